@@ -1,0 +1,40 @@
+"""What a training worker or an actor is told: plain paths and the config, from which it builds everything itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from genrec.config import Config
+
+if TYPE_CHECKING:
+    from genrec.policy.model import Policy
+    from genrec.policy.prompts import Prompts
+    from genrec.sid.catalog import Catalog
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training stage: its inputs, and the directory where rank 0 leaves the result.
+
+    ``start`` holds the policy to begin from (the SFT policy), or is None for a new one.
+    """
+
+    config: Config
+    data: Path
+    catalog: Path
+    out: Path
+    start: Path | None = None
+
+    def build(self) -> tuple[Policy, Prompts, Catalog]:
+        """The policy (with the tensors of ``start``), its prompts and the catalogue."""
+        from genrec.policy.backbone import build, load_tensors
+        from genrec.sid.catalog import Catalog
+
+        catalog = Catalog.load(self.catalog)
+        config = self.config
+        policy, prompts = build(config.policy, catalog, max_history=config.data.max_history, seed=config.seed)
+        if self.start is not None:
+            policy.adopt(load_tensors(self.start, catalog))
+        return policy, prompts, catalog

@@ -1,0 +1,62 @@
+"""The one place where this process joins a Ray cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from genrec.config import Config
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+def prepare_environment(config: Config) -> None:
+    """Set what must be set before ray or transformers are imported: no telemetry, and no hub unless it is named."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if not _names_a_hub_model(config):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def connect(config: Config) -> None:
+    """Join the cluster of ``compute.address`` (or ``RAY_ADDRESS``), else start one in this machine; once."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    address = config.compute.address or os.environ.get("RAY_ADDRESS") or "local"
+    passed = {name: os.environ[name] for name in (*QUIET, "HF_HUB_OFFLINE") if name in os.environ}
+    options = {} if address != "local" else {"object_store_memory": config.compute.object_store_mb * 2**20}
+    ray.init(
+        address=address,
+        include_dashboard=False if address == "local" else None,
+        logging_level=logging.WARNING,
+        runtime_env={"env_vars": passed},
+        **options,
+    )
+    _quieten_ray_data()
+
+
+def _quieten_ray_data() -> None:
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def _names_a_hub_model(config: Config) -> bool:
+    names = [config.embed.model]
+    if config.policy.kind == "pretrained":
+        names.append(config.policy.path)
+    return any(name not in ("minilm", "smollm2") and not Path(name).exists() for name in names)

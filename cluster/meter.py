@@ -1,0 +1,46 @@
+"""How much memory a stage took, over this process and all it started."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+
+import psutil
+
+
+class PeakMemory:
+    """Context manager; ``peak_mb`` is the largest sum of unique set sizes (MiB) of this process and its descendants.
+
+    Sampled once a second. Pages that processes share are counted once at most, so Ray's object store is left out.
+    On a cluster only this machine's share is seen.
+    """
+
+    def __init__(self, interval_s: float = 1.0) -> None:
+        self.peak_mb = 0.0
+        self._interval_s = interval_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while True:
+            self.peak_mb = max(self.peak_mb, sum(map(_unique_mb, [me, *me.children(recursive=True)])))
+            if self._stop.wait(self._interval_s):
+                return
+
+
+def _unique_mb(process: psutil.Process) -> float:
+    try:
+        return process.memory_full_info().uss / 2**20
+    except psutil.Error:
+        return 0.0

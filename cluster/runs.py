@@ -1,0 +1,197 @@
+"""Ray Train around the learning loops: what every worker runs, and the trainer that starts the workers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cluster.jobs import Job
+from cluster.machine import connect, prepare_environment
+from genrec.data.files import write_json
+
+
+class RayCheckpoints:
+    """Checkpoints that Ray Train keeps and hands back after a failure or a restart (``Checkpoints`` protocol)."""
+
+    @contextmanager
+    def latest(self) -> Generator[Path | None]:
+        """The newest checkpoint as a local directory, or None."""
+        import ray.train
+
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            yield None
+            return
+        with checkpoint.as_directory() as directory:
+            yield Path(directory)
+
+    def save(self, write: Callable[[Path], None], metrics: Mapping[str, Any]) -> None:
+        """Report ``metrics`` and, from rank 0, what ``write`` puts into a directory."""
+        import ray.train
+
+        with tempfile.TemporaryDirectory() as directory:
+            checkpoint = None
+            if ray.train.get_context().get_world_rank() == 0:
+                write(Path(directory))
+                checkpoint = ray.train.Checkpoint.from_directory(directory)
+            ray.train.report(dict(metrics), checkpoint=checkpoint)
+
+
+def fit(loop: Callable[[Job], None], job: Job, name: str) -> None:
+    """Run ``loop(job)`` on ``compute.workers`` Ray Train workers; with 0, in this process without Ray.
+
+    The run's name and storage are the stage's own directory, so the same command resumes from its last checkpoint;
+    ``compute.max_failures`` restarts cover a worker that dies meanwhile.
+    """
+    compute = job.config.compute
+    if compute.workers == 0:
+        loop(job)
+        return
+    connect(job.config)
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    gpus = compute.worker_gpus > 0
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config=job,  # type: ignore[arg-type]
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=compute.workers,
+            use_gpu=gpus,
+            resources_per_worker={"CPU": compute.worker_cpus} | ({"GPU": compute.worker_gpus} if gpus else {}),
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(job.out / "train"),
+            failure_config=FailureConfig(max_failures=compute.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    trainer.fit()
+
+
+def sft_loop(job: Job) -> None:
+    """What every SFT worker runs; rank 0 writes ``policy`` and ``curve.json`` into ``job.out``."""
+    prepare_environment(job.config)
+    from genrec.data.tables import read_queries, read_sequences
+    from genrec.evaluation.validate import Validator
+    from genrec.learning.batches import DenseExamples, Epochs, RowExamples
+    from genrec.learning.losses import SftLoss
+    from genrec.learning.sft import SftRun
+
+    config, settings = job.config, job.config.learning.sft
+    accelerator = _accelerator(job)
+    policy, prompts, catalog = job.build()
+    history = config.data.max_history
+    dense = settings.form == "dense"
+    examples = (
+        DenseExamples(read_sequences(job.data), history) if dense else RowExamples(read_queries(job.data, "train"))
+    )
+    validator = Validator(
+        read_queries(job.data, "valid"),
+        prompts,
+        catalog.trie,
+        accelerator,
+        count=settings.eval_queries,
+        width=10,
+        batch_size=config.decode.batch_size,
+    )
+    loss = SftLoss(prompts, catalog, trie_softmax=settings.softmax == "trie", smoothing=settings.label_smoothing)
+    run = SftRun(
+        policy,
+        loss,
+        Epochs(examples, settings.batch_size, config.seed),
+        settings,
+        seed=config.seed,
+        accelerator=accelerator,
+        checkpoints=_checkpoints(job),
+        validate=validator,
+    )
+    _keep(job, policy, catalog, run.run(), accelerator)
+
+
+def grpo_loop(job: Job) -> None:
+    """What every GRPO learner runs, each with its share of the rollout actors; rank 0 writes the result."""
+    prepare_environment(job.config)
+    from genrec.data.tables import read_items, read_queries
+    from genrec.evaluation.validate import Validator
+    from genrec.learning.grpo import GrpoLearner, GrpoRun
+    from genrec.learning.queries import QueryStream
+    from genrec.learning.rewards import Knowledge
+    from genrec.learning.rollout import LocalRollouts
+
+    config, settings = job.config, job.config.learning.grpo
+    accelerator = _accelerator(job)
+    policy, prompts, catalog = job.build()
+    categories = [path[-1] if path else "" for path in read_items(job.data)["categories"].to_pylist()]
+    knowledge = Knowledge(catalog.codes_NL, categories)
+    learner = GrpoLearner(policy, prompts, catalog.trie, knowledge, settings, config.rewards, accelerator)
+    actors = config.compute.rollout_actors if config.compute.workers else 0
+    rank, world = accelerator.process_index, accelerator.num_processes
+    if actors:
+        from cluster.rollouts import RayRollouts
+
+        rollouts: Any = RayRollouts(job, max(1, len(range(rank, actors, world))))
+    else:
+        rollouts = LocalRollouts(policy, prompts, catalog.trie.to(accelerator.device), settings, config.seed)
+    validator = Validator(
+        read_queries(job.data, "valid"),
+        prompts,
+        catalog.trie,
+        accelerator,
+        count=settings.eval_queries,
+        width=50,
+        batch_size=config.decode.batch_size,
+    )
+    train = read_queries(job.data, "train")
+    run = GrpoRun(
+        learner,
+        rollouts,
+        QueryStream(train, settings.queries, seed=config.seed, rank=rank, world=world),
+        settings=settings,
+        accelerator=accelerator,
+        checkpoints=_checkpoints(job),
+        validate=validator,
+    )
+    _keep(job, policy, catalog, run.run(), accelerator)
+
+
+def _accelerator(job: Job) -> Any:
+    import torch
+    from accelerate import Accelerator
+
+    torch.set_num_threads(job.config.compute.threads)
+    cuda = torch.cuda.is_available() and job.config.compute.device != "cpu"
+    half = cuda and job.config.policy.dtype == "bfloat16"
+    return Accelerator(cpu=not cuda, mixed_precision="bf16" if half else "no")
+
+
+def _checkpoints(job: Job) -> Any:
+    from genrec.learning.checkpoints import DirectoryCheckpoints
+
+    return RayCheckpoints() if job.config.compute.workers else DirectoryCheckpoints(job.out / "checkpoints")
+
+
+def _keep(job: Job, policy: Any, catalog: Any, state: Any, accelerator: Any) -> None:
+    """Rank 0 writes the best policy, the curve and a summary."""
+    if not accelerator.is_main_process:
+        return
+    from genrec.policy.backbone import save
+
+    save(policy, state.best, catalog, {"settings": job.config.policy.model_dump(mode="json")}, job.out)
+    summary = {"steps": state.step, "best_step": state.best_step, "valid_ndcg@10": state.best_score}
+    write_json({**summary, "stopped": state.stopped, "curve": state.curve}, job.out / "curve.json")
+
+
+def summary(out: Path) -> dict[str, Any]:
+    """What the finished loop says of itself, without the curve; its checkpoints are dropped."""
+    about = json.loads((out / "curve.json").read_text(encoding="utf-8"))
+    for name in ("train", "checkpoints"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    return {name: value for name, value in about.items() if name != "curve"}

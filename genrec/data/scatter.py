@@ -1,0 +1,167 @@
+"""From parts of the log to buckets of users: each part is streamed once, and a user's rows meet in one bucket.
+
+``scatter/part-i/bucket-j.parquet`` holds part i's rows of bucket j; ``counts.json`` beside it is written last, so it
+marks the part as complete. Memory: one batch, and ``FLUSH_ROWS`` rows waiting for their buckets.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from genrec.data.arrow import pc
+from genrec.data.files import write_json
+from genrec.data.sources.source import Part, Source
+from genrec.data.tables import SPLIT_CODES
+
+FLUSH_ROWS = 1 << 20
+BUCKET = pa.schema(
+    [
+        ("user_id", pa.string()),
+        ("item", pa.int32()),
+        ("time", pa.int64()),
+        ("position", pa.int64()),
+        ("event", pa.string()),
+        ("value", pa.float32()),
+        ("split", pa.int8()),
+        ("order", pa.int64()),
+    ]
+)
+"""``item`` is a row of the source's item table, ``order`` the row's place in the whole log (part, then row)."""
+
+
+def buckets_of(user_ids: pa.ChunkedArray, buckets: int) -> NDArray[np.int64]:
+    """The bucket of each user: CRC-32 of the id, the same on every machine and in every run."""
+    coded = user_ids.combine_chunks().dictionary_encode()
+    hashes = [zlib.crc32(name.encode()) for name in coded.dictionary.to_pylist()]
+    return (np.array(hashes, np.int64) % buckets)[coded.indices.to_numpy()]
+
+
+def scatter_part(
+    source: Source,
+    part: Part,
+    index: int,
+    *,
+    ids: pa.Array,
+    keep_N: NDArray[np.bool_],
+    window: tuple[int, int] | None,
+    buckets: int,
+    folder: Path,
+) -> None:
+    """Write part number ``index`` of the log into ``folder`` by bucket, and what was counted.
+
+    Rows go whose item is unknown or was filtered (``keep_N``, over the item table ``ids``), or whose known time is
+    outside of ``window``. Raises InputError for values that the source's reader refuses.
+    """
+    counts: dict[str, int] = dict.fromkeys(
+        ("rows", "unknown", "outside_window", "filtered_items", "kept", "no_time", "no_position", "no_split"), 0
+    )
+    examples: list[str] = []
+    with _BucketWriter(folder) as writer:
+        for log in source.read(part):
+            rows = pc.index_in(log["item_id"], value_set=ids)
+            order = pa.array((index << 40) + counts["rows"] + np.arange(log.num_rows))
+            item = rows.fill_null(-1).to_numpy()
+            known = item >= 0
+            if not known.all() and len(examples) < 3:
+                examples += log["item_id"].filter(pa.array(~known)).slice(0, 3).to_pylist()
+            inside = _inside(log["timestamp"], window)
+            wanted = known & inside & keep_N[item]
+            counts["rows"] += log.num_rows
+            counts["unknown"] += int((~known).sum())
+            counts["outside_window"] += int((known & ~inside).sum())
+            counts["filtered_items"] += int((known & inside).sum() - wanted.sum())
+            table = _bucket_table(log, rows, order).filter(pa.array(wanted))
+            counts["kept"] += table.num_rows
+            for name, column in (("no_time", "time"), ("no_position", "position"), ("no_split", "split")):
+                counts[name] += table[column].null_count
+            writer.add(table, buckets_of(table["user_id"], buckets))
+    write_json({**counts, "unknown_examples": examples[:3]}, folder / "counts.json")
+
+
+def read_bucket(folder: Path, bucket: int, columns: list[str] | None = None) -> pa.Table:
+    """All parts' rows of one bucket, in log order; ``folder`` holds ``part-*``."""
+    files = sorted(folder.glob(f"part-*/bucket-{bucket:05d}.parquet"))
+    empty = BUCKET if columns is None else pa.schema([BUCKET.field(name) for name in columns])
+    return pa.concat_tables([empty.empty_table(), *(pq.ParquetFile(file).read(columns=columns) for file in files)])
+
+
+def total_counts(folder: Path) -> dict[str, Any]:
+    """The counts of all parts together, and a few examples of unknown items."""
+    parts = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("part-*/counts.json"))]
+    total: dict[str, Any] = {"unknown_examples": []}
+    for part in parts:
+        for name, value in part.items():
+            total[name] = total[name] + value if name in total else value
+    total["unknown_examples"] = total["unknown_examples"][:3]
+    return total
+
+
+def _inside(time: pa.ChunkedArray, window: tuple[int, int] | None) -> NDArray[np.bool_]:
+    if window is None:
+        return np.ones(len(time), bool)
+    seconds = time.fill_null(window[0]).to_numpy()
+    return (seconds >= window[0]) & (seconds < window[1])
+
+
+def _bucket_table(log: pa.Table, rows: pa.ChunkedArray, order: pa.Array) -> pa.Table:
+    names = pa.array(list(SPLIT_CODES), pa.string())
+    split = pc.index_in(log["split"].combine_chunks(), value_set=names, skip_nulls=True).cast(pa.int8())
+    columns = [log["user_id"], rows, log["timestamp"], log["position"], log["event"], log["value"], split, order]
+    return pa.table(columns, schema=BUCKET)
+
+
+class _BucketWriter:
+    """Rows wait in memory until there are ``FLUSH_ROWS``, then go to one open file per bucket."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob("bucket-*.parquet"):
+            leftover.unlink()
+        self._folder = folder
+        self._files: dict[int, pq.ParquetWriter] = {}
+        self._waiting: list[tuple[pa.Table, NDArray[np.int64]]] = []
+        self._rows = 0
+
+    def __enter__(self) -> _BucketWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is None:
+            self._flush()
+        for file in self._files.values():
+            file.close()
+
+    def add(self, table: pa.Table, bucket_E: NDArray[np.int64]) -> None:
+        self._waiting.append((table, bucket_E))
+        self._rows += table.num_rows
+        if self._rows >= FLUSH_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        for bucket, table in self._by_bucket():
+            if bucket not in self._files:
+                name = self._folder / f"bucket-{bucket:05d}.parquet"
+                self._files[bucket] = pq.ParquetWriter(name, BUCKET, compression="zstd")
+            self._files[bucket].write_table(table)
+        self._waiting, self._rows = [], 0
+
+    def _by_bucket(self) -> Iterator[tuple[int, pa.Table]]:
+        if not self._rows:
+            return
+        table = pa.concat_tables([rows for rows, _ in self._waiting])
+        bucket_E = np.concatenate([buckets for _, buckets in self._waiting])
+        order = np.argsort(bucket_E, kind="stable")
+        table = table.take(pa.array(order))
+        found, starts = np.unique(bucket_E[order], return_index=True)
+        for bucket, start, end in zip(found, starts, [*starts[1:], len(order)], strict=True):
+            yield int(bucket), table.slice(int(start), int(end) - int(start))

@@ -1,0 +1,222 @@
+"""A bucket of users: its events in order, thinned by the filters, then written as sequences and queries.
+
+A bucket is held in memory whole (``data.shards`` decides how large one is); everything here is a function of one
+bucket and a few catalogue-sized arrays, so buckets are worked on side by side. E events, U users, N items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from genrec.config import Filters
+from genrec.data.files import write_parquet
+from genrec.data.filters import core_events, first_of_pair, last_of_user
+from genrec.data.splits import Codes, Cut, Ints, Samples, chronological, given, hash_ids, leave_one_out
+from genrec.data.tables import QUERIES, SEQUENCES, SPLIT_CODES, SPLITS
+from genrec.errors import InputError
+
+
+def sort_events(bucket: pa.Table, by_position: bool) -> pa.Table:
+    """The bucket's rows by user, then position (else time), then log order, with ``user`` counting them from 0.
+
+    Raises InputError if known times decrease along the positions, which promise the order.
+    """
+    coded = bucket["user_id"].combine_chunks().dictionary_encode()
+    ranks = np.argsort(np.argsort(np.array(coded.dictionary.to_pylist(), dtype=object)))
+    user = ranks[coded.indices.to_numpy()].astype(np.int32)
+    when = bucket["position" if by_position else "time"].to_numpy()
+    order = np.lexsort((bucket["order"].to_numpy(), when, user))
+    events = bucket.append_column("user", pa.array(user)).take(pa.array(order))
+    if by_position:
+        _refuse_times_going_back(events)
+    return events
+
+
+def thin_events(events: pa.Table, filters: Filters, alive_N: NDArray[np.bool_]) -> tuple[pa.Table, dict[str, int]]:
+    """Apply ``item_users`` (as ``alive_N``), ``first_only`` and ``last_per_user``; also how many events each left."""
+    left: dict[str, int] = {}
+    events = events.filter(pa.array(alive_N[events["item"].to_numpy()]))
+    left["item_users"] = events.num_rows
+    if filters.first_only:
+        user, item = _ints(events["user"]), _ints(events["item"])
+        events = events.filter(pa.array(first_of_pair(user, item, len(alive_N))))
+    left["first_only"] = events.num_rows
+    if filters.last_per_user:
+        events = events.filter(pa.array(last_of_user(_ints(events["user"]), filters.last_per_user)))
+    left["last_per_user"] = events.num_rows
+    return events, left
+
+
+@dataclass(frozen=True)
+class Users:
+    """The events that a bucket's users keep, sorted by user, oldest first, in final item rows.
+
+    ``starts_V`` holds the U + 1 bounds of the users' events. ``time_E`` never decreases within a user: epoch
+    seconds, or positions if ``timed`` is false; then ``known_E`` has the epoch seconds that are known, else -1.
+    """
+
+    user_ids: pa.Array
+    starts_V: Ints
+    user_E: Ints
+    item_E: NDArray[np.int32]
+    time_E: Ints
+    known_E: Ints
+    split_E: Codes
+    order_E: Ints
+    event: pa.ChunkedArray
+    value: pa.ChunkedArray
+
+    def samples(self) -> Samples:
+        """Every event as a sample, for the chronological split (a user's first event is none: see ``targets``)."""
+        first = np.minimum.reduceat(self.order_E, self.starts_V[:-1]) if len(self.order_E) else self.order_E
+        place = np.arange(len(self.user_E)) - self.starts_V[self.user_E]
+        return Samples(self.known_E, first[self.user_E] if len(first) else first, place)
+
+    def targets(self) -> Samples:
+        """The samples without each user's first event."""
+        samples = self.samples()
+        later = samples.place > 0
+        return Samples(samples.time[later], samples.user[later], samples.place[later])
+
+
+def read_users(file: Path, alive_N: NDArray[np.bool_], user_core: int, *, timed: bool) -> Users:
+    """Read a thinned bucket, keep living items and users in the core, and renumber both."""
+    table = pq.ParquetFile(file).read()
+    keep = core_events(_ints(table["user"]), _ints(table["item"]), alive_N, user_core)
+    table = table.filter(pa.array(keep))
+    _, first, user = np.unique(table["user"].to_numpy(), return_index=True, return_inverse=True)
+    row_N = np.cumsum(alive_N, dtype=np.int32) - 1
+    time = _ints(table["time" if timed else "position"])
+    return Users(
+        user_ids=table["user_id"].combine_chunks().take(pa.array(first)),
+        starts_V=np.append(first, table.num_rows).astype(np.int64),
+        user_E=user.astype(np.int64),
+        item_E=row_N[table["item"].to_numpy()].astype(np.int32),
+        time_E=time,
+        known_E=_ints(table["time"].fill_null(-1)),
+        split_E=table["split"].fill_null(0).to_numpy().astype(np.int8),
+        order_E=_ints(table["order"]),
+        event=table["event"],
+        value=table["value"],
+    )
+
+
+def split_codes(users: Users, rule: str, cuts: Sequence[Cut | None]) -> Codes:
+    """The split of each event by ``data.split``; ``cuts`` are those of the chronological one."""
+    if rule == "given":
+        return given(users.split_E, users.starts_V)
+    if rule == "chronological":
+        return chronological(users.samples(), users.starts_V, cuts)
+    return leave_one_out(users.starts_V)
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """Where a bucket's users and events start in the numbering of all, and which evaluation queries stay.
+
+    A query's id is the number of its target event; ``limits`` holds, per split, the largest id hash that stays.
+    """
+
+    first_user: int
+    first_event: int
+    limits: dict[str, int | None]
+
+    def ids(self, users: Users) -> Ints:
+        """The id of every event, as the target of a query."""
+        return np.arange(len(users.item_E), dtype=np.int64) + self.first_event
+
+
+def write_users(
+    users: Users, codes_E: Codes, numbering: Numbering, max_history: int, folder: Path, bucket: int
+) -> dict[str, int]:
+    """Write one bucket's query files and then its sequence file (so that it marks the rest as there); count rows."""
+    name = f"part-{bucket:05d}.parquet"
+    counts = {}
+    for split in SPLITS:
+        chosen = np.flatnonzero(codes_E == SPLIT_CODES[split])
+        limit = numbering.limits.get(split)
+        if limit is not None:
+            chosen = chosen[hash_ids(numbering.ids(users)[chosen]) <= np.uint64(limit)]
+        write_parquet(query_table(users, chosen, numbering, max_history), folder / "queries" / split / name)
+        counts[split] = len(chosen)
+    write_parquet(sequence_table(users, codes_E, numbering.first_user), folder / "sequences" / name)
+    return counts
+
+
+def query_table(users: Users, target_Q: Ints, numbering: Numbering, max_history: int) -> pa.Table:
+    """Queries (schema ``QUERIES``) whose targets are the events ``target_Q``, each with the events before it."""
+    user = users.user_E[target_Q]
+    begin = np.maximum(users.starts_V[user], target_Q - max_history)
+    lengths = target_Q - begin
+    bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    flat = np.arange(bounds[-1]) + np.repeat(begin - bounds[:-1], lengths)
+    known = users.known_E[target_Q]
+    return pa.table(
+        {
+            "id": numbering.ids(users)[target_Q],
+            "user": user + numbering.first_user,
+            "user_id": users.user_ids.take(pa.array(user)),
+            "history": pa.ListArray.from_arrays(pa.array(bounds), pa.array(users.item_E[flat])),
+            "target": users.item_E[target_Q],
+            "time": pa.array(known, mask=known < 0),
+            "event": users.event.take(pa.array(target_Q)),
+        },
+        schema=QUERIES,
+    )
+
+
+def sequence_table(users: Users, codes_E: Codes, first_user: int) -> pa.Table:
+    """One row per user (schema ``SEQUENCES``)."""
+    bounds = pa.array(users.starts_V.astype(np.int32))
+
+    def lists(values: Any) -> pa.ListArray:
+        return pa.ListArray.from_arrays(bounds, values)
+
+    none = users.event.null_count == len(users.event), users.value.null_count == len(users.value)
+    absent = [pa.nulls(len(users.user_ids), SEQUENCES.field(name).type) for name in ("events", "values")]
+    return pa.table(
+        {
+            "user": np.arange(len(users.user_ids), dtype=np.int64) + first_user,
+            "user_id": users.user_ids,
+            "items": lists(pa.array(users.item_E)),
+            "split": lists(pa.array(codes_E)),
+            "times": lists(pa.array(users.time_E)),
+            "events": absent[0] if none[0] else lists(users.event.combine_chunks()),
+            "values": absent[1] if none[1] else lists(users.value.combine_chunks()),
+        },
+        schema=SEQUENCES,
+    )
+
+
+def count_repeats(users: Users, codes_E: Codes) -> int:
+    """How many targets their user has met before."""
+    items = int(users.item_E.max()) + 1 if len(users.item_E) else 1
+    again = ~first_of_pair(users.user_E, users.item_E.astype(np.int64), items)
+    return int((again & (codes_E > 0)).sum())
+
+
+def _ints(values: pa.ChunkedArray) -> Ints:
+    return values.to_numpy().astype(np.int64)
+
+
+def _refuse_times_going_back(events: pa.Table) -> None:
+    time = _ints(events["time"].fill_null(-1))
+    user = _ints(events["user"])
+    latest = np.maximum.accumulate(user * (1 << 37) + time) - user * (1 << 37)
+    back = (time >= 0) & (time < latest)
+    if back.any():
+        row = int(np.flatnonzero(back)[0])
+        who = events["user_id"][row].as_py()
+        raise InputError(
+            f"timestamps out of order: {int(back.sum())} events are earlier than one at a smaller position of the same "
+            f"user, e.g. user {who!r} at position {events['position'][row].as_py()}: {time[row]} after {latest[row]}; "
+            "sort the positions by time, or leave the position column out"
+        )

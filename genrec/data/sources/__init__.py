@@ -1,0 +1,28 @@
+"""Where catalogues and logs come from. To add one: a class with the five methods of ``Source``, and a line here."""
+
+from __future__ import annotations
+
+from genrec.config import Data
+from genrec.data.sources.source import Source
+
+
+def open_source(data: Data) -> Source:
+    """The source that ``data`` names; InputError for missing files and columns or wrong types (schemas only)."""
+    if data.source == "complete_journey":
+        from genrec.data.sources.complete_journey import CompleteJourney
+
+        source: Source = CompleteJourney(data)
+    elif data.source == "amazon":
+        from genrec.data.sources.amazon import Amazon
+
+        source = Amazon(data)
+    elif data.source == "minionerec":
+        from genrec.data.sources.minionerec import MiniOneRec
+
+        source = MiniOneRec(data)
+    else:
+        from genrec.data.sources.parquet import Parquet
+
+        source = Parquet(data)
+    source.check()
+    return source

@@ -1,0 +1,171 @@
+"""Amazon reviews as McAuley's lab published them in 2014, 2018 and 2023: reviews and metadata, one object a line.
+
+    2014  reviews_X.json.gz (JSON), meta_X.json.gz (Python literals); reviewerID, asin, overall, unixReviewTime
+    2018  X.json.gz, meta_X.json.gz; the same names, the category path in ``category``
+    2023  X.jsonl.gz, meta_X.jsonl.gz; user_id, parent_asin, rating, timestamp in milliseconds; ``store`` as brand
+
+Local paths or http(s) URLs. Interactions whose item has no metadata are dropped and counted, as everyone does; of
+metadata that occurs twice the first is kept. (He & McAuley 2016; Ni et al. 2019; Hou et al. 2024.)
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from genrec.config import Data
+from genrec.data.columns import LOG, canonical_log
+from genrec.data.sources.json_lines import read_objects
+from genrec.data.sources.source import Part, is_url, need_path, resolve
+from genrec.errors import InputError
+
+BATCH_ROWS = 1 << 16
+ENDINGS = (".json.gz", ".jsonl.gz", ".json", ".jsonl")
+CATALOG = pa.schema(
+    [
+        ("id", pa.string()),
+        ("title", pa.string()),
+        ("description", pa.string()),
+        ("brand", pa.string()),
+        ("categories", pa.list_(pa.string())),
+        ("price", pa.float32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Amazon:
+    """One metadata file and one or more review files; years are told apart by the fields of the lines."""
+
+    data: Data
+    drops_unknown: bool = True
+    whole_histories: bool = False
+
+    def check(self) -> None:
+        """Read the first line of each file and refuse one without the needed fields."""
+        if self.data.split == "given":
+            raise InputError("data.split=given: Amazon's raw files have no splits; take leave_one_out or chronological")
+        for file, needed in [(self._items(), _item), *((log, _interaction) for log in self._logs())]:
+            first = next(read_objects(file), None)
+            if first is None:
+                raise InputError(f"{file} is empty; one object per line was expected")
+            needed(first, file)
+
+    def files(self) -> list[str]:
+        """Metadata, then reviews."""
+        return [self._items(), *self._logs()]
+
+    def items(self) -> pa.Table:
+        """Items in the order of the metadata file; text without markup, ``price`` where it is a number."""
+        seen: set[str] = set()
+        tables = [CATALOG.empty_table()]
+        rows = (_item(entry, self._items()) for entry in read_objects(self._items()))
+        while batch := list(islice(rows, BATCH_ROWS)):
+            new = [row for row in batch if not (row["id"] in seen or seen.add(row["id"]))]
+            tables.append(pa.Table.from_pylist(new, CATALOG))
+        return pa.concat_tables(tables)
+
+    def parts(self) -> list[Part]:
+        """One part per review file: gzip cannot be entered in the middle."""
+        return [Part(file) for file in self._logs()]
+
+    def read(self, part: Part) -> Iterator[pa.Table]:
+        """Reviews as events of type 'review' whose value is the rating."""
+        rows = (_interaction(entry, part.path) for entry in read_objects(part.path))
+        present = {name: name for name in ("user_id", "item_id", "timestamp", "event", "value")}
+        schema = pa.schema([LOG.field(name) for name in present])
+        while batch := list(islice(rows, BATCH_ROWS)):
+            yield canonical_log(pa.Table.from_pylist(batch, schema), present, part.path)
+
+    def _items(self) -> str:
+        if self.data.items:
+            return _existing(resolve(self.data.path, self.data.items), "items")
+        found = [file for file in self._listed() if Path(file).name.startswith("meta")]
+        if len(found) != 1:
+            raise InputError(
+                f"{self.data.path}: one metadata file meta*.json(l)(.gz) was expected, found "
+                f"{[Path(file).name for file in found]}; set data.items=…"
+            )
+        return found[0]
+
+    def _logs(self) -> list[str]:
+        if self.data.interactions:
+            return [_existing(resolve(self.data.path, self.data.interactions), "interactions")]
+        found = [file for file in self._listed() if not Path(file).name.startswith("meta")]
+        if not found:
+            raise InputError(f"{self.data.path}: no review file *.json(l)(.gz); set data.interactions=…")
+        return found
+
+    def _listed(self) -> list[str]:
+        path = need_path(self.data.path, "amazon")
+        if is_url(path):
+            raise InputError(f"{path} cannot be listed; name its files with data.items=… and data.interactions=…")
+        return sorted(str(file) for file in Path(path).iterdir() if file.name.endswith(ENDINGS))
+
+
+def clean(text: object) -> str:
+    """Text without markup, entities and runs of space; lists are joined."""
+    if isinstance(text, list):
+        return " ".join(filter(None, (clean(part) for part in text)))
+    plain = html.unescape(html.unescape(str(text or "")))
+    plain = re.sub(r"<(script|style)\b.*?(</\1>|$)", " ", plain, flags=re.DOTALL | re.IGNORECASE)
+    return re.sub(r"\s+", " ", re.sub(r"</?[a-zA-Z][^<>]*>", " ", plain)).strip()
+
+
+def _item(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
+    name = entry.get("parent_asin") or entry.get("asin")
+    if not name:
+        raise InputError(f"{where}: metadata without 'asin' or 'parent_asin'; found the fields {sorted(entry)}")
+    title = str(entry.get("title") or "")
+    return {
+        "id": str(name),
+        "title": "" if "<span id" in title else clean(title),
+        "description": clean(entry.get("description")) or clean(entry.get("features")),
+        "brand": clean(entry.get("brand") or entry.get("store")).removeprefix("by ").strip(),
+        "categories": _path(entry),
+        "price": _price(entry.get("price")),
+    }
+
+
+def _path(entry: Mapping[str, Any]) -> list[str]:
+    """The category path: of several (2014) the first, of none (2023) the main category."""
+    names = entry.get("categories") or entry.get("category") or [entry.get("main_category") or ""]
+    if isinstance(names, str):
+        names = [names]
+    if names and isinstance(names[0], list):
+        names = names[0]
+    return [name for name in (clean(part) for part in names if len(str(part)) <= 100) if name]
+
+
+def _price(value: object) -> float | None:
+    found = re.fullmatch(r"\$?\s*(\d[\d,]*\.?\d*)", str(value).strip())
+    return float(found.group(1).replace(",", "")) if found else None
+
+
+def _interaction(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
+    user = entry.get("user_id") or entry.get("reviewerID")
+    item = entry.get("parent_asin") or entry.get("asin")
+    seconds = entry.get("unixReviewTime")
+    if seconds is None and "timestamp" in entry:
+        seconds = int(entry["timestamp"]) // 1000
+    if user is None or item is None or seconds is None:
+        raise InputError(
+            f"{where}: a review needs reviewerID, asin and unixReviewTime (2014, 2018) or user_id, parent_asin and "
+            f"timestamp (2023); found the fields {sorted(entry)}"
+        )
+    value = entry.get("overall", entry.get("rating"))
+    rating = None if value is None else float(value)
+    return {"user_id": str(user), "item_id": str(item), "timestamp": int(seconds), "event": "review", "value": rating}
+
+
+def _existing(file: str, key: str) -> str:
+    if not is_url(file) and not Path(file).is_file():
+        raise InputError(f"data.{key}: file not found: {file}")
+    return file

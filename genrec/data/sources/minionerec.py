@@ -1,0 +1,166 @@
+"""MiniOneRec's published files (Kong et al. 2025): CSV rows by split, ``*.item.json`` and ``*.index.json``.
+
+A row is a sample: the history before a target, and the target. The log is put together again from the targets, in
+file order (train, valid, test: each sorted by time), and from the one item of each user's shortest history, which is
+that user's first event and never a target. The published semantic IDs become the column ``sid_official``.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+
+from genrec.config import Data
+from genrec.data.columns import LOG, canonical_log
+from genrec.data.sources.amazon import clean
+from genrec.data.sources.source import Part, need_path, resolve
+from genrec.data.tables import SPLITS, refuse_duplicate_ids
+from genrec.errors import InputError
+
+BATCH_ROWS = 1 << 15
+NEEDED = ("user_id", "history_item_id", "item_id")
+
+
+@dataclass(frozen=True)
+class MiniOneRec:
+    """``data.items`` names the ``*.item.json`` when a folder holds several; the other files are found by its stem."""
+
+    data: Data
+    drops_unknown: bool = False
+    whole_histories: bool = True
+
+    def check(self) -> None:
+        """Refuse missing files or columns, and a split other than the published one or a new leave-one-out."""
+        if self.data.split == "chronological":
+            raise InputError(
+                "data.split=chronological: these files have no times for all rows, and are split so already; "
+                "take data.split=given"
+            )
+        for file in self._splits().values():
+            with Path(file).open(newline="", encoding="utf-8") as stream:
+                header = next(csv.reader(stream), [])
+            missing = [name for name in NEEDED if name not in header]
+            if missing:
+                raise InputError(f"{file}: columns {missing} are missing; found {header}")
+
+    def files(self) -> list[str]:
+        """Items, semantic IDs if there are any, then train, valid and test."""
+        index = self._index()
+        return [str(self._items()), *([str(index)] if index else []), *self._splits().values()]
+
+    def items(self) -> pa.Table:
+        """Items by number, with ``sid_official`` (null without an index file)."""
+        entries = _json(self._items())
+        index = self._index()
+        codes = _json(index) if index else {}
+        names = sorted(entries, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
+        texts = {key: [_text(entries[name].get(key)) for name in names] for key in ("title", "description", "brand")}
+        paths = [_path(entries[name].get("categories")) for name in names]
+        sids = pa.array([codes.get(name) for name in names], pa.list_(pa.string()))
+        table = pa.table(
+            {"id": pa.array(names, pa.string()), **texts, "categories": pa.array(paths, pa.list_(pa.string()))}
+        )
+        refuse_duplicate_ids(table["id"], str(self._items()), "id")
+        return table.append_column("sid_official", sids)
+
+    def parts(self) -> list[Part]:
+        """The three splits; rows are numbered on from file to file, which gives the order of a user's events."""
+        parts: list[Part] = []
+        first = 0
+        for split, file in self._splits().items():
+            parts.append(Part(file, split=split, first_row=first))
+            with Path(file).open(newline="", encoding="utf-8") as stream:
+                first += sum(1 for _ in stream)
+        return parts
+
+    def read(self, part: Part) -> Iterator[pa.Table]:
+        """Each row's target, after the first event of its user where the row's history is that one item."""
+        names = ("user_id", "item_id", "position", "split")
+        present = {name: name for name in names}
+        schema = pa.schema([LOG.field(name) for name in names])
+        events: list[dict[str, Any]] = []
+        with Path(part.path).open(newline="", encoding="utf-8") as stream:
+            for row, sample in enumerate(csv.DictReader(stream), start=part.first_row):
+                events += _events(sample, 2 * row, part)
+                if len(events) >= BATCH_ROWS:
+                    yield canonical_log(pa.Table.from_pylist(events, schema), present, part.path)
+                    events = []
+        yield canonical_log(pa.Table.from_pylist(events, schema), present, part.path)
+
+    def _items(self) -> Path:
+        path = Path(need_path(self.data.path, "minionerec"))
+        if self.data.items:
+            file = Path(resolve(self.data.path, self.data.items))
+            if not file.is_file():
+                raise InputError(f"data.items: file not found: {file}")
+            return file
+        found = sorted(path.rglob("*.item.json"))
+        if len(found) != 1:
+            raise InputError(
+                f"{path}: one *.item.json was expected, found {[file.name for file in found]}; "
+                "name it with data.items=…"
+            )
+        return found[0]
+
+    def _index(self) -> Path | None:
+        file = self._items().with_name(f"{self._stem()}.index.json")
+        return file if file.is_file() else None
+
+    def _stem(self) -> str:
+        return self._items().name.removesuffix(".item.json")
+
+    def _splits(self) -> dict[str, str]:
+        folder, stem = Path(need_path(self.data.path, "minionerec")), self._stem()
+        files: dict[str, str] = {}
+        for split in SPLITS:
+            patterns = (f"{split}/{stem}*.csv", f"{stem}*{split}*.csv", f"{split}.csv")
+            found = [file for pattern in patterns for file in sorted(folder.glob(pattern))]
+            if len(found) != 1:
+                raise InputError(f"{folder}: one {' or '.join(patterns)} was expected, found {[f.name for f in found]}")
+            files[split] = str(found[0])
+        return files
+
+
+def _events(sample: Mapping[str, str], position: int, part: Part) -> Iterator[dict[str, Any]]:
+    try:
+        history = ast.literal_eval(sample["history_item_id"])
+    except (ValueError, SyntaxError):
+        raise InputError(
+            f"{part.path}: history_item_id is {sample['history_item_id']!r}, a list like [117, 118] was expected"
+        ) from None
+    user, target = sample["user_id"], sample["item_id"]
+    if len(history) == 1:
+        yield {"user_id": user, "item_id": str(history[0]), "position": position, "split": "first"}
+    yield {"user_id": user, "item_id": target, "position": position + 1, "split": part.split}
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{file} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{file}: a mapping of item numbers was expected, found {type(value).__name__}")
+    return cast("dict[str, Any]", value)
+
+
+def _text(value: object) -> str:
+    """Text; descriptions are published as the text of a Python list."""
+    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            return clean(value)
+    return clean(value)
+
+
+def _path(value: object) -> list[str]:
+    names = value if isinstance(value, list) else str(value or "").split(",")
+    return [name for name in (clean(part) for part in names) if name]

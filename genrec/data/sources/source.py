@@ -1,0 +1,94 @@
+"""What a source is: an item table, and a log in parts that are each read as a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+
+from genrec.errors import InputError
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of the log that one reader streams: a file, or some row groups of a Parquet file.
+
+    ``split`` and ``first_row`` are for sources whose files are splits and whose rows are in order.
+    """
+
+    path: str
+    groups: tuple[int, ...] = ()
+    split: str = ""
+    first_row: int = 0
+
+
+class Source(Protocol):
+    """A catalogue and a log, wherever they come from. Small and picklable: readers run on other machines."""
+
+    @property
+    def drops_unknown(self) -> bool:
+        """Interactions whose item is not in the catalogue are dropped and counted; else they are refused."""
+        ...
+
+    @property
+    def whole_histories(self) -> bool:
+        """The log was made from rows with histories, so every target must have an earlier event of its user."""
+        ...
+
+    def check(self) -> None:
+        """Refuse (InputError) missing files and columns, and wrong types, by looking at schemas only."""
+        ...
+
+    def files(self) -> list[str]:
+        """Every file and URL that is read."""
+        ...
+
+    def items(self) -> pa.Table:
+        """The item table: schema ``columns.CATALOG``, then extra columns; ids are unique."""
+        ...
+
+    def parts(self) -> list[Part]:
+        """The parts of the log, in order; reading them one after the other reads the whole log."""
+        ...
+
+    def read(self, part: Part) -> Iterator[pa.Table]:
+        """One part as a stream of tables in the schema ``columns.LOG``."""
+        ...
+
+
+def is_url(path: str) -> bool:
+    """Whether ``path`` names a remote place such as ``https://…`` or ``s3://…``."""
+    return "://" in path
+
+
+def resolve(path: str | None, name: str) -> str:
+    """``name`` itself if it is a URL, absolute, or there is no ``path``; else ``name`` under ``path``."""
+    if path is None or is_url(name) or Path(name).is_absolute():
+        return name
+    if is_url(path):
+        return f"{path.rstrip('/')}/{name}"
+    return str(Path(path) / name)
+
+
+def fingerprint(files: list[str]) -> list[list[str | int]]:
+    """What changes when a source's files change: path, size and time of change (URLs: the URL alone)."""
+    facts: list[list[str | int]] = []
+    for file in files:
+        if is_url(file):
+            facts.append([file])
+            continue
+        status = Path(file).stat()
+        facts.append([str(Path(file).absolute()), status.st_size, status.st_mtime_ns])
+    return facts
+
+
+def need_path(path: str | None, source: str) -> str:
+    """``data.path``; InputError if it is not set, or a local directory that does not exist."""
+    if not path:
+        raise InputError(f"data.source={source} needs data.path (the directory with its files)")
+    if not is_url(path) and not Path(path).exists():
+        raise InputError(f"data.path not found: {path}")
+    return path

@@ -1,0 +1,172 @@
+"""The data directory that ``prepare`` writes: its schemas, its readers, its checks.
+
+    items.parquet               one row per item; row i is item i everywhere in genrec
+    sequences/part-*.parquet    one row per user, oldest event first; users are disjoint over parts
+    queries/{train,valid,test}/part-*.parquet   one row per question: after this history, what comes next?
+    stats.json                  counts
+
+The shop's own ids (strings) live in these tables alone; everything downstream speaks of item rows 0 … N-1.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from genrec.data.arrow import pc
+from genrec.errors import InputError
+from genrec.types import Query
+
+Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+SPLIT_CODES = {"first": 0, "train": 1, "valid": 2, "test": 3}
+"""Codes of ``sequences.split``: the split of the query whose target is that event; 0 is never a target."""
+
+ITEMS = pa.schema(
+    [
+        pa.field("item", pa.int32(), nullable=False),
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("title", pa.string(), nullable=False),
+        pa.field("description", pa.string(), nullable=False),
+        pa.field("brand", pa.string(), nullable=False),
+        pa.field("categories", pa.list_(pa.string()), nullable=False),
+        pa.field("first_seen", pa.int64()),
+    ]
+)
+"""``categories`` is a path, coarse to fine, and may be empty; ``first_seen`` is in epoch seconds. Unknown text is ''.
+
+A source's extra columns follow these.
+"""
+
+SEQUENCES = pa.schema(
+    [
+        pa.field("user", pa.int64(), nullable=False),
+        pa.field("user_id", pa.string(), nullable=False),
+        pa.field("items", pa.list_(pa.int32()), nullable=False),
+        pa.field("split", pa.list_(pa.int8()), nullable=False),
+        pa.field("times", pa.list_(pa.int64()), nullable=False),
+        pa.field("events", pa.list_(pa.string())),
+        pa.field("values", pa.list_(pa.float32())),
+    ]
+)
+"""``times`` never decrease: epoch seconds, or positions where the log does not know every time."""
+
+QUERIES = pa.schema(
+    [
+        pa.field("id", pa.int64(), nullable=False),
+        pa.field("user", pa.int64(), nullable=False),
+        pa.field("user_id", pa.string(), nullable=False),
+        pa.field("history", pa.list_(pa.int32()), nullable=False),
+        pa.field("target", pa.int32(), nullable=False),
+        pa.field("time", pa.int64()),
+        pa.field("event", pa.string()),
+    ]
+)
+"""``history`` is oldest first and never empty; ``time`` is the target's, in epoch seconds, where it is known."""
+
+
+def read_items(directory: Path) -> pa.Table:
+    """The item table (schema ``ITEMS`` and extra columns), N rows in item order; InputError if it is not valid."""
+    table = _read([Path(directory) / "items.parquet"])
+    validate_items(table)
+    return table
+
+
+def read_sequences(directory: Path) -> pa.Table:
+    """All users' sequences (schema ``SEQUENCES``), in file order."""
+    table = _read(sequence_files(directory))
+    _refuse_other_columns(table, SEQUENCES, "sequences")
+    return table
+
+
+def read_queries(directory: Path, split: Split) -> pa.Table:
+    """All queries of one split (schema ``QUERIES``), in file order."""
+    table = _read(query_files(directory, split))
+    _refuse_other_columns(table, QUERIES, f"queries/{split}")
+    return table
+
+
+def read_stats(directory: Path) -> dict[str, Any]:
+    """The counts that ``prepare`` wrote."""
+    return json.loads((Path(directory) / "stats.json").read_text(encoding="utf-8"))
+
+
+def sequence_files(directory: Path) -> list[Path]:
+    """The sequence files, one per user shard, in order; InputError if there is none."""
+    return _parts(Path(directory) / "sequences")
+
+
+def query_files(directory: Path, split: Split) -> list[Path]:
+    """The query files of one split, one per user shard, in order; InputError if there is none."""
+    return _parts(Path(directory) / "queries" / split)
+
+
+def to_queries(table: pa.Table) -> list[Query]:
+    """Rows of a query table as ``Query`` objects, in row order."""
+    columns = [table[name].to_pylist() for name in ("id", "user", "history", "target")]
+    return [Query(id_, user, tuple(history), target) for id_, user, history, target in zip(*columns, strict=True)]
+
+
+def validate_items(table: pa.Table) -> None:
+    """Refuse (InputError) an item table with wrong columns, no rows, rows out of order, or ids that occur twice."""
+    _refuse_other_columns(table, ITEMS, "items")
+    if table.num_rows == 0:
+        raise InputError("the item table is empty; at least one item was expected")
+    rows = table["item"].to_numpy()
+    if rows[0] != 0 or (rows[1:] - rows[:-1] != 1).any():
+        raise InputError("items.parquet: column 'item' must count 0, 1, 2, …: the file was reordered or filtered")
+    refuse_duplicate_ids(table["id"], "items.parquet", "id")
+
+
+def validate_queries(table: pa.Table, items: int, max_history: int) -> None:
+    """Refuse (InputError) queries with wrong columns, an empty or too long history, or an item outside 0 … items-1."""
+    _refuse_other_columns(table, QUERIES, "queries")
+    lengths = pc.list_value_length(table["history"])
+    if table.num_rows and not 1 <= pc.min(lengths).as_py() <= pc.max(lengths).as_py() <= max_history:
+        raise InputError(f"a query's history must hold 1 to {max_history} items, found {pc.min_max(lengths).as_py()}")
+    for name, rows in (("target", table["target"]), ("history", pc.list_flatten(table["history"]))):
+        bounds = pc.min_max(rows).as_py()
+        if table.num_rows and not 0 <= bounds["min"] <= bounds["max"] < items:
+            raise InputError(f"queries: column '{name}' holds item rows {bounds}, the catalogue has 0 … {items - 1}")
+    if pc.count_distinct(table["id"]).as_py() != table.num_rows:
+        raise InputError("queries: ids occur twice")
+
+
+def refuse_duplicate_ids(ids: pa.ChunkedArray, where: str, column: str) -> None:
+    """Raise InputError with examples if a value occurs more than once."""
+    if pc.count_distinct(ids).as_py() == len(ids):
+        return
+    counts = pa.table({"id": ids}).group_by("id").aggregate([([], "count_all")])
+    twice = counts.filter(pc.greater(counts["count_all"], 1))
+    examples = ", ".join(repr(value) for value in twice["id"].slice(0, 3).to_pylist())
+    raise InputError(
+        f"{where}: {twice.num_rows} values of '{column}' occur more than once, e.g. {examples}; "
+        "each item must have one row"
+    )
+
+
+def _parts(folder: Path) -> list[Path]:
+    files = sorted(folder.glob("part-*.parquet"))
+    if not files:
+        raise InputError(f"{folder} holds no part-*.parquet; run workflows.prepare first")
+    return files
+
+
+def _read(files: list[Path]) -> pa.Table:
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing:
+        raise InputError(f"not found: {missing[0]}; run workflows.prepare first")
+    return pa.concat_tables([pq.ParquetFile(file).read() for file in files])
+
+
+def _refuse_other_columns(table: pa.Table, schema: pa.Schema, where: str) -> None:
+    for field in schema:
+        if field.name not in table.column_names:
+            raise InputError(f"{where}: column '{field.name}' ({field.type}) is missing; found {table.column_names}")
+        if not table.schema.field(field.name).type.equals(field.type):
+            came = table.schema.field(field.name).type
+            raise InputError(f"{where}: column '{field.name}' is {came}, {field.type} was expected")

@@ -1,0 +1,87 @@
+"""Percentile bootstrap over queries (Efron & Tibshirani 1993, chapter 13), and its paired form.
+
+The resamples depend on the seed and the number of queries alone, so two rankings of the same queries are
+resampled alike: their difference is a paired comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genrec.errors import InputError
+from genrec.evaluation.metrics import FloatArray
+
+DRAWS_AT_ONCE = 4_000_000
+
+
+class Difference(TypedDict):
+    """A paired difference: its mean, its 95% interval, and the share of resamples above zero."""
+
+    difference: float
+    low: float
+    high: float
+    share_above_zero: float
+
+
+def resampled_means(values_QM: FloatArray, resamples: int, seed: int) -> NDArray[np.float64]:
+    """Means of the M columns over ``resamples`` draws of Q queries with replacement: (resamples, M).
+
+    Memory is bounded: resamples are drawn in blocks of about four million indices.
+    """
+    queries = len(values_QM)
+    if queries == 0:
+        raise InputError("no queries to resample; at least one was expected: is the test split empty?")
+    rng = np.random.default_rng(seed)
+    values_QM = np.ascontiguousarray(values_QM, dtype=np.float64)
+    block = max(1, DRAWS_AT_ONCE // queries)
+    parts: list[NDArray[np.float64]] = []
+    for start in range(0, resamples, block):
+        size = min(block, resamples - start)
+        draws = rng.integers(0, queries, (size, queries))
+        draws += np.arange(size)[:, None] * queries
+        counts = np.bincount(draws.ravel(), minlength=size * queries).reshape(size, queries)
+        parts.append(counts.astype(np.float64) @ values_QM / queries)
+    return np.concatenate(parts) if parts else np.zeros((0, values_QM.shape[1]))
+
+
+def intervals(values: Mapping[str, FloatArray], resamples: int, seed: int) -> dict[str, tuple[float, float]]:
+    """95% percentile interval of each metric's mean, from per-query vectors; empty when ``resamples`` is 0."""
+    if resamples == 0 or not values:
+        return {}
+    means_BM = resampled_means(np.stack(list(values.values()), axis=1), resamples, seed)
+    low_M, high_M = np.percentile(means_BM, (2.5, 97.5), axis=0)
+    return {name: (float(low), float(high)) for name, low, high in zip(values, low_M, high_M, strict=True)}
+
+
+def paired(
+    ours: Mapping[str, FloatArray], theirs: Mapping[str, FloatArray], resamples: int, seed: int
+) -> dict[str, Difference]:
+    """``ours - theirs`` on the same queries in the same order, for each metric both have.
+
+    Without resamples there is no interval, and the result is empty. Raises InputError when the query counts differ.
+    """
+    names = [name for name in ours if name in theirs]
+    if resamples == 0 or not names:
+        return {}
+    for name in names:
+        if ours[name].shape != theirs[name].shape:
+            raise InputError(
+                f"{name}: {ours[name].shape[0]} and {theirs[name].shape[0]} queries cannot be paired; "
+                "evaluate both rankings on the same queries"
+            )
+    difference_QM = np.stack([ours[name] - theirs[name] for name in names], axis=1)
+    means_BM = resampled_means(difference_QM, resamples, seed)
+    low_M, high_M = np.percentile(means_BM, (2.5, 97.5), axis=0)
+    return {
+        name: Difference(
+            difference=float(difference_QM[:, column].mean()),
+            low=float(low_M[column]),
+            high=float(high_M[column]),
+            share_above_zero=float((means_BM[:, column] > 0).mean()),
+        )
+        for column, name in enumerate(names)
+    }

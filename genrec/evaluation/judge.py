@@ -1,0 +1,151 @@
+"""The judgement of a run: the content of ``metrics.json``, and its verdict in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genrec.errors import InputError
+from genrec.evaluation.intervals import Difference, intervals, paired
+from genrec.evaluation.metrics import KS, FloatArray, IntArray, means, per_query, sid_target_ranks, target_ranks
+from genrec.evaluation.slices import by_bucket, category_entropy, coverage, popularity_bucket
+
+NAMES = {
+    "popularity": "popularity",
+    "transition": "last-item transitions",
+    "itemknn": "ItemKNN",
+    "sft": "the SFT policy",
+    "model": "the model",
+}
+DECIDING = ("ndcg@10", "hr@10")
+
+Values = dict[str, FloatArray]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Rankings of the same Q queries: the model's, the baselines', and further policies' (``{"sft": …}``).
+
+    ``sid_of_item_N`` numbers the items' semantic IDs, ``train_counts_N`` counts their train events, ``category_N``
+    numbers their categories (-1 for none).
+    """
+
+    targets_Q: IntArray
+    model_QK: IntArray
+    baselines: Mapping[str, IntArray]
+    sid_of_item_N: IntArray
+    train_counts_N: IntArray
+    category_N: IntArray | None = None
+    policies: Mapping[str, IntArray] = field(default_factory=dict[str, NDArray[np.int64]])
+
+
+def judge(
+    contest: Contest,
+    *,
+    ks: Sequence[int] = KS,
+    resamples: int = 1000,
+    seed: int = 0,
+    stages: Mapping[str, Mapping[str, Any]] | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The dictionary of ``metrics.json``: means, 95% intervals, paired differences, buckets, stage costs, verdict.
+
+    ``stages`` and ``details`` are passed through. 10 is always among the ``ks``. Raises InputError for an empty
+    contest, or rankings that are shorter or longer than the targets.
+    """
+    if not len(contest.targets_Q):
+        raise InputError("no test queries to judge; at least one was expected: is the test split empty?")
+    ks = sorted({*ks, 10})
+    policies = {"model": contest.model_QK, **contest.policies}
+    ours = {name: _levels(ranked_QK, contest, ks) for name, ranked_QK in policies.items()}
+    theirs = {name: _item_values(ranked_QK, contest, ks) for name, ranked_QK in contest.baselines.items()}
+    others = {**theirs, **{name: levels["item"] for name, levels in ours.items() if name != "model"}}
+    differences = {name: paired(ours["model"]["item"], values, resamples, seed) for name, values in others.items()}
+    baselines = {name: means(values) for name, values in theirs.items()}
+    result: dict[str, Any] = {name: {level: means(v) for level, v in levels.items()} for name, levels in ours.items()}
+    result["baselines"] = baselines
+    result["ci95"] = {
+        **{name: {lv: intervals(v, resamples, seed) for lv, v in levels.items()} for name, levels in ours.items()},
+        "baselines": {name: intervals(values, resamples, seed) for name, values in theirs.items()},
+    }
+    result["stages"] = {name: dict(cost) for name, cost in (stages or {}).items()}
+    result["paired"] = {name: dict(difference) for name, difference in differences.items()}
+    result["buckets"] = _buckets(contest, ours["model"]["item"], theirs)
+    result["spread"] = {name: _spread(ranked, contest) for name, ranked in {**policies, **contest.baselines}.items()}
+    result["queries"], result["items"] = len(contest.targets_Q), len(contest.train_counts_N)
+    result["verdict"] = verdict(result["model"]["item"], baselines, differences)
+    result["baseline_wins"] = losses(result["model"]["item"], baselines)
+    return {**result, **(details or {})}
+
+
+def losses(model: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    """The deciding metrics that the model loses, each with the baseline that is best there."""
+    lost: dict[str, str] = {}
+    for metric in DECIDING:
+        best = max(baselines, key=lambda name: baselines[name][metric], default=None)
+        if best is not None and baselines[best][metric] > model[metric]:
+            lost[metric] = best
+    return lost
+
+
+def verdict(
+    model: Mapping[str, float],
+    baselines: Mapping[str, Mapping[str, float]],
+    differences: Mapping[str, Mapping[str, Difference]],
+) -> str:
+    """One sentence: does the model beat the best baseline on NDCG@10 and HR@10, by how much, and is it certain?"""
+    if not baselines:
+        return f"No baseline ran: the model's NDCG@10 is {model['ndcg@10']:.4f}, its HR@10 {model['hr@10']:.4f}."
+    lost = losses(model, baselines)
+    clauses: dict[str, str] = {}
+    for metric in DECIDING:
+        best = max(baselines, key=lambda name: baselines[name][metric])
+        certainty = _certainty(differences.get(best, {}).get(metric))
+        clauses[metric] = (
+            f"{_label(metric)} {model[metric]:.4f} against {baselines[best][metric]:.4f} of {NAMES.get(best, best)}"
+            f"{certainty}"
+        )
+    if not lost:
+        level = any(model[metric] == max(row[metric] for row in baselines.values()) for metric in DECIDING)
+        opening = "The model is at least level with every baseline" if level else "The model leads every baseline"
+        return f"{opening}: {'; '.join(clauses.values())}."
+    losing = "; ".join(clauses[metric] for metric in lost)
+    winning = "; ".join(clause for metric, clause in clauses.items() if metric not in lost)
+    tail = f"; the model leads on {winning}" if winning else ""
+    return f"A baseline wins: the model has {losing}{tail}."
+
+
+def _certainty(difference: Difference | None) -> str:
+    if difference is None:
+        return ""
+    low, high = difference["low"], difference["high"]
+    zero = "excludes zero" if low > 0 or high < 0 else "includes zero"
+    return f" (difference {difference['difference']:+.4f}, 95% interval {low:+.4f} to {high:+.4f}, which {zero})"
+
+
+def _label(metric: str) -> str:
+    return metric.upper()
+
+
+def _item_values(ranked_QK: IntArray, contest: Contest, ks: Sequence[int]) -> Values:
+    return per_query(target_ranks(ranked_QK, contest.targets_Q), ks)
+
+
+def _levels(ranked_QK: IntArray, contest: Contest, ks: Sequence[int]) -> dict[str, Values]:
+    sid_ranks_Q = sid_target_ranks(ranked_QK, contest.targets_Q, contest.sid_of_item_N)
+    return {"item": _item_values(ranked_QK, contest, ks), "sid": per_query(sid_ranks_Q, ks)}
+
+
+def _buckets(contest: Contest, model: Values, baselines: Mapping[str, Values]) -> dict[str, Any]:
+    bucket_N = popularity_bucket(contest.train_counts_N)
+    rankings = {"model": model, **baselines}
+    return {name: by_bucket(values, contest.targets_Q, bucket_N) for name, values in rankings.items()}
+
+
+def _spread(ranked_QK: IntArray, contest: Contest) -> dict[str, float | None]:
+    entropy = None if contest.category_N is None else category_entropy(ranked_QK, contest.category_N)
+    return {"coverage@10": coverage(ranked_QK, len(contest.train_counts_N)), "category_entropy@10": entropy}

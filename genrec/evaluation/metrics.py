@@ -1,0 +1,90 @@
+"""Hit rate and NDCG over the whole catalogue, one value per query, at item level and at semantic-ID level.
+
+A ranking is an integer array ``ranked_QK``: item rows, best first, padded with -1. A query has one target, so
+HR@k is 1 when the target's rank is at most k, and NDCG@k is 1 / log2(1 + rank) then (the ideal DCG is 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genrec.errors import InputError
+
+KS = (1, 3, 5, 10, 20, 50)
+
+IntArray = NDArray[np.integer]
+FloatArray = NDArray[np.floating]
+
+
+def target_ranks(ranked_QK: IntArray, targets_Q: IntArray) -> NDArray[np.int64]:
+    """Rank (from 1) of each target in its ranking; 0 where the ranking does not hold it.
+
+    Raises InputError when the shapes do not fit or a target is negative.
+    """
+    _check(ranked_QK, targets_Q)
+    if ranked_QK.shape[1] == 0:
+        return np.zeros(len(targets_Q), dtype=np.int64)
+    found_QK = ranked_QK == targets_Q[:, None]
+    return np.where(found_QK.any(axis=1), found_QK.argmax(axis=1) + 1, 0).astype(np.int64)
+
+
+def sid_ranking(ranked_QK: IntArray, sid_of_item_N: IntArray) -> NDArray[np.int64]:
+    """The ranking with items replaced by their semantic ID's number, each ID kept once, at its best place.
+
+    ``sid_of_item_N`` numbers the IDs; items that share all codes share a number. Returns (Q, K), padded with -1.
+    """
+    sids_QK = np.where(ranked_QK >= 0, sid_of_item_N[np.maximum(ranked_QK, 0)], -1).astype(np.int64)
+    order_QK = np.argsort(sids_QK, axis=1, kind="stable")
+    sorted_QK = np.take_along_axis(sids_QK, order_QK, axis=1)
+    first_QK = np.ones_like(sorted_QK, dtype=bool)
+    first_QK[:, 1:] = sorted_QK[:, 1:] != sorted_QK[:, :-1]
+    keep_QK = np.zeros_like(first_QK)
+    np.put_along_axis(keep_QK, order_QK, first_QK & (sorted_QK >= 0), axis=1)
+    front_QK = np.argsort(~keep_QK, axis=1, kind="stable")
+    return np.where(np.take_along_axis(keep_QK, front_QK, axis=1), np.take_along_axis(sids_QK, front_QK, axis=1), -1)
+
+
+def sid_target_ranks(ranked_QK: IntArray, targets_Q: IntArray, sid_of_item_N: IntArray) -> NDArray[np.int64]:
+    """Rank (from 1) of the target's codes among the distinct codes of the ranking; 0 where they are missing."""
+    _check(ranked_QK, targets_Q)
+    return target_ranks(sid_ranking(ranked_QK, sid_of_item_N), sid_of_item_N[targets_Q])
+
+
+def sid_numbers(codes_NL: IntArray) -> NDArray[np.int64]:
+    """Number the semantic IDs: equal rows of ``codes_NL`` (N items, L codes) get equal numbers, from 0."""
+    return np.unique(codes_NL, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+
+
+def per_query(ranks_Q: IntArray, ks: Sequence[int] = KS) -> dict[str, FloatArray]:
+    """``{"hr@k": (Q,), "ndcg@k": (Q,)}`` for every k, from ranks (1 is best, 0 means missing)."""
+    found_Q = ranks_Q > 0
+    gain_Q = np.where(found_Q, 1.0 / np.log2(1.0 + np.maximum(ranks_Q, 1)), 0.0)
+    values: dict[str, FloatArray] = {}
+    for k in ks:
+        inside_Q = found_Q & (ranks_Q <= k)
+        values[f"hr@{k}"] = inside_Q.astype(np.float64)
+        values[f"ndcg@{k}"] = np.where(inside_Q, gain_Q, 0.0)
+    return values
+
+
+def means(values: Mapping[str, FloatArray]) -> dict[str, float]:
+    """The mean of each per-query vector; 0 for an empty one."""
+    return {name: float(vector.mean()) if vector.size else 0.0 for name, vector in values.items()}
+
+
+def measure(ranked_QK: IntArray, targets_Q: IntArray, ks: Sequence[int] = KS) -> dict[str, float]:
+    """Item-level HR@k and NDCG@k of a ranking, averaged over its queries."""
+    return means(per_query(target_ranks(ranked_QK, targets_Q), ks))
+
+
+def _check(ranked_QK: IntArray, targets_Q: IntArray) -> None:
+    if ranked_QK.ndim != 2 or targets_Q.ndim != 1 or len(ranked_QK) != len(targets_Q):
+        raise InputError(
+            f"rankings of shape {ranked_QK.shape} and targets of shape {targets_Q.shape} do not fit; "
+            "(queries, k) and (queries,) were expected"
+        )
+    if targets_Q.size and int(targets_Q.min()) < 0:
+        raise InputError(f"a target is {int(targets_Q.min())}; targets are item rows from 0")

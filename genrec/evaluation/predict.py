@@ -1,0 +1,104 @@
+"""A policy's answers to many queries, one Parquet file per shard of queries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from genrec.config import Config
+from genrec.data.files import write_parquet
+from genrec.data.tables import read_queries
+from genrec.evaluation.csr import Sparse
+from genrec.evaluation.prior import Beams
+from genrec.policy.backbone import build, load_tensors
+from genrec.policy.decode import beam
+from genrec.sid.catalog import Catalog
+
+Split = Literal["valid", "test"]
+
+
+def shard_file(directory: Path, shard: int) -> Path:
+    """Where the answers to shard ``shard`` lie."""
+    return directory / f"part-{shard:05d}.parquet"
+
+
+def missing(directory: Path, queries: int, shard_queries: int) -> list[int]:
+    """The shards that are not written yet."""
+    shards = range(-(-queries // shard_queries))
+    return [shard for shard in shards if not shard_file(directory, shard).is_file()]
+
+
+def make_predictor(
+    config: Config, data: Path, catalog_dir: Path, policy_dir: Path, split: Split, out: Path, threads: int
+) -> Callable[[int], Mapping[str, Any]]:
+    """Load the policy once; the work that comes back answers a shard of ``split`` and writes ``shard_file``.
+
+    Columns: ``id`` of the query, ``items`` (beam order) and ``logp`` of each item's SID.
+    """
+    torch.set_num_threads(threads)
+    cuda = torch.cuda.is_available() and config.compute.device != "cpu"
+    device = torch.device("cuda" if cuda else "cpu")
+    catalog = Catalog.load(catalog_dir)
+    policy, prompts = build(config.policy, catalog, max_history=config.data.max_history, seed=config.seed)
+    policy.adopt(load_tensors(policy_dir, catalog))
+    policy.to(device).eval()
+    trie = catalog.trie.to(device)
+    queries = read_queries(data, split)
+    size = config.evaluation.shard_queries
+
+    def answer(shard: int) -> Mapping[str, Any]:
+        part = queries.slice(shard * size, size)
+        histories: list[list[int]] = part["history"].to_pylist()
+        items: list[list[int]] = []
+        logp: list[list[float]] = []
+        for start in range(0, len(histories), config.decode.batch_size):
+            tokens_BP, mask_BP = prompts.encode(histories[start : start + config.decode.batch_size])
+            beams = beam(policy, tokens_BP.to(device), mask_BP.to(device), trie, config.decode.width)
+            items += beams.items_BW.tolist()
+            logp += beams.logp_BW.tolist()
+        table = pa.table(
+            {
+                "id": part["id"],
+                "items": pa.array(items, pa.list_(pa.int32())),
+                "logp": pa.array(logp, pa.list_(pa.float32())),
+            }
+        )
+        write_parquet(table, shard_file(out, shard))
+        return {"queries": len(histories)}
+
+    return answer
+
+
+def read_predictions(directory: Path) -> Beams:
+    """All shards' answers, in query order."""
+    table = pa.concat_tables(pq.read_table(file) for file in sorted(directory.glob("part-*.parquet")))
+    return Beams(_matrix(table["items"]).astype(np.int64), _matrix(table["logp"]))
+
+
+def without_seen(beams: Beams, recent_QH: np.ndarray) -> Beams:
+    """The same answers with the items of each query's own history struck out (-1, moved to the end)."""
+    seen_QK = (beams.items_QK[:, :, None] == recent_QH[:, None, :]).any(-1)
+    order_QK = np.argsort(seen_QK, axis=1, kind="stable")
+    items_QK = np.where(seen_QK, -1, beams.items_QK)
+    return Beams(np.take_along_axis(items_QK, order_QK, 1), np.take_along_axis(beams.logp_QK, order_QK, 1))
+
+
+def _matrix(column: pa.ChunkedArray) -> np.ndarray:
+    width = len(column[0])
+    return np.asarray(column.combine_chunks().flatten().to_numpy(zero_copy_only=False)).reshape(-1, width)
+
+
+def strike_seen(scores: Sparse, recent_QH: np.ndarray) -> Sparse:
+    """Item scores (Q, N) with the items of each query's own history set to 0."""
+    struck = scores.tolil(copy=True)
+    query_QH = np.broadcast_to(np.arange(len(recent_QH))[:, None], recent_QH.shape)
+    struck[query_QH[recent_QH >= 0], recent_QH[recent_QH >= 0]] = 0.0
+    result = struck.tocsr()
+    result.eliminate_zeros()
+    return result

@@ -1,0 +1,88 @@
+"""Where a training loop keeps its state: in a directory here, or with Ray Train (see ``cluster.runs``)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from genrec.data.files import write_json
+from genrec.policy.model import Policy
+
+
+class Checkpoints(Protocol):
+    """A place for checkpoints; every worker calls both methods at the same steps."""
+
+    def latest(self) -> AbstractContextManager[Path | None]:
+        """The newest whole checkpoint as a local directory, or None."""
+        ...
+
+    def save(self, write: Callable[[Path], None], metrics: Mapping[str, Any]) -> None:
+        """Keep what ``write`` puts into an empty directory as the newest checkpoint."""
+        ...
+
+
+class DirectoryCheckpoints:
+    """Checkpoints of a single process, the newest one only."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def latest(self) -> AbstractContextManager[Path | None]:
+        """The newest whole checkpoint, or None."""
+        whole = sorted(self._directory.glob("step-*"))
+        return nullcontext(whole[-1] if whole else None)
+
+    def save(self, write: Callable[[Path], None], metrics: Mapping[str, Any]) -> None:
+        """Write beside, rename, then drop the older ones."""
+        fresh = self._directory / f"step-{int(metrics['step']):09d}"
+        working = self._directory / "writing"
+        shutil.rmtree(working, ignore_errors=True)
+        working.mkdir(parents=True)
+        write(working)
+        older = [path for path in self._directory.glob("step-*") if path != fresh]
+        shutil.rmtree(fresh, ignore_errors=True)
+        working.rename(fresh)
+        for path in older:
+            shutil.rmtree(path)
+
+
+@dataclass
+class TrainingState:
+    """All that a loop needs to go on from a step boundary; batches and random numbers are functions of the step."""
+
+    step: int = 0
+    best_score: float = float("-inf")
+    best: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    best_step: int = 0
+    checks_since_best: int = 0
+    stopped: str = ""
+    curve: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
+
+    def write(self, policy: Policy, optimizer: torch.optim.Optimizer, directory: Path) -> None:
+        """Save this state, the policy's trainable part and the optimizer."""
+        save_file(
+            {name: p.detach().contiguous() for name, p in policy.trainable().items()}, directory / "policy.safetensors"
+        )
+        if self.best:
+            save_file(self.best, directory / "best.safetensors")
+        torch.save(optimizer.state_dict(), directory / "optimizer.pt")
+        fields = ("step", "best_score", "best_step", "checks_since_best", "stopped", "curve")
+        write_json({name: getattr(self, name) for name in fields}, directory / "state.json")
+
+    def read(self, policy: Policy, optimizer: torch.optim.Optimizer, directory: Path) -> None:
+        """Restore what ``write`` saved, in place."""
+        policy.adopt(load_file(directory / "policy.safetensors"))
+        best = directory / "best.safetensors"
+        self.best = load_file(best) if best.is_file() else {}
+        optimizer.load_state_dict(torch.load(directory / "optimizer.pt", weights_only=True, map_location=policy.device))
+        for name, value in json.loads((directory / "state.json").read_text(encoding="utf-8")).items():
+            setattr(self, name, value)

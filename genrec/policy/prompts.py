@@ -1,0 +1,115 @@
+"""The one source of prompts: training, rollouts, evaluation and serving all encode a history here.
+
+A prompt is ``prefix + the history's SID tokens, oldest first + suffix``. A scratch model sees ``<bos>`` and SIDs;
+a pretrained one sees an instruction in its own chat template, tokenised once, so encoding a query is a table lookup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from genrec.errors import InputError
+from genrec.sid.catalog import Catalog
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SYSTEM = "You recommend the next item to a customer."
+BEFORE = "The customer chose these items, oldest first: "
+AFTER = "\nWhich item comes next? Answer with its semantic ID."
+
+
+@dataclass(frozen=True)
+class SidTokens:
+    """Where SIDs live in the vocabulary: level l's code c is token ``base + offset_l + c``, one block of rows."""
+
+    base: int
+    level_sizes: tuple[int, ...]
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Where each level's codes begin inside the block."""
+        return tuple(sum(self.level_sizes[:level]) for level in range(len(self.level_sizes)))
+
+    @property
+    def count(self) -> int:
+        """Rows in the block."""
+        return sum(self.level_sizes)
+
+    def token(self, level: int, codes: Tensor) -> Tensor:
+        """Token ids of ``codes`` at ``level``, any shape."""
+        return codes + (self.base + self.offsets[level])
+
+    def tokens(self, codes_xL: Tensor) -> Tensor:
+        """Token ids of whole SIDs, (…, L)."""
+        return codes_xL + self.base + torch.tensor(self.offsets, device=codes_xL.device)
+
+
+def sid_names(level_sizes: Sequence[int]) -> list[str]:
+    """Names of the SID tokens in vocabulary order: ``<a_0>`` … ``<a_255>``, ``<b_0>`` …"""
+    return [f"<{chr(ord('a') + level)}_{code}>" for level, size in enumerate(level_sizes) for code in range(size)]
+
+
+class Prompts:
+    """Encodes histories for one model and one catalogue."""
+
+    def __init__(
+        self, catalog: Catalog, sids: SidTokens, prefix: Sequence[int], suffix: Sequence[int], pad: int, max_items: int
+    ) -> None:
+        if sids.level_sizes != catalog.level_sizes:
+            raise InputError(
+                f"the model's SID tokens have levels {sids.level_sizes}, the catalogue's SIDs {catalog.level_sizes}; "
+                "train a policy for this catalogue"
+            )
+        self.sids = sids
+        self.pad = pad
+        self.max_items = max_items
+        self._prefix = torch.tensor(prefix, dtype=torch.long)
+        self._suffix = torch.tensor(suffix, dtype=torch.long)
+        self._tokens_NL = sids.tokens(catalog.codes_NL)
+
+    @property
+    def max_tokens(self) -> int:
+        """P of the longest prompt."""
+        return len(self._prefix) + len(self._suffix) + self.max_items * len(self.sids.level_sizes)
+
+    def encode(self, histories: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Left-padded prompts of item histories (the last ``max_items`` of each).
+
+        Returns:
+            tokens_BP int64 and mask_BP bool (True at real tokens).
+        """
+        rows = [self._one(history) for history in histories]
+        width = max(map(len, rows))
+        tokens_BP = torch.full((len(rows), width), self.pad)
+        mask_BP = torch.zeros(len(rows), width, dtype=torch.bool)
+        for index, row in enumerate(rows):
+            tokens_BP[index, width - len(row) :] = row
+            mask_BP[index, width - len(row) :] = True
+        return tokens_BP, mask_BP
+
+    def _one(self, history: Sequence[int]) -> Tensor:
+        items = torch.as_tensor(history[-self.max_items :], dtype=torch.long)
+        return torch.cat([self._prefix, self._tokens_NL[items].flatten(), self._suffix])
+
+
+def instruction(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Token ids before and after the history, in the model's chat template (plain text when it has none)."""
+    history = "\x00"
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": f"{BEFORE}{history}{AFTER}"}]
+    if tokenizer.chat_template:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    else:
+        text = f"{SYSTEM}\n{BEFORE}{history}{AFTER}\n"
+    before, _, after = text.partition(history)
+    return _token_ids(tokenizer, before), _token_ids(tokenizer, after)
+
+
+def _token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    ids: Any = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return list(ids)

@@ -1,0 +1,92 @@
+"""Item ↔ semantic ID, with the trie over all SIDs; saved as safetensors and JSON, named by its content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from genrec.data.files import write_atomically, write_json
+from genrec.errors import InputError
+from genrec.sid.trie import Trie
+from genrec.types import Codes
+
+
+class Catalog:
+    """Every item's SID: ``codes_NL`` (N, L) int64, row i is item i; ``level_sizes`` holds K per level."""
+
+    def __init__(self, codes_NL: Tensor, level_sizes: Sequence[int]) -> None:
+        self.codes_NL = codes_NL.long().contiguous()
+        self.level_sizes = tuple(int(size) for size in level_sizes)
+        self.trie = Trie.from_codes(self.codes_NL, self.level_sizes)
+
+    def __len__(self) -> int:
+        return len(self.codes_NL)
+
+    @property
+    def levels(self) -> int:
+        """L, the number of codes in a SID."""
+        return len(self.level_sizes)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the level sizes and all codes: two catalogues with one digest are the same."""
+        header = json.dumps(self.level_sizes).encode()
+        return hashlib.sha256(header + self.codes_NL.numpy().tobytes()).hexdigest()
+
+    @cached_property
+    def _items(self) -> dict[Codes, int]:
+        return {tuple(codes): item for item, codes in enumerate(self.codes_NL.tolist())}
+
+    def item_of(self, codes: Codes) -> int | None:
+        """The item with this SID, or None."""
+        return self._items.get(tuple(codes))
+
+    def save(self, directory: Path) -> None:
+        """Write ``catalog.safetensors`` and, last, ``catalog.json``."""
+        tensors = {"codes_NL": self.codes_NL.int()}
+        write_atomically(directory / "catalog.safetensors", lambda path: save_file(tensors, path))
+        about = {"items": len(self), "level_sizes": self.level_sizes, "digest": self.digest}
+        write_json(about, directory / "catalog.json")
+
+    @classmethod
+    def load(cls, directory: Path) -> Catalog:
+        """Read what ``save`` wrote.
+
+        Raises:
+            InputError: files missing, unreadable, or not the content that was saved.
+        """
+        try:
+            about = json.loads((directory / "catalog.json").read_text(encoding="utf-8"))
+            codes_NL = load_file(directory / "catalog.safetensors")["codes_NL"]
+            catalog = cls(codes_NL, about["level_sizes"])
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise InputError(
+                f"no readable catalogue in {directory}: {error}; run `python -m workflows.assign`"
+            ) from error
+        if catalog.digest != about["digest"]:
+            raise InputError(f"the catalogue in {directory} is not the one that was saved there (digest differs)")
+        return catalog
+
+    def require_digest(self, digest: str, owner: str) -> None:
+        """Refuse to go on when ``owner`` (a checkpoint) was made for other SIDs.
+
+        Raises:
+            InputError: the digests differ.
+        """
+        if digest != self.digest:
+            raise InputError(
+                f"{owner} was trained on the catalogue {digest[:12]}, this one is {self.digest[:12]}: "
+                "its SIDs would name other items. Use its own catalogue or train again"
+            )
+
+    def level_offsets(self) -> Tensor:
+        """(L,) where each level's codes begin when all levels are numbered in one row."""
+        return torch.tensor((0, *self.level_sizes[:-1])).cumsum(0)

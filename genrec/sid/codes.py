@@ -1,0 +1,55 @@
+"""Codes on disk: one Parquet file per item shard before collisions are resolved, and the table of final SIDs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from genrec.data.files import write_parquet
+from genrec.errors import InputError
+from genrec.sid.vectors import Ints
+
+
+def write_codes(codes_NL: Ints, start: int, path: Path) -> None:
+    """Write the codes of items ``start``, ``start`` + 1, … as one shard file (``item``, ``codes``), atomically."""
+    items = np.arange(start, start + len(codes_NL), dtype=np.int32)
+    write_parquet(pa.table({"item": items, "codes": _lists(codes_NL)}), path)
+
+
+def write_sids(ids: pa.ChunkedArray, codes_NL: Ints, path: Path) -> None:
+    """Write the final SIDs: ``item`` (row), ``id`` (the shop's), ``codes`` (coarse to fine)."""
+    items = np.arange(len(codes_NL), dtype=np.int32)
+    write_parquet(pa.table({"item": items, "id": ids, "codes": _lists(codes_NL)}), path)
+
+
+def read_codes(directory: Path, items: int, level_sizes: Sequence[int]) -> Ints:
+    """The codes (N, L) int32 of all shard files of a directory.
+
+    Raises:
+        InputError: files missing or out of order, another number of items or levels, or a code out of range.
+    """
+    files = sorted(directory.glob("part-*.parquet"))
+    if not files:
+        raise InputError(f"{directory} holds no part-*.parquet with codes; run `python -m workflows.assign` again")
+    table = pa.concat_tables([pq.ParquetFile(file).read(["item", "codes"]) for file in files]).combine_chunks()
+    rows, lists = table["item"].to_numpy(), table["codes"].combine_chunks()
+    if not np.array_equal(rows, np.arange(items)):
+        raise InputError(f"{directory} holds codes of {len(rows)} items, the item table has 0 … {items - 1}")
+    flat = lists.flatten().to_numpy(zero_copy_only=False)
+    lengths = np.unique(lists.value_lengths().to_numpy(zero_copy_only=False))
+    if not np.array_equal(lengths, [len(level_sizes)]):
+        raise InputError(f"{directory}: SIDs have {lengths.tolist()} codes, {len(level_sizes)} were expected")
+    codes_NL = flat.reshape(items, len(level_sizes)).astype(np.int32)
+    low, high = codes_NL.min(axis=0), codes_NL.max(axis=0)
+    if (low < 0).any() or (high >= np.array(level_sizes)).any():
+        raise InputError(f"{directory}: codes reach {high.tolist()} by level, below {list(level_sizes)} was expected")
+    return codes_NL
+
+
+def _lists(codes_NL: Ints) -> pa.ListArray:
+    offsets = np.arange(0, codes_NL.size + 1, codes_NL.shape[1], dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(codes_NL.reshape(-1).astype(np.int32)))

@@ -1,0 +1,102 @@
+"""The health page: ``sid_health.html``, one file with its pictures inside."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib as mpl
+import numpy as np
+import pyarrow as pa
+from matplotlib.figure import Figure
+
+from genrec.data.files import write_text
+from genrec.sid.assign import prefix_numbers
+from genrec.sid.vectors import Ints
+
+mpl.use("Agg")
+ROWS, PREFIXES, TITLES = 25, 10, 6
+TEMPLATE = Path(__file__).with_name("health.html.j2")
+
+
+def write_page(items: pa.Table, codes_NL: Ints, health: Mapping[str, Any], path: Path) -> None:
+    """Write the page for the items (title, categories, brand) and their SIDs, atomically."""
+    kind, labels = item_labels(items)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        health=health,
+        use_png=_png(_use_figure(codes_NL, health["level_sizes"])),
+        heat_png=_png(_heat_figure(codes_NL[:, 0], labels, health["level_sizes"][0], kind)) if labels else None,
+        kind=kind,
+        samples=sample_prefixes(items["title"].to_pylist(), codes_NL, health["level_sizes"]),
+    )
+    write_text(page, path)
+
+
+def item_labels(items: pa.Table) -> tuple[str, list[str]]:
+    """What the heat map groups items by, and each item's label ('' if unknown).
+
+    The category at the shallowest depth that tells at least five groups apart; else the brand; else ('', []).
+    """
+    paths: list[list[str]] = [path or [] for path in items["categories"].to_pylist()]
+    depth_max = max((len(path) for path in paths), default=0)
+    for depth in range(depth_max):
+        labels = [path[min(depth, len(path) - 1)] if path else "" for path in paths]
+        if len(set(labels) - {""}) >= 5 or depth == depth_max - 1:
+            return "category", labels
+    brands = [brand or "" for brand in items["brand"].to_pylist()]
+    return ("brand", brands) if any(brands) else ("", [])
+
+
+def sample_prefixes(titles: list[str], codes_NL: Ints, level_sizes: list[int]) -> list[dict[str, Any]]:
+    """Ten prefixes of L-1 codes that several items share, drawn with a fixed seed, each with a few of its items."""
+    numbers, which_N, counts = np.unique(
+        prefix_numbers(codes_NL[:, :-1], level_sizes), return_inverse=True, return_counts=True
+    )
+    several = np.flatnonzero(counts > 1) if (counts > 1).any() else np.arange(len(numbers))
+    chosen = np.random.default_rng(0).choice(several, min(PREFIXES, len(several)), replace=False)
+    samples: list[dict[str, Any]] = []
+    for group in sorted(chosen.tolist()):
+        rows = np.flatnonzero(which_N == group)
+        shown = [{"codes": codes_NL[row].tolist(), "title": titles[row]} for row in rows[:TITLES].tolist()]
+        samples.append({"prefix": codes_NL[rows[0], :-1].tolist(), "items": len(rows), "shown": shown})
+    return samples
+
+
+def _use_figure(codes_NL: Ints, level_sizes: list[int]) -> Figure:
+    figure = Figure(figsize=(9, 2.6), layout="constrained")
+    for level, (size, axes) in enumerate(zip(level_sizes, np.ravel(figure.subplots(1, len(level_sizes))), strict=True)):
+        counts = np.sort(np.bincount(codes_NL[:, level], minlength=size))[::-1]
+        axes.fill_between(np.arange(size), counts, step="mid", color="#3b6ea5")
+        axes.axhline(len(codes_NL) / size, color="#999", linewidth=0.8)
+        axes.set(title=f"level {level + 1}", xlabel="codes, most used first", ylabel="items" if level == 0 else "")
+    return figure
+
+
+def _heat_figure(code_N: Any, labels: list[str], codes: int, kind: str) -> Figure:
+    common = [name for name, _ in Counter(label for label in labels if label).most_common(ROWS)]
+    row_of = {name: row for row, name in enumerate(common)}
+    counts_RK = np.zeros((len(common), codes))
+    for label, code in zip(labels, code_N.tolist(), strict=True):
+        if label in row_of:
+            counts_RK[row_of[label], code] += 1
+    order_K = np.lexsort((-counts_RK.max(axis=0), counts_RK.argmax(axis=0), counts_RK.sum(axis=0) == 0))
+    share_RK = counts_RK[:, order_K] / np.maximum(counts_RK.sum(axis=1, keepdims=True), 1)
+    figure = Figure(figsize=(9, 1 + 0.22 * len(common)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(np.sqrt(share_RK), aspect="auto", cmap="viridis", interpolation="nearest")
+    axes.set_yticks(range(len(common)), [name[:34] for name in common], fontsize=7)
+    axes.set(xlabel=f"level-1 codes, by the {kind} they mostly hold", xticks=[])
+    figure.colorbar(image, ax=axes, label=f"√ share of the {kind}'s items", fraction=0.03)
+    return figure
+
+
+def _png(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    return base64.b64encode(buffer.getvalue()).decode()

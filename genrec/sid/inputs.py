@@ -1,0 +1,115 @@
+"""What is quantized: text vectors, collaborative vectors from the train log, or both side by side."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+from scipy import sparse  # pyright: ignore[reportUnknownVariableType]
+from scipy.sparse.linalg import svds
+
+from genrec.data.tables import SPLIT_CODES
+from genrec.errors import InputError
+from genrec.sid.vectors import Floats, unit_rows
+
+TRAIN = (SPLIT_CODES["first"], SPLIT_CODES["train"])
+NEIGHBOURS = 10
+
+
+def fuse(text_ND: Floats | None, cf_ND: Floats | None, text_weight: float, cf_weight: float) -> Floats:
+    """Each part scaled to length 1, times its weight, side by side: (N, D_text + D_cf), parts of weight 0 left out.
+
+    Squared distances of the fused vectors are the weighted sum (by the squared weights) of those of the parts.
+    """
+    parts = ((text_ND, text_weight), (cf_ND, cf_weight))
+    used = [unit_rows(part) * np.float32(weight) for part, weight in parts if part is not None and weight > 0]
+    if not used:
+        raise InputError("sid.text_weight and sid.cf_weight are both 0: nothing is left to quantize; raise one")
+    return np.concatenate(used, axis=1)
+
+
+def train_pairs(sequences: pa.Table, window: int) -> tuple[Any, Any, Any]:
+    """Pairs of items at most ``window`` train positions apart in one user's sequence, and their weight 1 / distance.
+
+    Positions of validation and test targets are taken out first, so nothing of them is seen.
+    Returns three arrays of equal length: left item, right item, weight.
+    """
+    lists = sequences["items"].combine_chunks()
+    train = np.isin(sequences["split"].combine_chunks().flatten().to_numpy(), TRAIN)
+    users = np.repeat(np.arange(len(lists)), lists.value_lengths().to_numpy())[train]
+    items = lists.flatten().to_numpy()[train]
+    left, right, weight = [], [], []
+    for gap in range(1, window + 1):
+        same = users[:-gap] == users[gap:]
+        left.append(items[:-gap][same])
+        right.append(items[gap:][same])
+        weight.append(np.full(int(same.sum()), 1 / gap))
+    return np.concatenate(left), np.concatenate(right), np.concatenate(weight)
+
+
+def collaborative_vectors(
+    sequences: pa.Table, items: int, *, dims: int, window: int, seed: int, text_ND: Floats | None = None
+) -> Floats:
+    """Item factors from who bought what: a truncated SVD of the PPMI matrix of train co-occurrence.
+
+    Source: Levy & Goldberg, "Neural Word Embedding as Implicit Matrix Factorization" (2014), with context
+    smoothing 0.75 and factors U √S; the same input always gives the same output (start vector from ``seed``,
+    signs fixed).
+
+    Args:
+        sequences: the sequence table; only positions that are context or train targets are used.
+        items: N; dims: width asked for (at most N - 2 is possible); window: positions that count as together.
+        text_ND: vectors that lend a cold item (no train pair) the mean factors of its nearest warm items;
+            without them it takes the mean of all warm items.
+
+    Returns:
+        (N, dims) float32, rows of length 1.
+
+    Raises:
+        InputError: no train pair at all, or a catalogue too small for ``dims``.
+    """
+    left, right, weight = train_pairs(sequences, window)
+    if len(left) == 0:
+        raise InputError("sid.cf_weight > 0, but no user has two train items: set sid.cf_weight=0")
+    if dims > items - 2:
+        raise InputError(f"sid.cf_dims={dims} needs more than {dims + 1} items, there are {items}; lower sid.cf_dims")
+    counts = sparse.coo_matrix((weight, (left, right)), shape=(items, items)).tocsr()
+    ppmi = _ppmi(counts + counts.T)
+    start = np.random.default_rng(seed).standard_normal(items)
+    u, s, _ = cast("Any", svds(ppmi.astype(np.float64), k=dims, v0=start))
+    order = np.argsort(-s, kind="stable")
+    factors_ND = u[:, order] * np.sqrt(s[order])
+    factors_ND *= np.where(factors_ND[np.abs(factors_ND).argmax(axis=0), np.arange(dims)] < 0, -1, 1)
+    factors_ND = np.asarray(factors_ND, np.float32)
+    warm_N = (np.linalg.norm(factors_ND, axis=1) > 1e-6) & (np.diff(ppmi.indptr) > 0)
+    return _warmed(unit_rows(factors_ND), warm_N, text_ND)
+
+
+def _ppmi(counts: Any) -> Any:
+    counts = counts.tocoo()
+    total = counts.data.sum()
+    row_N = np.asarray(counts.sum(axis=1)).ravel()
+    smooth_N = row_N**0.75
+    expected = row_N[counts.row] * (smooth_N / smooth_N.sum())[counts.col]
+    value = np.maximum(np.log(counts.data * total / (expected * total)), 0)
+    ppmi = sparse.coo_matrix((value, (counts.row, counts.col)), shape=counts.shape).tocsr()
+    ppmi.eliminate_zeros()
+    return ppmi
+
+
+def _warmed(factors_ND: Floats, warm_N: Any, text_ND: Floats | None) -> Floats:
+    cold, warm = np.flatnonzero(~warm_N), np.flatnonzero(warm_N)
+    if len(cold) == 0:
+        return factors_ND
+    if len(warm) == 0:
+        raise InputError("sid.cf_weight > 0, but no two items are bought together more than chance: sid.cf_weight=0")
+    if text_ND is None:
+        factors_ND[cold] = unit_rows(factors_ND[warm].mean(axis=0, keepdims=True))
+        return factors_ND
+    text_ND = unit_rows(text_ND)
+    for start in range(0, len(cold), 4096):
+        rows = cold[start : start + 4096]
+        near = np.argsort(-(text_ND[rows] @ text_ND[warm].T), axis=1, kind="stable")[:, :NEIGHBOURS]
+        factors_ND[rows] = unit_rows(factors_ND[warm[near]].mean(axis=1))
+    return factors_ND

@@ -1,0 +1,41 @@
+"""Quantizers: vectors to codes and back, all behind one protocol and chosen by name.
+
+To add one: subclass ``Quantizer`` (or ``ResidualQuantizer``) in a file of this package, and name it in ``REGISTRY``
+and in ``sid.quantizer``'s choices.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+from genrec.config import Sid
+from genrec.errors import InputError
+from genrec.sid.quantizers.base import Quantizer, read_model
+
+REGISTRY = {
+    "rqkmeans": "genrec.sid.quantizers.rqkmeans:RqKmeans",
+    "rqvae": "genrec.sid.quantizers.rqvae:RqVae",
+}
+
+__all__ = ["REGISTRY", "Quantizer", "load_quantizer", "make_quantizer"]
+
+
+def make_quantizer(settings: Sid, *, seed: int = 0, threads: int = 1, device: str = "auto") -> Quantizer:
+    """A quantizer as ``sid.quantizer`` names it, not fitted yet."""
+    return _class_of(settings.quantizer)(settings, seed=seed, threads=threads, device=device)
+
+
+def load_quantizer(directory: Path, *, threads: int = 1) -> Quantizer:
+    """The fitted quantizer that ``save`` wrote into ``directory``, of whatever kind it is, on the CPU."""
+    settings, _ = read_model(directory)
+    quantizer = _class_of(settings.quantizer)(settings, threads=threads, device="cpu")
+    quantizer.load(directory)
+    return quantizer
+
+
+def _class_of(name: str) -> type[Quantizer]:
+    if name not in REGISTRY:
+        raise InputError(f"sid.quantizer={name} is no quantizer that can be fitted; there are {sorted(REGISTRY)}")
+    module, _, attribute = REGISTRY[name].partition(":")
+    return getattr(import_module(module), attribute)

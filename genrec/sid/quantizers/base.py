@@ -1,0 +1,200 @@
+"""What every quantizer is, and the residual kind that most of them are."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from genrec.config import Sid
+from genrec.data.files import write_atomically, write_json
+from genrec.errors import InputError
+from genrec.sid.vectors import Floats, Ints, check_vectors
+
+Tensors = Mapping[str, npt.NDArray[np.float32]]
+BLOCK = 8192
+"""Rows per matrix product: bounds memory, and keeps the distances in cache."""
+
+
+class Quantizer(ABC):
+    """Vectors (N, D) to semantic IDs (N, L) and back.
+
+    Args:
+        settings: the ``sid`` section; ``seed``: of everything random; ``threads``: of the numeric libraries.
+        device: 'auto', 'cpu' or 'cuda', where a quantizer can use one.
+    """
+
+    def __init__(self, settings: Sid, *, seed: int = 0, threads: int = 1, device: str = "auto") -> None:
+        self.settings, self.seed, self.threads, self.device = settings, seed, threads, device
+        self.level_sizes: tuple[int, ...] = settings.level_sizes
+
+    @abstractmethod
+    def fit(self, vectors_ND: Floats) -> dict[str, float]:
+        """Learn from all item vectors; returns measures of the fit.
+
+        Raises:
+            InputError: fewer vectors than codes, or vectors that are not finite.
+        """
+
+    @abstractmethod
+    def encode(self, vectors_ND: Floats) -> Ints:
+        """Codes (N, L) int32, coarse to fine; items may share codes."""
+
+    @abstractmethod
+    def decode(self, codes_Nl: Ints) -> Floats:
+        """The vectors (N, D) that the first l ≤ L codes stand for."""
+
+    @abstractmethod
+    def level_costs(self, vectors_ND: Floats, prefix_Nl: Ints) -> Floats:
+        """Squared error (N, K) if each of the next level's K codes followed each row's prefix of l codes.
+
+        This one measure serves assignment: the costs of the last level, and the way to the next-nearest prefix.
+        """
+
+    @abstractmethod
+    def tensors(self) -> Tensors:
+        """Everything that was learned, by name."""
+
+    @abstractmethod
+    def restore(self, tensors: Tensors) -> None:
+        """Take back what ``tensors`` gave."""
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """D, the dimensions of the vectors it was fitted on."""
+
+    def save(self, directory: Path) -> None:
+        """Write ``quantizer.safetensors`` and, last, ``quantizer.json``."""
+        contiguous = {name: np.ascontiguousarray(value) for name, value in self.tensors().items()}
+        write_atomically(directory / "quantizer.safetensors", lambda path: save_file(contiguous, path))
+        about = {"quantizer": self.settings.quantizer, "sid": self.settings.model_dump(mode="json")}
+        write_json(about, directory / "quantizer.json")
+
+    def load(self, directory: Path) -> None:
+        """Read what ``save`` wrote.
+
+        Raises:
+            InputError: no readable checkpoint, one of another quantizer, or one with other levels.
+        """
+        settings, tensors = read_model(directory)
+        came, wanted = (settings.quantizer, settings.level_sizes), (self.settings.quantizer, self.level_sizes)
+        if came != wanted:
+            raise InputError(
+                f"{directory} holds a quantizer {came[0]} with levels {came[1]}, "
+                f"{wanted[0]} with levels {wanted[1]} was expected; fit it again or name the right one"
+            )
+        self.restore(tensors)
+
+    def check(self, vectors_ND: Floats) -> None:
+        """Refuse (InputError) vectors of another width than the quantizer was fitted on, or not finite."""
+        if vectors_ND.ndim != 2 or vectors_ND.shape[1] != self.width:
+            raise InputError(
+                f"vectors of shape {vectors_ND.shape} came, (items, {self.width}) was expected: "
+                "embed with the model that this quantizer was fitted for"
+            )
+        check_vectors(vectors_ND)
+
+    def check_fit(self, vectors_ND: Floats) -> None:
+        """Refuse (InputError) to learn more codes than there are vectors, or from vectors that are not finite."""
+        most = max(self.level_sizes)
+        if len(vectors_ND) < most:
+            fewer = 1 << (len(vectors_ND).bit_length() - 1)
+            raise InputError(
+                f"{len(vectors_ND)} items cannot fill {most} codes per level; set sid.codes={fewer} (or fewer)"
+            )
+        check_vectors(vectors_ND)
+
+
+class ResidualQuantizer(Quantizer):
+    """A vector as a sum of codebook rows, each level quantizing what the levels before left over.
+
+    Source: Juang & Gray, "Multiple stage vector quantization for speech coding" (1982).
+    Subclasses say how vectors become latents and back; the identity, unless they override it.
+    """
+
+    codebooks: list[Floats]
+
+    def to_latents(self, vectors_ND: Floats) -> Floats:
+        """The latents (N, d) that are quantized."""
+        return np.ascontiguousarray(vectors_ND, np.float32)
+
+    def from_latents(self, latents_Nd: Floats) -> Floats:
+        """Vectors (N, D) of latents."""
+        return latents_Nd
+
+    def encode(self, vectors_ND: Floats) -> Ints:
+        """Codes (N, L): at each level the nearest code to what is left (the lowest of equals)."""
+        self.check(vectors_ND)
+        codes_NL = np.empty((len(vectors_ND), len(self.codebooks)), np.int32)
+        for start in range(0, len(vectors_ND), BLOCK):
+            left_Bd = self.to_latents(vectors_ND[start : start + BLOCK]).copy()
+            for level, codebook_Kd in enumerate(self.codebooks):
+                code_B = nearest(left_Bd, codebook_Kd)
+                codes_NL[start : start + BLOCK, level] = code_B
+                left_Bd -= codebook_Kd[code_B]
+        return codes_NL
+
+    def decode(self, codes_Nl: Ints) -> Floats:
+        """The sum of the codes' rows, back in the space of the vectors."""
+        return self.from_latents(self._sum(codes_Nl))
+
+    def level_costs(self, vectors_ND: Floats, prefix_Nl: Ints) -> Floats:
+        """Squared distance (N, K) from what the prefix leaves over to each code of the next level."""
+        left_Nd = self.to_latents(vectors_ND) - self._sum(prefix_Nl)
+        codebook_Kd = self.codebooks[prefix_Nl.shape[1]]
+        square_N1 = np.einsum("nd,nd->n", left_Nd, left_Nd)[:, None]
+        return np.maximum(2 * _half_distances(left_Nd, codebook_Kd) + square_N1, 0)
+
+    def tensors(self) -> Tensors:
+        """The codebooks, ``codebook_0`` … ``codebook_{L-1}``, (K, d) each."""
+        return {f"codebook_{level}": codebook for level, codebook in enumerate(self.codebooks)}
+
+    def restore(self, tensors: Tensors) -> None:
+        """Take the codebooks back."""
+        self.codebooks = [tensors[f"codebook_{level}"] for level in range(len(self.level_sizes))]
+
+    @property
+    def width(self) -> int:
+        """D, the dimensions of the vectors it was fitted on."""
+        return self.codebooks[0].shape[1]
+
+    def _sum(self, codes_Nl: Ints) -> Floats:
+        total_Nd = np.zeros((len(codes_Nl), self.codebooks[0].shape[1]), np.float32)
+        for level in range(codes_Nl.shape[1]):
+            total_Nd += self.codebooks[level][codes_Nl[:, level]]
+        return total_Nd
+
+
+def nearest(left_Nd: Floats, codebook_Kd: Floats) -> Ints:
+    """The row of the codebook nearest to each vector, (N,) int32; the lowest of equals."""
+    code_N = np.empty(len(left_Nd), np.int32)
+    for start in range(0, len(left_Nd), BLOCK):
+        code_N[start : start + BLOCK] = _half_distances(left_Nd[start : start + BLOCK], codebook_Kd).argmin(axis=1)
+    return code_N
+
+
+def read_model(directory: Path) -> tuple[Sid, Tensors]:
+    """The settings and tensors that ``Quantizer.save`` wrote.
+
+    Raises:
+        InputError: they are missing or unreadable.
+    """
+    try:
+        about = json.loads((directory / "quantizer.json").read_text(encoding="utf-8"))
+        return Sid.model_validate(about["sid"]), load_file(directory / "quantizer.safetensors")
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise InputError(f"no readable quantizer in {directory}: {error}; run `python -m workflows.assign`") from error
+
+
+def _half_distances(left_Nd: Floats, codebook_Kd: Floats) -> Floats:
+    """|c|²/2 - r·c: half the squared distance less what is the same for every code."""
+    scores_NK = left_Nd @ codebook_Kd.T
+    np.subtract(0.5 * np.einsum("kd,kd->k", codebook_Kd, codebook_Kd), scores_NK, out=scores_NK)
+    return scores_NK

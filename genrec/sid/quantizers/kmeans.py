@@ -1,0 +1,27 @@
+"""k-means by faiss, the same on every run: fixed seed, fixed threads, a GPU where faiss sees one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import faiss
+import numpy as np
+
+from genrec.sid.vectors import Floats
+
+faiss_any: Any = faiss
+
+
+def kmeans(vectors_ND: Floats, codes: int, *, iterations: int, seed: int, threads: int, device: str = "cpu") -> Floats:
+    """Centroids (codes, D) of the vectors; faiss trains on at most 256 vectors per code, drawn with ``seed``.
+
+    ``device`` 'auto' or 'cuda' uses the GPUs that faiss sees. Clusters that run empty are refilled by faiss from
+    large ones.
+    """
+    faiss_any.omp_set_num_threads(threads)
+    gpu = device != "cpu" and faiss_any.get_num_gpus() > 0
+    trainer = faiss_any.Kmeans(
+        vectors_ND.shape[1], codes, niter=iterations, seed=seed + 1, gpu=gpu, min_points_per_centroid=1
+    )
+    trainer.train(np.ascontiguousarray(vectors_ND, np.float32))
+    return np.asarray(trainer.centroids, np.float32).reshape(codes, -1)

@@ -1,0 +1,36 @@
+"""Residual k-means: each level clusters what the levels before left over."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from genrec.sid.quantizers.base import ResidualQuantizer, nearest
+from genrec.sid.quantizers.kmeans import kmeans
+from genrec.sid.vectors import Floats
+
+
+class RqKmeans(ResidualQuantizer):
+    """RQ-KMeans (Deng et al., "OneRec", 2025; without its balancing), by faiss."""
+
+    def fit(self, vectors_ND: Floats) -> dict[str, float]:
+        """Cluster level by level; returns the mean squared error after each level."""
+        self.check_fit(vectors_ND)
+        self.codebooks = []
+        left_ND = np.array(vectors_ND, np.float32, order="C")
+        errors: dict[str, float] = {}
+        for level, codes in enumerate(self.level_sizes):
+            self.codebooks.append(self._cluster(left_ND, codes, level))
+            left_ND -= self.codebooks[-1][nearest(left_ND, self.codebooks[-1])]
+            errors[f"error_{level + 1}"] = float(np.mean(np.einsum("nd,nd->n", left_ND, left_ND)))
+        return errors
+
+    def _cluster(self, left_ND: Floats, codes: int, level: int) -> Floats:
+        settings = self.settings
+        return kmeans(
+            left_ND,
+            codes,
+            iterations=settings.iterations,
+            seed=self.seed + level,
+            threads=self.threads,
+            device=self.device,
+        )

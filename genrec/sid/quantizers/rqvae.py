@@ -1,0 +1,125 @@
+"""RQ-VAE: an autoencoder whose latents are quantized residually while it learns."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from genrec.sid.quantizers.autoencoder import Autoencoder, Codebook, assign_codes, pass_gradient
+from genrec.sid.quantizers.base import BLOCK, ResidualQuantizer, Tensors, nearest
+from genrec.sid.quantizers.kmeans import kmeans
+from genrec.sid.vectors import Floats
+
+RESTART_UNTIL = 0.8
+"""Dead codes restart during this share of the epochs; the rest lets the codebooks settle."""
+
+
+class RqVae(ResidualQuantizer):
+    """RQ-VAE (Zeghidour et al. 2021; for semantic IDs: Rajput et al., "TIGER", 2023, section 3.1).
+
+    Inputs are centred and scaled to unit variance. The codebooks start from k-means on the first latents.
+    """
+
+    def fit(self, vectors_ND: Floats) -> dict[str, float]:
+        """Train for ``sid.epochs``; returns the last epoch's losses and the number of codes restarted."""
+        self.check_fit(vectors_ND)
+        torch.set_num_threads(self.threads)
+        device = _device(self.device)
+        self._mean_D = vectors_ND.mean(axis=0)
+        self._scale = float(np.sqrt(np.mean((vectors_ND - self._mean_D) ** 2))) or 1.0
+        data_ND = torch.from_numpy((vectors_ND - self._mean_D) / np.float32(self._scale)).to(device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self._net = Autoencoder(vectors_ND.shape[1], self.settings.hidden, self.settings.latent).to(device)
+        measures = self._train(data_ND, self._first_codebooks(data_ND))
+        self._net = self._net.cpu()
+        return measures
+
+    def to_latents(self, vectors_ND: Floats) -> Floats:
+        """The encoder's output (N, latent)."""
+        data_ND = torch.from_numpy((vectors_ND - self._mean_D) / np.float32(self._scale))
+        with torch.inference_mode():
+            return torch.cat([self._net.encoder(part) for part in data_ND.split(BLOCK)]).numpy()
+
+    def from_latents(self, latents_Nd: Floats) -> Floats:
+        """The decoder's output (N, D), on the scale of the vectors."""
+        with torch.inference_mode():
+            decoded = torch.cat([self._net.decoder(part) for part in torch.from_numpy(latents_Nd).split(BLOCK)]).numpy()
+        return decoded * np.float32(self._scale) + self._mean_D
+
+    @property
+    def width(self) -> int:
+        """D, the dimensions of the vectors it was fitted on."""
+        return len(self._mean_D)
+
+    def tensors(self) -> Tensors:
+        """Codebooks, network weights, and the mean and scale of the inputs."""
+        weights = {f"net.{name}": value.numpy() for name, value in self._net.state_dict().items()}
+        scale = np.array([self._scale], np.float32)
+        return {**super().tensors(), **weights, "mean": self._mean_D, "scale": scale}
+
+    def restore(self, tensors: Tensors) -> None:
+        """Take back what ``tensors`` gave."""
+        super().restore(tensors)
+        self._mean_D, self._scale = tensors["mean"], float(tensors["scale"][0])
+        self._net = Autoencoder(len(self._mean_D), self.settings.hidden, self.settings.latent)
+        self._net.load_state_dict(
+            {name[4:]: torch.from_numpy(value) for name, value in tensors.items() if name.startswith("net.")}
+        )
+
+    def _first_codebooks(self, data_ND: Tensor) -> list[Codebook]:
+        with torch.inference_mode():
+            left_Nd = torch.cat([self._net.encoder(part) for part in data_ND.split(BLOCK)]).cpu().numpy()
+        books: list[Codebook] = []
+        decay = self.settings.decay if self.settings.codebook == "ema" else None
+        for level, codes in enumerate(self.level_sizes):
+            rows_Kd = kmeans(left_Nd, codes, iterations=10, seed=self.seed + level, threads=self.threads)
+            left_Nd = left_Nd - rows_Kd[nearest(left_Nd, rows_Kd)]
+            books.append(Codebook(torch.from_numpy(rows_Kd).to(data_ND.device), decay))
+        return books
+
+    def _train(self, data_ND: Tensor, books: list[Codebook]) -> dict[str, float]:
+        settings = self.settings
+        learned = [book.rows_Kd for book in books if book.learns_by_gradient]
+        optimizer = torch.optim.AdamW([*self._net.parameters(), *learned], lr=settings.lr, weight_decay=0.0)
+        steps = settings.epochs * -(-len(data_ND) // settings.batch_size)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        generator = torch.Generator().manual_seed(self.seed)
+        totals_2, restarted = torch.zeros(2), 0
+        for epoch in range(settings.epochs):
+            totals_2, residuals = torch.zeros(2), []
+            for rows in torch.randperm(len(data_ND), generator=generator).split(settings.batch_size):
+                batch_BD = data_ND[rows.to(data_ND.device)]
+                error, commitment, residuals = self._losses(batch_BD, books)
+                optimizer.zero_grad(set_to_none=True)
+                (error + commitment).backward()
+                optimizer.step()
+                schedule.step()
+                totals_2 += torch.stack([error, commitment]).detach().cpu() * len(rows) / len(data_ND)
+            if epoch < RESTART_UNTIL * settings.epochs:
+                restarted += sum(b.restart_dead(r, generator) for b, r in zip(books, residuals, strict=True))
+        self.codebooks = [book.rows_Kd.detach().cpu().numpy() for book in books]
+        return {"error": totals_2[0].item(), "commitment": totals_2[1].item(), "restarted_codes": float(restarted)}
+
+    def _losses(self, batch_BD: Tensor, books: list[Codebook]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        latents_Bd = self._net.encoder(batch_BD)
+        left_Bd, total_Bd = latents_Bd, torch.zeros_like(latents_Bd)
+        commitment, residuals = latents_Bd.new_zeros(()), []
+        for book in books:
+            residuals.append(left_Bd.detach())
+            code_B = assign_codes(left_Bd.detach(), book.rows_Kd.detach(), self.settings.sinkhorn)
+            chosen_Bd = functional.embedding(code_B, book.rows_Kd)
+            commitment = commitment + self.settings.beta * functional.mse_loss(left_Bd, chosen_Bd.detach())
+            if book.learns_by_gradient:
+                commitment = commitment + functional.mse_loss(chosen_Bd, left_Bd.detach())
+            book.observe(left_Bd.detach(), code_B)
+            total_Bd = total_Bd + chosen_Bd.detach()
+            left_Bd = left_Bd - chosen_Bd.detach()
+        decoded_BD = self._net.decoder(pass_gradient(latents_Bd, total_Bd, self.settings.estimator))
+        return functional.mse_loss(decoded_BD, batch_BD), commitment, residuals
+
+
+def _device(name: str) -> str:
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name

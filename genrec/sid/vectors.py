@@ -1,0 +1,106 @@
+"""Item vectors on disk: one Parquet file per item shard, in item order, read back by item rows."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from genrec.data.files import write_parquet
+from genrec.errors import InputError
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int32]
+
+
+class VectorFiles:
+    """The ``part-*.parquet`` files of a directory as one (N, D) array that is read by row range."""
+
+    def __init__(self, directory: Path) -> None:
+        self._files = sorted(Path(directory).glob("part-*.parquet"))
+        if not self._files:
+            raise InputError(f"{directory} holds no part-*.parquet with vectors; run `python -m workflows.embed` first")
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @cached_property
+    def _starts(self) -> npt.NDArray[np.int64]:
+        return np.cumsum([0] + [pq.read_metadata(file).num_rows for file in self._files])
+
+    @cached_property
+    def width(self) -> int:
+        """D, the dimensions of a vector."""
+        kind = pq.read_schema(self._files[0]).field("vector").type
+        if not pa.types.is_fixed_size_list(kind):
+            raise InputError(f"{self._files[0]}: column 'vector' is {kind}, a fixed-size list of float was expected")
+        return kind.list_size
+
+    def read(self, start: int = 0, stop: int | None = None) -> Floats:
+        """Rows ``start`` … ``stop - 1`` as (n, D) float32.
+
+        Raises:
+            InputError: a file whose vectors have another width, or whose rows are not the items they should be.
+        """
+        stop = len(self) if stop is None else min(stop, len(self))
+        rows_ND = np.empty((max(stop - start, 0), self.width), np.float32)
+        for file, first, after in zip(self._files, self._starts[:-1], self._starts[1:], strict=True):
+            low, high = max(start, int(first)), min(stop, int(after))
+            if low < high:
+                part_ND = self._read_file(file, int(first))
+                rows_ND[low - start : high - start] = part_ND[low - int(first) : high - int(first)]
+        return rows_ND
+
+    def _read_file(self, file: Path, first: int) -> Floats:
+        table = pq.ParquetFile(file).read(["item", "vector"]).combine_chunks()
+        items = table["item"].to_numpy()
+        if not np.array_equal(items, np.arange(first, first + len(items))):
+            raise InputError(f"{file}: column 'item' must count {first}, {first + 1}, …: the file was changed")
+        flat = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        if flat.size != len(items) * self.width:
+            raise InputError(f"{file}: vectors are {flat.size / len(items):g} wide, {self.width} was expected")
+        return flat.reshape(len(items), self.width)
+
+
+def write_vectors(vectors_ND: Floats, start: int, path: Path) -> None:
+    """Write the vectors of items ``start``, ``start`` + 1, … as one shard file, atomically."""
+    items = pa.array(np.arange(start, start + len(vectors_ND), dtype=np.int32))
+    flat = pa.array(np.ascontiguousarray(vectors_ND, np.float32).reshape(-1))
+    vector = pa.FixedSizeListArray.from_arrays(flat, vectors_ND.shape[1])
+    write_parquet(pa.table({"item": items, "vector": vector}), path)
+
+
+def shard_path(directory: Path, shard: int) -> Path:
+    """The file of one item shard."""
+    return Path(directory) / f"part-{shard:05d}.parquet"
+
+
+def missing_shards(directory: Path, items: int, shard_items: int) -> list[int]:
+    """The shards of ``items`` items whose file is not there yet."""
+    return [s for s in range(-(-items // shard_items)) if not shard_path(directory, s).is_file()]
+
+
+def check_vectors(vectors_ND: Floats, start: int = 0) -> None:
+    """Refuse vectors that no quantizer can place; ``start`` is the item row of the first.
+
+    Raises:
+        InputError: a NaN, an infinity, or a vector of zeros; the message counts them and names the first items.
+    """
+    norm_N = np.einsum("nd,nd->n", vectors_ND, vectors_ND)
+    for wrong_N, what in ((~np.isfinite(norm_N), "NaN or infinite values"), (norm_N == 0, "only zeros")):
+        rows = np.flatnonzero(wrong_N) + start
+        if len(rows):
+            raise InputError(
+                f"{len(rows)} of {len(vectors_ND)} item vectors hold {what} (items {rows[:5].tolist()}…); "
+                "every item needs a finite, non-zero vector: look at the text of these items, then embed again"
+            )
+
+
+def unit_rows(vectors_ND: Floats) -> Floats:
+    """Each row scaled to length 1; a row of zeros stays."""
+    norm_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+    return (vectors_ND / np.where(norm_N1 == 0, 1, norm_N1)).astype(np.float32)

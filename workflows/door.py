@@ -1,0 +1,52 @@
+"""The door that every workflow comes in by: ``python -m workflows.<verb> CONFIG... [key=value ...] [--show]``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from cluster.machine import prepare_environment
+from genrec.config import Config, load_config, to_yaml
+from genrec.errors import InputError
+
+
+def main(run: Callable[[Config], object], doc: str | None, arguments: Sequence[str] | None = None) -> None:
+    """Read the config, then ``run`` it. Bad input ends with one message and exit code 2."""
+    config = read_config(parser(doc), arguments)
+    prepare_environment(config)
+    try:
+        run(config)
+    except InputError as error:
+        sys.exit(_refused(error))
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """The arguments that all workflows share."""
+    shared = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shared.add_argument("config", nargs="*", help="YAML files, later ones win, then dotted.key=value overrides")
+    shared.add_argument("--show", action="store_true", help="print the resolved config and exit")
+    return shared
+
+
+def read_config(door: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> Config:
+    """Parse the command line into a config; exits after ``--show``, and with code 2 when the config is bad."""
+    options = door.parse_intermixed_args(arguments)
+    files = [text for text in options.config if "=" not in text]
+    overrides = [text for text in options.config if "=" in text]
+    try:
+        config = load_config(files, overrides)
+    except InputError as error:
+        sys.exit(_refused(error))
+    if options.show:
+        print(to_yaml(config), end="")
+        sys.exit(0)
+    return config
+
+
+def _refused(error: InputError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 2

@@ -1,0 +1,41 @@
+"""Item text to vectors, on Ray Data: one Parquet file per shard of items."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cluster.shards import map_shards
+from cluster.stages import Output, run_stage
+from genrec.config import Config
+from genrec.data.tables import read_items
+from genrec.sid.embed import item_texts, make_embedder, resolve_model
+from genrec.sid.vectors import VectorFiles, missing_shards
+from workflows import prepare
+from workflows.door import main
+
+VERSION = 1
+
+
+def run(config: Config) -> Output:
+    """Embed every item of the prepared catalogue."""
+    data = prepare.run(config)
+    settings = config.embed.model_dump(mode="json")
+    work = partial(_embed, config, data.path)
+    return run_stage(config, "embed", version=VERSION, settings=settings, inputs=[data], work=work)
+
+
+def _embed(config: Config, data: Path, out: Path) -> Mapping[str, Any]:
+    settings, compute = config.embed, config.compute
+    resolve_model(settings.model)
+    items = len(item_texts(read_items(data), settings.fields))
+    threads = max(1, int(compute.data_cpus)) if compute.data_actors else compute.threads
+    make = partial(make_embedder, data, out, settings, compute.device, threads)
+    map_shards(config, make, missing_shards(out, items, settings.shard_items), label="embed")
+    return {"items": items, "dimensions": VectorFiles(out).width}
+
+
+if __name__ == "__main__":
+    main(run, __doc__)
