@@ -78,7 +78,13 @@ def run_stage(
             partial.rename(final)
     except Timeout:
         raise InputError(f"another process is writing {partial}; wait for it, or end it, then run this again") from None
-    Path(f"{partial}.lock").unlink(missing_ok=True)
+    except InputError:
+        if partial.is_dir() and not any(partial.iterdir()):
+            partial.rmdir()
+        raise
+    finally:
+        if not partial.is_dir():
+            Path(f"{partial}.lock").unlink(missing_ok=True)
     print(f"[{name}] done in {metrics['wall_s']:.0f} s, peak memory {metrics['peak_rss_mb']:.0f} MB", flush=True)
     _told.add(final)
     return Output(name, final, key, metrics, skipped=False)

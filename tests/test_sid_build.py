@@ -13,7 +13,7 @@ from genrec.errors import InputError
 from genrec.sid.build import finish_published, finish_quantized, fit_quantizer, make_assigner
 from genrec.sid.catalog import Catalog
 from genrec.sid.codes import read_codes, write_codes
-from genrec.sid.health import collisions, level_use, neighbour_agreement, pair_agreement, tree_shape
+from genrec.sid.health import collisions, level_use, measure, neighbour_agreement, pair_agreement, tree_shape
 from genrec.sid.inputs import collaborative_vectors, fuse, train_pairs
 from genrec.sid.published import published_codes, resolve_published
 from genrec.sid.vectors import missing_shards, shard_path, write_vectors
@@ -220,3 +220,14 @@ def test_neighbours_agree_where_codes_follow_the_vectors():
     halves = np.repeat([[0, 0], [1, 0]], 11, axis=0).astype(np.int32)
     assert neighbour_agreement(vectors, halves, (2, 1)) == [1.0, 1.0]
     assert neighbour_agreement(vectors, np.tile([[0, 0], [1, 0]], (11, 1)).astype(np.int32), (2, 1))[0] < 0.6
+
+
+def test_a_collapsed_level_is_a_warning_with_its_remedy():
+    log = sequences([(0, 0), (1, 1)])
+    one_code = np.stack([np.zeros(64), np.arange(64)], axis=1).astype(np.int32)
+    outliers = np.stack([np.maximum(np.arange(64) - 48, 0), np.arange(64)], axis=1).astype(np.int32)
+    outliers[:49, 0] = 0
+    (collapsed,) = measure(one_code, one_code, (64, 64), log)["warnings"]
+    assert "level 1 uses 1 of 64 codes" in collapsed and "sid.codebook=ema" in collapsed
+    found = measure(outliers, outliers, (16, 64), log)["warnings"]
+    assert any("level 1 has perplexity" in line and "sid.quantizer=rqvae" in line for line in found)

@@ -19,6 +19,7 @@ NAMES = {
     "transition": "last-item transitions",
     "itemknn": "ItemKNN",
     "sft": "the SFT policy",
+    "policy": "the policy without the prior",
     "model": "the model",
 }
 DECIDING = ("ndcg@10", "hr@10")

@@ -15,6 +15,7 @@ from genrec.evaluation import plots
 TITLES = {
     "model": "Model",
     "sft": "SFT policy",
+    "policy": "Policy without prior",
     "popularity": "Popularity",
     "transition": "Last-item transitions",
     "itemknn": "ItemKNN, tuned",

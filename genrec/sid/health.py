@@ -165,26 +165,18 @@ def pair_agreement(left_P: Any, right_P: Any, codes_NL: Ints, level_sizes: Seque
 def warnings(health: Mapping[str, Any]) -> list[str]:
     """What misses its threshold, each with a remedy."""
     found: list[str] = []
-    before, first = health["collisions_before"]["rate"], health["levels"][0]
+    before = health["collisions_before"]["rate"]
     if before > 0.1:
         found.append(
             f"{before:.1%} of the SIDs collided before resolution (wanted: below 10 %): the last code of those items "
             "says little; raise sid.codes or sid.levels, or embed more of the text"
         )
-    if first["used"] < 0.5 * first["codes"]:
+    found += [line for number, level in enumerate(health["levels"], 1) for line in _level_warnings(number, level)]
+    forced = health["tree"][-1]["forced"]
+    if forced > 0.9:
         found.append(
-            f"level 1 uses {first['used']:.0f} of {first['codes']:.0f} codes (wanted: half): the codebook collapsed; "
-            "use sid.quantizer=rqkmeans, more sid.epochs, or sid.codebook=ema"
-        )
-    if first["perplexity"] < 0.4 * first["used"]:
-        found.append(
-            f"level 1 has perplexity {first['perplexity']:.0f} over {first['used']:.0f} used codes (wanted: 40 %): a "
-            "few codes hold most items; try sid.sinkhorn=0.05 with rqvae, or other embed.fields"
-        )
-    if health["tree"][-1]["forced"] > 0.9:
-        found.append(
-            f"the last code is forced for {health['tree'][-1]['forced']:.0%} of the items (wanted: below 90 %): it "
-            "carries nothing; fewer sid.levels or sid.codes train faster at no loss"
+            f"the last code is forced for {forced:.0%} of the items (wanted: below 90 %): it carries nothing; fewer "
+            "sid.levels or sid.codes train faster at no loss"
         )
     agreement = health.get("neighbour_agreement")
     if agreement and agreement[0] < 0.2:
@@ -193,6 +185,21 @@ def warnings(health: Mapping[str, Any]) -> list[str]:
             "cannot learn from each other; lower sid.codes"
         )
     return found
+
+
+def _level_warnings(number: int, level: Mapping[str, float]) -> list[str]:
+    used, codes, perplexity = level["used"], level["codes"], level["perplexity"]
+    if used < 0.5 * codes:
+        return [
+            f"level {number} uses {used:.0f} of {codes:.0f} codes (wanted: half): the codebook collapsed; use "
+            "sid.quantizer=rqkmeans, more sid.epochs, or sid.codebook=ema"
+        ]
+    if perplexity < 0.25 * used:
+        return [
+            f"level {number} has perplexity {perplexity:.0f} over {used:.0f} used codes (wanted: a quarter): a few "
+            "codes hold most items, the others are outliers'; use sid.quantizer=rqvae, or lower sid.codes"
+        ]
+    return []
 
 
 def _sample(rows: int, most: int) -> Any:

@@ -85,13 +85,14 @@ def _heat_figure(code_N: Any, labels: list[str], codes: int, kind: str) -> Figur
     for label, code in zip(labels, code_N.tolist(), strict=True):
         if label in row_of:
             counts_RK[row_of[label], code] += 1
-    order_K = np.lexsort((-counts_RK.max(axis=0), counts_RK.argmax(axis=0), counts_RK.sum(axis=0) == 0))
-    share_RK = counts_RK[:, order_K] / np.maximum(counts_RK.sum(axis=1, keepdims=True), 1)
+    counts_RK = counts_RK[:, counts_RK.any(axis=0)]
+    order_K = np.lexsort((-counts_RK.max(axis=0), counts_RK.argmax(axis=0)))
+    share_RK = counts_RK[:, order_K] / counts_RK.sum(axis=1, keepdims=True)
     figure = Figure(figsize=(9, 1 + 0.22 * len(common)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(np.sqrt(share_RK), aspect="auto", cmap="viridis", interpolation="nearest")
     axes.set_yticks(range(len(common)), [name[:34] for name in common], fontsize=7)
-    axes.set(xlabel=f"level-1 codes, by the {kind} they mostly hold", xticks=[])
+    axes.set(xlabel=f"the {counts_RK.shape[1]} level-1 codes of these items, by the {kind} they mostly hold", xticks=[])
     figure.colorbar(image, ax=axes, label=f"√ share of the {kind}'s items", fraction=0.03)
     return figure
 

@@ -1,0 +1,67 @@
+"""Side-by-side measurements: alternatives take turns in one run, and ratios come from medians of the turns."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+
+
+@dataclass
+class Bench:
+    """What a benchmark found: seconds or other figures by name, and ratios by name."""
+
+    name: str
+    figures: dict[str, float] = field(default_factory=dict[str, float])
+    ratios: dict[str, float] = field(default_factory=dict[str, float])
+
+    def table(self) -> str:
+        """Figures and ratios as text."""
+        rows = [f"{name:<40}{value:>14.5g}" for name, value in self.figures.items()]
+        rows += [f"{'ratio ' + name:<40}{value:>14.3f}" for name, value in self.ratios.items()]
+        return "\n".join([f"bench {self.name}", *rows])
+
+    def as_json(self) -> str:
+        """One line: ``{"bench", "machine", "figures", "ratios"}``."""
+        import torch
+
+        machine = {
+            "cpu": platform.processor() or platform.machine(),
+            "cores": psutil.cpu_count(),
+            "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+        return json.dumps({"bench": self.name, "machine": machine, "figures": self.figures, "ratios": self.ratios})
+
+
+def take_turns(alternatives: Mapping[str, Callable[[], Any]], rounds: int = 5) -> dict[str, list[float]]:
+    """Seconds of each alternative per round; all run once before the first round, and in turn within a round."""
+    import torch
+
+    def timed(work: Callable[[], Any]) -> float:
+        start = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    for work in alternatives.values():
+        work()
+    seconds: dict[str, list[float]] = {name: [] for name in alternatives}
+    for _ in range(rounds):
+        for name, work in alternatives.items():
+            seconds[name].append(timed(work))
+    return seconds
+
+
+def ratio(slow: list[float], fast: list[float]) -> float:
+    """Median over rounds of slow / fast, pair by pair: a drift of the machine's speed cancels."""
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))

@@ -1,0 +1,94 @@
+"""Ray Tune around GRPO: each trial is a short run from the same SFT policy with its own reward weights."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cluster.jobs import Job
+from cluster.machine import connect, prepare_environment
+from cluster.runs import fit, grpo_loop
+from genrec.config import Config
+from genrec.errors import InputError
+
+
+def search(config: Config, job: Job) -> list[dict[str, Any]]:
+    """Run ``tune.trials`` trials over ``tune.space`` and return them, best validation NDCG@10 first.
+
+    A killed search goes on where it was: finished trials are kept, the others run again.
+
+    Raises:
+        InputError: ``tune.space`` names no reward term.
+    """
+    unknown = sorted(set(config.tune.space) - set(type(config.rewards).model_fields))
+    if unknown:
+        raise InputError(
+            f"tune.space names {unknown}; the reward terms are {sorted(type(config.rewards).model_fields)}"
+        )
+    connect(config)
+    from ray import tune
+
+    trainable = tune.with_resources(partial(_trial, job=job), {"cpu": 0.1})
+    storage = job.out / "trials"
+    if tune.Tuner.can_restore(str(storage / "search")):
+        tuner = tune.Tuner.restore(str(storage / "search"), trainable, restart_errored=True)
+    else:
+        space = {name: tune.uniform(low, high) for name, (low, high) in config.tune.space.items()}
+        tuner = tune.Tuner(
+            trainable,
+            param_space=space,
+            tune_config=tune.TuneConfig(
+                metric="ndcg@10",
+                mode="max",
+                num_samples=config.tune.trials,
+                max_concurrent_trials=config.tune.max_concurrent,
+                search_alg=tune.search.BasicVariantGenerator(random_state=config.seed),
+            ),
+            run_config=tune.RunConfig(name="search", storage_path=str(storage), verbose=0),
+        )
+    trials = [
+        {"rewards": result.config, **{k: result.metrics[k] for k in ("ndcg@10", "hr@50", "gain")}}
+        for result in tuner.fit()
+        if result.metrics and "ndcg@10" in result.metrics
+    ]
+    if not trials:
+        raise InputError(f"no trial of the search finished; their errors are under {storage}")
+    return sorted(trials, key=lambda trial: -trial["ndcg@10"])
+
+
+def _trial(weights: dict[str, float], job: Job) -> dict[str, float]:
+    """One GRPO run with ``weights`` over the config's; returns its best validation and its gain over the SFT policy."""
+    prepare_environment(job.config)
+    from ray import tune
+
+    name = tune.get_context().get_trial_id()
+    rewards = job.config.rewards.model_copy(update=weights)
+    steps = job.config.tune.steps
+    grpo = job.config.learning.grpo.model_copy(update={"steps": steps})
+    learning = job.config.learning.model_copy(update={"grpo": grpo})
+    config = job.config.model_copy(update={"rewards": rewards, "learning": learning})
+    out = job.out / "runs" / name
+    out.mkdir(parents=True, exist_ok=True)
+    fit(grpo_loop, Job(config, job.data, job.catalog, out, job.start), name)
+    return _best((out / "curve.json").read_text(encoding="utf-8"))
+
+
+def _best(text: str) -> dict[str, float]:
+    checks = [point for point in json.loads(text)["curve"] if "ndcg@10" in point]
+    best = max(checks, key=lambda point: point["ndcg@10"])
+    return {"ndcg@10": best["ndcg@10"], "hr@50": best["hr@50"], "gain": best["ndcg@10"] - checks[0]["ndcg@10"]}
+
+
+def write_table(trials: list[dict[str, Any]], path: Path) -> str:
+    """The trials as text, also written to ``path``."""
+    names = sorted(trials[0]["rewards"])
+    head = "".join(f"{name:>12}" for name in [*names, "ndcg@10", "gain", "hr@50"])
+    rows = [
+        "".join(f"{value:12.4f}" for value in (*(t["rewards"][n] for n in names), t["ndcg@10"], t["gain"], t["hr@50"]))
+        for t in trials
+    ]
+    text = "\n".join([head, *rows]) + "\n"
+    path.write_text(text, encoding="utf-8")
+    return text

@@ -1,0 +1,76 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from genrec.config import load_config, to_yaml
+from genrec.errors import InputError
+
+
+def test_later_files_and_overrides_win(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("learning: {grpo: {lr: 1.0e-3, steps: 5}}")
+    (tmp_path / "b.yaml").write_text("learning: {grpo: {lr: 1.0e-4}}")
+    config = load_config([tmp_path / "a.yaml", tmp_path / "b.yaml"], ["learning.grpo.kl=0.7"])
+    assert (config.learning.grpo.lr, config.learning.grpo.steps, config.learning.grpo.kl) == (1e-4, 5, 0.7)
+
+
+def test_an_unknown_key_names_its_file_and_the_nearest_key(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("learning: {grpo: {learning_rate: 1.0}}")
+    with pytest.raises(InputError, match=r"learning\.grpo\.learning_rate.*mine\.yaml.*nearest known key"):
+        load_config([file])
+    with pytest.raises(InputError, match=r"'learning\.grpo\.stpes'.*'learning\.grpo\.steps'"):
+        load_config([], ["learning.grpo.stpes=3"])
+
+
+@pytest.mark.parametrize("override", ["learning.grpo.group=1", "policy.dropout=1.5", "data.split=random", "seed=x"])
+def test_a_value_out_of_range_is_refused_with_its_key(override: str) -> None:
+    with pytest.raises(InputError, match=override.split("=")[0].replace(".", r"\.")):
+        load_config([], [override])
+
+
+def test_a_missing_file_broken_yaml_and_a_bare_word_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "broken.yaml").write_text("a: [")
+    (tmp_path / "list.yaml").write_text("- 1")
+    for files, overrides, message in (
+        ([tmp_path / "none.yaml"], [], "not found"),
+        ([tmp_path / "broken.yaml"], [], "not valid YAML"),
+        ([tmp_path / "list.yaml"], [], "mapping"),
+        ([], ["nonsense"], "not of the form"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_config(files, overrides)
+
+
+def test_the_shown_config_loads_back_to_itself(tmp_path: Path) -> None:
+    config = load_config([], ["rewards.prefix=0.25", "tune.space.prefix=[0.0,1.0]"])
+    (tmp_path / "shown.yaml").write_text(to_yaml(config))
+    assert load_config([tmp_path / "shown.yaml"]) == config
+
+
+@pytest.mark.parametrize("file", sorted(Path(__file__).parent.parent.glob("configs/**/*.yaml")), ids=lambda f: f.name)
+def test_every_shipped_config_is_valid(file: Path) -> None:
+    load_config([file])
+
+
+def test_show_prints_the_config_without_importing_torch() -> None:
+    code = (
+        "import sys, runpy; sys.argv = ['sft', 'configs/demo.yaml', 'seed=7', '--show']\n"
+        "from workflows.door import main\n"
+        "try: main(lambda c: None, None)\n"
+        "finally: assert 'torch' not in sys.modules and 'ray' not in sys.modules"
+    )
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "seed: 7" in done.stdout
+    assert "name: demo" in done.stdout
+
+
+def test_bad_input_ends_with_code_2_and_one_message() -> None:
+    command = [sys.executable, "-m", "workflows.sft", "learning.sft.lrr=1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: unknown config key")
+    assert "Traceback" not in done.stderr
