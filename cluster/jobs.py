@@ -34,7 +34,9 @@ class Job:
 
         catalog = Catalog.load(self.catalog)
         config = self.config
-        policy, prompts = build(config.policy, catalog, max_history=config.data.max_history, seed=config.seed)
+        cache = Path(config.storage).absolute() / "backbones"
+        history = config.data.max_history
+        policy, prompts = build(config.policy, catalog, max_history=history, seed=config.seed, cache=cache)
         if self.start is not None:
             policy.adopt(load_tensors(self.start, catalog))
         return policy, prompts, catalog

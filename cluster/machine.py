@@ -13,8 +13,9 @@ QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
@@ -36,10 +37,13 @@ def connect(config: Config) -> None:
     address = config.compute.address or os.environ.get("RAY_ADDRESS") or "local"
     passed = {name: os.environ[name] for name in (*QUIET, "HF_HUB_OFFLINE") if name in os.environ}
     options = {} if address != "local" else {"object_store_memory": config.compute.object_store_mb * 2**20}
+    for logger in ("ray._private.authentication", "ray.data"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
     ray.init(
         address=address,
         include_dashboard=False if address == "local" else None,
-        logging_level=logging.WARNING,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
         runtime_env={"env_vars": passed},
         **options,
     )
@@ -52,7 +56,6 @@ def _quieten_ray_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
 def _names_a_hub_model(config: Config) -> bool:

@@ -102,24 +102,17 @@ def _prepare(job: Job) -> None:
 
 
 def _map(job: Job, make: Callable[[Job], Callable[[int], None]], shards: list[int], label: str) -> None:
-    rows = map_shards(job.config, partial(_guarded, make, job), shards, label=label)
-    refused = [row["refused"] for row in rows if row["refused"]]
-    if refused:
-        raise InputError(refused[0])
+    map_shards(job.config, partial(_silent, make, job), shards, label=label)
 
 
-def _guarded(make: Callable[[Job], Callable[[int], None]], job: Job) -> Callable[[int], dict[str, str]]:
-    """Bad input comes back as a row: an actor's exception would arrive wrapped, after retries."""
+def _silent(make: Callable[[Job], Callable[[int], None]], job: Job) -> Callable[[int], dict[str, Any]]:
     work = make(job)
 
-    def guarded(shard: int) -> dict[str, str]:
-        try:
-            work(shard)
-        except InputError as error:
-            return {"refused": str(error)}
-        return {"refused": ""}
+    def done(shard: int) -> dict[str, Any]:
+        work(shard)
+        return {}
 
-    return guarded
+    return done
 
 
 def _catalogue(job: Job) -> pa.Table:

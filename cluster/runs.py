@@ -7,11 +7,13 @@ import shutil
 import tempfile
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cluster.jobs import Job
 from cluster.machine import connect, prepare_environment
+from cluster.progress import shown, told
 from genrec.data.files import write_json
 
 
@@ -58,8 +60,7 @@ def fit(loop: Callable[[Job], None], job: Job, name: str) -> None:
 
     gpus = compute.worker_gpus > 0
     trainer = TorchTrainer(
-        loop,
-        train_loop_config=job,  # type: ignore[arg-type]
+        partial(_quietly, loop, job),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=compute.workers,
@@ -73,7 +74,17 @@ def fit(loop: Callable[[Job], None], job: Job, name: str) -> None:
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
-    trainer.fit()
+    with shown(job.out):
+        trainer.fit()
+
+
+def _quietly(loop: Callable[[Job], None], job: Job) -> None:
+    """In a Ray Train worker: progress goes to the driver's terminal by file, Ray's own reports to its logs."""
+    import logging
+
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    with told(job.out):
+        loop(job)
 
 
 def sft_loop(job: Job) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster.machine import connect
 from genrec.config import Config
+from genrec.errors import InputError
 
 Work = Callable[[int], Mapping[str, Any]]
 
@@ -18,6 +19,9 @@ def map_shards(config: Config, make: Callable[[], Work], shards: Sequence[int], 
     ``make`` is called once per actor and loads what the work needs; it must be picklable. The work writes its result
     itself, atomically; callers pass only the shards whose file is missing. ``compute.data_actors: 0`` works in this
     process without Ray.
+
+    Raises:
+        InputError: the work refused its input.
     """
     if not shards:
         return []
@@ -25,17 +29,31 @@ def map_shards(config: Config, make: Callable[[], Work], shards: Sequence[int], 
         work = make()
         rows = [dict(work(shard), shard=shard) for shard in _counted(shards, len(shards), label)]
     else:
-        rows = list(_counted(_on_ray(config, make, shards), len(shards), label))
+        rows = [_accepted(row) for row in _counted(_on_ray(config, make, shards), len(shards), label)]
     return sorted(rows, key=lambda row: row["shard"])
 
 
 class _Actor:
+    """Bad input comes back as a row: an actor's exception would arrive wrapped, after retries."""
+
     def __init__(self, make: Callable[[], Work]) -> None:
-        self._work = make()
+        self._make = make
+        self._work: Work | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         shard = int(row["shard"])
-        return dict(self._work(shard), shard=shard)
+        try:
+            if self._work is None:
+                self._work = self._make()
+            return dict(self._work(shard), shard=shard, refused="")
+        except InputError as error:
+            return {"shard": shard, "refused": str(error)}
+
+
+def _accepted(row: dict[str, Any]) -> dict[str, Any]:
+    if refused := row.pop("refused"):
+        raise InputError(refused)
+    return row
 
 
 def _on_ray(config: Config, make: Callable[[], Work], shards: Sequence[int]) -> Any:

@@ -76,27 +76,33 @@ class Embed(Section):
 class Sid(Section):
     """Vectors to semantic IDs."""
 
-    quantizer: Literal["rqkmeans", "rqvae", "given"] = Field("rqkmeans", description="'given' takes sid.column")
-    column: str = Field("sid", description="given: the item column with each item's codes")
-    levels: int = Field(3, ge=2, le=8)
-    codes: int = Field(256, ge=2, le=65536, description="codes per level")
-    iterations: PositiveInt = Field(25, description="k-means iterations per level")
-    epochs: PositiveInt = Field(200, description="rqvae: training epochs")
-    batch_size: PositiveInt = Field(1024, description="rqvae: items per step")
-    latent: PositiveInt = Field(32, description="rqvae: width of the quantized vector")
-    hidden: tuple[PositiveInt, ...] = Field((512, 256, 128), description="rqvae: widths of the encoder's layers")
-    lr: float = Field(1e-3, gt=0)
-    beta: float = Field(0.25, ge=0, description="rqvae: commitment weight")
-    codebook: Literal["gradient", "ema"] = Field("gradient", description="rqvae: how the codebooks learn")
-    decay: float = Field(0.99, gt=0, lt=1, description="rqvae: decay of EMA codebooks")
-    estimator: Literal["straight_through", "rotation"] = Field("straight_through", description="rqvae: gradient path")
-    sinkhorn: float = Field(0.0, ge=0, description="rqvae: entropy of balanced training assignment; 0 = nearest code")
-    text_weight: float = Field(1.0, ge=0, description="weight of the text vector in what is quantized")
-    cf_weight: float = Field(0.0, ge=0, description="weight of collaborative factors from the train log")
-    cf_dims: PositiveInt = Field(64, description="width of the collaborative factors")
-    cf_window: PositiveInt = Field(5, description="positions of a sequence that count as bought together")
-    fit_items: PositiveInt = Field(262_144, description="items that the quantizer learns from, at most")
-    shard_items: PositiveInt = Field(65536, description="items per output file")
+    quantizer: Literal["rqkmeans", "rqvae", "given"] = Field(default="rqkmeans", description="'given' takes sid.column")
+    column: str = Field(default="sid", description="given: the item column with each item's codes")
+    levels: int = Field(default=3, ge=2, le=8)
+    codes: int = Field(default=256, ge=2, le=65536, description="codes per level")
+    iterations: PositiveInt = Field(default=25, description="k-means iterations per level")
+    epochs: PositiveInt = Field(default=200, description="rqvae: training epochs")
+    batch_size: PositiveInt = Field(default=1024, description="rqvae: items per step")
+    latent: PositiveInt = Field(default=32, description="rqvae: width of the quantized vector")
+    hidden: tuple[PositiveInt, ...] = Field(
+        default=(512, 256, 128), description="rqvae: widths of the encoder's layers"
+    )
+    lr: float = Field(default=1e-3, gt=0)
+    beta: float = Field(default=0.25, ge=0, description="rqvae: commitment weight")
+    codebook: Literal["gradient", "ema"] = Field(default="gradient", description="rqvae: how the codebooks learn")
+    decay: float = Field(default=0.99, gt=0, lt=1, description="rqvae: decay of EMA codebooks")
+    estimator: Literal["straight_through", "rotation"] = Field(
+        default="straight_through", description="rqvae: gradient path"
+    )
+    sinkhorn: float = Field(
+        default=0.0, ge=0, description="rqvae: entropy of balanced training assignment; 0 = nearest code"
+    )
+    text_weight: float = Field(default=1.0, ge=0, description="weight of the text vector in what is quantized")
+    cf_weight: float = Field(default=0.0, ge=0, description="weight of collaborative factors from the train log")
+    cf_dims: PositiveInt = Field(default=64, description="width of the collaborative factors")
+    cf_window: PositiveInt = Field(default=5, description="positions of a sequence that count as bought together")
+    fit_items: PositiveInt = Field(default=262_144, description="items that the quantizer learns from, at most")
+    shard_items: PositiveInt = Field(default=65536, description="items per output file")
 
     @property
     def level_sizes(self) -> tuple[int, ...]:
@@ -243,6 +249,11 @@ class Compute(Section):
     worker_gpus: float = Field(default=0.0, ge=0, le=1)
     data_actors: int = Field(
         default=1, ge=0, description="actors of prepare, embed, assign, evaluate; 0: in this process"
+    )
+    local_mb: int = Field(
+        default=256,
+        ge=0,
+        description="a log with smaller files is prepared in this process: starting actors takes longer",
     )
     data_cpus: float = Field(default=1.0, gt=0)
     data_gpus: float = Field(default=0.0, ge=0)

@@ -43,7 +43,9 @@ class Recommender:
         self._rows = {item_id: row for row, item_id in enumerate(self._ids)}
         self._catalog = Catalog.load(parts["catalog"])
         history = config.data.max_history
-        self._policy, self._prompts = build(config.policy, self._catalog, max_history=history, seed=config.seed)
+        self._policy, self._prompts = build(
+            config.policy, self._catalog, max_history=history, seed=config.seed, cache=storage / "backbones"
+        )
         self._policy.adopt(load_tensors(parts["policy"], self._catalog))
         self._policy.eval()
         self._prior, self._mask_seen = about["prior"], bool(about["mask_seen"])

@@ -10,8 +10,6 @@ from typing import Any
 from cluster.shards import map_shards
 from cluster.stages import Output, run_stage
 from genrec.config import Config
-from genrec.sid.build import finish_published, finish_quantized, fit_quantizer, make_assigner
-from genrec.sid.vectors import missing_shards
 from workflows import embed, prepare
 from workflows.door import main
 
@@ -32,10 +30,15 @@ def run(config: Config) -> Output:
 
 
 def _take(config: Config, data: Path, out: Path) -> Mapping[str, Any]:
+    from genrec.sid.build import finish_published
+
     return finish_published(data, out, config.sid)
 
 
 def _quantize(config: Config, data: Path, vectors: Path, out: Path) -> Mapping[str, Any]:
+    from genrec.sid.build import finish_quantized, fit_quantizer, make_assigner
+    from genrec.sid.vectors import missing_shards
+
     sid, compute = config.sid, config.compute
     items = fit_quantizer(data, vectors, out, sid, seed=config.seed, threads=compute.threads, device=compute.device)
     threads = max(1, int(compute.data_cpus)) if compute.data_actors else compute.threads

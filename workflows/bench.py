@@ -11,7 +11,7 @@ from importlib import import_module
 from cluster.machine import prepare_environment
 from workflows.door import parser, read_config
 
-NAMES = ("decode", "sft", "rl")
+NAMES = ("decode",)
 
 
 def main() -> None:

@@ -11,8 +11,6 @@ from cluster.shards import map_shards
 from cluster.stages import Output, run_stage
 from genrec.config import Config
 from genrec.data.tables import read_items
-from genrec.sid.embed import item_texts, make_embedder, resolve_model
-from genrec.sid.vectors import VectorFiles, missing_shards
 from workflows import prepare
 from workflows.door import main
 
@@ -28,6 +26,9 @@ def run(config: Config) -> Output:
 
 
 def _embed(config: Config, data: Path, out: Path) -> Mapping[str, Any]:
+    from genrec.sid.embed import item_texts, make_embedder, resolve_model
+    from genrec.sid.vectors import VectorFiles, missing_shards
+
     settings, compute = config.embed, config.compute
     resolve_model(settings.model)
     items = len(item_texts(read_items(data), settings.fields))

@@ -23,14 +23,24 @@ def run(config: Config) -> Output:
     """Check the source's files, then write the data directory unless it exists for these files and settings."""
     source = open_source(config.data)
     window(config.data.filters)
+    files = fingerprint(source.files())
+    here = in_process(config, files)
 
     def work(directory: Path) -> dict[str, Any]:
-        stats = prepare(source, config, directory)
+        stats = prepare(source, here, directory)
         print("[prepare] " + "  ".join(f"{name} {stats[name]:,}" for name in SHOWN), flush=True)
         return stats
 
-    settings = {"data": config.data.model_dump(mode="json"), "files": fingerprint(source.files())}
+    settings = {"data": config.data.model_dump(mode="json"), "files": files}
     return run_stage(config, "prepare", version=VERSION, settings=settings, inputs=(), work=work)
+
+
+def in_process(config: Config, files: list[list[str | int]]) -> Config:
+    """The config with Ray Data switched off when the log is so small that starting actors would take longer."""
+    sizes = [int(fact[1]) for fact in files if len(fact) > 1]
+    if len(sizes) < len(files) or sum(sizes) >= config.compute.local_mb * 2**20:
+        return config
+    return config.model_copy(update={"compute": config.compute.model_copy(update={"data_actors": 0})})
 
 
 SHOWN = ("users", "items", "interactions", "train", "valid", "test")

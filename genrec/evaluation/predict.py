@@ -45,7 +45,8 @@ def make_predictor(
     cuda = torch.cuda.is_available() and config.compute.device != "cpu"
     device = torch.device("cuda" if cuda else "cpu")
     catalog = Catalog.load(catalog_dir)
-    policy, prompts = build(config.policy, catalog, max_history=config.data.max_history, seed=config.seed)
+    cache, history = Path(config.storage).absolute() / "backbones", config.data.max_history
+    policy, prompts = build(config.policy, catalog, max_history=history, seed=config.seed, cache=cache)
     policy.adopt(load_tensors(policy_dir, catalog))
     policy.to(device).eval()
     trie = catalog.trie.to(device)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -36,8 +38,12 @@ DENSE_WINDOW = 2
 """Dense training reads windows of this many times ``max_history`` items, so positions reach that far."""
 
 
-def build(policy: settings.Policy, catalog: Catalog, *, max_history: int, seed: int) -> tuple[Policy, Prompts]:
+def build(
+    policy: settings.Policy, catalog: Catalog, *, max_history: int, seed: int, cache: Path | None = None
+) -> tuple[Policy, Prompts]:
     """A new policy for ``catalog`` with its prompts, initialised from ``seed``.
+
+    ``cache`` is a directory for a packaged backbone in a form that loads fast (GGUF takes half a minute each time).
 
     Raises:
         InputError: the settings do not fit together, or the pretrained model cannot be found.
@@ -46,7 +52,7 @@ def build(policy: settings.Policy, catalog: Catalog, *, max_history: int, seed: 
         torch.manual_seed(seed)
         if policy.kind == "scratch":
             return _scratch(policy, catalog, max_history)
-        return _pretrained(policy, catalog, max_history)
+        return _pretrained(policy, catalog, max_history, cache)
 
 
 def save(policy: Policy, tensors: dict[str, Tensor], catalog: Catalog, about: dict[str, Any], directory: Path) -> None:
@@ -119,10 +125,12 @@ def _qwen3(policy: settings.Policy, vocabulary: int, positions: int) -> PreTrain
     )
 
 
-def _pretrained(policy: settings.Policy, catalog: Catalog, max_history: int) -> tuple[Policy, Prompts]:
+def _pretrained(
+    policy: settings.Policy, catalog: Catalog, max_history: int, cache: Path | None
+) -> tuple[Policy, Prompts]:
     from peft import LoraConfig, get_peft_model
 
-    tokenizer, model = _load_pretrained(policy)
+    tokenizer, model = _load_pretrained(policy, cache)
     names = sid_names(catalog.level_sizes)
     known = tokenizer.get_vocab()
     if clash := [name for name in names if name in known]:
@@ -175,16 +183,36 @@ def _add_rows(model: PreTrainedModel, base: int, count: int) -> None:
         weight[base : base + count] = fresh.to(weight.dtype)
 
 
-def _load_pretrained(policy: settings.Policy) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+def _load_pretrained(policy: settings.Policy, cache: Path | None) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     where: dict[str, Any] = {"pretrained_model_name_or_path": policy.path}
     if policy.path == "smollm2":
         where = packaged_smollm2()
+        if cache is not None:
+            where = {"pretrained_model_name_or_path": str(_converted(where, cache / "smollm2"))}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)
         model = AutoModelForCausalLM.from_pretrained(**where, dtype=getattr(torch, policy.dtype))
     except (OSError, ValueError) as error:
         raise InputError(f"policy.path={policy.path!r} cannot be loaded: {error}") from error
     return tokenizer, model
+
+
+def _converted(where: dict[str, str], directory: Path) -> Path:
+    """The packaged GGUF as safetensors, written once."""
+    if directory.is_dir():
+        return directory
+    model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    for name in ("hf_quantizer", "quantization_method", "is_quantized"):
+        model.__dict__.pop(name, None)
+    model.config.__dict__.pop("quantization_config", None)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent) as temporary:
+        fresh = Path(temporary) / directory.name
+        model.save_pretrained(fresh)
+        AutoTokenizer.from_pretrained(**where).save_pretrained(fresh)
+        with suppress(OSError):
+            fresh.rename(directory)
+    return directory
 
 
 def packaged_smollm2() -> dict[str, str]:
