@@ -37,8 +37,7 @@ def connect(config: Config) -> None:
     address = config.compute.address or os.environ.get("RAY_ADDRESS") or "local"
     passed = {name: os.environ[name] for name in (*QUIET, "HF_HUB_OFFLINE") if name in os.environ}
     options = {} if address != "local" else {"object_store_memory": config.compute.object_store_mb * 2**20}
-    for logger in ("ray._private.authentication", "ray.data"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     ray.init(
         address=address,
         include_dashboard=False if address == "local" else None,
@@ -56,6 +55,7 @@ def _quieten_ray_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def _names_a_hub_model(config: Config) -> bool:
