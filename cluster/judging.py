@@ -70,6 +70,12 @@ def evaluate(config: Config, stages: Mapping[str, Output], out: Path) -> dict[st
         stages=costs,
         details={"baseline_settings": dict(lineup.settings), "prior": prior, "seen_items_masked": lineup.mask_seen},
     )
+    if prior["weight"]:
+        alone = metrics["policy"]["item"] if "policy" in metrics else metrics["sft"]["item"]
+        metrics["verdict"] += (
+            f" The model is the policy with an ItemKNN prior of weight {prior['weight']:g} (tuned on validation); "
+            f"the policy alone has NDCG@10 {alone['ndcg@10']:.4f} and HR@10 {alone['hr@10']:.4f}."
+        )
     write_json(metrics, out / "metrics.json")
     curves = {name: json.loads((stages[name].path / "curve.json").read_text())["curve"] for name in policies}
     write_report(
