@@ -90,11 +90,7 @@ def insert(
     known = [item_id for item_id in came if item_id in rows and rows[item_id] not in gone]
     if len(known) == len(came) and digest in _digests(live):
         return {"inserted": 0, "returned": 0, "items": len(catalog), "catalog": str(current(assigned, live))}
-    if known:
-        raise InputError(
-            f"{len(known)} of {len(came)} items are in the catalogue already ({known[:3]}…): an item keeps its SID; "
-            "leave them out, or remove them first"
-        )
+    _refuse_known(known, len(came))
     fresh = items.filter(pa.array([item_id not in rows for item_id in came]))
     back = {rows[item_id] for item_id in came if item_id in rows}
     codes_NL, grown = catalog.codes_NL.numpy().astype(np.int32), catalog.grown_from
@@ -137,6 +133,14 @@ def _read(directory: Path) -> tuple[Catalog, list[str], list[pa.Table]]:
     ids = pq.ParquetFile(directory / "sids.parquet").read(["id"])["id"].to_pylist()
     file = directory / "added.parquet"
     return catalog, ids, [pq.ParquetFile(file).read()] if file.is_file() else []
+
+
+def _refuse_known(known: list[str], came: int) -> None:
+    if known:
+        raise InputError(
+            f"{len(known)} of {came} items are in the catalogue already ({known[:3]}…): an item keeps its SID; "
+            "leave them out, or remove them first"
+        )
 
 
 def _quantizer(assigned: Path) -> Quantizer:
