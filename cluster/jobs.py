@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from genrec.config import Config
 
@@ -29,14 +29,14 @@ class Job:
 
     def build(self) -> tuple[Policy, Prompts, Catalog]:
         """The policy (with the tensors of ``start``), its prompts and the catalogue."""
-        from genrec.policy.backbone import build, load_tensors
+        from genrec.policy.backbone import build, load
         from genrec.sid.catalog import Catalog
 
         catalog = Catalog.load(self.catalog)
         config = self.config
         cache = Path(config.storage).absolute() / "backbones"
         history = config.data.max_history
-        policy, prompts = build(config.policy, catalog, max_history=history, seed=config.seed, cache=cache)
-        if self.start is not None:
-            policy.adopt(load_tensors(self.start, catalog))
-        return policy, prompts, catalog
+        options: dict[str, Any] = {"max_history": history, "seed": config.seed, "cache": cache}
+        if self.start is None:
+            return *build(config.policy, catalog, **options), catalog
+        return *load(config.policy, catalog, self.start, **options), catalog

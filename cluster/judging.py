@@ -31,8 +31,8 @@ def evaluate(config: Config, stages: Mapping[str, Output], out: Path) -> dict[st
     import numpy as np
 
     from genrec.evaluation.baselines import recent_history
-    from genrec.evaluation.judge import Contest, judge
-    from genrec.evaluation.metrics import sid_numbers
+    from genrec.evaluation.judge import Contest, add_gain, add_prior, judge
+    from genrec.evaluation.metrics import per_query, sid_numbers, target_ranks
     from genrec.evaluation.report import print_table, write_report
     from genrec.evaluation.slices import category_numbers, sid_use
     from genrec.evaluation.tuning import fit_baselines
@@ -41,19 +41,19 @@ def evaluate(config: Config, stages: Mapping[str, Output], out: Path) -> dict[st
     data, catalog = stages["prepare"].path, Catalog.load(stages["assign"].path)
     items, test, valid = read_items(data), read_queries(data, "test"), read_queries(data, "valid")
     policies = [name for name in ("grpo", "sft") if name in stages]
-    answers = {name: _answers(config, stages, name, "test", out) for name in policies}
-    lineup = fit_baselines(read_sequences(data), valid, len(items), config.data.max_history, seed=config.seed)
-    recent_QH = recent_history(test, config.data.max_history)
-    ranked = {name: _unseen(beams, recent_QH, lineup).items_QK for name, beams in answers.items()}
     best = policies[0]
+    lineup = fit_baselines(read_sequences(data), valid, len(items), config.data.max_history, seed=config.seed)
+    answers = {name: _answers(config, stages, name, "test", lineup, out) for name in policies}
     prior = _tuned_prior(config, stages, best, lineup, valid, out)
-    others = {"sft": ranked["sft"]} if best != "sft" else {}
-    model = ranked[best]
+    recent_QH = recent_history(test, config.data.max_history)
+    others = {"sft": answers["sft"].items_QK} if best != "sft" else {}
+    model = answers[best].items_QK
     if prior["weight"]:
-        others |= {"policy": ranked[best]}
+        others |= {"policy": model}
         model = _mixed(answers[best], recent_QH, lineup, prior, config.decode.width)
+    targets_Q = test["target"].to_numpy().astype(np.int64)
     contest = Contest(
-        targets_Q=test["target"].to_numpy().astype(np.int64),
+        targets_Q=targets_Q,
         model_QK=model,
         baselines=lineup.rank(recent_QH, max(config.evaluation.ks)),
         sid_of_item_N=sid_numbers(catalog.codes_NL.numpy()),
@@ -62,14 +62,14 @@ def evaluate(config: Config, stages: Mapping[str, Output], out: Path) -> dict[st
         policies=others,
     )
     costs = {name: {k: stage.metrics[k] for k in ("wall_s", "peak_rss_mb")} for name, stage in stages.items()}
-    metrics = judge(
-        contest,
-        ks=config.evaluation.ks,
-        resamples=config.evaluation.bootstrap,
-        seed=config.seed,
-        stages=costs,
-        details={"baseline_settings": dict(lineup.settings), "prior": prior, "seen_items_masked": lineup.mask_seen},
-    )
+    ks, draws = config.evaluation.ks, config.evaluation.bootstrap
+    details = {"baseline_settings": dict(lineup.settings), "prior": prior, "seen_items_masked": lineup.mask_seen}
+    metrics = judge(contest, ks=ks, resamples=draws, seed=config.seed, stages=costs, details=details)
+    if prior["weight"]:
+        add_prior(metrics, "policy", prior["weight"])
+    if best == "grpo":
+        values = {name: per_query(target_ranks(answers[name].items_QK, targets_Q), ks) for name in policies}
+        add_gain(metrics, values["grpo"], values["sft"], draws, config.seed)
     write_json(metrics, out / "metrics.json")
     curves = {name: json.loads((stages[name].path / "curve.json").read_text())["curve"] for name in policies}
     write_report(
@@ -86,23 +86,22 @@ def evaluate(config: Config, stages: Mapping[str, Output], out: Path) -> dict[st
     return {"verdict": metrics["verdict"], "model": metrics["model"]["item"]}
 
 
-def _answers(config: Config, stages: Mapping[str, Output], name: str, split: Split, out: Path) -> Beams:
-    from genrec.evaluation.predict import make_predictor, missing, read_predictions
+def _answers(config: Config, stages: Mapping[str, Output], name: str, split: Split, lineup: Lineup, out: Path) -> Beams:
+    """A policy's ``decode.width`` best items per query; masked seen items come from a wider beam."""
+    from genrec.evaluation.baselines import recent_history
+    from genrec.evaluation.predict import make_predictor, missing, read_predictions, without_seen
 
     data, where = stages["prepare"].path, out / "predictions" / name / split
-    compute = config.compute
-    threads = max(1, int(compute.data_cpus)) if compute.data_actors else compute.threads
+    width, history = config.decode.width, config.data.max_history
     paths = (stages["assign"].path, stages[name].path)
-    make = partial(make_predictor, config, data, *paths, split, where, threads)
+    wide = width + history if lineup.mask_seen else width
+    make = partial(make_predictor, config, data, *paths, split, where, wide)
     todo = missing(where, len(read_queries(data, split)), config.evaluation.shard_queries)
     map_shards(config, make, todo, label=f"evaluate {name} on {split}")
-    return read_predictions(where)
-
-
-def _unseen(beams: Beams, recent_QH: Any, lineup: Lineup) -> Beams:
-    from genrec.evaluation.predict import without_seen
-
-    return without_seen(beams, recent_QH) if lineup.mask_seen else beams
+    beams = read_predictions(where)
+    if not lineup.mask_seen:
+        return beams
+    return without_seen(beams, recent_history(read_queries(data, split), history), width)
 
 
 def _tuned_prior(
@@ -117,7 +116,7 @@ def _tuned_prior(
     if config.decode.prior == "none":
         return {"kind": "none", "weight": 0.0, "power": 1.0}
     recent_QH = recent_history(valid, config.data.max_history)
-    beams = _unseen(_answers(config, stages, name, "valid", out), recent_QH, lineup)
+    beams = _answers(config, stages, name, "valid", lineup, out)
     scores = _prior_scores(lineup, recent_QH)
     targets_Q = valid["target"].to_numpy().astype(np.int64)
     fixed = config.decode.prior_weight
@@ -139,9 +138,8 @@ def _prior_scores(lineup: Lineup, recent_QH: Any) -> Any:
 def _mixed(beams: Beams, recent_QH: Any, lineup: Lineup, prior: Mapping[str, Any], k: int) -> Any:
     from genrec.evaluation.prior import mix
 
-    unseen = _unseen(beams, recent_QH, lineup)
     scores = _prior_scores(lineup, recent_QH)
-    return mix(unseen.items_QK, unseen.logp_QK, scores, prior["weight"], power=prior["power"], k=k)
+    return mix(beams.items_QK, beams.logp_QK, scores, prior["weight"], power=prior["power"], k=k)
 
 
 def _samples(items: Any, test: Any, model_QK: Any) -> list[dict[str, Any]]:

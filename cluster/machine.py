@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from genrec.config import Config
+from genrec.errors import InputError
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -34,6 +35,11 @@ def connect(config: Config) -> None:
 
     if ray.is_initialized():
         return
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not Path(config.storage).is_absolute():
+        raise InputError(
+            f"storage={config.storage!r} lies in the job's temporary copy of the working directory and would be lost; "
+            "give an absolute path that every node sees"
+        )
     address = config.compute.address or os.environ.get("RAY_ADDRESS") or "local"
     passed = {name: os.environ[name] for name in (*QUIET, "HF_HUB_OFFLINE") if name in os.environ}
     options = {} if address != "local" else {"object_store_memory": config.compute.object_store_mb * 2**20}
@@ -47,6 +53,28 @@ def connect(config: Config) -> None:
         **options,
     )
     _quieten_ray_data()
+
+
+def require(config: Config, what: str, cpus: float, gpus: float) -> None:
+    """Refuse to wait forever for resources that this machine does not have (a cluster may still grow, and is told).
+
+    Raises:
+        InputError: a local Ray has fewer CPUs or GPUs than ``what`` asks for.
+    """
+    import ray
+
+    have = ray.cluster_resources()
+    if have.get("CPU", 0.0) >= cpus and have.get("GPU", 0.0) >= gpus:
+        return
+    message = (
+        f"{what} asks for {cpus:g} CPUs and {gpus:g} GPUs, "
+        f"Ray has {have.get('CPU', 0.0):g} and {have.get('GPU', 0.0):g}; "
+        "lower the numbers in the config's compute section, or take another configs/ file for where to run"
+    )
+    if config.compute.address or os.environ.get("RAY_ADDRESS"):
+        print(f"warning: {message}; waiting for the cluster to grow", flush=True)
+        return
+    raise InputError(message)
 
 
 def _quieten_ray_data() -> None:

@@ -11,11 +11,11 @@ import psutil
 class PeakMemory:
     """Context manager; ``peak_mb`` is the largest sum of unique set sizes (MiB) of this process and its descendants.
 
-    Sampled once a second. Pages that processes share are counted once at most, so Ray's object store is left out.
+    Sampled every few seconds. Pages that processes share are counted once at most, so Ray's object store is left out.
     On a cluster only this machine's share is seen.
     """
 
-    def __init__(self, interval_s: float = 1.0) -> None:
+    def __init__(self, interval_s: float = 3.0) -> None:
         self.peak_mb = 0.0
         self._interval_s = interval_s
         self._stop = threading.Event()

@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from cluster.jobs import Job
-from cluster.machine import connect, prepare_environment
+from cluster.machine import connect, prepare_environment, require
 from cluster.progress import shown, told
-from genrec.data.files import write_json
+from genrec.data.files import write_json, write_text
+from genrec.errors import InputError
+
+REFUSED = "refused.txt"
+"""Where a worker leaves the message of an InputError: as an exception it would be retried and arrive wrapped."""
 
 
 class RayCheckpoints:
@@ -49,8 +53,13 @@ def fit(loop: Callable[[Job], None], job: Job, name: str) -> None:
 
     The run's name and storage are the stage's own directory, so the same command resumes from its last checkpoint;
     ``compute.max_failures`` restarts cover a worker that dies meanwhile.
+
+    Raises:
+        InputError: the loop refused its input, or the machine is too small for what ``compute`` asks.
     """
     compute = job.config.compute
+    if (job.out / "curve.json").is_file():
+        return
     if compute.workers == 0:
         loop(job)
         return
@@ -58,6 +67,9 @@ def fit(loop: Callable[[Job], None], job: Job, name: str) -> None:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    actors = compute.rollout_actors if job.start is not None else 0
+    cpus = compute.workers * compute.worker_cpus + actors * compute.rollout_cpus
+    require(job.config, name, cpus, compute.workers * compute.worker_gpus + actors * compute.rollout_gpus)
     gpus = compute.worker_gpus > 0
     trainer = TorchTrainer(
         partial(_quietly, loop, job),
@@ -74,8 +86,12 @@ def fit(loop: Callable[[Job], None], job: Job, name: str) -> None:
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
+    refused = job.out / REFUSED
+    refused.unlink(missing_ok=True)
     with shown(job.out):
         trainer.fit()
+    if refused.is_file():
+        raise InputError(refused.read_text(encoding="utf-8"))
 
 
 def _quietly(loop: Callable[[Job], None], job: Job) -> None:
@@ -84,7 +100,10 @@ def _quietly(loop: Callable[[Job], None], job: Job) -> None:
 
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     with told(job.out):
-        loop(job)
+        try:
+            loop(job)
+        except InputError as error:
+            write_text(str(error), job.out / REFUSED)
 
 
 def sft_loop(job: Job) -> None:
@@ -113,7 +132,13 @@ def sft_loop(job: Job) -> None:
         width=10,
         batch_size=config.decode.batch_size,
     )
-    loss = SftLoss(prompts, catalog, trie_softmax=settings.softmax == "trie", smoothing=settings.label_smoothing)
+    loss = SftLoss(
+        prompts,
+        catalog,
+        trie_softmax=settings.softmax == "trie",
+        smoothing=settings.label_smoothing,
+        device=accelerator.device,
+    )
     run = SftRun(
         policy,
         loss,
@@ -143,12 +168,12 @@ def grpo_loop(job: Job) -> None:
     categories = [path[-1] if path else "" for path in read_items(job.data)["categories"].to_pylist()]
     knowledge = Knowledge(catalog.codes_NL, categories)
     learner = GrpoLearner(policy, prompts, catalog.trie, knowledge, settings, config.rewards, accelerator)
-    actors = config.compute.rollout_actors if config.compute.workers else 0
     rank, world = accelerator.process_index, accelerator.num_processes
+    actors = len(range(rank, config.compute.rollout_actors, world)) if config.compute.workers else 0
     if actors:
         from cluster.rollouts import RayRollouts
 
-        rollouts: Any = RayRollouts(job, max(1, len(range(rank, actors, world))))
+        rollouts: Any = RayRollouts(job, actors)
     else:
         rollouts = LocalRollouts(policy, prompts, catalog.trie.to(accelerator.device), settings, config.seed)
     validator = Validator(
@@ -179,8 +204,7 @@ def _accelerator(job: Job) -> Any:
 
     torch.set_num_threads(job.config.compute.threads)
     cuda = torch.cuda.is_available() and job.config.compute.device != "cpu"
-    half = cuda and job.config.policy.dtype == "bfloat16"
-    return Accelerator(cpu=not cuda, mixed_precision="bf16" if half else "no")
+    return Accelerator(cpu=not cuda)
 
 
 def _checkpoints(job: Job) -> Any:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from cluster.machine import connect
+from cluster.machine import connect, require
 from genrec.config import Config
 from genrec.errors import InputError
 
@@ -62,6 +62,7 @@ def _on_ray(config: Config, make: Callable[[], Work], shards: Sequence[int]) -> 
     from ray.data import ActorPoolStrategy
 
     compute = config.compute
+    require(config, "an actor of Ray Data", compute.data_cpus, compute.data_gpus)
     rows = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
     results = rows.map(
         _Actor,

@@ -71,6 +71,9 @@ def run_stage(
     partial.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(f"{partial}.lock", timeout=0):
+            if (final / "manifest.json").is_file():
+                partial.rmdir()
+                return run_stage(config, name, version=version, settings=settings, inputs=inputs, work=work)
             print(f"[{name}] {'continues' if any(partial.iterdir()) else 'starts'}: {_shown(final)}", flush=True)
             metrics = _measured(work, partial)
             write_text(to_yaml(config), partial / "config.yaml")
@@ -88,19 +91,6 @@ def run_stage(
     print(f"[{name}] done in {metrics['wall_s']:.0f} s, peak memory {metrics['peak_rss_mb']:.0f} MB", flush=True)
     _told.add(final)
     return Output(name, final, key, metrics, skipped=False)
-
-
-def read_output(path: Path) -> Output:
-    """The finished stage in ``path``.
-
-    Raises:
-        InputError: there is none.
-    """
-    try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a finished stage ({error})") from None
-    return Output(manifest["name"], path, manifest["key"], manifest["metrics"], skipped=True)
 
 
 def _key(name: str, version: int, settings: Mapping[str, Any], inputs: Sequence[str]) -> str:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 from yaml import YAMLError
 
 from genrec.errors import InputError
@@ -22,7 +22,7 @@ from genrec.errors import InputError
 class Section(BaseModel):
     """Base of every section: unknown keys are refused, values cannot change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Filters(Section):
@@ -237,7 +237,9 @@ class Decode(Section):
     width: PositiveInt = Field(default=50, le=512, description="beams")
     batch_size: PositiveInt = Field(default=64, description="queries per forward")
     prior: Literal["none", "itemknn"] = Field(default="none", description="item scores mixed with the policy's")
-    prior_weight: float | Literal["tuned"] = Field(default="tuned", description="lambda in [0, 1]; tuned on validation")
+    prior_weight: Annotated[float, Field(ge=0, le=1)] | Literal["tuned"] = Field(
+        default="tuned", description="lambda in [0, 1]; tuned on validation"
+    )
 
 
 class Evaluation(Section):
@@ -283,6 +285,11 @@ class Compute(Section):
     max_failures: int = Field(default=2, ge=0, description="restarts of a training worker")
     object_store_mb: PositiveInt = 512
 
+    @property
+    def data_threads(self) -> int:
+        """Torch threads of a Ray Data actor, or of this process when there is none."""
+        return max(1, int(self.data_cpus)) if self.data_actors else self.threads
+
 
 class Config(Section):
     """Everything a run is made from. Two axes of files: what to learn, and where to run."""
@@ -301,6 +308,28 @@ class Config(Section):
     tune: Tune = Tune()
     compute: Compute = Compute()
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        grpo, workers = self.learning.grpo, max(1, self.compute.workers)
+        dense, pretrained = self.learning.sft.form == "dense", self.policy.kind == "pretrained"
+        unknown = sorted(set(self.tune.space) - set(Rewards.model_fields))
+        wrong = {
+            "learning.sft.form=dense is for scratch policies; a pretrained one needs rows": dense and pretrained,
+            "policy.dtype=bfloat16 is for pretrained policies": not pretrained and self.policy.dtype == "bfloat16",
+            "policy.hidden must be a multiple of policy.heads": not pretrained
+            and self.policy.hidden % self.policy.heads,
+            f"learning.grpo.queries must be a multiple of the {workers} workers": grpo.queries % workers,
+            "sid.text_weight and sid.cf_weight cannot both be 0": not (self.sid.text_weight or self.sid.cf_weight),
+            "decode.width must reach the largest of evaluation.ks": self.decode.width
+            < max(self.evaluation.ks, default=0),
+            f"tune.space names {unknown}; the reward terms are {sorted(Rewards.model_fields)}": unknown,
+            "tune.space: the low end must lie below the high end": any(a >= b for a, b in self.tune.space.values()),
+            "storage must be a path that every node sees; object stores are not supported": "://" in self.storage,
+        }
+        if found := [message for message, is_wrong in wrong.items() if is_wrong]:
+            raise ValueError("; ".join(found))
+        return self
+
 
 def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
     """Merge ``files`` left to right, then ``overrides`` (``dotted.key=value``), into a validated ``Config``.
@@ -315,10 +344,14 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
         plain = OmegaConf.to_container(merged, resolve=True)
         return Config.model_validate(plain)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
+        lines = [_line(e["loc"], e["msg"], e["input"]) for e in error.errors()]
         raise InputError("invalid config:\n  " + "\n  ".join(lines)) from None
     except OmegaConfBaseException as error:
         raise InputError(f"invalid config: {error}") from None
+
+
+def _line(location: tuple[int | str, ...], message: str, value: object) -> str:
+    return f"{'.'.join(map(str, location))}: {message} (got {value!r})" if location else message
 
 
 def to_yaml(config: Section) -> str:

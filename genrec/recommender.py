@@ -17,7 +17,7 @@ from genrec.evaluation.baselines import train_log
 from genrec.evaluation.itemknn import ItemKNN, KnnSettings, Pairs
 from genrec.evaluation.predict import strike_seen, without_seen
 from genrec.evaluation.prior import Beams, normalise
-from genrec.policy.backbone import build, load_tensors
+from genrec.policy.backbone import load as load_policy
 from genrec.policy.decode import beam
 from genrec.sid.catalog import Catalog
 
@@ -43,11 +43,8 @@ class Recommender:
         self._rows = {item_id: row for row, item_id in enumerate(self._ids)}
         self._catalog = Catalog.load(parts["catalog"])
         history = config.data.max_history
-        self._policy, self._prompts = build(
-            config.policy, self._catalog, max_history=history, seed=config.seed, cache=storage / "backbones"
-        )
-        self._policy.adopt(load_tensors(parts["policy"], self._catalog))
-        self._policy.eval()
+        places: dict[str, Any] = {"max_history": history, "seed": config.seed, "cache": storage / "backbones"}
+        self._policy, self._prompts = load_policy(config.policy, self._catalog, parts["policy"], **places)
         self._prior, self._mask_seen = about["prior"], bool(about["mask_seen"])
         self._knn: ItemKNN | None = None
         if self._prior["weight"]:
@@ -79,7 +76,7 @@ class Recommender:
         beams = Beams(found.items_BW.numpy(), found.logp_BW.numpy())
         recent_QH = np.array([rows[::-1]])
         if self._mask_seen:
-            beams = without_seen(beams, recent_QH)
+            beams = without_seen(beams, recent_QH, width - len(rows))
         probabilities = beams.probabilities(len(self._ids))
         if self._knn is not None:
             scores = self._knn.scores(recent_QH)

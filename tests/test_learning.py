@@ -15,6 +15,7 @@ from genrec.learning.batches import DenseExamples, Epochs, RowExamples
 from genrec.learning.loop import improve
 from genrec.learning.losses import SftLoss
 from genrec.learning.objectives import clipped_surrogate, exact_kl
+from genrec.learning.queries import QueryStream
 from genrec.learning.rewards import Knowledge, pay, term_shares
 from genrec.learning.schedule import learning_rate
 from genrec.types import Group, Query, Snapshot
@@ -177,3 +178,12 @@ def test_the_window_bounds_staleness(limit: int) -> None:
     assert asked == list(range(7))
     assert max(learner.staleness) == min(limit, 6)
     assert learner.staleness == [min(step, limit) for step in range(7)]
+
+
+def test_workers_get_equal_shares_of_the_queries_or_a_refusal() -> None:
+    table = pa.table({"id": list(range(7)), "user": [0] * 7, "history": [[1]] * 7, "target": list(range(7))})
+    shares = [QueryStream(table, 5, seed=0, rank=rank, world=2)(0) for rank in range(2)]
+    assert [len(share) for share in shares] == [2, 2]
+    assert len({query.id for share in shares for query in share}) == 4
+    with pytest.raises(InputError, match="cannot be shared"):
+        QueryStream(table, 1, seed=0, rank=0, world=2)

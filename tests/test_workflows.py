@@ -14,6 +14,7 @@ from worlds import chain_shop, tiny_config
 
 import genrec
 from cluster.jobs import Job
+from cluster.runs import fit, grpo_loop, sft_loop
 from cluster.stages import Output, run_stage
 from genrec.config import Config, to_yaml
 from genrec.errors import InputError
@@ -93,6 +94,34 @@ def test_a_policy_of_other_sids_is_refused(report: Output, config: Config, tmp_p
         job.build()
 
 
+def test_the_policy_alone_is_judged_before_the_mixture(config: Config, report: Output) -> None:
+    mixed = config.model_copy(
+        update={"name": "mixed", "decode": config.decode.model_copy(update={"prior": "itemknn", "prior_weight": 0.5})}
+    )
+    judged = full.run(mixed)
+    metrics = json.loads((judged.path / "metrics.json").read_text())
+    assert metrics["prior"]["weight"] == 0.5
+    assert metrics["policy"]["item"] == json.loads((report.path / "metrics.json").read_text())["model"]["item"]
+    assert "trained policy alone" in metrics["verdict"].split(":")[0]
+    found = genrec.load(Path(config.storage) / "runs" / "mixed").recommend(["i3", "i4", "i5"], k=3)
+    assert found[0].id == "i6"
+
+
+def test_a_run_that_its_guard_stopped_stays_stopped(config: Config, report: Output, tmp_path: Path) -> None:
+    paths = [stage.run(config).path for stage in (prepare, assign, sft)]
+    grpo_settings = config.learning.grpo.model_copy(update={"guard_drop": 0.0, "lr": 0.5, "eval_every": 1, "sft": 0.0})
+    learning = config.learning.model_copy(update={"grpo": grpo_settings})
+    wild = config.model_copy(update={"learning": learning})
+    curves = []
+    for _ in range(2):
+        job = Job(wild, paths[0], paths[1], tmp_path, start=paths[2])
+        grpo_loop(job)
+        curves.append(json.loads((tmp_path / "curve.json").read_text()))
+        (tmp_path / "curve.json").unlink()
+    assert curves[0]["stopped"]
+    assert curves[0] == curves[1]
+
+
 def test_a_stage_that_fails_leaves_nothing_that_looks_finished(config: Config) -> None:
     def broken(path: Path) -> dict[str, int]:
         (path / "half.txt").write_text("half")
@@ -149,6 +178,33 @@ def test_ray_train_and_rollout_actors_give_the_weights_of_one_process(
     for stage in (sft, grpo):
         weights = [(stage.run(c).path / "policy.safetensors").read_bytes() for c in (config, shared)]
         assert weights[0] == weights[1]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("ray_cluster")
+def test_bad_input_in_a_training_worker_is_one_clear_error(config: Config, report: Output, tmp_path: Path) -> None:
+    on_ray = config.model_copy(update={"compute": config.compute.model_copy(update={"workers": 1})})
+    lost = Job(on_ray, prepare.run(config).path, tmp_path / "nowhere", tmp_path)
+    with pytest.raises(InputError, match="no readable catalogue"):
+        fit(sft_loop, lost, "sft")
+    greedy = on_ray.compute.model_copy(update={"worker_cpus": 64.0})
+    with pytest.raises(InputError, match="asks for 64 CPUs"):
+        fit(sft_loop, Job(on_ray.model_copy(update={"compute": greedy}), lost.data, lost.catalog, tmp_path), "sft")
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("ray_cluster")
+def test_two_workers_learn_what_one_learns(config: Config, report: Output, shop: Path, tmp_path: Path) -> None:
+    pair = tiny_config(tmp_path, shop, "compute.workers=2", "compute.rollout_actors=0", "policy.dropout=0.0")
+    one = tiny_config(tmp_path, shop, "compute.workers=0", "policy.dropout=0.0")
+    losses = [
+        [p["loss"] for p in json.loads((sft.run(c).path / "curve.json").read_text())["curve"]] for c in (one, pair)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-2)
+    checks = json.loads((grpo.run(pair).path / "curve.json").read_text())["curve"]
+    assert checks[-1]["ndcg@10"] > 0.5
 
 
 @pytest.mark.ray

@@ -88,7 +88,7 @@ def tiny_config(storage: Path, shop: Path, *overrides: str) -> Config:
             "learning.grpo.eval_every=3",
             "learning.grpo.checkpoint_every=2",
             "learning.grpo.guard_drop=1.0",
-            "decode.width=10",
+            "decode.width=50",
             "evaluation.bootstrap=50",
             "evaluation.shard_queries=32",
             "compute.device=cpu",

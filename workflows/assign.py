@@ -49,7 +49,7 @@ def _quantize(config: Config, data: Path, vectors: Path, out: Path) -> Mapping[s
 
     sid, compute = config.sid, config.compute
     items = fit_quantizer(data, vectors, out, sid, seed=config.seed, threads=compute.threads, device=compute.device)
-    threads = max(1, int(compute.data_cpus)) if compute.data_actors else compute.threads
+    threads = compute.data_threads
     make = partial(make_assigner, vectors, out, sid, threads)
     map_shards(config, make, missing_shards(out / "codes", items, sid.shard_items), label="assign")
     return finish_quantized(data, vectors, out, sid, compute.threads)

@@ -32,7 +32,7 @@ def _embed(config: Config, data: Path, out: Path) -> Mapping[str, Any]:
     settings, compute = config.embed, config.compute
     resolve_model(settings.model)
     items = len(item_texts(read_items(data), settings.fields))
-    threads = max(1, int(compute.data_cpus)) if compute.data_actors else compute.threads
+    threads = compute.data_threads
     make = partial(make_embedder, data, out, settings, compute.device, threads)
     map_shards(config, make, missing_shards(out, items, settings.shard_items), label="embed")
     return {"items": items, "dimensions": VectorFiles(out).width}

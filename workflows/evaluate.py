@@ -12,7 +12,7 @@ from pathlib import Path
 from cluster.judging import evaluate
 from cluster.stages import Output, run_stage
 from genrec.config import Config
-from workflows import assign, grpo, prepare, sft
+from workflows import assign, embed, grpo, prepare, sft
 from workflows.door import main
 
 VERSION = 1
@@ -21,7 +21,8 @@ SHOWN = ("metrics.json", "report.html", "recommender.json", "config.yaml")
 
 def run(config: Config) -> Output:
     """Judge the run; everything before it is made first. The results also appear under ``<storage>/runs/<name>``."""
-    done = [prepare.run(config), assign.run(config), sft.run(config), grpo.run(config)]
+    embedded = [] if config.sid.quantizer == "given" else [embed.run(config)]
+    done = [prepare.run(config), *embedded, assign.run(config), sft.run(config), grpo.run(config)]
     stages = {stage.name: stage for stage in done}
     settings = {
         "decode": config.decode.model_dump(mode="json", exclude={"batch_size"}),

@@ -120,6 +120,39 @@ def verdict(
     return f"A baseline wins: the model has {losing}{tail}."
 
 
+def add_prior(metrics: dict[str, Any], policy: str, weight: float) -> None:
+    """Where the model is a policy mixed with an ItemKNN prior: judge the policy alone too, before the mixture.
+
+    ``policy`` names the policy's entry in ``metrics``. The verdict then begins with the policy alone, and
+    ``baseline_wins`` holds what it loses as ``policy <metric>``.
+    """
+    alone, baselines = metrics[policy]["item"], metrics["baselines"]
+    lost = losses(alone, baselines)
+    parts: list[str] = []
+    for metric in DECIDING:
+        best = max(baselines, key=lambda name: baselines[name][metric])
+        parts.append(f"{_label(metric)} {alone[metric]:.4f} against {baselines[best][metric]:.4f} of {NAMES[best]}")
+    opening = (
+        "A baseline wins over the trained policy alone" if lost else "The trained policy alone leads every baseline"
+    )
+    metrics["verdict"] = (
+        f"{opening}: {'; '.join(parts)}. The model is this policy with an ItemKNN prior of weight {weight:g}, tuned on "
+        f"validation. {metrics['verdict']}"
+    )
+    metrics["baseline_wins"] |= {f"policy {metric}": name for metric, name in lost.items()}
+
+
+def add_gain(metrics: dict[str, Any], after: Values, before: Values, resamples: int, seed: int) -> None:
+    """What GRPO changed: the paired difference of its policy to the SFT policy, no prior in either."""
+    gain = paired(after, before, resamples, seed)
+    metrics["grpo_minus_sft"] = dict(gain)
+    shown = gain["ndcg@10"]
+    metrics["verdict"] += (
+        f" GRPO changed the SFT policy's NDCG@10 by {shown['difference']:+.4f} "
+        f"(95% interval {shown['low']:+.4f} to {shown['high']:+.4f})."
+    )
+
+
 def _certainty(difference: Difference | None) -> str:
     if difference is None:
         return ""

@@ -16,7 +16,7 @@ from genrec.data.files import write_parquet
 from genrec.data.tables import read_queries
 from genrec.evaluation.csr import Sparse
 from genrec.evaluation.prior import Beams
-from genrec.policy.backbone import build, load_tensors
+from genrec.policy.backbone import load
 from genrec.policy.decode import beam
 from genrec.sid.catalog import Catalog
 
@@ -35,20 +35,19 @@ def missing(directory: Path, queries: int, shard_queries: int) -> list[int]:
 
 
 def make_predictor(
-    config: Config, data: Path, catalog_dir: Path, policy_dir: Path, split: Split, out: Path, threads: int
+    config: Config, data: Path, catalog_dir: Path, policy_dir: Path, split: Split, out: Path, width: int
 ) -> Callable[[int], Mapping[str, Any]]:
     """Load the policy once; the work that comes back answers a shard of ``split`` and writes ``shard_file``.
 
     Columns: ``id`` of the query, ``items`` (beam order) and ``logp`` of each item's SID.
     """
-    torch.set_num_threads(threads)
+    torch.set_num_threads(config.compute.data_threads)
     cuda = torch.cuda.is_available() and config.compute.device != "cpu"
     device = torch.device("cuda" if cuda else "cpu")
     catalog = Catalog.load(catalog_dir)
     cache, history = Path(config.storage).absolute() / "backbones", config.data.max_history
-    policy, prompts = build(config.policy, catalog, max_history=history, seed=config.seed, cache=cache)
-    policy.adopt(load_tensors(policy_dir, catalog))
-    policy.to(device).eval()
+    policy, prompts = load(config.policy, catalog, policy_dir, max_history=history, seed=config.seed, cache=cache)
+    policy.to(device)
     trie = catalog.trie.to(device)
     queries = read_queries(data, split)
     size = config.evaluation.shard_queries
@@ -60,7 +59,7 @@ def make_predictor(
         logp: list[list[float]] = []
         for start in range(0, len(histories), config.decode.batch_size):
             tokens_BP, mask_BP = prompts.encode(histories[start : start + config.decode.batch_size])
-            beams = beam(policy, tokens_BP.to(device), mask_BP.to(device), trie, config.decode.width)
+            beams = beam(policy, tokens_BP.to(device), mask_BP.to(device), trie, width)
             items += beams.items_BW.tolist()
             logp += beams.logp_BW.tolist()
         table = pa.table(
@@ -82,12 +81,13 @@ def read_predictions(directory: Path) -> Beams:
     return Beams(_matrix(table["items"]).astype(np.int64), _matrix(table["logp"]))
 
 
-def without_seen(beams: Beams, recent_QH: np.ndarray) -> Beams:
-    """The same answers with the items of each query's own history struck out (-1, moved to the end)."""
+def without_seen(beams: Beams, recent_QH: np.ndarray, width: int) -> Beams:
+    """The ``width`` best answers that are not in their query's own history, -1 where there are fewer."""
     seen_QK = (beams.items_QK[:, :, None] == recent_QH[:, None, :]).any(-1)
     order_QK = np.argsort(seen_QK, axis=1, kind="stable")
     items_QK = np.where(seen_QK, -1, beams.items_QK)
-    return Beams(np.take_along_axis(items_QK, order_QK, 1), np.take_along_axis(beams.logp_QK, order_QK, 1))
+    kept_QK = order_QK[:, :width]
+    return Beams(np.take_along_axis(items_QK, kept_QK, 1), np.take_along_axis(beams.logp_QK, kept_QK, 1))
 
 
 def _matrix(column: pa.ChunkedArray) -> np.ndarray:

@@ -29,7 +29,7 @@ GRPO_PANELS = (
     ("ndcg@10", "Validation NDCG@10"),
     ("hr@50", "Validation HR@50"),
 )
-RESERVED = {"baselines", "ci95", "stages", "paired", "buckets", "spread"}
+RESERVED = {"baselines", "ci95", "stages", "paired", "buckets", "spread", "grpo_minus_sft"}
 
 
 def write_report(

@@ -50,7 +50,9 @@ class Validator:
             hits_BW = (items_BW == self._targets[part, None].to(policy.device)).float()
             gains_W = 1 / torch.arange(2, hits_BW.shape[1] + 2, device=policy.device).log2()
             ndcg = (hits_BW * gains_W)[:, :10].sum()
-            sums += torch.stack([torch.tensor(float(len(hits_BW))), hits_BW[:, :10].sum(), hits_BW[:, :50].sum(), ndcg])
+            sums += torch.stack(
+                [sums.new_tensor(float(len(hits_BW))), hits_BW[:, :10].sum(), hits_BW[:, :50].sum(), ndcg]
+            )
         total: torch.Tensor = self._accelerator.reduce(sums, "sum")  # pyright: ignore[reportAssignmentType]
         count, hr10, hr50, ndcg10 = total.tolist()
         found = {"hr@10": hr10 / count, "ndcg@10": ndcg10 / count}

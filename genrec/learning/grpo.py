@@ -26,7 +26,7 @@ from genrec.sid.trie import Trie
 from genrec.types import Group, Query, Rollouts, Snapshot
 
 AGREEMENT = 1e-3
-"""The learner's log-probabilities of a fresh rollout may differ from the rollout's by this much (fp32)."""
+"""The learner's log-probabilities of a fresh rollout may differ from the rollout's by this much (fp32; bf16: 0.2)."""
 
 
 class GrpoLearner:
@@ -115,7 +115,7 @@ class GrpoLearner:
         if self.version > 0 or groups[0].version > 0:
             return
         gap = float((new_BGL - old_BGL).detach()[valid_BG].abs().max())
-        limit = AGREEMENT if old_BGL.dtype == next(self.policy.parameters()).dtype else 0.2
+        limit = AGREEMENT if next(self.policy.parameters()).dtype == torch.float32 else 0.2
         if gap > limit:
             raise InputError(
                 f"the rollouts' log-probabilities differ from the learner's by {gap:.2g} (limit {limit:g}) on the "
@@ -158,6 +158,8 @@ class GrpoRun:
     def run(self) -> TrainingState:
         """Run to the last step or until the guard stops it; resumes from the latest checkpoint."""
         self._resume()
+        if self.state.stopped:
+            return self.state
         started, first = time.monotonic(), self.state.step
         if not self.state.curve:
             self._check({"step": 0.0})

@@ -21,12 +21,21 @@ class SftLoss:
         trie_softmax: normalise over the codes that exist under the prefix (what decoding does), else over the
             level's K codes.
         smoothing: share of the target's mass that is spread over all allowed codes.
+        device: where the policy is.
     """
 
-    def __init__(self, prompts: Prompts, catalog: Catalog, *, trie_softmax: bool, smoothing: float) -> None:
+    def __init__(
+        self,
+        prompts: Prompts,
+        catalog: Catalog,
+        *,
+        trie_softmax: bool,
+        smoothing: float,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self._prompts = prompts
         self._codes_NL = catalog.codes_NL
-        self._trie = catalog.trie
+        self._trie = catalog.trie.to(device)
         self._trie_softmax = trie_softmax
         self._smoothing = smoothing
 
@@ -47,7 +56,7 @@ class SftLoss:
         target_BI = batch.target_BI.to(policy.device)
         hidden_MLD = hidden_BSD.unflatten(1, codes_BIL.shape[1:])[target_BI]
         codes_ML = codes_BIL.to(policy.device)[target_BI]
-        trie = self._trie.to(policy.device)
+        trie = self._trie
         nodes_ML = trie.walk(codes_ML)
         losses = [
             self._cross_entropy(
@@ -62,8 +71,7 @@ class SftLoss:
     def _rows(self, policy: Policy, batch: Rows) -> Tensor:
         tokens_BP, mask_BP = (tensor.to(policy.device) for tensor in self._prompts.encode(batch.histories))
         codes_B1L = self._codes_NL[batch.target_B][:, None].to(policy.device)
-        trie = self._trie.to(policy.device)
-        scores = score(policy, tokens_BP, mask_BP, codes_B1L, trie if self._trie_softmax else None)
+        scores = score(policy, tokens_BP, mask_BP, codes_B1L, self._trie if self._trie_softmax else None)
         loss = -scores.logp_BGL.sum()
         if self._smoothing:
             spread = sum((_mean_allowed(step_BGK).sum() for step_BGK in scores.steps), torch.zeros_like(loss))

@@ -5,15 +5,25 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from genrec.errors import InputError
 from genrec.types import Query
 
 
 class QueryStream:
-    """Cuts the training queries into batches, shuffled anew each epoch; each worker gets its share of a batch."""
+    """Cuts the training queries into batches, shuffled anew each epoch; each worker gets an equal share of a batch.
+
+    Raises:
+        InputError: fewer queries in a batch than workers.
+    """
 
     def __init__(self, queries: pa.Table, batch_size: int, *, seed: int, rank: int, world: int) -> None:
         self._table = queries.select(["id", "user", "history", "target"])
-        self._size = min(batch_size, queries.num_rows)
+        self._size = min(batch_size, queries.num_rows) // world * world
+        if self._size == 0:
+            raise InputError(
+                f"{queries.num_rows} training queries in batches of {batch_size} cannot be shared by {world} workers; "
+                "use fewer workers or a larger learning.grpo.queries"
+            )
         self._seed, self._rank, self._world = seed, rank, world
 
     def __call__(self, step: int) -> list[Query]:

@@ -34,6 +34,9 @@ from genrec.sid.catalog import Catalog
 PAD, BOS, SPECIALS = 0, 1, 2
 """The scratch vocabulary: padding, begin of sequence, then the SID block."""
 
+UNUSUAL = ("embedding_multiplier", "logit_scale", "logits_scaling", "final_logit_softcapping", "scale_emb")
+"""Config fields of models that scale embeddings or logits."""
+
 DENSE_WINDOW = 2
 """Dense training reads windows of this many times ``max_history`` items, so positions reach that far."""
 
@@ -75,6 +78,25 @@ def load_tensors(directory: Path, catalog: Catalog) -> dict[str, Tensor]:
         raise InputError(f"no readable policy in {directory}: {error}; run `python -m workflows.sft`") from error
     catalog.require_digest(trained_on, f"the policy in {directory}")
     return tensors
+
+
+def load(
+    policy: settings.Policy,
+    catalog: Catalog,
+    directory: Path,
+    *,
+    max_history: int,
+    seed: int,
+    cache: Path | None = None,
+) -> tuple[Policy, Prompts]:
+    """The policy that ``save`` wrote into ``directory``, ready to answer (evaluation mode).
+
+    Raises:
+        InputError: as ``build`` and ``load_tensors``.
+    """
+    loaded, prompts = build(policy, catalog, max_history=max_history, seed=seed, cache=cache)
+    loaded.adopt(load_tensors(directory, catalog))
+    return loaded.eval(), prompts
 
 
 def _scratch(policy: settings.Policy, catalog: Catalog, max_history: int) -> tuple[Policy, Prompts]:
@@ -142,8 +164,11 @@ def _pretrained(
     sids = SidTokens(base, catalog.level_sizes)
     _add_rows(model, base, sids.count)
     rows = list(range(base, base + sids.count))
+    _refuse_unusual_embeddings(model, policy.path)
     tied = bool(model.config.tie_word_embeddings)
-    tables = ["embed_tokens"] if tied else ["embed_tokens", "lm_head"]
+    tables = [_name_of(model, model.get_input_embeddings())]
+    if not tied:
+        tables.append(_name_of(model, model.get_output_embeddings()))
     lora = policy.lora
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     adapter = LoraConfig(
@@ -162,6 +187,25 @@ def _pretrained(
         inner, sids, _rows_of(inner.get_input_embeddings()), None if tied else _rows_of(inner.get_output_embeddings())
     )
     return wrapped, Prompts(catalog, sids, prefix, suffix, int(pad), max_history)
+
+
+def _refuse_unusual_embeddings(model: PreTrainedModel, path: str) -> None:
+    """The policy reads rows of the embedding tables itself, so nothing may happen between them and the states."""
+    unusual = [name for name in UNUSUAL if getattr(model.config, name, None)]
+    head: Any = model.get_output_embeddings()
+    if getattr(head, "bias", None) is not None:
+        unusual.append("a bias of the output embedding")
+    if str(model.config.model_type).startswith("gemma"):
+        unusual.append("scaled input embeddings")
+    if unusual:
+        raise InputError(
+            f"policy.path={path!r} has {', '.join(unusual)}, which the decoder does not apply; "
+            "use a model with plain embeddings (Qwen, Llama, SmolLM, GPT-2, Mistral)"
+        )
+
+
+def _name_of(model: PreTrainedModel, module: object) -> str:
+    return next(name.rpartition(".")[2] for name, found in model.named_modules() if found is module)
 
 
 def _rows_of(table: Any) -> nn.Parameter:

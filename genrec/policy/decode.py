@@ -23,7 +23,7 @@ Choose = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Beams:
-    """W candidates per query, best first (samples: in drawing order).
+    """W candidates per query, best first.
 
     ``items_BW`` item rows, -1 where the catalogue had fewer candidates than W; ``codes_BWL`` their SIDs;
     ``logp_BWL`` log-probability of each step.
@@ -69,7 +69,8 @@ def sample(
 ) -> Beams:
     """``count`` independent draws per query from the trie-renormalised policy at ``temperature``.
 
-    The log-probabilities that come back are those of the policy itself (temperature 1).
+    Best first; an item may be drawn more than once. The log-probabilities that come back are those of the policy
+    itself (temperature 1).
     """
 
     def draw(total_BW: Tensor, step_BWK: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,7 +80,12 @@ def sample(
         parents_BW = torch.arange(beams, device=step_BWK.device).expand(batch, -1)
         return parents_BW, drawn_BW
 
-    return _search(policy, tokens_BP, mask_BP, trie, draw, roots=count)
+    drawn = _search(policy, tokens_BP, mask_BP, trie, draw, roots=count)
+    order_BW = torch.sort(drawn.logp_BW, dim=-1, descending=True, stable=True).indices
+    rows_B1 = torch.arange(len(order_BW), device=order_BW.device)[:, None]
+    return Beams(
+        drawn.items_BW[rows_B1, order_BW], drawn.codes_BWL[rows_B1, order_BW], drawn.logp_BWL[rows_B1, order_BW]
+    )
 
 
 def masked_log_softmax(logits_xK: Tensor, allowed_xK: Tensor) -> Tensor:
