@@ -76,12 +76,29 @@ class Embed(Section):
 class Sid(Section):
     """Vectors to semantic IDs."""
 
-    quantizer: Literal["rqkmeans", "rqvae", "given"] = Field(default="rqkmeans", description="'given' takes sid.column")
+    quantizer: Literal[
+        "rqkmeans",
+        "rqkmeans_balanced",
+        "rqkmeans_plus",
+        "rqvae",
+        "vq",
+        "pq",
+        "opq",
+        "hierarchical",
+        "fsq",
+        "lfq",
+        "random",
+        "title",
+        "given",
+    ] = Field(default="rqkmeans", description="'given' takes sid.column; 'random' and 'title' are controls")
     column: str = Field(default="sid", description="given: the item column with each item's codes")
-    levels: int = Field(default=3, ge=2, le=8)
+    levels: int = Field(default=3, ge=1, le=8, description="vq: 1")
     codes: int = Field(default=256, ge=2, le=65536, description="codes per level")
     iterations: PositiveInt = Field(default=25, description="k-means iterations per level")
-    epochs: PositiveInt = Field(default=200, description="rqvae: training epochs")
+    balance: tuple[float, float] = Field(
+        default=(0.5, 2.0), description="rqkmeans_balanced: smallest and largest cluster, in mean cluster sizes"
+    )
+    epochs: PositiveInt = Field(default=200, description="rqvae, rqkmeans_plus, fsq, lfq: training epochs")
     batch_size: PositiveInt = Field(default=1024, description="rqvae: items per step")
     latent: PositiveInt = Field(default=32, description="rqvae: width of the quantized vector")
     hidden: tuple[PositiveInt, ...] = Field(
@@ -96,6 +113,12 @@ class Sid(Section):
     )
     sinkhorn: float = Field(
         default=0.0, ge=0, description="rqvae: entropy of balanced training assignment; 0 = nearest code"
+    )
+    entropy: float = Field(default=0.1, ge=0, description="lfq: weight of the entropy loss")
+    collisions: Literal["resolve", "suffix", "none"] = Field(
+        default="resolve",
+        description="items that share codes: move to free ones nearby; get one more level that counts them; or stay "
+        "(to measure only: no trie)",
     )
     text_weight: float = Field(default=1.0, ge=0, description="weight of the text vector in what is quantized")
     cf_weight: float = Field(default=0.0, ge=0, description="weight of collaborative factors from the train log")

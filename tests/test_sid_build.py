@@ -105,6 +105,48 @@ def test_text_and_collaborative_vectors_are_quantized_together(world, quantizer)
     assert (world / "out" / "cf" / "part-00000.parquet").is_file()
 
 
+@pytest.mark.parametrize("quantizer", ["title", "random", "hierarchical"])
+def test_quantizers_that_need_more_or_know_less_are_built_too(world, quantizer):
+    metrics = build(world, world / "out", SETTINGS.model_copy(update={"quantizer": quantizer}))
+    health = json.loads((world / "out" / "sid_health.json").read_text())
+    assert metrics["collisions_after"] == 0 and len(Catalog.load(world / "out")) == N
+    assert ("reconstruction" in health) == (quantizer == "hierarchical")
+    assert "neighbour_agreement" in health and (world / "out" / "sid_health.html").is_file()
+
+
+def test_a_suffix_tells_items_of_one_sid_apart_and_moves_none(world):
+    metrics = build(world, world / "out", SETTINGS.model_copy(update={"collisions": "suffix"}))
+    catalog, before = Catalog.load(world / "out"), read_codes(world / "out" / "codes", N, (8, 8, 8))
+    assert catalog.level_sizes[:3] == (8, 8, 8) and catalog.level_sizes[3] >= 12
+    np.testing.assert_array_equal(catalog.codes_NL[:, :3], before)
+    assert metrics["collisions_before"] > 0.05 and metrics["collisions_after"] == 0
+    twins = catalog.codes_NL[::10].numpy()
+    assert sorted(twins[:, 3].tolist()) == list(range(twins[:, 3].min(), twins[:, 3].min() + 12))
+
+
+def test_one_level_and_a_suffix_hold_any_catalogue(world):
+    settings = Sid(quantizer="vq", levels=1, codes=16, iterations=5, collisions="suffix")
+    build(world, world / "out", settings)
+    assert len(Catalog.load(world / "out")) == N
+
+
+def test_collisions_that_stay_are_measured_but_make_no_trie(world):
+    metrics = build(world, world / "out", SETTINGS.model_copy(update={"collisions": "none"}))
+    assert metrics["collisions_after"] == metrics["collisions_before"] > 0.05
+    assert (world / "out" / "sid_health.html").is_file()
+    with pytest.raises(InputError, match=r"share a semantic ID.*sid.collisions=resolve or suffix"):
+        Catalog.load(world / "out")
+
+
+@pytest.mark.parametrize("collisions", ["suffix", "none"])
+def test_published_sids_may_keep_their_collisions(world, collisions):
+    settings = Sid(quantizer="given", column="published", levels=2, codes=64, collisions=collisions)
+    metrics = finish_published(world / "data", world / "out", settings)
+    table = pq.read_table(world / "out" / "sids.parquet")["codes"].to_pylist()
+    assert [codes[:2] for codes in table] == [[1, row % 6] for row in range(N)]
+    assert (metrics["collisions_after"] == 0) == (collisions == "suffix")
+
+
 def test_the_health_page_shows_titles_as_text_and_a_heat_map_of_categories(world):
     build(world, world / "out")
     page = (world / "out" / "sid_health.html").read_text()

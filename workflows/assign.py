@@ -11,16 +11,24 @@ from cluster.shards import map_shards
 from cluster.stages import Output, run_stage
 from genrec.config import Config
 from workflows import embed, prepare
+from workflows.change import OPTIONS, change
 from workflows.door import main
 
 VERSION = 1
 
 
-def run(config: Config) -> Output:
+def run(config: Config, insert: str | None = None, remove: str | None = None) -> Output:
+    """Give every item its SID, then change the live catalogue where that is asked for."""
+    output = _assign(config)
+    change(config, output, insert, remove)
+    return output
+
+
+def _assign(config: Config) -> Output:
     """Give every item of the prepared catalogue its SID: by a quantizer, or as published (``sid.quantizer=given``)."""
     data = prepare.run(config)
     if config.sid.quantizer == "given":
-        settings = config.sid.model_dump(mode="json", include={"quantizer", "column", "levels", "codes"})
+        settings = config.sid.model_dump(mode="json", include={"quantizer", "column", "levels", "codes", "collisions"})
         work = partial(_take, config, data.path)
         return run_stage(config, "assign", version=VERSION, settings=settings, inputs=[data], work=work)
     vectors = embed.run(config)
@@ -48,4 +56,4 @@ def _quantize(config: Config, data: Path, vectors: Path, out: Path) -> Mapping[s
 
 
 if __name__ == "__main__":
-    main(run, __doc__)
+    main(run, __doc__, options=OPTIONS)

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from cluster.machine import prepare_environment
 from genrec.config import Config, load_config, to_yaml
 from genrec.errors import InputError
 
 
-def main(run: Callable[[Config], object], doc: str | None, arguments: Sequence[str] | None = None) -> None:
-    """Read the config, then ``run`` it. Bad input ends with one message and exit code 2."""
-    config = read_config(parser(doc), arguments)
+def main(
+    run: Callable[..., object],
+    doc: str | None,
+    arguments: Sequence[str] | None = None,
+    options: Mapping[str, str] | None = None,
+) -> None:
+    """Read the config, then ``run`` it. Bad input ends with one message and exit code 2.
+
+    Args:
+        options: further ``--name VALUE`` that this workflow knows, with their help; ``run`` gets those that were given.
+    """
+    door = parser(doc)
+    for name, text in (options or {}).items():
+        door.add_argument(f"--{name}", help=text)
+    config = read_config(door, arguments)
+    came = vars(door.parse_intermixed_args(arguments)) if options else {}
     prepare_environment(config)
     try:
-        run(config)
+        run(config, **{name: came[name] for name in options or {} if came[name] is not None})
     except InputError as error:
         sys.exit(_refused(error))
     except KeyboardInterrupt:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,16 @@ from genrec.sid.vectors import Floats, Ints
 Longs = npt.NDArray[np.int64]
 ROWS = 4096
 FIRST_WIDTH = 16
+
+
+class Costs(Protocol):
+    """What assignment asks of a quantizer."""
+
+    level_sizes: tuple[int, ...]
+
+    def level_costs(self, vectors_ND: Floats, prefix_Nl: Ints) -> Floats:
+        """Squared error (N, K) if each of the next level's K codes followed each row's prefix of l codes."""
+        ...
 
 
 def resolve(codes_NL: Ints, vectors_ND: Floats, quantizer: Quantizer, rank_N: Longs | None = None) -> Ints:
@@ -51,14 +61,19 @@ def resolve(codes_NL: Ints, vectors_ND: Floats, quantizer: Quantizer, rank_N: Lo
 
 
 def refuse_full(items: int, level_sizes: Sequence[int]) -> None:
-    """Raise InputError when there are more items than SIDs, or more SIDs than a 64-bit number can tell apart."""
+    """Raise InputError when there are more items than SIDs, or too many SIDs (``refuse_many``)."""
     room = math.prod(level_sizes)
     if items > room:
         raise InputError(
             f"{items} items do not fit into {room} semantic IDs ({' x '.join(map(str, level_sizes))}); "
             "raise sid.codes or sid.levels"
         )
-    if room > 2**62:
+    refuse_many(level_sizes)
+
+
+def refuse_many(level_sizes: Sequence[int]) -> None:
+    """Raise InputError when there are more SIDs than a 64-bit number can tell apart."""
+    if math.prod(level_sizes) > 2**62:
         raise InputError(f"{' x '.join(map(str, level_sizes))} semantic IDs exceed 2^62; lower sid.codes or sid.levels")
 
 
@@ -79,7 +94,7 @@ def prefix_codes(number_N: Longs, level_sizes: Sequence[int]) -> Ints:
     return np.stack(columns[::-1], axis=1) if columns else np.empty((len(number_N), 0), np.int32)
 
 
-def nearest_prefixes(vectors_MD: Floats, quantizer: Quantizer, width: int) -> Longs:
+def nearest_prefixes(vectors_MD: Floats, quantizer: Costs, width: int) -> Longs:
     """Numbers (M, W) of the ``width`` prefixes of L-1 codes that fit each vector best, best first.
 
     A beam search over the levels; ties go to the lower number. A width of at least all prefixes is exhaustive.
@@ -97,6 +112,33 @@ def nearest_prefixes(vectors_MD: Floats, quantizer: Quantizer, width: int) -> Lo
             numbers_MX = np.take_along_axis(numbers_MX, best_MW, axis=1)
         numbers_MW = np.take_along_axis(numbers_MX, np.lexsort((numbers_MX, costs_MX), axis=1), axis=1)
     return numbers_MW
+
+
+def nearest_free(vectors_MD: Floats, quantizer: Costs, taken_N: Longs) -> Longs:
+    """The number of a free SID for each vector, (M,): in this order, each the nearest that nobody has.
+
+    Nearest by the costs of the last level, among the prefixes of a beam that widens while all under it is taken.
+
+    Args:
+        taken_N: SIDs that are not free, as ``prefix_numbers`` numbers them. There must be M others.
+    """
+    sizes, room, total = quantizer.level_sizes, quantizer.level_sizes[-1], math.prod(quantizer.level_sizes[:-1])
+    taken_N = np.sort(taken_N)
+    chosen_M = np.empty(len(vectors_MD), np.int64)
+    for row in range(len(vectors_MD)):
+        width = min(FIRST_WIDTH, total)
+        while True:
+            prefix_W = nearest_prefixes(vectors_MD[row : row + 1], quantizer, width)[0]
+            number_WK = prefix_W[:, None] * room + np.arange(room)
+            at_WK = np.searchsorted(taken_N, number_WK).clip(max=len(taken_N) - 1)
+            free_WK = (taken_N[at_WK] != number_WK) & ~np.isin(number_WK, chosen_M[:row])
+            if free_WK.any() or width == total:
+                break
+            width = min(width * 8, total)
+        repeated_WD = np.repeat(vectors_MD[row : row + 1], len(prefix_W), axis=0)
+        costs_WK = quantizer.level_costs(repeated_WD, prefix_codes(prefix_W, sizes[:-1]))
+        chosen_M[row] = number_WK.reshape(-1)[np.where(free_WK, costs_WK, np.inf).argmin()]
+    return chosen_M
 
 
 def _relieve(prefix_N: Longs, vectors_ND: Floats, quantizer: Quantizer, rank_N: Longs) -> Longs:

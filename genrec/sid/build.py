@@ -2,7 +2,7 @@
 
 Everything lands in one directory: ``quantizer/`` (the fitted quantizer), ``cf/`` (collaborative vectors, when they are
 used), ``codes/part-*.parquet`` (what the quantizer gave, one file per item shard), ``sids.parquet`` (item, id, codes:
-no two items alike), the catalogue's files, ``sid_health.json`` and ``sid_health.html``.
+no two items alike, unless ``sid.collisions=none``), the catalogue's files, ``sid_health.json`` and ``sid_health.html``.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ from genrec.config import Sid
 from genrec.data.files import write_json
 from genrec.data.tables import read_items, read_sequences
 from genrec.errors import InputError
-from genrec.sid.assign import refuse_full, resolve
-from genrec.sid.catalog import Catalog
+from genrec.sid.assign import refuse_full, refuse_many, resolve
+from genrec.sid.catalog import save_codes
 from genrec.sid.codes import read_codes, write_codes, write_sids
 from genrec.sid.health import measure, summary
 from genrec.sid.health_page import write_page
 from genrec.sid.inputs import collaborative_vectors, fuse
 from genrec.sid.published import published_codes, resolve_published
 from genrec.sid.quantizers import Quantizer, load_quantizer, make_quantizer
+from genrec.sid.quantizers.controls import title_words
+from genrec.sid.suffix import add_suffix
 from genrec.sid.vectors import Floats, Ints, VectorFiles, check_vectors, shard_path, write_vectors
 
 BLOCK = 65536
@@ -47,11 +49,16 @@ def fit_quantizer(data: Path, vectors: Path, out: Path, settings: Sid, *, seed: 
     items, found = read_items(data).num_rows, len(VectorFiles(vectors))
     if items != found:
         raise InputError(f"{vectors} holds vectors of {found} items, the item table has {items}; embed them again")
-    refuse_full(items, settings.level_sizes)
+    if settings.collisions == "resolve":
+        refuse_full(items, settings.level_sizes)
+    refuse_many(settings.level_sizes)
     if (out / "quantizer" / "quantizer.json").is_file():
         return items
     if settings.cf_weight > 0:
         _write_factors(data, vectors, out, settings, seed)
+    if settings.quantizer == "title":
+        words_NL = title_words(read_items(data)["title"].to_pylist(), settings)
+        write_vectors(words_NL, 0, shard_path(out / "titles", 0))
     rows = np.random.default_rng(seed).permutation(items)[: settings.fit_items]
     inputs_ND = read_inputs(vectors, out, settings, np.sort(rows))
     start = perf_counter()
@@ -63,7 +70,14 @@ def fit_quantizer(data: Path, vectors: Path, out: Path, settings: Sid, *, seed: 
 
 
 def read_inputs(vectors: Path, out: Path, settings: Sid, rows: Any) -> Floats:
-    """What is quantized, of the items ``rows`` (ascending): text, collaborative vectors, or both, (n, D)."""
+    """What is quantized, of the items ``rows`` (ascending): vectors, or the words of the titles, (n, D)."""
+    if settings.quantizer == "title":
+        return VectorFiles(out / "titles").read()[rows]
+    return read_fused(vectors, out, settings, rows)
+
+
+def read_fused(vectors: Path, out: Path, settings: Sid, rows: Any) -> Floats:
+    """Text, collaborative vectors, or both, of the items ``rows`` (ascending), (n, D)."""
     texts, factors = VectorFiles(vectors), VectorFiles(out / "cf") if settings.cf_weight > 0 else None
     width = (texts.width if settings.text_weight > 0 else 0) + (factors.width if factors else 0)
     inputs_ND = np.empty((len(rows), width), np.float32)
@@ -86,7 +100,7 @@ def make_assigner(vectors: Path, out: Path, settings: Sid, threads: int) -> Call
 
 
 def finish_quantized(data: Path, vectors: Path, out: Path, settings: Sid, threads: int) -> dict[str, Any]:
-    """Resolve collisions of the encoded shards, and write SIDs, catalogue and health; returns the metrics.
+    """Settle collisions of the encoded shards as ``sid.collisions`` says, and write all files; returns the metrics.
 
     Raises:
         InputError: the code files do not fit the item table.
@@ -98,31 +112,42 @@ def finish_quantized(data: Path, vectors: Path, out: Path, settings: Sid, thread
     inputs_ND = read_inputs(vectors, out, settings, np.arange(items.num_rows))
     rank_N = np.argsort(np.argsort(items["id"].to_numpy()))
     start = perf_counter()
-    codes_NL = resolve(before_NL, inputs_ND, quantizer, rank_N)
+    codes_NL, sizes = before_NL, settings.level_sizes
+    if settings.collisions == "resolve":
+        codes_NL = resolve(before_NL, inputs_ND, quantizer, rank_N)
+    elif settings.collisions == "suffix":
+        codes_NL, sizes = add_suffix(before_NL, sizes, rank_N)
     timing = {
         "fit": json.loads((out / "quantizer" / "fit.json").read_text(encoding="utf-8")),
         "resolve_s": round(perf_counter() - start, 2),
     }
-    health = measure(before_NL, codes_NL, settings.level_sizes, read_sequences(data), inputs_ND, quantizer)
-    return _finish(items, codes_NL, health, out, settings) | timing
+    named = settings.quantizer in ("random", "title")
+    if settings.quantizer == "title":
+        inputs_ND = read_fused(vectors, out, settings, np.arange(items.num_rows))
+    health = measure(before_NL, codes_NL, sizes, read_sequences(data), inputs_ND, None if named else quantizer)
+    return _finish(items, codes_NL, health, out) | timing
 
 
 def finish_published(data: Path, out: Path, settings: Sid) -> dict[str, Any]:
-    """Take the SIDs of ``sid.column``, move the later of items that share one, and write the same files."""
+    """Take the SIDs of ``sid.column``, settle collisions (the first item keeps its SID), and write the same files."""
     items = read_items(data)
     before_NL = published_codes(items, settings.column, settings.level_sizes)
-    codes_NL = resolve_published(before_NL, settings.level_sizes)
-    health = measure(before_NL, codes_NL, settings.level_sizes, read_sequences(data))
-    return _finish(items, codes_NL, health, out, settings)
+    codes_NL, sizes = before_NL, settings.level_sizes
+    if settings.collisions == "resolve":
+        codes_NL = resolve_published(before_NL, sizes)
+    elif settings.collisions == "suffix":
+        codes_NL, sizes = add_suffix(before_NL, sizes)
+    health = measure(before_NL, codes_NL, sizes, read_sequences(data))
+    return _finish(items, codes_NL, health, out)
 
 
-def _finish(items: pa.Table, codes_NL: Ints, health: dict[str, Any], out: Path, settings: Sid) -> dict[str, Any]:
+def _finish(items: pa.Table, codes_NL: Ints, health: dict[str, Any], out: Path) -> dict[str, Any]:
     for warning in health["warnings"]:
         print(f"[assign] warning: {warning}", flush=True)
     write_json(health, out / "sid_health.json")
     write_page(items, codes_NL, health, out / "sid_health.html")
     write_sids(items["id"], codes_NL, out / "sids.parquet")
-    Catalog(torch.from_numpy(codes_NL), settings.level_sizes).save(out)
+    save_codes(torch.from_numpy(codes_NL), health["level_sizes"], out)
     return summary(health)
 
 

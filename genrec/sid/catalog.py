@@ -20,12 +20,23 @@ from genrec.types import Codes
 
 
 class Catalog:
-    """Every item's SID: ``codes_NL`` (N, L) int64, row i is item i; ``level_sizes`` holds K per level."""
+    """Every item's SID: ``codes_NL`` (N, L) int64, row i is item i; ``level_sizes`` holds K per level.
 
-    def __init__(self, codes_NL: Tensor, level_sizes: Sequence[int]) -> None:
+    ``removed`` are rows that have no leaf in the trie but keep their SID. ``grown_from`` are the numbers of items
+    before each insert: a model made for the first n items serves the longer catalogue too, for no SID has moved.
+    """
+
+    def __init__(
+        self,
+        codes_NL: Tensor,
+        level_sizes: Sequence[int],
+        removed: Sequence[int] = (),
+        grown_from: Sequence[int] = (),
+    ) -> None:
         self.codes_NL = codes_NL.long().contiguous()
         self.level_sizes = tuple(int(size) for size in level_sizes)
-        self.trie = Trie.from_codes(self.codes_NL, self.level_sizes)
+        self.removed, self.grown_from = tuple(removed), tuple(grown_from)
+        self.trie = Trie.from_codes(self.codes_NL, self.level_sizes).without(self.removed)
 
     def __len__(self) -> int:
         return len(self.codes_NL)
@@ -37,24 +48,21 @@ class Catalog:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over the level sizes and all codes: two catalogues with one digest are the same."""
-        header = json.dumps(self.level_sizes).encode()
-        return hashlib.sha256(header + self.codes_NL.numpy().tobytes()).hexdigest()
+        """SHA-256 over the level sizes and all codes: two catalogues with one digest name the same items."""
+        return _digest(self.codes_NL, self.level_sizes)
 
     @cached_property
     def _items(self) -> dict[Codes, int]:
-        return {tuple(codes): item for item, codes in enumerate(self.codes_NL.tolist())}
+        gone = set(self.removed)
+        return {tuple(codes): item for item, codes in enumerate(self.codes_NL.tolist()) if item not in gone}
 
     def item_of(self, codes: Codes) -> int | None:
-        """The item with this SID, or None."""
+        """The item with this SID, or None; a removed item is not found."""
         return self._items.get(tuple(codes))
 
     def save(self, directory: Path) -> None:
         """Write ``catalog.safetensors`` and, last, ``catalog.json``."""
-        tensors = {"codes_NL": self.codes_NL.int()}
-        write_atomically(directory / "catalog.safetensors", lambda path: save_file(tensors, path))
-        about = {"items": len(self), "level_sizes": self.level_sizes, "digest": self.digest}
-        write_json(about, directory / "catalog.json")
+        save_codes(self.codes_NL, self.level_sizes, directory, self.removed, self.grown_from)
 
     @classmethod
     def load(cls, directory: Path) -> Catalog:
@@ -66,7 +74,8 @@ class Catalog:
         try:
             about = json.loads((directory / "catalog.json").read_text(encoding="utf-8"))
             codes_NL = load_file(directory / "catalog.safetensors")["codes_NL"]
-            catalog = cls(codes_NL, about["level_sizes"])
+            changes = about.get("removed", ()), about.get("grown_from", ())
+            catalog = cls(codes_NL, about["level_sizes"], *changes)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise InputError(
                 f"no readable catalogue in {directory}: {error}; run `python -m workflows.assign`"
@@ -76,12 +85,13 @@ class Catalog:
         return catalog
 
     def require_digest(self, digest: str, owner: str) -> None:
-        """Refuse to go on when ``owner`` (a checkpoint) was made for other SIDs.
+        """Refuse to go on when ``owner`` (a checkpoint) was made for other SIDs than these, or than they grew from.
 
         Raises:
             InputError: the digests differ.
         """
-        if digest != self.digest:
+        earlier = (_digest(self.codes_NL[:items], self.level_sizes) for items in reversed(self.grown_from))
+        if digest != self.digest and digest not in earlier:
             raise InputError(
                 f"{owner} was trained on the catalogue {digest[:12]}, this one is {self.digest[:12]}: "
                 "its SIDs would name other items. Use its own catalogue or train again"
@@ -90,3 +100,23 @@ class Catalog:
     def level_offsets(self) -> Tensor:
         """(L,) where each level's codes begin when all levels are numbered in one row."""
         return torch.tensor((0, *self.level_sizes[:-1])).cumsum(0)
+
+
+def save_codes(
+    codes_NL: Tensor,
+    level_sizes: Sequence[int],
+    directory: Path,
+    removed: Sequence[int] = (),
+    grown_from: Sequence[int] = (),
+) -> None:
+    """Write SIDs as a catalogue, whether or not they are distinct; ``Catalog.load`` refuses those that are not."""
+    tensors = {"codes_NL": codes_NL.int().contiguous()}
+    write_atomically(directory / "catalog.safetensors", lambda path: save_file(tensors, path))
+    sizes = tuple(int(size) for size in level_sizes)
+    about = {"items": len(codes_NL), "level_sizes": sizes, "digest": _digest(codes_NL.long().contiguous(), sizes)}
+    changes = {name: rows for name, rows in (("removed", removed), ("grown_from", grown_from)) if rows}
+    write_json({**about, **changes}, directory / "catalog.json")
+
+
+def _digest(codes_NL: Tensor, level_sizes: tuple[int, ...]) -> str:
+    return hashlib.sha256(json.dumps(level_sizes).encode() + codes_NL.numpy().tobytes()).hexdigest()

@@ -184,13 +184,18 @@ def make_embedder(
         data: the data directory; out: where ``part-*.parquet`` go.
         device: 'auto', 'cpu' or 'cuda'; threads: torch threads of this process.
     """
+    encoder = make_text_encoder(settings, device, threads)
+    return partial(_embed_shard, items=read_items(data), encoder=encoder, settings=settings, out=out)
+
+
+def make_text_encoder(settings: Embed, device: str, threads: int) -> Encoder:
+    """The encoder that ``embed`` asks for, on ``threads`` threads; ``device`` 'auto' takes a GPU where there is one."""
     import torch
 
     torch.set_num_threads(threads)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    items = read_items(data)
-    return partial(_embed_shard, items=items, encoder=make_encoder(settings, device), settings=settings, out=out)
+    return make_encoder(settings, device)
 
 
 def _embed_shard(shard: int, *, items: pa.Table, encoder: Encoder, settings: Embed, out: Path) -> Mapping[str, Any]:

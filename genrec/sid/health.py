@@ -29,25 +29,27 @@ def measure(
     """Everything that ``sid_health.json`` holds; measures on vectors are left out when there are none.
 
     Args:
-        before_NL, codes_NL: codes before and after collisions were resolved.
+        before_NL, codes_NL: codes before and after collisions were resolved; after may have one level more.
+        level_sizes: those of ``codes_NL``.
         sequences: the sequence table; only train positions are used.
     """
-    traffic_N = np.bincount(_train_items(sequences), minlength=len(codes_NL))
+    traffic_N, levels = np.bincount(_train_items(sequences), minlength=len(codes_NL)), before_NL.shape[1]
     left, right, _ = train_pairs(sequences, 1)
     health: dict[str, Any] = {
         "items": len(codes_NL),
         "level_sizes": list(level_sizes),
-        "collisions_before": collisions(before_NL, level_sizes, traffic_N),
+        "collisions_before": collisions(before_NL, level_sizes[:levels], traffic_N),
         "collisions_after": collisions(codes_NL, level_sizes, traffic_N),
-        "moved": float((before_NL != codes_NL).any(axis=1).mean()),
+        "moved": float((before_NL != codes_NL[:, :levels]).any(axis=1).mean()),
         "levels": level_use(codes_NL, level_sizes),
         "tree": tree_shape(codes_NL, level_sizes),
         "bought_together": pair_agreement(left, right, codes_NL, level_sizes),
     }
+    rows = _sample(len(codes_NL), POOL)
     if vectors_ND is not None and quantizer is not None:
-        rows = _sample(len(codes_NL), POOL)
         health["reconstruction_before"] = reconstruction(vectors_ND[rows], before_NL[rows], quantizer)
-        health["reconstruction"] = reconstruction(vectors_ND[rows], codes_NL[rows], quantizer)
+        health["reconstruction"] = reconstruction(vectors_ND[rows], codes_NL[rows, :levels], quantizer)
+    if vectors_ND is not None:
         health["neighbour_agreement"] = neighbour_agreement(vectors_ND[rows], codes_NL[rows], level_sizes)
     return health | {"warnings": warnings(health)}
 

@@ -107,9 +107,15 @@ def _warmed(factors_ND: Floats, warm_N: Any, text_ND: Floats | None) -> Floats:
     if text_ND is None:
         factors_ND[cold] = unit_rows(factors_ND[warm].mean(axis=0, keepdims=True))
         return factors_ND
-    text_ND = unit_rows(text_ND)
-    for start in range(0, len(cold), 4096):
-        rows = cold[start : start + 4096]
-        near = np.argsort(-(text_ND[rows] @ text_ND[warm].T), axis=1, kind="stable")[:, :NEIGHBOURS]
-        factors_ND[rows] = unit_rows(factors_ND[warm[near]].mean(axis=1))
+    factors_ND[cold] = neighbour_factors(factors_ND[warm], text_ND[warm], text_ND[cold])
     return factors_ND
+
+
+def neighbour_factors(factors_ND: Floats, text_ND: Floats, cold_MD: Floats) -> Floats:
+    """Factors (M, D) for items without purchases: the mean of those of the 10 items whose texts are nearest."""
+    text_ND, cold_MD = unit_rows(text_ND), unit_rows(cold_MD)
+    found_MD = np.empty((len(cold_MD), factors_ND.shape[1]), np.float32)
+    for start in range(0, len(cold_MD), 4096):
+        near = np.argsort(-(cold_MD[start : start + 4096] @ text_ND.T), axis=1, kind="stable")[:, :NEIGHBOURS]
+        found_MD[start : start + 4096] = unit_rows(factors_ND[near].mean(axis=1))
+    return found_MD

@@ -48,7 +48,7 @@ class Trie:
         if count < len(codes_NL):
             raise InputError(
                 f"{len(codes_NL) - count} of {len(codes_NL)} items share a semantic ID with another item; "
-                "the trie needs one SID per item: resolve collisions with `python -m workflows.assign`"
+                "the trie needs one SID per item: assign them with sid.collisions=resolve or suffix"
             )
         leaf_items = torch.empty(count, dtype=torch.long)
         leaf_items[nodes_N] = torch.arange(len(codes_NL))
@@ -67,6 +67,25 @@ class Trie:
     def to(self, device: torch.device | str) -> Trie:
         """The same trie on another device."""
         return Trie(tuple(table.to(device) for table in self.children), self.leaf_items.to(device))
+
+    def without(self, items: Sequence[int]) -> Trie:
+        """The trie in which these items (rows) are not found: their leaves go, and the prefixes that held no other.
+
+        Raises:
+            InputError: no item is left.
+        """
+        if not items:
+            return self
+        keep_n = ~torch.isin(self.leaf_items, torch.tensor(items))
+        if not keep_n.any():
+            raise InputError(f"all {len(keep_n)} items are removed; at least one must stay")
+        tables, leaf_items = [], self.leaf_items[keep_n]
+        for table in reversed(self.children):
+            number_n = torch.where(keep_n, keep_n.long().cumsum(0) - 1, -1).int()
+            pruned = torch.where(table < 0, table, number_n[table.clamp(min=0).long()])
+            keep_n = (pruned >= 0).any(dim=1)
+            tables.append(pruned[keep_n])
+        return Trie(tuple(reversed(tables)), leaf_items)
 
     def step(self, level: int, nodes: Tensor) -> Tensor:
         """Children of ``nodes`` (…,) of depth ``level``: node numbers of depth level + 1, -1 where none, (…, K)."""

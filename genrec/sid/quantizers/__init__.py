@@ -15,7 +15,17 @@ from genrec.sid.quantizers.base import Quantizer, read_model
 
 REGISTRY = {
     "rqkmeans": "genrec.sid.quantizers.rqkmeans:RqKmeans",
+    "rqkmeans_balanced": "genrec.sid.quantizers.balanced:BalancedRqKmeans",
+    "rqkmeans_plus": "genrec.sid.quantizers.rqkmeans_plus:RqKmeansPlus",
     "rqvae": "genrec.sid.quantizers.rqvae:RqVae",
+    "vq": "genrec.sid.quantizers.rqkmeans:Vq",
+    "pq": "genrec.sid.quantizers.product:ProductKmeans",
+    "opq": "genrec.sid.quantizers.product:OptimizedProductKmeans",
+    "hierarchical": "genrec.sid.quantizers.hierarchical:Hierarchical",
+    "fsq": "genrec.sid.quantizers.lattice:Fsq",
+    "lfq": "genrec.sid.quantizers.lattice:Lfq",
+    "random": "genrec.sid.quantizers.controls:Random",
+    "title": "genrec.sid.quantizers.controls:Title",
 }
 
 __all__ = ["REGISTRY", "Quantizer", "load_quantizer", "make_quantizer"]

@@ -19,6 +19,46 @@ class Autoencoder(nn.Module):
         self.decoder = _layers((latent, *reversed(hidden), width))
 
 
+class ResidualAutoencoder(Autoencoder):
+    """Encoder z = x + f(x) and decoder x = z + g(z) of one width D; f and g start at 0."""
+
+    def __init__(self, width: int, hidden: Sequence[int]) -> None:
+        super().__init__(width, hidden, width)
+        self.encoder, self.decoder = _Skip(self.encoder), _Skip(self.decoder)
+
+
+class BoundedAutoencoder(Autoencoder):
+    """An autoencoder whose latents lie in (-1, 1)."""
+
+    def __init__(self, width: int, hidden: Sequence[int], latent: int) -> None:
+        super().__init__(width, hidden, latent)
+        self.encoder.append(nn.Tanh())
+
+    @torch.no_grad()
+    def spread(self, data_ND: Tensor) -> None:
+        """Scale the encoder's last layer so that the latents of these inputs fill the box from the start."""
+        last = self.encoder[-2]
+        assert isinstance(last, nn.Linear)
+        before_Nd = self.encoder[:-1](data_ND)
+        scale_d = 1 / before_Nd.std(dim=0).clamp(min=1e-6)
+        last.bias.copy_((last.bias - before_Nd.mean(dim=0)) * scale_d)
+        last.weight.mul_(scale_d[:, None])
+
+
+class _Skip(nn.Sequential):
+    """x + layers(x), the last of which starts at 0."""
+
+    def __init__(self, layers: nn.Sequential) -> None:
+        super().__init__(*layers)
+        last = self[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input + super().forward(input)
+
+
 def _layers(widths: Sequence[int]) -> nn.Sequential:
     parts: list[nn.Module] = []
     for before, after in pairwise(widths):
@@ -101,3 +141,17 @@ class Codebook:
             self._sum_Kd[dead], self._size_K[dead] = left_Nd[rows], 1.0
         self.used_K.zero_()
         return len(dead)
+
+
+class FixedCodebook(Codebook):
+    """One level of a lattice: its points are given, nothing moves them."""
+
+    def __init__(self, rows_Kd: Tensor) -> None:
+        super().__init__(rows_Kd, decay=1.0)
+
+    def observe(self, left_Bd: Tensor, code_B: Tensor) -> None:
+        """Nothing to learn."""
+
+    def restart_dead(self, left_Nd: Tensor, generator: torch.Generator) -> int:
+        """Nothing to restart: 0."""
+        return 0

@@ -6,6 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from genrec.data.files import write_atomically, write_json
 from genrec.errors import InputError
 from genrec.sid.vectors import Floats, Ints, check_vectors
 
-Tensors = Mapping[str, npt.NDArray[np.float32]]
+Tensors = Mapping[str, npt.NDArray[Any]]
 BLOCK = 8192
 """Rows per matrix product: bounds memory, and keeps the distances in cache."""
 
@@ -116,10 +117,12 @@ class ResidualQuantizer(Quantizer):
     """A vector as a sum of codebook rows, each level quantizing what the levels before left over.
 
     Source: Juang & Gray, "Multiple stage vector quantization for speech coding" (1982).
-    Subclasses say how vectors become latents and back; the identity, unless they override it.
+    Subclasses say how vectors become latents and back; the identity, unless they override it. ``prices``, where a
+    subclass sets them, are added to the squared distances of each level's codes, (K,) float32 per level.
     """
 
     codebooks: list[Floats]
+    prices: list[Floats] | None = None
 
     def to_latents(self, vectors_ND: Floats) -> Floats:
         """The latents (N, d) that are quantized."""
@@ -136,7 +139,7 @@ class ResidualQuantizer(Quantizer):
         for start in range(0, len(vectors_ND), BLOCK):
             left_Bd = self.to_latents(vectors_ND[start : start + BLOCK]).copy()
             for level, codebook_Kd in enumerate(self.codebooks):
-                code_B = nearest(left_Bd, codebook_Kd)
+                code_B = nearest(left_Bd, codebook_Kd, self._price(level))
                 codes_NL[start : start + BLOCK, level] = code_B
                 left_Bd -= codebook_Kd[code_B]
         return codes_NL
@@ -148,9 +151,11 @@ class ResidualQuantizer(Quantizer):
     def level_costs(self, vectors_ND: Floats, prefix_Nl: Ints) -> Floats:
         """Squared distance (N, K) from what the prefix leaves over to each code of the next level."""
         left_Nd = self.to_latents(vectors_ND) - self._sum(prefix_Nl)
-        codebook_Kd = self.codebooks[prefix_Nl.shape[1]]
+        level = prefix_Nl.shape[1]
         square_N1 = np.einsum("nd,nd->n", left_Nd, left_Nd)[:, None]
-        return np.maximum(2 * _half_distances(left_Nd, codebook_Kd) + square_N1, 0)
+        costs_NK = np.maximum(2 * half_distances(left_Nd, self.codebooks[level]) + square_N1, 0)
+        price_K = self._price(level)
+        return costs_NK if price_K is None else costs_NK + price_K
 
     def tensors(self) -> Tensors:
         """The codebooks, ``codebook_0`` … ``codebook_{L-1}``, (K, d) each."""
@@ -165,6 +170,9 @@ class ResidualQuantizer(Quantizer):
         """D, the dimensions of the vectors it was fitted on."""
         return self.codebooks[0].shape[1]
 
+    def _price(self, level: int) -> Floats | None:
+        return None if self.prices is None else self.prices[level]
+
     def _sum(self, codes_Nl: Ints) -> Floats:
         total_Nd = np.zeros((len(codes_Nl), self.codebooks[0].shape[1]), np.float32)
         for level in range(codes_Nl.shape[1]):
@@ -172,11 +180,17 @@ class ResidualQuantizer(Quantizer):
         return total_Nd
 
 
-def nearest(left_Nd: Floats, codebook_Kd: Floats) -> Ints:
-    """The row of the codebook nearest to each vector, (N,) int32; the lowest of equals."""
+def nearest(left_Nd: Floats, codebook_Kd: Floats, price_K: Floats | None = None) -> Ints:
+    """The row of the codebook nearest to each vector, (N,) int32; the lowest of equals.
+
+    ``price_K`` is added to the squared distances.
+    """
     code_N = np.empty(len(left_Nd), np.int32)
     for start in range(0, len(left_Nd), BLOCK):
-        code_N[start : start + BLOCK] = _half_distances(left_Nd[start : start + BLOCK], codebook_Kd).argmin(axis=1)
+        half_BK = half_distances(left_Nd[start : start + BLOCK], codebook_Kd)
+        if price_K is not None:
+            half_BK += 0.5 * price_K
+        code_N[start : start + BLOCK] = half_BK.argmin(axis=1)
     return code_N
 
 
@@ -193,7 +207,7 @@ def read_model(directory: Path) -> tuple[Sid, Tensors]:
         raise InputError(f"no readable quantizer in {directory}: {error}; run `python -m workflows.assign`") from error
 
 
-def _half_distances(left_Nd: Floats, codebook_Kd: Floats) -> Floats:
+def half_distances(left_Nd: Floats, codebook_Kd: Floats) -> Floats:
     """|c|²/2 - r·c: half the squared distance less what is the same for every code."""
     scores_NK = left_Nd @ codebook_Kd.T
     np.subtract(0.5 * np.einsum("kd,kd->k", codebook_Kd, codebook_Kd), scores_NK, out=scores_NK)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from genrec.config import Sid
+from genrec.errors import InputError
 from genrec.sid.quantizers.base import ResidualQuantizer, nearest
 from genrec.sid.quantizers.kmeans import kmeans
 from genrec.sid.vectors import Floats
@@ -34,3 +36,15 @@ class RqKmeans(ResidualQuantizer):
             threads=self.threads,
             device=self.device,
         )
+
+
+class Vq(RqKmeans):
+    """Vector quantization: one level of k-means, so ``sid.levels`` is 1.
+
+    k-means needs as many items as codes, so items share codes: choose ``sid.collisions=suffix``.
+    """
+
+    def __init__(self, settings: Sid, *, seed: int = 0, threads: int = 1, device: str = "auto") -> None:
+        super().__init__(settings, seed=seed, threads=threads, device=device)
+        if settings.levels != 1:
+            raise InputError(f"sid.quantizer=vq has one level, sid.levels={settings.levels} came; set sid.levels=1")

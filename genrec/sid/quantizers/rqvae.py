@@ -22,6 +22,10 @@ class RqVae(ResidualQuantizer):
     Inputs are centred and scaled to unit variance. The codebooks start from k-means on the first latents.
     """
 
+    @property
+    def _start_iterations(self) -> int:
+        return 10
+
     def fit(self, vectors_ND: Floats) -> dict[str, float]:
         """Train for ``sid.epochs``; returns the last epoch's losses and the number of codes restarted."""
         self.check_fit(vectors_ND)
@@ -32,7 +36,7 @@ class RqVae(ResidualQuantizer):
         data_ND = torch.from_numpy((vectors_ND - self._mean_D) / np.float32(self._scale)).to(device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            self._net = Autoencoder(vectors_ND.shape[1], self.settings.hidden, self.settings.latent).to(device)
+            self._net = self._make_net(vectors_ND.shape[1]).to(device)
         measures = self._train(data_ND, self._first_codebooks(data_ND))
         self._net = self._net.cpu()
         return measures
@@ -64,10 +68,13 @@ class RqVae(ResidualQuantizer):
         """Take back what ``tensors`` gave."""
         super().restore(tensors)
         self._mean_D, self._scale = tensors["mean"], float(tensors["scale"][0])
-        self._net = Autoencoder(len(self._mean_D), self.settings.hidden, self.settings.latent)
+        self._net = self._make_net(len(self._mean_D))
         self._net.load_state_dict(
             {name[4:]: torch.from_numpy(value) for name, value in tensors.items() if name.startswith("net.")}
         )
+
+    def _make_net(self, width: int) -> Autoencoder:
+        return Autoencoder(width, self.settings.hidden, self.settings.latent)
 
     def _first_codebooks(self, data_ND: Tensor) -> list[Codebook]:
         with torch.inference_mode():
@@ -75,7 +82,9 @@ class RqVae(ResidualQuantizer):
         books: list[Codebook] = []
         decay = self.settings.decay if self.settings.codebook == "ema" else None
         for level, codes in enumerate(self.level_sizes):
-            rows_Kd = kmeans(left_Nd, codes, iterations=10, seed=self.seed + level, threads=self.threads)
+            rows_Kd = kmeans(
+                left_Nd, codes, iterations=self._start_iterations, seed=self.seed + level, threads=self.threads
+            )
             left_Nd = left_Nd - rows_Kd[nearest(left_Nd, rows_Kd)]
             books.append(Codebook(torch.from_numpy(rows_Kd).to(data_ND.device), decay))
         return books
@@ -111,14 +120,17 @@ class RqVae(ResidualQuantizer):
             residuals.append(left_Bd.detach())
             code_B = assign_codes(left_Bd.detach(), book.rows_Kd.detach(), self.settings.sinkhorn)
             chosen_Bd = functional.embedding(code_B, book.rows_Kd)
-            commitment = commitment + self.settings.beta * functional.mse_loss(left_Bd, chosen_Bd.detach())
-            if book.learns_by_gradient:
-                commitment = commitment + functional.mse_loss(chosen_Bd, left_Bd.detach())
+            commitment = commitment + self._level_loss(left_Bd, chosen_Bd, book)
             book.observe(left_Bd.detach(), code_B)
             total_Bd = total_Bd + chosen_Bd.detach()
             left_Bd = left_Bd - chosen_Bd.detach()
         decoded_BD = self._net.decoder(pass_gradient(latents_Bd, total_Bd, self.settings.estimator))
         return functional.mse_loss(decoded_BD, batch_BD), commitment, residuals
+
+    def _level_loss(self, left_Bd: Tensor, chosen_Bd: Tensor, book: Codebook) -> Tensor:
+        """What draws residuals to their codes, and codes to their residuals."""
+        loss = self.settings.beta * functional.mse_loss(left_Bd, chosen_Bd.detach())
+        return loss + functional.mse_loss(chosen_Bd, left_Bd.detach()) if book.learns_by_gradient else loss
 
 
 def _device(name: str) -> str:

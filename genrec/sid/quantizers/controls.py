@@ -1,0 +1,101 @@
+"""Controls: semantic IDs that know nothing, or only the title, to tell what the others are worth."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+
+from genrec.config import Sid
+from genrec.sid.quantizers.base import Quantizer, Tensors
+from genrec.sid.vectors import Floats, Ints
+
+WORD = re.compile(r"\w+")
+
+
+class Named(Quantizer):
+    """Codes that are a name, not a place: a cost is the number of codes that differ from the item's own."""
+
+    _mean_D: Floats
+
+    @abstractmethod
+    def _names(self, vectors_ND: Floats) -> Ints:
+        """Each item's own codes, (N, L)."""
+
+    def fit(self, vectors_ND: Floats) -> dict[str, float]:
+        """Keep the mean vector, which is all that ``decode`` can know."""
+        self.check_fit(vectors_ND)
+        self._mean_D = vectors_ND.mean(axis=0)
+        return {}
+
+    def encode(self, vectors_ND: Floats) -> Ints:
+        """The items' names (N, L)."""
+        self.check(vectors_ND)
+        return self._names(vectors_ND)
+
+    def decode(self, codes_Nl: Ints) -> Floats:
+        """The mean vector, (N, D), whatever the codes."""
+        return np.tile(self._mean_D, (len(codes_Nl), 1))
+
+    def level_costs(self, vectors_ND: Floats, prefix_Nl: Ints) -> Floats:
+        """The number of codes (N, K) that would differ from the item's own."""
+        level = prefix_Nl.shape[1]
+        names_NL = self._names(vectors_ND)
+        wrong_N1 = (names_NL[:, :level] != prefix_Nl).sum(axis=1, keepdims=True)
+        other_NK = names_NL[:, level, None] != np.arange(self.level_sizes[level])
+        return (wrong_N1 + other_NK).astype(np.float32)
+
+    def tensors(self) -> Tensors:
+        """The mean vector (D,), and the seed."""
+        return {"mean": self._mean_D, "seed": np.array([self.seed], np.int64)}
+
+    def restore(self, tensors: Tensors) -> None:
+        """Take back what ``tensors`` gave."""
+        self._mean_D, self.seed = tensors["mean"], int(tensors["seed"][0])
+
+    @property
+    def width(self) -> int:
+        """D, the dimensions of the vectors it was fitted on."""
+        return len(self._mean_D)
+
+
+class Random(Named):
+    """Codes drawn at random for each item: from a hash of its vector's bytes and the seed, so equal on every run."""
+
+    def _names(self, vectors_ND: Floats) -> Ints:
+        key = self.seed.to_bytes(8, "little")
+        rows = np.ascontiguousarray(vectors_ND, np.float32)
+        levels = len(self.level_sizes)
+        drawn = b"".join(hashlib.blake2b(row.tobytes(), digest_size=8 * levels, key=key).digest() for row in rows)
+        numbers_NL = np.frombuffer(drawn, np.uint64).reshape(-1, levels)
+        return (numbers_NL % np.array(self.level_sizes, np.uint64)).astype(np.int32)
+
+
+class Title(Named):
+    """Codes that are the hashed words of the title; its "vectors" (N, L) are those words, see ``title_words``."""
+
+    def _names(self, vectors_ND: Floats) -> Ints:
+        return (vectors_ND - 1).astype(np.int32)
+
+
+def title_words(titles: Sequence[str], settings: Sid) -> Floats:
+    """The title of each item as L numbers 1 … K_l, (N, L): word l hashed, and at the last level all that remain.
+
+    A level that the title is too short for has the hash of no word; case does not count. This is what the quantizer
+    ``title`` takes in place of vectors.
+    """
+    sizes = settings.level_sizes
+    words_NL = np.empty((len(titles), len(sizes)), np.float32)
+    for row, title in enumerate(titles):
+        words = WORD.findall(title.lower())
+        last = len(sizes) - 1
+        parts = [*(words[:last] + [""] * last)[:last], " ".join(words[last:])]
+        words_NL[row] = [1 + _hash(part) % size for part, size in zip(parts, sizes, strict=True)]
+    return words_NL
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
