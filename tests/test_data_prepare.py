@@ -211,6 +211,7 @@ def test_bad_data_leaves_nothing_behind(tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
 def test_ray_actors_write_the_same_files_as_this_process(tmp_path):
     path = write_world(tmp_path / "in", random_log())
     here = run_prepare(tmp_path / "here", path)

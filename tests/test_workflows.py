@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,15 +35,6 @@ def config(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
 @pytest.fixture(scope="module")
 def report(config: Config) -> Output:
     return full.run(config)
-
-
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    import ray
-
-    ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=128 * 2**20)
-    yield
-    ray.shutdown()
 
 
 def test_the_model_learns_the_chain_and_metrics_have_their_form(report: Output) -> None:
