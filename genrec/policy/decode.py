@@ -125,5 +125,5 @@ def _search(policy: Policy, tokens_BP: Tensor, mask_BP: Tensor, trie: Trie, choo
 
 def _finished(trie: Trie, nodes_BW: Tensor, codes_BWL: Tensor, logp_BWL: Tensor) -> Beams:
     alive_BW = nodes_BW >= 0
-    items_BW = torch.where(alive_BW, trie.leaf_items[nodes_BW.clamp(min=0)], -1)
+    items_BW = torch.where(alive_BW, trie.leaf_items[nodes_BW.clamp(min=0)].long(), -1)
     return Beams(items_BW, codes_BWL, logp_BWL.masked_fill(~alive_BW[..., None], -torch.inf))

@@ -22,8 +22,8 @@ from genrec.config import Sid
 from genrec.data.files import write_json
 from genrec.data.tables import read_items, read_sequences
 from genrec.errors import InputError
-from genrec.sid.assign import refuse_full, refuse_many, resolve
-from genrec.sid.catalog import save_codes
+from genrec.sid.assign import prefix_numbers, refuse_full, refuse_many, resolve
+from genrec.sid.catalog import Catalog, save_codes
 from genrec.sid.codes import read_codes, write_codes, write_sids
 from genrec.sid.health import measure, summary
 from genrec.sid.health_page import write_page
@@ -147,7 +147,10 @@ def _finish(items: pa.Table, codes_NL: Ints, health: dict[str, Any], out: Path) 
     write_json(health, out / "sid_health.json")
     write_page(items, codes_NL, health, out / "sid_health.html")
     write_sids(items["id"], codes_NL, out / "sids.parquet")
-    save_codes(torch.from_numpy(codes_NL), health["level_sizes"], out)
+    if len(np.unique(prefix_numbers(codes_NL, health["level_sizes"]))) == len(codes_NL):
+        Catalog(torch.from_numpy(codes_NL), health["level_sizes"]).save(out)
+    else:
+        save_codes(torch.from_numpy(codes_NL), health["level_sizes"], out)
     return summary(health)
 
 

@@ -32,11 +32,12 @@ class Catalog:
         level_sizes: Sequence[int],
         removed: Sequence[int] = (),
         grown_from: Sequence[int] = (),
+        trie: Trie | None = None,
     ) -> None:
         self.codes_NL = codes_NL.long().contiguous()
         self.level_sizes = tuple(int(size) for size in level_sizes)
         self.removed, self.grown_from = tuple(removed), tuple(grown_from)
-        self.trie = Trie.from_codes(self.codes_NL, self.level_sizes).without(self.removed)
+        self.trie = trie or Trie.from_codes(self.codes_NL, self.level_sizes).without(self.removed)
 
     def __len__(self) -> int:
         return len(self.codes_NL)
@@ -51,22 +52,21 @@ class Catalog:
         """SHA-256 over the level sizes and all codes: two catalogues with one digest name the same items."""
         return _digest(self.codes_NL, self.level_sizes)
 
-    @cached_property
-    def _items(self) -> dict[Codes, int]:
-        gone = set(self.removed)
-        return {tuple(codes): item for item, codes in enumerate(self.codes_NL.tolist()) if item not in gone}
-
     def item_of(self, codes: Codes) -> int | None:
         """The item with this SID, or None; a removed item is not found."""
-        return self._items.get(tuple(codes))
+        if not all(0 <= code < size for code, size in zip(codes, self.level_sizes, strict=True)):
+            return None
+        item = int(self.trie.find(torch.tensor(codes)))
+        return None if item < 0 else item
 
     def save(self, directory: Path) -> None:
-        """Write ``catalog.safetensors`` and, last, ``catalog.json``."""
+        """Write ``trie.safetensors``, ``catalog.safetensors`` and, last, ``catalog.json``."""
+        self.trie.save(directory / "trie.safetensors", _fits(self.digest, self.removed))
         save_codes(self.codes_NL, self.level_sizes, directory, self.removed, self.grown_from)
 
     @classmethod
     def load(cls, directory: Path) -> Catalog:
-        """Read what ``save`` wrote.
+        """Read what ``save`` wrote; the trie is mapped from its file, or built again if that is not its own.
 
         Raises:
             InputError: files missing, unreadable, or not the content that was saved.
@@ -74,8 +74,9 @@ class Catalog:
         try:
             about = json.loads((directory / "catalog.json").read_text(encoding="utf-8"))
             codes_NL = load_file(directory / "catalog.safetensors")["codes_NL"]
-            changes = about.get("removed", ()), about.get("grown_from", ())
-            catalog = cls(codes_NL, about["level_sizes"], *changes)
+            removed, grown_from = about.get("removed", ()), about.get("grown_from", ())
+            trie = Trie.load(directory / "trie.safetensors", _fits(about["digest"], removed))
+            catalog = cls(codes_NL, about["level_sizes"], removed, grown_from, trie)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise InputError(
                 f"no readable catalogue in {directory}: {error}; run `python -m workflows.assign`"
@@ -116,6 +117,10 @@ def save_codes(
     about = {"items": len(codes_NL), "level_sizes": sizes, "digest": _digest(codes_NL.long().contiguous(), sizes)}
     changes = {name: rows for name, rows in (("removed", removed), ("grown_from", grown_from)) if rows}
     write_json({**about, **changes}, directory / "catalog.json")
+
+
+def _fits(digest: str, removed: Sequence[int]) -> dict[str, str]:
+    return {"catalog": digest, "removed": hashlib.sha256(json.dumps(list(removed)).encode()).hexdigest()}
 
 
 def _digest(codes_NL: Tensor, level_sizes: tuple[int, ...]) -> str:

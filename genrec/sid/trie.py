@@ -1,26 +1,86 @@
 """The catalogue as a prefix tree of tensors: decoding asks it which codes may follow, and never leaves it.
 
 A node of depth d is a prefix of d codes, numbered 0 … n_d - 1 in lexicographic order, so a beam's state is one
-integer. ``children[d]`` maps (node, code) to the child's number at depth d + 1, or -1. Depth 0 has the root alone;
-the nodes of depth L are the leaves, and ``leaf_items`` names the item at each.
+integer. Depth 0 has the root alone; the nodes of depth L are the leaves, and ``leaf_items`` names the item at each.
+
+Because nodes are numbered in order, the children of a node are neighbours: a level is the row starts and the codes of
+a compressed sparse row matrix (``starts``, ``codes``), and a child's number is its place in ``codes``. A level that is
+small as a dense table (node × code → child) keeps one, which a step reads faster.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from genrec.data.files import write_atomically
 from genrec.errors import InputError
+
+DENSE_ENTRIES = 2**20
+"""A level of at most so many (node, code) pairs keeps a dense table: 4 MB of int32."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """The edges from the nodes of one depth to the next.
+
+    ``starts`` (n_d + 1,) int32: the children of node i are starts[i] … starts[i + 1] - 1; ``codes`` (n_{d+1},) int32:
+    the code of each child, ascending under one node; ``size`` K, the codes of the level.
+    """
+
+    starts: Tensor
+    codes: Tensor
+    size: int
+
+    @cached_property
+    def _table(self) -> Tensor | None:
+        """(n_d, K) int32: the child's number, or -1; None where that would be large."""
+        nodes = len(self.starts) - 1
+        if nodes * self.size > DENSE_ENTRIES:
+            return None
+        return self._rows(torch.arange(nodes, device=self.starts.device))
+
+    @cached_property
+    def _most(self) -> int:
+        return int(self.starts.diff().max())
+
+    def children(self, nodes_x: Tensor) -> Tensor:
+        """The child of each node (…,) under each code, (…, K) int32; -1 where there is none."""
+        return self._rows(nodes_x) if self._table is None else self._table[nodes_x]
+
+    def child(self, nodes_x: Tensor, codes_x: Tensor) -> Tensor:
+        """The child of each node under one code each, (…,) int64; -1 where there is none."""
+        if self._table is not None:
+            return self._table[nodes_x, codes_x].long()
+        low_x, high_x = self.starts[nodes_x].long(), self.starts[nodes_x + 1].long()
+        end_x = high_x
+        for _ in range(self._most.bit_length()):
+            middle_x = (low_x + high_x) // 2
+            before_x = (middle_x < end_x) & (self.codes[middle_x.clamp(max=len(self.codes) - 1)] < codes_x)
+            low_x, high_x = torch.where(before_x, middle_x + 1, low_x), torch.where(before_x, high_x, middle_x)
+        found_x = (low_x < end_x) & (self.codes[low_x.clamp(max=len(self.codes) - 1)] == codes_x)
+        return torch.where(found_x, low_x, -1)
+
+    def _rows(self, nodes_x: Tensor) -> Tensor:
+        edges_xM = self.starts[nodes_x][..., None] + torch.arange(self._most, dtype=torch.int32, device=nodes_x.device)
+        real_xM = edges_xM < self.starts[nodes_x + 1][..., None]
+        codes_xM = self.codes[edges_xM.clamp(max=len(self.codes) - 1).long()].long()
+        table_xK = torch.full((*nodes_x.shape, self.size + 1), -1, dtype=torch.int32, device=nodes_x.device)
+        return table_xK.scatter_(-1, codes_xM.masked_fill(~real_xM, self.size), edges_xM)[..., :-1]
 
 
 @dataclass(frozen=True)
 class Trie:
-    """Child tables, one (n_d, K_d) int32 tensor per level, and the item row of each leaf, (n_L,) int64."""
+    """One ``Level`` per code of a SID, and the item row of each leaf, (n_L,) int32."""
 
-    children: tuple[Tensor, ...]
+    levels: tuple[Level, ...]
     leaf_items: Tensor
 
     @classmethod
@@ -37,36 +97,41 @@ class Trie:
         codes_NL = codes_NL.long()
         _check_range(codes_NL, level_sizes)
         nodes_N = torch.zeros(len(codes_NL), dtype=torch.long)
-        count, tables = 1, []
+        count, levels = 1, []
         for level, size in enumerate(level_sizes):
-            key_N = nodes_N * size + codes_NL[:, level]
-            present, nodes_N = torch.unique(key_N, return_inverse=True)
-            table = torch.full((count * size,), -1, dtype=torch.int32)
-            table[present] = torch.arange(len(present), dtype=torch.int32)
-            tables.append(table.view(count, size))
+            present, nodes_N = torch.unique(nodes_N * size + codes_NL[:, level], return_inverse=True)
+            starts = torch.searchsorted(present, torch.arange(count + 1) * size)
+            levels.append(Level(starts.int(), (present % size).int(), size))
             count = len(present)
         if count < len(codes_NL):
             raise InputError(
                 f"{len(codes_NL) - count} of {len(codes_NL)} items share a semantic ID with another item; "
                 "the trie needs one SID per item: assign them with sid.collisions=resolve or suffix"
             )
-        leaf_items = torch.empty(count, dtype=torch.long)
-        leaf_items[nodes_N] = torch.arange(len(codes_NL))
-        return cls(tuple(tables), leaf_items)
+        leaf_items = torch.empty(count, dtype=torch.int32)
+        leaf_items[nodes_N] = torch.arange(len(codes_NL), dtype=torch.int32)
+        return cls(tuple(levels), leaf_items)
 
     @property
     def depth(self) -> int:
         """L, the number of codes in a SID."""
-        return len(self.children)
+        return len(self.levels)
 
     @property
     def level_sizes(self) -> tuple[int, ...]:
         """K per level."""
-        return tuple(table.shape[1] for table in self.children)
+        return tuple(level.size for level in self.levels)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that is stored, by name; dense tables are made from it when they are first needed."""
+        edges = {f"{name}_{d}": getattr(level, name) for d, level in enumerate(self.levels) for name in _EDGES}
+        return {**edges, "leaf_items": self.leaf_items}
 
     def to(self, device: torch.device | str) -> Trie:
         """The same trie on another device."""
-        return Trie(tuple(table.to(device) for table in self.children), self.leaf_items.to(device))
+        moved = (Level(level.starts.to(device), level.codes.to(device), level.size) for level in self.levels)
+        return Trie(tuple(moved), self.leaf_items.to(device))
 
     def without(self, items: Sequence[int]) -> Trie:
         """The trie in which these items (rows) are not found: their leaves go, and the prefixes that held no other.
@@ -76,30 +141,64 @@ class Trie:
         """
         if not items:
             return self
-        keep_n = ~torch.isin(self.leaf_items, torch.tensor(items))
+        keep_n = ~torch.isin(self.leaf_items, torch.tensor(items, dtype=torch.int32))
         if not keep_n.any():
             raise InputError(f"all {len(keep_n)} items are removed; at least one must stay")
-        tables, leaf_items = [], self.leaf_items[keep_n]
-        for table in reversed(self.children):
-            number_n = torch.where(keep_n, keep_n.long().cumsum(0) - 1, -1).int()
-            pruned = torch.where(table < 0, table, number_n[table.clamp(min=0).long()])
-            keep_n = (pruned >= 0).any(dim=1)
-            tables.append(pruned[keep_n])
-        return Trie(tuple(reversed(tables)), leaf_items)
+        levels, leaf_items = [], self.leaf_items[keep_n]
+        for level in reversed(self.levels):
+            kept_before = torch.cat([torch.zeros(1, dtype=torch.long), keep_n.long().cumsum(0)])
+            count_n = kept_before[level.starts[1:].long()] - kept_before[level.starts[:-1].long()]
+            codes, keep_n = level.codes[keep_n], count_n > 0
+            starts = torch.cat([torch.zeros(1, dtype=torch.long), count_n[keep_n].cumsum(0)])
+            levels.append(Level(starts.int(), codes, level.size))
+        return Trie(tuple(reversed(levels)), leaf_items)
 
     def step(self, level: int, nodes: Tensor) -> Tensor:
         """Children of ``nodes`` (…,) of depth ``level``: node numbers of depth level + 1, -1 where none, (…, K)."""
-        return self.children[level][nodes]
+        return self.levels[level].children(nodes)
 
     def walk(self, codes_xL: Tensor) -> Tensor:
         """The node before each level of each SID, (…, L); -1 from where the SID leaves the trie."""
+        return self._path(codes_xL)[..., :-1]
+
+    def find(self, codes_xL: Tensor) -> Tensor:
+        """The item of each SID (…, L), (…,) int64; -1 where there is none."""
+        leaf_x = self._path(codes_xL)[..., -1]
+        return torch.where(leaf_x < 0, -1, self.leaf_items[leaf_x.clamp(min=0)].long())
+
+    def save(self, file: Path, about: Mapping[str, str]) -> None:
+        """Write all tensors as safetensors, with ``about`` and the level sizes beside them, atomically."""
+        sizes = {"level_sizes": ",".join(map(str, self.level_sizes))}
+        write_atomically(file, lambda path: save_file(self.tensors, path, metadata={**about, **sizes}))
+
+    @classmethod
+    def load(cls, file: Path, about: Mapping[str, str]) -> Trie | None:
+        """What ``save`` wrote with the same ``about``, mapped from the file, not copied; None when that is not there.
+
+        The pages belong to the file: processes on one machine that load it share them.
+        """
+        try:
+            with safe_open(file, framework="pt") as stored:
+                found = dict(stored.metadata() or {})
+                sizes = [int(size) for size in found.pop("level_sizes", "").split(",")]
+                if found != about:
+                    return None
+                tensor = stored.get_tensor
+                levels = (Level(tensor(f"starts_{d}"), tensor(f"codes_{d}"), size) for d, size in enumerate(sizes))
+                return cls(tuple(levels), tensor("leaf_items"))
+        except (OSError, ValueError, SafetensorError):
+            return None
+
+    def _path(self, codes_xL: Tensor) -> Tensor:
         node = torch.zeros(codes_xL.shape[:-1], dtype=torch.long, device=codes_xL.device)
-        path: list[Tensor] = []
-        for level, table in enumerate(self.children):
+        path = [node]
+        for depth, level in enumerate(self.levels):
+            node = torch.where(node < 0, node, level.child(node.clamp(min=0), codes_xL[..., depth]))
             path.append(node)
-            child = table[node.clamp(min=0), codes_xL[..., level]].long()
-            node = torch.where(node < 0, node, child)
         return torch.stack(path, dim=-1)
+
+
+_EDGES = ("starts", "codes")
 
 
 def _check_range(codes_NL: Tensor, level_sizes: Sequence[int]) -> None:
