@@ -1,6 +1,6 @@
 """bench: alternatives measured side by side in one run.
 
-python -m workflows.bench decode [CONFIG...] [key=value ...] [--json]
+python -m workflows.bench NAME [CONFIG...] [key=value ...] [--json]
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from importlib import import_module
 from cluster.machine import prepare_environment
 from workflows.door import parser, read_config
 
-NAMES = ("decode",)
+NAMES = ("assign", "decode")
 
 
 def main() -> None:

@@ -25,9 +25,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_parquet(table: pa.Table, path: Path) -> None:
-    """Write ``table`` as zstd Parquet, atomically."""
-    write_atomically(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+def write_parquet(table: pa.Table, path: Path, **options: Any) -> None:
+    """Write ``table`` as Parquet (zstd, unless pyarrow's ``options`` say otherwise), atomically."""
+    chosen: dict[str, Any] = {"compression": "zstd"} | options
+    write_atomically(path, lambda temporary: pq.write_table(table, temporary, **chosen))
 
 
 def write_text(text: str, path: Path) -> None:

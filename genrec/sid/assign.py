@@ -26,6 +26,7 @@ from genrec.sid.vectors import Floats, Ints
 Longs = npt.NDArray[np.int64]
 ROWS = 4096
 FIRST_WIDTH = 16
+FREE_ROWS = 256
 
 
 class Costs(Protocol):
@@ -122,23 +123,43 @@ def nearest_free(vectors_MD: Floats, quantizer: Costs, taken_N: Longs) -> Longs:
     Args:
         taken_N: SIDs that are not free, as ``prefix_numbers`` numbers them. There must be M others.
     """
-    sizes, room, total = quantizer.level_sizes, quantizer.level_sizes[-1], math.prod(quantizer.level_sizes[:-1])
     taken_N = np.sort(taken_N)
     chosen_M = np.empty(len(vectors_MD), np.int64)
-    for row in range(len(vectors_MD)):
-        width = min(FIRST_WIDTH, total)
-        while True:
-            prefix_W = nearest_prefixes(vectors_MD[row : row + 1], quantizer, width)[0]
-            number_WK = prefix_W[:, None] * room + np.arange(room)
-            at_WK = np.searchsorted(taken_N, number_WK).clip(max=len(taken_N) - 1)
-            free_WK = (taken_N[at_WK] != number_WK) & ~np.isin(number_WK, chosen_M[:row])
-            if free_WK.any() or width == total:
-                break
-            width = min(width * 8, total)
-        repeated_WD = np.repeat(vectors_MD[row : row + 1], len(prefix_W), axis=0)
-        costs_WK = quantizer.level_costs(repeated_WD, prefix_codes(prefix_W, sizes[:-1]))
-        chosen_M[row] = number_WK.reshape(-1)[np.where(free_WK, costs_WK, np.inf).argmin()]
+    for start in range(0, len(vectors_MD), FREE_ROWS):
+        part = slice(start, start + FREE_ROWS)
+        chosen_M[part] = _choose_free(vectors_MD[part], quantizer, taken_N)
+        taken_N = np.sort(np.concatenate([taken_N, chosen_M[part]]))
     return chosen_M
+
+
+def _choose_free(vectors_RD: Floats, quantizer: Costs, taken_N: Longs) -> Longs:
+    """``nearest_free`` of a few rows: their candidates are found together, then each row in turn takes its best."""
+    total = math.prod(quantizer.level_sizes[:-1])
+    numbers_RX, costs_RX = _candidates(vectors_RD, quantizer, taken_N, min(FIRST_WIDTH, total))
+    chosen: list[int] = []
+    for row in range(len(vectors_RD)):
+        numbers_X, costs_X, width = numbers_RX[row], costs_RX[row], FIRST_WIDTH
+        while True:
+            costs_X = np.where(np.isin(numbers_X, chosen), np.inf, costs_X)
+            best = int(costs_X.argmin())
+            if np.isfinite(costs_X[best]) or width >= total:
+                break
+            width *= 8
+            wider = _candidates(vectors_RD[row : row + 1], quantizer, taken_N, min(width, total))
+            numbers_X, costs_X = wider[0][0], wider[1][0]
+        chosen.append(int(numbers_X[best]))
+    return np.array(chosen, np.int64)
+
+
+def _candidates(vectors_RD: Floats, quantizer: Costs, taken_N: Longs, width: int) -> tuple[Longs, Floats]:
+    """SIDs under each row's ``width`` nearest prefixes, (R, width · K), and what each costs; inf at taken ones."""
+    sizes, rows = quantizer.level_sizes, len(vectors_RD)
+    prefix_RW = nearest_prefixes(vectors_RD, quantizer, width)
+    numbers_RX = (prefix_RW[..., None] * sizes[-1] + np.arange(sizes[-1])).reshape(rows, -1)
+    repeated_PD = np.repeat(vectors_RD, prefix_RW.shape[1], axis=0)
+    costs_PK = quantizer.level_costs(repeated_PD, prefix_codes(prefix_RW.reshape(-1), sizes[:-1]))
+    at_RX = np.searchsorted(taken_N, numbers_RX).clip(max=len(taken_N) - 1)
+    return numbers_RX, np.where(taken_N[at_RX] == numbers_RX, np.inf, costs_PK.reshape(rows, -1))
 
 
 def _relieve(prefix_N: Longs, vectors_ND: Floats, quantizer: Quantizer, rank_N: Longs) -> Longs:
@@ -177,16 +198,19 @@ def _costs(vectors_RD: Floats, prefix_Rl: Ints, quantizer: Quantizer) -> Floats:
 
 
 def _distinct(*parts_R: npt.NDArray[Any]) -> tuple[Longs, Longs]:
-    """Rows that differ: the first row of each kind (U,), and the kind of each row (R,)."""
-    seen: dict[tuple[bytes, ...], int] = {}
-    first: list[int] = []
-    which: list[int] = []
-    for row, values in enumerate(zip(*parts_R, strict=True)):
-        kind = seen.setdefault(tuple(value.tobytes() for value in values), len(seen))
-        if kind == len(first):
-            first.append(row)
-        which.append(kind)
-    return np.array(first, np.int64), np.array(which, np.int64)
+    """Rows that differ: the first row of each kind (U,), and the kind of each row (R,).
+
+    Rows are told apart by a 64-bit sum; where two unlike rows share one, byte by byte.
+    """
+    bits_RX = np.concatenate([np.ascontiguousarray(part).view(np.uint32) for part in parts_R], axis=1)
+    weights_X = np.random.default_rng(0).integers(2**63, size=bits_RX.shape[1], dtype=np.uint64) * np.uint64(
+        2
+    ) + np.uint64(1)
+    sums_R = np.einsum("rx,x->r", bits_RX, weights_X, dtype=np.uint64, casting="safe")
+    _, first_U, which_R = np.unique(sums_R, return_index=True, return_inverse=True)
+    if not np.array_equal(bits_RX[first_U[which_R]], bits_RX):
+        _, first_U, which_R = np.unique(bits_RX, axis=0, return_index=True, return_inverse=True)
+    return first_U, which_R
 
 
 def _place(prefix_N: Longs, rows: Longs, vectors_ND: Floats, quantizer: Quantizer, taken: dict[int, int]) -> Longs:

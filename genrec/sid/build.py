@@ -173,4 +173,5 @@ def _write_factors(data: Path, vectors: Path, out: Path, settings: Sid, seed: in
         seed=seed,
         text_ND=text_ND,
     )
-    write_vectors(factors_ND, 0, shard_path(out / "cf", 0))
+    for shard, start in enumerate(range(0, len(factors_ND), settings.shard_items)):
+        write_vectors(factors_ND[start : start + settings.shard_items], start, shard_path(out / "cf", shard))

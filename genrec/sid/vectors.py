@@ -41,22 +41,21 @@ class VectorFiles:
         return kind.list_size
 
     def read(self, start: int = 0, stop: int | None = None) -> Floats:
-        """Rows ``start`` … ``stop - 1`` as (n, D) float32.
+        """Rows ``start`` … ``stop - 1`` as (n, D) float32, not to be written to.
 
         Raises:
             InputError: a file whose vectors have another width, or whose rows are not the items they should be.
         """
         stop = len(self) if stop is None else min(stop, len(self))
-        rows_ND = np.empty((max(stop - start, 0), self.width), np.float32)
+        parts: list[Floats] = []
         for file, first, after in zip(self._files, self._starts[:-1], self._starts[1:], strict=True):
             low, high = max(start, int(first)), min(stop, int(after))
             if low < high:
-                part_ND = self._read_file(file, int(first))
-                rows_ND[low - start : high - start] = part_ND[low - int(first) : high - int(first)]
-        return rows_ND
+                parts.append(self._read_file(file, int(first))[low - int(first) : high - int(first)])
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty((0, self.width), np.float32), *parts])
 
     def _read_file(self, file: Path, first: int) -> Floats:
-        table = pq.ParquetFile(file).read(["item", "vector"]).combine_chunks()
+        table = pq.ParquetFile(file, memory_map=True).read(["item", "vector"]).combine_chunks()
         items = table["item"].to_numpy()
         if not np.array_equal(items, np.arange(first, first + len(items))):
             raise InputError(f"{file}: column 'item' must count {first}, {first + 1}, …: the file was changed")
@@ -67,11 +66,17 @@ class VectorFiles:
 
 
 def write_vectors(vectors_ND: Floats, start: int, path: Path) -> None:
-    """Write the vectors of items ``start``, ``start`` + 1, … as one shard file, atomically."""
+    """Write the vectors of items ``start``, ``start`` + 1, … as one shard file, atomically.
+
+    Without nulls, compression or small pages: floats of embeddings hardly compress, and reading them would be a third
+    of assignment's time.
+    """
+    kind = pa.list_(pa.field("element", pa.float32(), nullable=False), vectors_ND.shape[1])
+    schema = pa.schema([pa.field("item", pa.int32(), nullable=False), pa.field("vector", kind, nullable=False)])
     items = pa.array(np.arange(start, start + len(vectors_ND), dtype=np.int32))
     flat = pa.array(np.ascontiguousarray(vectors_ND, np.float32).reshape(-1))
-    vector = pa.FixedSizeListArray.from_arrays(flat, vectors_ND.shape[1])
-    write_parquet(pa.table({"item": items, "vector": vector}), path)
+    table = pa.table([items, pa.FixedSizeListArray.from_arrays(flat, type=kind)], schema=schema)
+    write_parquet(table, path, compression="none", use_dictionary=False, write_statistics=False, data_page_size=2**26)
 
 
 def shard_path(directory: Path, shard: int) -> Path:
@@ -102,5 +107,10 @@ def check_vectors(vectors_ND: Floats, start: int = 0) -> None:
 
 def unit_rows(vectors_ND: Floats) -> Floats:
     """Each row scaled to length 1; a row of zeros stays."""
-    norm_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
-    return (vectors_ND / np.where(norm_N1 == 0, 1, norm_N1)).astype(np.float32)
+    return vectors_ND * row_scales(vectors_ND)
+
+
+def row_scales(vectors_ND: Floats) -> Floats:
+    """What each row is multiplied with to be of length 1, (N, 1); 1 for a row of zeros."""
+    norm_N1 = np.sqrt(np.einsum("nd,nd->n", vectors_ND, vectors_ND))[:, None]
+    return (1 / np.where(norm_N1 == 0, 1, norm_N1)).astype(np.float32)

@@ -19,8 +19,8 @@ from genrec.errors import InputError
 from genrec.sid.vectors import Floats, Ints, check_vectors
 
 Tensors = Mapping[str, npt.NDArray[Any]]
-BLOCK = 8192
-"""Rows per matrix product: bounds memory, and keeps the distances in cache."""
+BLOCK = 1024
+"""Rows per matrix product: bounds memory, and keeps the distances to 256 codes in a core's cache."""
 
 
 class Quantizer(ABC):
