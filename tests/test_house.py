@@ -4,7 +4,17 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-ORDER = {"errors": 0, "config": 0, "types": 0, "data": 0, "sid": 1, "policy": 2, "learning": 3, "evaluation": 4}
+ORDER = {
+    "errors": 0,
+    "config": 0,
+    "types": 0,
+    "threads": 0,
+    "data": 0,
+    "sid": 1,
+    "policy": 2,
+    "learning": 3,
+    "evaluation": 4,
+}
 LAST = 5  # genrec/__init__.py and genrec/recommender.py stand above the rest
 
 

@@ -33,6 +33,7 @@ from genrec.sid.quantizers import Quantizer, load_quantizer, make_quantizer
 from genrec.sid.quantizers.controls import title_words
 from genrec.sid.suffix import add_suffix
 from genrec.sid.vectors import Floats, Ints, VectorFiles, check_vectors, shard_path, write_vectors
+from genrec.threads import limit_threads
 
 BLOCK = 65536
 """Items read at once, where all are read: keeps one copy of the vectors in memory, not three."""
@@ -61,6 +62,7 @@ def fit_quantizer(data: Path, vectors: Path, out: Path, settings: Sid, *, seed: 
         write_vectors(words_NL, 0, shard_path(out / "titles", 0))
     rows = np.random.default_rng(seed).permutation(items)[: settings.fit_items]
     inputs_ND = read_inputs(vectors, out, settings, np.sort(rows))
+    limit_threads(threads)
     start = perf_counter()
     quantizer = make_quantizer(settings, seed=seed, threads=threads, device=device)
     measures = quantizer.fit(inputs_ND)
@@ -94,7 +96,7 @@ def read_fused(vectors: Path, out: Path, settings: Sid, rows: Any) -> Floats:
 
 def make_assigner(vectors: Path, out: Path, settings: Sid, threads: int) -> Callable[[int], Mapping[str, Any]]:
     """Load the fitted quantizer once; the result encodes one shard of items and writes its codes."""
-    torch.set_num_threads(threads)
+    limit_threads(threads)
     quantizer = load_quantizer(out / "quantizer", threads=threads)
     return partial(_encode_shard, vectors=vectors, out=out, settings=settings, quantizer=quantizer)
 
@@ -105,7 +107,7 @@ def finish_quantized(data: Path, vectors: Path, out: Path, settings: Sid, thread
     Raises:
         InputError: the code files do not fit the item table.
     """
-    torch.set_num_threads(threads)
+    limit_threads(threads)
     items = read_items(data)
     quantizer = load_quantizer(out / "quantizer", threads=threads)
     before_NL = read_codes(out / "codes", items.num_rows, settings.level_sizes)

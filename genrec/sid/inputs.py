@@ -11,7 +11,7 @@ from scipy.sparse.linalg import svds
 
 from genrec.data.tables import SPLIT_CODES
 from genrec.errors import InputError
-from genrec.sid.vectors import Floats, row_scales, unit_rows
+from genrec.sid.vectors import Floats, unit_rows
 
 TRAIN = (SPLIT_CODES["first"], SPLIT_CODES["train"])
 NEIGHBOURS = 10
@@ -23,9 +23,7 @@ def fuse(text_ND: Floats | None, cf_ND: Floats | None, text_weight: float, cf_we
     Squared distances of the fused vectors are the weighted sum (by the squared weights) of those of the parts.
     """
     parts = ((text_ND, text_weight), (cf_ND, cf_weight))
-    used: list[Floats] = [
-        part * (row_scales(part) * np.float32(weight)) for part, weight in parts if part is not None and weight > 0
-    ]
+    used = [unit_rows(part, weight) for part, weight in parts if part is not None and weight > 0]
     if not used:
         raise InputError("sid.text_weight and sid.cf_weight are both 0: nothing is left to quantize; raise one")
     return used[0] if len(used) == 1 else np.concatenate(used, axis=1)

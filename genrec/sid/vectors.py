@@ -47,12 +47,15 @@ class VectorFiles:
             InputError: a file whose vectors have another width, or whose rows are not the items they should be.
         """
         stop = len(self) if stop is None else min(stop, len(self))
-        parts: list[Floats] = []
-        for file, first, after in zip(self._files, self._starts[:-1], self._starts[1:], strict=True):
-            low, high = max(start, int(first)), min(stop, int(after))
+        rows_ND = np.empty((max(stop - start, 0), self.width), np.float32)
+        for file, first, after in zip(self._files, self._starts[:-1].tolist(), self._starts[1:].tolist(), strict=True):
+            low, high = max(start, first), min(stop, after)
             if low < high:
-                parts.append(self._read_file(file, int(first))[low - int(first) : high - int(first)])
-        return parts[0] if len(parts) == 1 else np.concatenate([np.empty((0, self.width), np.float32), *parts])
+                part_ND = self._read_file(file, first)[low - first : high - first]
+                if len(part_ND) == len(rows_ND):
+                    return part_ND
+                rows_ND[low - start : high - start] = part_ND
+        return rows_ND
 
     def _read_file(self, file: Path, first: int) -> Floats:
         table = pq.ParquetFile(file, memory_map=True).read(["item", "vector"]).combine_chunks()
@@ -105,12 +108,7 @@ def check_vectors(vectors_ND: Floats, start: int = 0) -> None:
             )
 
 
-def unit_rows(vectors_ND: Floats) -> Floats:
-    """Each row scaled to length 1; a row of zeros stays."""
-    return vectors_ND * row_scales(vectors_ND)
-
-
-def row_scales(vectors_ND: Floats) -> Floats:
-    """What each row is multiplied with to be of length 1, (N, 1); 1 for a row of zeros."""
+def unit_rows(vectors_ND: Floats, length: float = 1.0) -> Floats:
+    """Each row scaled to ``length``; a row of zeros stays."""
     norm_N1 = np.sqrt(np.einsum("nd,nd->n", vectors_ND, vectors_ND))[:, None]
-    return (1 / np.where(norm_N1 == 0, 1, norm_N1)).astype(np.float32)
+    return np.multiply(vectors_ND, length / np.where(norm_N1 == 0, 1, norm_N1), dtype=np.float32, casting="same_kind")
