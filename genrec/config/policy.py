@@ -1,0 +1,34 @@
+"""The section of the language model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, PositiveInt
+
+from genrec.config.section import Section
+
+
+class Lora(Section):
+    """Low-rank adapters on a pretrained backbone."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveInt = 32
+    dropout: float = Field(default=0.05, ge=0, lt=1)
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+
+
+class Policy(Section):
+    """The language model that writes semantic IDs."""
+
+    kind: Literal["scratch", "pretrained"] = "scratch"
+    arch: Literal["gpt2", "qwen3"] = Field(default="gpt2", description="scratch: architecture")
+    hidden: PositiveInt = 192
+    layers: PositiveInt = 3
+    heads: PositiveInt = 6
+    dropout: float = Field(
+        default=0.3, ge=0, lt=1, description="scratch: embeddings, attention, residuals (qwen3: attention)"
+    )
+    path: str = Field(default="smollm2", description="pretrained: 'smollm2' (packaged), or a model name or path")
+    lora: Lora = Lora()
+    dtype: Literal["float32", "bfloat16"] = "float32"

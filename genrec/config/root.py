@@ -1,0 +1,142 @@
+"""The whole config, and how it is read: defaults < YAML files, left to right < ``dotted.key=value`` overrides."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from yaml import YAMLError
+
+from genrec.config.data import Data, Embed
+from genrec.config.learning import Learning, Rewards
+from genrec.config.policy import Policy
+from genrec.config.running import Compute, Decode, Evaluation, Tune
+from genrec.config.section import Section
+from genrec.config.sid import Sid
+from genrec.errors import InputError
+
+
+class Config(Section):
+    """Everything a run is made from. Two axes of files: what to learn, and where to run."""
+
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9._-]+$")
+    storage: str = "storage"
+    seed: int = Field(default=0, ge=0)
+    data: Data = Data()
+    embed: Embed = Embed()
+    sid: Sid = Sid()
+    policy: Policy = Policy()
+    learning: Learning = Learning()
+    rewards: Rewards = Rewards()
+    decode: Decode = Decode()
+    evaluation: Evaluation = Evaluation()
+    tune: Tune = Tune()
+    compute: Compute = Compute()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        grpo, workers = self.learning.grpo, max(1, self.compute.workers)
+        dense, pretrained = self.learning.sft.form == "dense", self.policy.kind == "pretrained"
+        unknown = sorted(set(self.tune.space) - set(Rewards.model_fields))
+        wrong = {
+            "learning.sft.form=dense is for scratch policies; a pretrained one needs rows": dense and pretrained,
+            "policy.dtype=bfloat16 is for pretrained policies": not pretrained and self.policy.dtype == "bfloat16",
+            "policy.hidden must be a multiple of policy.heads": not pretrained
+            and self.policy.hidden % self.policy.heads,
+            f"learning.grpo.queries must be a multiple of the {workers} workers": grpo.queries % workers,
+            "sid.text_weight and sid.cf_weight cannot both be 0": not (self.sid.text_weight or self.sid.cf_weight),
+            "decode.width must reach the largest of evaluation.ks": self.decode.width
+            < max(self.evaluation.ks, default=0),
+            f"tune.space names {unknown}; the reward terms are {sorted(Rewards.model_fields)}": unknown,
+            "tune.space: the low end must lie below the high end": any(a >= b for a, b in self.tune.space.values()),
+            "storage must be a path that every node sees; object stores are not supported": "://" in self.storage,
+        }
+        if found := [message for message, is_wrong in wrong.items() if is_wrong]:
+            raise ValueError("; ".join(found))
+        return self
+
+
+def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
+    """Merge ``files`` left to right, then ``overrides`` (``dotted.key=value``), into a validated ``Config``.
+
+    Raises InputError for a missing file, broken YAML, an unknown key (with the nearest one) or a bad value.
+    """
+    merged = OmegaConf.create()
+    for source, layer in _layers(files, overrides):
+        _refuse_unknown_keys(layer, source)
+        merged = OmegaConf.merge(merged, OmegaConf.create(dict(layer)))
+    try:
+        plain = OmegaConf.to_container(merged, resolve=True)
+        return Config.model_validate(plain)
+    except ValidationError as error:
+        lines = [_line(e["loc"], e["msg"], e["input"]) for e in error.errors()]
+        raise InputError("invalid config:\n  " + "\n  ".join(lines)) from None
+    except OmegaConfBaseException as error:
+        raise InputError(f"invalid config: {error}") from None
+
+
+def _line(location: tuple[int | str, ...], message: str, value: object) -> str:
+    return f"{'.'.join(map(str, location))}: {message} (got {value!r})" if location else message
+
+
+def to_yaml(config: Section) -> str:
+    """The resolved section as YAML, readable back by ``load_config``."""
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+
+
+def _layers(files: Sequence[str | Path], overrides: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for file in files:
+        if not Path(file).is_file():
+            raise InputError(f"config file not found: {file}")
+        try:
+            layer = OmegaConf.to_container(OmegaConf.load(file))
+        except (YAMLError, OmegaConfBaseException, OSError) as error:
+            raise InputError(f"{file} is not valid YAML: {error}") from None
+        yield str(file), _mapping(layer or {}, str(file))
+    for text in overrides:
+        key, separator, _ = text.partition("=")
+        if not separator or not key:
+            raise InputError(f"override {text!r} is not of the form dotted.key=value")
+        try:
+            layer = OmegaConf.to_container(OmegaConf.from_dotlist([text]))
+        except (YAMLError, OmegaConfBaseException) as error:
+            raise InputError(f"override {text!r} cannot be read: {error}") from None
+        yield f"the command line ({text})", _mapping(layer, text)
+
+
+def _mapping(layer: object, source: str) -> Mapping[str, Any]:
+    if not isinstance(layer, dict):
+        raise InputError(f"{source} holds a {type(layer).__name__}, a mapping of config keys was expected")
+    return cast("Mapping[str, Any]", layer)
+
+
+def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of the config, sections included."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from known_keys(field.annotation, f"{prefix}{name}.")
+
+
+def _refuse_unknown_keys(layer: Mapping[str, Any], source: str) -> None:
+    known = list(known_keys())
+    free = ("data.columns", "tune.space")
+    for key in _dotted(layer):
+        if key in known or key.startswith(tuple(f"{name}." for name in free)):
+            continue
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+        leaf = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+        raise InputError(f"unknown config key {key!r} in {source}; the nearest known key is {(leaf or [near])[0]!r}")
+
+
+def _dotted(layer: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in layer.items():
+        if isinstance(value, dict):
+            yield from _dotted(cast("Mapping[str, Any]", value), f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"

@@ -1,0 +1,71 @@
+"""The sections of search, measurement and machines."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from genrec.config.section import Section
+
+
+class Decode(Section):
+    """How items are searched for."""
+
+    width: PositiveInt = Field(default=50, le=512, description="beams")
+    batch_size: PositiveInt = Field(default=64, description="queries per forward")
+    prior: Literal["none", "itemknn"] = Field(default="none", description="item scores mixed with the policy's")
+    prior_weight: Annotated[float, Field(ge=0, le=1)] | Literal["tuned"] = Field(
+        default="tuned", description="lambda in [0, 1]; tuned on validation"
+    )
+
+
+class Evaluation(Section):
+    """What is measured."""
+
+    ks: tuple[PositiveInt, ...] = (1, 3, 5, 10, 20, 50)
+    bootstrap: int = Field(default=1000, ge=0, description="resamples for the 95 % intervals")
+    shard_queries: PositiveInt = Field(default=512, description="queries per Ray Data shard")
+
+
+class Tune(Section):
+    """The search over reward weights. ``space`` maps a reward to its low and high end."""
+
+    space: dict[str, tuple[float, float]] = Field(
+        default={"rank_log": (-0.3, 0.0), "prefix": (0.0, 0.5), "diversity": (0.0, 0.3)}
+    )
+    trials: PositiveInt = 4
+    steps: PositiveInt = 40
+    max_concurrent: PositiveInt = 1
+
+
+class Compute(Section):
+    """Where to run. ``workers: 0`` trains in this process; a Ray cluster is used otherwise."""
+
+    address: str | None = Field(default=None, description="Ray cluster; null starts or joins a local one")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: int = Field(default=1, ge=0, description="Ray Train workers")
+    threads: PositiveInt = Field(default=2, description="torch threads per training worker")
+    rollout_actors: int = Field(default=1, ge=0, description="0 generates in the learner's process")
+    rollout_threads: PositiveInt = 1
+    rollout_cpus: float = Field(default=0.5, ge=0)
+    rollout_gpus: float = Field(default=0.0, ge=0, description="share of a GPU per rollout actor")
+    worker_cpus: float = Field(default=1.0, gt=0)
+    worker_gpus: float = Field(default=0.0, ge=0, le=1)
+    data_actors: int = Field(
+        default=1, ge=0, description="actors of prepare, embed, assign, evaluate; 0: in this process"
+    )
+    local_mb: int = Field(
+        default=256,
+        ge=0,
+        description="a log with smaller files is prepared in this process: starting actors takes longer",
+    )
+    data_cpus: float = Field(default=1.0, gt=0)
+    data_gpus: float = Field(default=0.0, ge=0)
+    max_failures: int = Field(default=2, ge=0, description="restarts of a training worker")
+    object_store_mb: PositiveInt = 512
+
+    @property
+    def data_threads(self) -> int:
+        """Torch threads of a Ray Data actor, or of this process when there is none."""
+        return max(1, int(self.data_cpus)) if self.data_actors else self.threads
