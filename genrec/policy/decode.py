@@ -9,16 +9,42 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from genrec.policy.constraints import LeafMasks
 from genrec.policy.model import Policy
 from genrec.policy.tree import add_self, node_mask, prompt_mask, prompt_positions
-from genrec.sid.trie import Trie
+from genrec.sid.trie import CompleteTrie, Trie
 
-Choose = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(total_BW, step_BWK) → the parents (B, W') and codes (B, W') that go on."""
+Scale = Literal["trie", "vocabulary"]
+"""What a step's probabilities sum to 1 over: the codes that exist under the prefix, or the whole vocabulary."""
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Where a search stands before it chooses.
+
+    ``total_BW`` log-probability so far, -inf at beams that ended; ``step_BWK`` of each next code, -inf where none may
+    follow; ``children_BWK`` the node each code leads to, -1 where none.
+    """
+
+    total_BW: Tensor
+    step_BWK: Tensor
+    children_BWK: Tensor
+
+
+class Chosen(NamedTuple):
+    """What goes on: places among the frontier's beams, their next codes, and which of them are real, all (B, W')."""
+
+    parents_BW: Tensor
+    codes_BW: Tensor
+    real_BW: Tensor
+
+
+Choose = Callable[[Frontier], Chosen]
 
 
 @dataclass(frozen=True)
@@ -38,23 +64,45 @@ class Beams:
         """Log-probability of each candidate, -inf at the empty ones."""
         return self.logp_BWL.sum(-1)
 
+    def ordered(self, order_BW: Tensor) -> Beams:
+        """The candidates at these places, in this order."""
+        rows_B1 = torch.arange(len(order_BW), device=order_BW.device)[:, None]
+        return Beams(
+            self.items_BW[rows_B1, order_BW], self.codes_BWL[rows_B1, order_BW], self.logp_BWL[rows_B1, order_BW]
+        )
 
-def beam(policy: Policy, tokens_BP: Tensor, mask_BP: Tensor, trie: Trie, width: int) -> Beams:
+
+def beam(
+    policy: Policy,
+    tokens_BP: Tensor,
+    mask_BP: Tensor,
+    trie: Trie | CompleteTrie,
+    width: int,
+    *,
+    masks: LeafMasks | None = None,
+    scale: Scale = "trie",
+) -> Beams:
     """The ``width`` most probable items by beam search; identical to HF ``generate`` with ``num_beams=width``,
-    ``prefix_allowed_tokens_fn`` and ``renormalize_logits=True``.
+    ``prefix_allowed_tokens_fn`` and ``renormalize_logits=True`` (``scale="vocabulary"``: without it).
 
     Args:
         tokens_BP: left-padded prompts.
         mask_BP: True at real tokens.
+        masks: what each request may be answered with; the probabilities stay those of the whole catalogue, and a
+            request with fewer items than ``width`` gets fewer.
     """
 
-    def best(total_BW: Tensor, step_BWK: Tensor) -> tuple[Tensor, Tensor]:
-        codes = step_BWK.shape[-1]
-        flat_BX = (total_BW[..., None] + step_BWK).flatten(1)
-        chosen_BW = flat_BX.topk(min(width, flat_BX.shape[1]), dim=-1).indices
-        return chosen_BW // codes, chosen_BW % codes
+    def best(frontier: Frontier) -> Chosen:
+        return pick(frontier.total_BW[..., None] + frontier.step_BWK, width)
 
-    return _search(policy, tokens_BP, mask_BP, trie, best, roots=1)
+    return search(policy, tokens_BP, mask_BP, trie, best, roots=1, masks=masks, scale=scale)
+
+
+def pick(scores_BWK: Tensor, width: int) -> Chosen:
+    """The best ``width`` scores (all, if there are fewer), best first; -inf is not real."""
+    codes = scores_BWK.shape[-1]
+    best = scores_BWK.flatten(1).topk(min(width, scores_BWK.shape[1] * codes), dim=-1)
+    return Chosen(best.indices // codes, best.indices % codes, best.values > -torch.inf)
 
 
 def sample(
@@ -73,19 +121,15 @@ def sample(
     itself (temperature 1).
     """
 
-    def draw(total_BW: Tensor, step_BWK: Tensor) -> tuple[Tensor, Tensor]:
-        batch, beams, codes = step_BWK.shape
-        weights = torch.softmax(step_BWK.reshape(-1, codes) / temperature, dim=-1)
+    def draw(frontier: Frontier) -> Chosen:
+        batch, beams, codes = frontier.step_BWK.shape
+        weights = torch.softmax(frontier.step_BWK.reshape(-1, codes) / temperature, dim=-1)
         drawn_BW = torch.multinomial(weights, 1, generator=generator).view(batch, beams)
-        parents_BW = torch.arange(beams, device=step_BWK.device).expand(batch, -1)
-        return parents_BW, drawn_BW
+        parents_BW = torch.arange(beams, device=drawn_BW.device).expand(batch, -1)
+        return Chosen(parents_BW, drawn_BW, torch.ones_like(drawn_BW, dtype=torch.bool))
 
-    drawn = _search(policy, tokens_BP, mask_BP, trie, draw, roots=count)
-    order_BW = torch.sort(drawn.logp_BW, dim=-1, descending=True, stable=True).indices
-    rows_B1 = torch.arange(len(order_BW), device=order_BW.device)[:, None]
-    return Beams(
-        drawn.items_BW[rows_B1, order_BW], drawn.codes_BWL[rows_B1, order_BW], drawn.logp_BWL[rows_B1, order_BW]
-    )
+    drawn = search(policy, tokens_BP, mask_BP, trie, draw, roots=count)
+    return drawn.ordered(torch.sort(drawn.logp_BW, dim=-1, descending=True, stable=True).indices)
 
 
 def masked_log_softmax(logits_xK: Tensor, allowed_xK: Tensor) -> Tensor:
@@ -94,7 +138,18 @@ def masked_log_softmax(logits_xK: Tensor, allowed_xK: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _search(policy: Policy, tokens_BP: Tensor, mask_BP: Tensor, trie: Trie, choose: Choose, roots: int) -> Beams:
+def search(
+    policy: Policy,
+    tokens_BP: Tensor,
+    mask_BP: Tensor,
+    trie: Trie | CompleteTrie,
+    choose: Choose,
+    *,
+    roots: int,
+    masks: LeafMasks | None = None,
+    scale: Scale = "trie",
+) -> Beams:
+    """Any search down the trie: ``choose`` says which children of the frontier go on, from ``roots`` equal starts."""
     batch = len(tokens_BP)
     cache = policy.new_cache()
     hidden_BPD = policy.hidden(tokens_BP, prompt_positions(mask_BP), prompt_mask(mask_BP), cache)
@@ -104,15 +159,12 @@ def _search(policy: Policy, tokens_BP: Tensor, mask_BP: Tensor, trie: Trie, choo
     codes_BWL = nodes_BW.new_empty(batch, roots, 0)
     logp_BWL = hidden_BPD.new_empty(batch, roots, 0, dtype=torch.float32)
     ancestors_BWT = torch.empty(batch, roots, 0, dtype=torch.bool, device=tokens_BP.device)
+    rows_B1 = torch.arange(batch, device=tokens_BP.device)[:, None]
     for level in range(trie.depth):
-        children_BWK = trie.step(level, nodes_BW.clamp(min=0))
-        step_BWK = masked_log_softmax(policy.level_logits(hidden_BWD, level), children_BWK >= 0)
-        total_BW = logp_BWL.sum(-1).masked_fill(nodes_BW < 0, -torch.inf)
-        parents_BW, chosen_BW = choose(total_BW, step_BWK)
-        rows_B1 = torch.arange(batch, device=tokens_BP.device)[:, None]
-        alive_BW = nodes_BW[rows_B1, parents_BW] >= 0
-        nodes_BW = children_BWK[rows_B1, parents_BW, chosen_BW].long().masked_fill(~alive_BW, -1)
-        step_BW1 = step_BWK[rows_B1, parents_BW, chosen_BW][..., None]
+        frontier = _frontier(policy, trie, level, nodes_BW, hidden_BWD, logp_BWL, masks, scale)
+        parents_BW, chosen_BW, real_BW = choose(frontier)
+        nodes_BW = frontier.children_BWK[rows_B1, parents_BW, chosen_BW].long().masked_fill(~real_BW, -1)
+        step_BW1 = frontier.step_BWK[rows_B1, parents_BW, chosen_BW][..., None]
         codes_BWL = torch.cat([codes_BWL[rows_B1, parents_BW], chosen_BW[..., None]], -1)
         logp_BWL = torch.cat([logp_BWL[rows_B1, parents_BW], step_BW1], -1)
         if level < trie.depth - 1:
@@ -123,7 +175,30 @@ def _search(policy: Policy, tokens_BP: Tensor, mask_BP: Tensor, trie: Trie, choo
     return _finished(trie, nodes_BW, codes_BWL, logp_BWL)
 
 
-def _finished(trie: Trie, nodes_BW: Tensor, codes_BWL: Tensor, logp_BWL: Tensor) -> Beams:
+def _frontier(
+    policy: Policy,
+    trie: Trie | CompleteTrie,
+    level: int,
+    nodes_BW: Tensor,
+    hidden_BWD: Tensor,
+    logp_BWL: Tensor,
+    masks: LeafMasks | None,
+    scale: Scale,
+) -> Frontier:
+    children_BWK = trie.step(level, nodes_BW.clamp(min=0))
+    logits_BWK = policy.level_logits(hidden_BWD, level)
+    if scale == "trie":
+        step_BWK = masked_log_softmax(logits_BWK, children_BWK >= 0)
+    else:
+        whole_BW1 = policy.log_normaliser(hidden_BWD)[..., None]
+        step_BWK = (logits_BWK.float() - whole_BW1).masked_fill(children_BWK < 0, -torch.inf)
+    if masks is not None:
+        children_BWK = masks.keep(level, children_BWK)
+        step_BWK = step_BWK.masked_fill(children_BWK < 0, -torch.inf)
+    return Frontier(logp_BWL.sum(-1).masked_fill(nodes_BW < 0, -torch.inf), step_BWK, children_BWK)
+
+
+def _finished(trie: Trie | CompleteTrie, nodes_BW: Tensor, codes_BWL: Tensor, logp_BWL: Tensor) -> Beams:
     alive_BW = nodes_BW >= 0
-    items_BW = torch.where(alive_BW, trie.leaf_items[nodes_BW.clamp(min=0)].long(), -1)
+    items_BW = torch.where(alive_BW, trie.items_at(nodes_BW.clamp(min=0)), -1)
     return Beams(items_BW, codes_BWL, logp_BWL.masked_fill(~alive_BW[..., None], -torch.inf))

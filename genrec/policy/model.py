@@ -89,6 +89,15 @@ class Policy(nn.Module):
             rows, start = self._head(), start + self.sids.base
         return F.linear(hidden_xD, rows[start : start + size].to(hidden_xD.dtype))
 
+    def log_normaliser(self, hidden_xD: Tensor) -> Tensor:
+        """Log of the sum of exponentials of all logits of the vocabulary, (…)."""
+        rows = self._sid_out[0]
+        total_x = F.linear(hidden_xD, self._head()).float()
+        if rows is not None:
+            own = slice(self.sids.base, self.sids.base + self.sids.count)
+            total_x[..., own] = F.linear(hidden_xD, rows.to(hidden_xD.dtype)).float()
+        return total_x.logsumexp(-1)
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that learn, by name."""
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}

@@ -157,6 +157,10 @@ class Trie:
         """Children of ``nodes`` (…,) of depth ``level``: node numbers of depth level + 1, -1 where none, (…, K)."""
         return self.levels[level].children(nodes)
 
+    def items_at(self, leaves_x: Tensor) -> Tensor:
+        """The item of each leaf, (…) int64."""
+        return self.leaf_items[leaves_x].long()
+
     def walk(self, codes_xL: Tensor) -> Tensor:
         """The node before each level of each SID, (…, L); -1 from where the SID leaves the trie."""
         return self._path(codes_xL)[..., :-1]
@@ -164,7 +168,7 @@ class Trie:
     def find(self, codes_xL: Tensor) -> Tensor:
         """The item of each SID (…, L), (…,) int64; -1 where there is none."""
         leaf_x = self._path(codes_xL)[..., -1]
-        return torch.where(leaf_x < 0, -1, self.leaf_items[leaf_x.clamp(min=0)].long())
+        return torch.where(leaf_x < 0, -1, self.items_at(leaf_x.clamp(min=0)))
 
     def save(self, file: Path, about: Mapping[str, str]) -> None:
         """Write all tensors as safetensors, with ``about`` and the level sizes beside them, atomically."""
@@ -196,6 +200,27 @@ class Trie:
             node = torch.where(node < 0, node, level.child(node.clamp(min=0), codes_xL[..., depth]))
             path.append(node)
         return torch.stack(path, dim=-1)
+
+
+@dataclass(frozen=True)
+class CompleteTrie:
+    """All K_1 · … · K_L semantic IDs, whether an item has them or not; a leaf's number stands for its item."""
+
+    level_sizes: tuple[int, ...]
+
+    @property
+    def depth(self) -> int:
+        """L, the number of codes in a SID."""
+        return len(self.level_sizes)
+
+    def step(self, level: int, nodes: Tensor) -> Tensor:
+        """Children of ``nodes`` (…,) of depth ``level``, (…, K) int64."""
+        size = self.level_sizes[level]
+        return nodes[..., None] * size + torch.arange(size, device=nodes.device)
+
+    def items_at(self, leaves_x: Tensor) -> Tensor:
+        """The leaves themselves."""
+        return leaves_x
 
 
 _EDGES = ("starts", "codes")
