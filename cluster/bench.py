@@ -70,8 +70,8 @@ def ratio(slow: list[float], fast: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
-def in_process(config: Config, place: str) -> Config:
-    """The config of a benchmark that keeps its stages under ``<storage>/bench/<place>`` and starts no actors."""
-    storage = str(Path(config.storage).absolute() / "bench" / place)
+def in_process(config: Config, place: str = "") -> Config:
+    """The config of a benchmark: no actors, and a ``place`` puts its stages under ``<storage>/bench/<place>``."""
     compute = config.compute.model_copy(update={"workers": 0, "data_actors": 0})
-    return config.model_copy(update={"storage": storage, "compute": compute})
+    storage = Path(config.storage).absolute() / "bench" / place if place else config.storage
+    return config.model_copy(update={"storage": str(storage), "compute": compute})

@@ -8,13 +8,17 @@ import pyarrow.parquet as pq
 import pytest
 from worlds import chain_shop, tiny_config
 
-from cluster import bench_insert
-from genrec.config import Config, to_yaml
+from cluster import bench_insert, bench_tokenizers
+from genrec.config import Config, Sid, to_yaml
 from genrec.data.holdout import hold_out, pick_items
 from genrec.data.tables import read_items, read_queries, read_sequences, validate_queries
 from genrec.errors import InputError
+from genrec.evaluation.intervals import over_runs
 from genrec.sid.catalog import Catalog
+from genrec.sid.quantizers import REGISTRY
 from workflows import bench, embed, prepare
+
+KMEANS = {name: REGISTRY[name] for name in ("rqkmeans", "vq", "rqvae")}
 
 
 class Numbers:
@@ -29,6 +33,7 @@ class Numbers:
 def config(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("genrec.sid.embed.make_encoder", lambda settings, device: Numbers())
+        patch.setattr("genrec.sid.build.write_page", lambda *page: None)
         settings = ("sid.cf_weight=0", "sid.codes=4", "sid.epochs=5", "bench.items=4", "bench.seeds=2")
         config = tiny_config(tmp_path_factory.mktemp("storage"), chain_shop(tmp_path_factory.mktemp("shop")), *settings)
         embed.run(config)
@@ -105,3 +110,56 @@ def test_the_command_prints_the_figures_and_refuses_bad_input_with_code_two(conf
     with pytest.raises(SystemExit) as refused:
         bench.main()
     assert refused.value.code == 2 and "half at most" in capsys.readouterr().err
+
+
+def test_every_quantizer_has_a_row_and_the_chosen_ones_a_policy(config, monkeypatch):
+    outputs = prepare.run(config), embed.run(config)
+    chosen = changed(config, rows=("rqkmeans", "random"))
+    found = bench_tokenizers.run(chosen, *outputs)
+    about = json.loads((Path(config.storage) / "bench" / "tokenizers" / "tiny.json").read_text())
+    assert set(about["rows"]) == {*REGISTRY, "rqvae_ema", "rqkmeans_text", "rqkmeans_cf", "rqkmeans_fused"}
+    assert not [name for name, row in about["rows"].items() if "refused" in row]
+    for name, row in about["rows"].items():
+        assert row["collisions_after"] == 0 <= row["collisions_before"] < 1, name
+        assert len(row["codes_used"]) == len(row["perplexity"]) == len(row["neighbours_of_text"])
+        assert row["fit_s"] >= 0 and row["assign_s"] >= 0
+        assert (row["error"] is None) == (name in ("random", "title"))
+    assert about["rows"]["rqkmeans_text"]["error"] == about["rows"]["rqkmeans"]["error"]
+    ours, theirs = about["policies"]["rqkmeans"], about["policies"]["random"]
+    assert set(ours["seeds"]) == {"0", "1"} and ours["ndcg@10"]["low"] < ours["ndcg@10"]["mean"]
+    means = [np.mean([s["hr@10"] for s in row["seeds"].values()]) for row in (ours, theirs)]
+    assert theirs["hr@10_difference"]["mean"] == pytest.approx(means[1] - means[0])
+    assert ours["hr@10_difference"] == {"mean": 0, "low": 0, "high": 0}
+    assert "| rqkmeans |" in found.table() and "[95 % t interval]" in found.table()
+    monkeypatch.setattr("cluster.runs.sft_loop", None)
+    monkeypatch.setattr("genrec.sid.quantizers.make_quantizer", None)
+    assert bench_tokenizers.run(chosen, *outputs).table() == found.table()
+
+
+def test_published_sids_are_a_row_where_the_items_have_them():
+    assert "given" not in bench_tokenizers.sections(Sid(), ["item", "id"])
+    settings = bench_tokenizers.sections(Sid(cf_weight=0.5, codebook="ema"), ["item", "sid"])
+    assert settings["given"].quantizer == "given"
+    assert settings["rqvae"].codebook == "gradient" and settings["rqvae_ema"].codebook == "ema"
+    assert settings["vq"].level_sizes == (256,) and settings["vq"].collisions == "suffix"
+    assert settings["rqkmeans_fused"].cf_weight == 0.5
+
+
+def test_a_row_that_does_not_exist_or_cannot_be_made_is_told(config, monkeypatch):
+    outputs = prepare.run(config), embed.run(config)
+    with pytest.raises(InputError, match="the rows for this data"):
+        bench_tokenizers.run(changed(config, rows=("rqkmean",)), *outputs)
+    monkeypatch.setattr("genrec.sid.quantizers.REGISTRY", {"pq": REGISTRY["pq"], "opq": REGISTRY["opq"], **KMEANS})
+    wide = config.model_copy(update={"name": "wide", "sid": config.sid.model_copy(update={"levels": 5})})
+    found = bench_tokenizers.run(wide, *outputs)
+    assert "pq is left out: vectors of 4 dimensions cannot be cut into 5 slices" in found.table()
+    with pytest.raises(InputError, match="5 slices"):
+        bench_tokenizers.run(changed(wide, rows=("pq",)), *outputs)
+
+
+def test_intervals_over_runs_are_those_of_students_t():
+    assert over_runs([0.5]) == {"mean": 0.5, "low": None, "high": None}
+    found = over_runs([1.0, 2.0, 3.0])
+    assert found["mean"] == 2 and found["high"] == pytest.approx(2 + 4.302653 / 3**0.5)
+    with pytest.raises(InputError, match="no runs"):
+        over_runs([])

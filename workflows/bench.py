@@ -2,6 +2,7 @@
 
 python -m workflows.bench decode [CONFIG...] [key=value ...] [--json]
 python -m workflows.bench insert CONFIG... [bench.items=200]       new items in a live catalogue, without retraining
+python -m workflows.bench tokenizers CONFIG... [bench.rows=[rqkmeans,rqvae] bench.seeds=3]
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from genrec.errors import InputError
 from workflows import embed, prepare
 from workflows.door import parser, read_config, refused
 
-NEEDS = {"decode": (), "insert": (prepare, embed)}
+NEEDS = {"decode": (), "insert": (prepare, embed), "tokenizers": (prepare, embed)}
 
 
 def main() -> None:
