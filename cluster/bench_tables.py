@@ -19,10 +19,10 @@ FIGURES = (
 )
 NOTES = """\
 *collide*, *after*: 1 − distinct SIDs / items, before and after collisions are settled. *codes used*, *perplexity*: per
-level, after. *error*: squared error of the SIDs as a share of the variance of what is quantized (0: as without
-quantization); inputs differ between text, cf and fused rows. *neighbours*: share of the 10 items with the nearest text
-vectors under the same prefix, per length of the prefix. *bought together*: the same share of pairs bought one after the
-other. *assign s*: to encode all items and to settle collisions."""
+level, after. *error*: squared error as a share of the variance of what is quantized (0: as without quantization),
+before → after; inputs differ between text, cf and fused rows. *neighbours*: share of the 10 items with the nearest text
+vectors under the same prefix, per length of the prefix short of the whole SID. *bought together*: the same share of
+pairs bought one after the other. *assign s*: to encode all items and to settle collisions."""
 
 
 def page(rows: Mapping[str, Mapping[str, Any]], policies: Mapping[str, Mapping[str, Any]]) -> str:
@@ -41,9 +41,9 @@ def _figures(name: str, row: Mapping[str, Any]) -> list[str]:
         f"{row['collisions_after']:.2%}",
         _each(row["codes_used"], "d"),
         _each(row["perplexity"], ".0f"),
-        _or_dash(row["error"], ".3f"),
-        _each(row["neighbours_of_text"], ".2f"),
-        _each(row["bought_together"], ".2f"),
+        "–" if row["error"] is None else f"{row['error_before']:.3f} → {row['error']:.3f}",
+        _each(row["neighbours_of_text"][:-1], ".2f"),
+        _each(row["bought_together"][:-1], ".2f"),
         _or_dash(row["fit_s"], ".2f"),
         _or_dash(row["assign_s"], ".2f"),
     ]

@@ -59,9 +59,14 @@ def run(config: Config, data: Output, vectors: Output) -> Comparison:
     Raises:
         InputError: a row of ``bench.rows`` that does not exist, or whose quantizer refuses this data.
     """
+    from genrec.sid.quantizers import make_quantizer
+
     settings = sections(config.sid, read_items(data.path).column_names)
     if unknown := [name for name in config.bench.rows if name not in settings]:
         raise InputError(f"bench.rows names {unknown}; the rows for this data are {list(settings)}")
+    for sid in settings.values():
+        if sid.quantizer != "given":
+            make_quantizer(sid)  # imports what it needs, so that no row's seconds hold that
     made: dict[str, Row] = {}
     found: dict[str, Any] = {"rows": {}, "policies": {}}
     for name, sid in settings.items():
@@ -77,7 +82,7 @@ def run(config: Config, data: Output, vectors: Output) -> Comparison:
     comparison = _written(config, found)
     if not config.bench.rows:
         return comparison
-    print(comparison.table(), flush=True)
+    print(f"[tokenizers] all rows are measured: {_directory(config) / config.name}.md", flush=True)
     chosen = {name: made[name] for name in config.bench.rows}
     return _written(config, {**found, "policies": compare(_scores(config, data, chosen))})
 
@@ -120,6 +125,7 @@ def _measure(row: Row, vectors: Path, out: Path) -> Mapping[str, Any]:
         "collisions_after": health["collisions_after"]["rate"],
         "codes_used": [int(level["used"]) for level in health["levels"]],
         "perplexity": [level["perplexity"] for level in health["levels"]],
+        "error_before": health["reconstruction_before"][-1] if "reconstruction_before" in health else None,
         "error": health["reconstruction"][-1] if "reconstruction" in health else None,
         "neighbours_of_inputs": health.get("neighbour_agreement"),
         "neighbours_of_text": _text_neighbours(row, vectors, health["level_sizes"]),
@@ -222,7 +228,10 @@ def _written(config: Config, found: Mapping[str, Any]) -> Comparison:
         comparison.figures |= {f"{name}.{key}": float(value) for key, value in plain.items()}
     for name, policies in found["policies"].items():
         comparison.figures |= {f"{name}.{metric}": policies[metric]["mean"] for metric in METRICS}
-    directory = Path(in_process(config, PLACE).storage)
-    write_json(found, directory / f"{config.name}.json")
-    write_text(comparison.text, directory / f"{config.name}.md")
+    write_json(found, _directory(config) / f"{config.name}.json")
+    write_text(comparison.text, _directory(config) / f"{config.name}.md")
     return comparison
+
+
+def _directory(config: Config) -> Path:
+    return Path(in_process(config, PLACE).storage)
