@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from genrec.config import Config
 from genrec.data.tables import read_items, read_sequences
@@ -19,8 +20,10 @@ from genrec.evaluation.itemknn import ItemKNN, KnnSettings, Pairs
 from genrec.evaluation.predict import strike_seen, without_seen
 from genrec.evaluation.prior import Beams, normalise
 from genrec.policy.backbone import load as load_policy
+from genrec.policy.constraints import Constraints
 from genrec.policy.decode import beam
 from genrec.policy.prompts import Prompts
+from genrec.policy.rules import Constraint, Facts, read_facts
 from genrec.sid import live as catalogs
 from genrec.sid.catalog import Catalog
 
@@ -44,6 +47,8 @@ class Stock:
     ids: list[str]
     titles: list[str]
     rows: dict[str, int]
+    facts: Facts
+    constraints: Constraints
 
 
 class Recommender:
@@ -59,7 +64,8 @@ class Recommender:
         self._config = config = Config.model_validate(about["config"])
         self._assigned = parts["catalog"]
         self._live = storage / "live" / self._assigned.name if live else None
-        self._titles: list[str] = read_items(parts["data"])["title"].to_pylist()
+        self._items = read_items(parts["data"])
+        self._titles: list[str] = self._items["title"].to_pylist()
         catalog, history = Catalog.load(self._assigned), config.data.max_history
         places: dict[str, Any] = {"max_history": history, "seed": config.seed, "cache": storage / "backbones"}
         self._policy, self._prompts = load_policy(config.policy, catalog, parts["policy"], **places)
@@ -71,15 +77,20 @@ class Recommender:
             log = train_log(read_sequences(parts["data"]), len(self._titles))
             self._knn = ItemKNN(Pairs(log), KnnSettings(**self._prior["settings"]))
 
-    def recommend(self, history: Sequence[str], k: int = 10) -> list[Recommendation]:
+    def recommend(
+        self, history: Sequence[str], k: int = 10, constraint: Constraint | None = None
+    ) -> list[Recommendation]:
         """The ``k`` items that most probably come next; removed ones are never among them.
+
+        A ``constraint`` that leaves fewer than ``k`` items gives fewer, never one that it forbids.
 
         Args:
             history: item ids of the shop, oldest first; the last ``data.max_history`` of them count. Inserted and
                 removed items may be among them.
 
         Raises:
-            InputError: an empty history, an item that is not in the catalogue, or k below 1.
+            InputError: an empty history, an item that is not in the catalogue, k below 1, or a constraint that names
+                what the catalogue lacks.
         """
         stock = self._stock
         unknown = [item for item in history if item not in stock.rows]
@@ -89,7 +100,8 @@ class Recommender:
                 f"({unknown[:3]}); wanted: k >= 1 and a history of at least one item of the catalogue"
             )
         rows = [stock.rows[item] for item in history][-self._config.data.max_history :]
-        ranked = self._ranked(stock, rows, k)
+        mask_N = None if constraint is None else stock.facts.mask(constraint, [stock.rows[item] for item in history])
+        ranked = self._ranked(stock, rows, k, mask_N)
         return [Recommendation(stock.ids[row], stock.titles[row], score) for row, score in ranked]
 
     def refresh(self) -> bool:
@@ -114,12 +126,16 @@ class Recommender:
         catalog.require_digest(self._digest, "the policy of this run")
         titles = self._titles + [title for table in added for title in table["title"].to_pylist()]
         rows = {item_id: row for row, item_id in enumerate(ids)}
-        return Stock(path, catalog, self._prompts.for_catalog(catalog), ids, titles, rows)
+        facts = read_facts(self._items, added, rows)
+        return Stock(
+            path, catalog, self._prompts.for_catalog(catalog), ids, titles, rows, facts, Constraints(catalog.trie)
+        )
 
-    def _ranked(self, stock: Stock, rows: list[int], k: int) -> list[tuple[int, float]]:
+    def _ranked(self, stock: Stock, rows: list[int], k: int, mask_N: Tensor | None) -> list[tuple[int, float]]:
         tokens_BP, mask_BP = stock.prompts.encode([rows])
         width = max(k + (len(rows) if self._mask_seen else 0), self._config.decode.width)
-        found = beam(self._policy, tokens_BP, mask_BP, stock.catalog.trie, width)
+        masks = stock.constraints.masks([mask_N])
+        found = beam(self._policy, tokens_BP, mask_BP, stock.catalog.trie, width, masks=masks)
         beams = Beams(found.items_BW.numpy(), found.logp_BW.numpy())
         recent_QH = np.array([rows[::-1]])
         if self._mask_seen:
@@ -128,6 +144,8 @@ class Recommender:
         if self._knn is not None:
             scores = _prior_scores(self._knn, stock, recent_QH)
             scores = strike_seen(scores, recent_QH) if self._mask_seen else scores
+            if mask_N is not None:
+                scores = scores.multiply(mask_N.numpy()[None]).tocsr()
             weight = self._prior["weight"]
             probabilities = (1 - weight) * probabilities + weight * normalise(scores, self._prior["power"])
         row: Any = probabilities.tocsr()

@@ -142,3 +142,32 @@ def test_a_catalogue_of_other_sids_is_refused(shop, tmp_path):
     with pytest.raises(InputError, match="other items"):
         recommender.refresh()
     assert ids(recommender, ["i3", "i4", "i5"], 1) == ["i6"]
+
+
+def test_a_constraint_gives_allowed_items_in_the_order_of_the_whole_ranking(shop) -> None:
+    recommender = shop.load("mixed")
+    everything = [found.id for found in recommender.recommend(["i3", "i4"], k=24)]
+    hair = genrec.Constraint(category="hair")
+    assert [r.id for r in recommender.recommend(["i3", "i4"], 24, hair)] == [
+        i for i in everything if int(i[1:]) % 4 == 1
+    ]
+    few = genrec.Constraint(allow=["i5", "i6", "i7"], deny=["i6"])
+    assert {r.id for r in recommender.recommend(["i3", "i4"], 24, few)} == {"i5", "i7"}
+    unseen = [r.id for r in recommender.recommend(["i3", "i4"], 24, genrec.Constraint(unseen=True))]
+    assert unseen == [i for i in everything if i not in ("i3", "i4")]
+    stock = np.arange(24) == 9
+    assert [r.id for r in recommender.recommend(["i3"], 5, genrec.Constraint(in_stock=stock))] == ["i9"]
+
+
+@pytest.mark.parametrize(
+    ("constraint", "message"),
+    [
+        (genrec.Constraint(category="boats"), "no item has the category 'boats'"),
+        (genrec.Constraint(allow=["nobody"]), "not in the catalogue"),
+        (genrec.Constraint(price=(1.0, 2.0)), "no column 'price'"),
+        (genrec.Constraint(in_stock=np.ones(3, bool)), "in_stock has 3 items"),
+    ],
+)
+def test_a_constraint_that_the_catalogue_cannot_answer_is_refused(shop, constraint, message) -> None:
+    with pytest.raises(InputError, match=message):
+        shop.load("alone").recommend(["i3"], 3, constraint)
