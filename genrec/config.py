@@ -13,7 +13,16 @@ from typing import Annotated, Any, Literal, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from yaml import YAMLError
 
 from genrec.errors import InputError
@@ -93,7 +102,9 @@ class Sid(Section):
     ] = Field(default="rqkmeans", description="'given' takes sid.column; 'random' and 'title' are controls")
     column: str = Field(default="sid", description="given: the item column with each item's codes")
     levels: int = Field(default=3, ge=1, le=8, description="vq: 1")
-    codes: int = Field(default=256, ge=2, le=65536, description="codes per level")
+    codes: int | tuple[int, ...] = Field(
+        default=256, description="codes per level: one number for all, or a list with one per level; 2 to 65536"
+    )
     iterations: PositiveInt = Field(default=25, description="k-means iterations per level")
     balance: tuple[float, float] = Field(
         default=(0.5, 2.0), description="rqkmeans_balanced: smallest and largest cluster, in mean cluster sizes"
@@ -130,7 +141,18 @@ class Sid(Section):
     @property
     def level_sizes(self) -> tuple[int, ...]:
         """K per level."""
-        return (self.codes,) * self.levels
+        return (self.codes,) * self.levels if isinstance(self.codes, int) else self.codes
+
+    @field_validator("codes")
+    @classmethod
+    def _one_size_per_level(cls, codes: int | tuple[int, ...], info: ValidationInfo) -> int | tuple[int, ...]:
+        sizes = (codes,) if isinstance(codes, int) else codes
+        levels = info.data.get("levels", len(sizes))
+        if not isinstance(codes, int) and len(codes) != levels:
+            raise ValueError(f"a list of {levels} sizes was expected, one for each of sid.levels={levels}")
+        if wrong := [size for size in sizes if not 2 <= size <= 65536]:
+            raise ValueError(f"2 to 65536 codes per level were expected, {wrong[0]} came")
+        return sizes[0] if len(set(sizes)) == 1 else codes
 
 
 class Lora(Section):

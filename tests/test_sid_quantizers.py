@@ -284,13 +284,17 @@ def test_a_code_without_a_cluster_stands_for_its_parent_and_is_never_the_nearest
 
 
 def test_lattices_use_nearly_all_codes_and_repeat_the_first_in_place_of_the_rest():
-    assert fsq_steps(256) == (4, 4, 4, 4) and fsq_steps(4) == (4,) and fsq_steps(1024) == (4,) * 5
-    assert all(0.8 * codes < np.prod(fsq_steps(codes)) <= codes for codes in (8, 30, 240, 512, 1000, 4096))
+    assert (
+        fsq_steps((256, 256)) == ((4, 4, 4, 4),) * 2
+        and fsq_steps((4,)) == ((4,),)
+        and fsq_steps((1024,)) == ((4,) * 5,)
+    )
+    assert all(0.8 * codes < np.prod(fsq_steps((codes,))) <= codes for codes in (8, 30, 240, 512, 1000, 4096))
     quantizer = make_quantizer(settings_of("fsq", codes=10, epochs=1), device="cpu")
     quantizer.fit(grid()[0])
     book = quantizer.codebooks[0]
-    assert len(book) == 10 and len(np.unique(book, axis=0)) == np.prod(fsq_steps(10))
-    assert nearest(book, book).max() < np.prod(fsq_steps(10))
+    assert len(book) == 10 and len(np.unique(book, axis=0)) == np.prod(fsq_steps((10,)))
+    assert nearest(book, book).max() < np.prod(fsq_steps((10,)))
 
 
 def test_the_entropy_loss_wants_sure_bits_that_are_evenly_spread():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from genrec.config import Sid
 from genrec.data.files import write_atomically, write_json
 from genrec.errors import InputError
+from genrec.sid.codes import codes_option
 from genrec.sid.vectors import Floats, Ints, check_vectors
 
 Tensors = Mapping[str, npt.NDArray[Any]]
@@ -104,12 +105,7 @@ class Quantizer(ABC):
 
     def check_fit(self, vectors_ND: Floats) -> None:
         """Refuse (InputError) to learn more codes than there are vectors, or from vectors that are not finite."""
-        most = max(self.level_sizes)
-        if len(vectors_ND) < most:
-            fewer = 1 << (len(vectors_ND).bit_length() - 1)
-            raise InputError(
-                f"{len(vectors_ND)} items cannot fill {most} codes per level; set sid.codes={fewer} (or fewer)"
-            )
+        refuse_few(len(vectors_ND), self.level_sizes)
         check_vectors(vectors_ND)
 
 
@@ -192,6 +188,18 @@ def nearest(left_Nd: Floats, codebook_Kd: Floats, price_K: Floats | None = None)
             half_BK += 0.5 * price_K
         code_N[start : start + BLOCK] = half_BK.argmin(axis=1)
     return code_N
+
+
+def refuse_few(items: int, level_sizes: Sequence[int]) -> None:
+    """Raise InputError when a level has more codes than there are items to learn them from."""
+    if items >= max(level_sizes):
+        return
+    if items < 2:
+        raise InputError(f"semantic IDs are learned from 2 items at least, {items} came; add items to the catalogue")
+    fewer = [min(size, 1 << (items.bit_length() - 1)) for size in level_sizes]
+    raise InputError(
+        f"{items} items cannot fill {max(level_sizes)} codes per level; set sid.codes={codes_option(fewer)} (or fewer)"
+    )
 
 
 def read_model(directory: Path) -> tuple[Sid, Tensors]:
