@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 
 from genrec.config import Sid
 from genrec.data.tables import ITEMS, SEQUENCES
-from genrec.sid.build import finish_quantized, fit_quantizer, make_assigner
+from genrec.sid.build import finish_quantized, make_assigner
+from genrec.sid.fit import fit_quantizer
 from genrec.sid.vectors import missing_shards, shard_path, write_vectors
 
 SETTINGS = Sid(levels=3, codes=8, shard_items=50, iterations=5)

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cluster.fitting import fit
 from cluster.shards import map_shards
 from cluster.stages import Output, run_stage
 from genrec.config import Config
@@ -32,7 +33,7 @@ def _assign(config: Config) -> Output:
         work = partial(_take, config, data.path)
         return run_stage(config, "assign", version=VERSION, settings=settings, inputs=[data], work=work)
     vectors = embed.run(config)
-    settings = {**config.sid.model_dump(mode="json"), "seed": config.seed}
+    settings = {**config.sid.stage_settings(), "seed": config.seed}
     work = partial(_quantize, config, data.path, vectors.path)
     return run_stage(config, "assign", version=VERSION, settings=settings, inputs=[data, vectors], work=work)
 
@@ -44,13 +45,12 @@ def _take(config: Config, data: Path, out: Path) -> Mapping[str, Any]:
 
 
 def _quantize(config: Config, data: Path, vectors: Path, out: Path) -> Mapping[str, Any]:
-    from genrec.sid.build import finish_quantized, fit_quantizer, make_assigner
+    from genrec.sid.build import finish_quantized, make_assigner
     from genrec.sid.vectors import missing_shards
 
+    items = fit(config, data, vectors, out)
     sid, compute = config.sid, config.compute
-    items = fit_quantizer(data, vectors, out, sid, seed=config.seed, threads=compute.threads, device=compute.device)
-    threads = compute.data_threads
-    make = partial(make_assigner, vectors, out, sid, threads)
+    make = partial(make_assigner, vectors, out, sid, compute.data_threads)
     map_shards(config, make, missing_shards(out / "codes", items, sid.shard_items), label="assign")
     return finish_quantized(data, vectors, out, sid, compute.threads)
 

@@ -48,11 +48,14 @@ class VectorFiles:
         """
         stop = len(self) if stop is None else min(stop, len(self))
         rows_ND = np.empty((max(stop - start, 0), self.width), np.float32)
-        for file, first, after in zip(self._files, self._starts[:-1], self._starts[1:], strict=True):
-            low, high = max(start, int(first)), min(stop, int(after))
-            if low < high:
-                part_ND = self._read_file(file, int(first))
-                rows_ND[low - start : high - start] = part_ND[low - int(first) : high - int(first)]
+        if start >= stop:
+            return rows_ND
+        touched = range(np.searchsorted(self._starts, start, "right") - 1, np.searchsorted(self._starts, stop))
+        for number in touched:
+            first, after = int(self._starts[number]), int(self._starts[number + 1])
+            low, high = max(start, first), min(stop, after)
+            part_ND = self._read_file(self._files[number], first)
+            rows_ND[low - start : high - start] = part_ND[low - first : high - first]
         return rows_ND
 
     def _read_file(self, file: Path, first: int) -> Floats:

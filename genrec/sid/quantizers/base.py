@@ -13,10 +13,12 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from genrec.config import Sid
+from genrec.config import FIT_PARALLEL, Sid, cannot_share
 from genrec.data.files import write_atomically, write_json
 from genrec.errors import InputError
 from genrec.sid.codes import codes_option
+from genrec.sid.quantizers.workers import Workers
+from genrec.sid.stream import Stream
 from genrec.sid.vectors import Floats, Ints, check_vectors
 
 Tensors = Mapping[str, npt.NDArray[Any]]
@@ -43,6 +45,21 @@ class Quantizer(ABC):
         Raises:
             InputError: fewer vectors than codes, or vectors that are not finite.
         """
+
+    def fit_parallel(self, stream: Stream, workers: Workers) -> dict[str, float]:
+        """Learn as one of several workers, each of which reads its own part of the vectors; all end with the same.
+
+        Raises:
+            InputError: this quantizer cannot (``FIT_PARALLEL`` can), or, on every worker, what ``fit`` refuses.
+        """
+        if self.settings.quantizer not in FIT_PARALLEL:
+            raise InputError(cannot_share(self.settings.quantizer, self.settings.fit_workers))
+        refuse_few(len(stream), self.level_sizes)
+        return self._fit_share(stream, workers)
+
+    def _fit_share(self, stream: Stream, workers: Workers) -> dict[str, float]:
+        """``fit_parallel`` of the quantizers that can."""
+        raise NotImplementedError
 
     @abstractmethod
     def encode(self, vectors_ND: Floats) -> Ints:
