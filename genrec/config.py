@@ -85,6 +85,11 @@ class Embed(Section):
 FIT_PARALLEL = ("rqkmeans", "rqkmeans_plus", "rqvae", "vq", "fsq")
 """Quantizers that several workers can fit together."""
 
+VQ_SHARES = (
+    "sid.quantizer=vq has one level, and k-means needs at least as many items as codes, so items share their codes and "
+    "sid.collisions=resolve has no free ones for them; set sid.collisions=suffix (or none, to measure only)"
+)
+
 
 def cannot_share(quantizer: str, workers: int) -> str:
     """The message for a quantizer that is fitted in one process, where workers were asked for."""
@@ -378,13 +383,16 @@ class Config(Section):
         grpo, workers = self.learning.grpo, max(1, self.compute.workers)
         dense, pretrained = self.learning.sft.form == "dense", self.policy.kind == "pretrained"
         unknown = sorted(set(self.tune.space) - set(Rewards.model_fields))
+        sid = self.sid
         wrong = {
             "learning.sft.form=dense is for scratch policies; a pretrained one needs rows": dense and pretrained,
             "policy.dtype=bfloat16 is for pretrained policies": not pretrained and self.policy.dtype == "bfloat16",
             "policy.hidden must be a multiple of policy.heads": not pretrained
             and self.policy.hidden % self.policy.heads,
             f"learning.grpo.queries must be a multiple of the {workers} workers": grpo.queries % workers,
-            "sid.text_weight and sid.cf_weight cannot both be 0": not (self.sid.text_weight or self.sid.cf_weight),
+            "sid.quantizer=vq has one level; set sid.levels=1": sid.quantizer == "vq" and sid.levels != 1,
+            VQ_SHARES: sid.quantizer == "vq" and sid.collisions == "resolve",
+            "sid.text_weight and sid.cf_weight cannot both be 0": not (sid.text_weight or sid.cf_weight),
             "decode.width must reach the largest of evaluation.ks": self.decode.width
             < max(self.evaluation.ks, default=0),
             f"tune.space names {unknown}; the reward terms are {sorted(Rewards.model_fields)}": unknown,

@@ -8,7 +8,7 @@ from test_sid_quantizers import FAST, grid
 
 from genrec.config import FIT_PARALLEL, Sid, load_config
 from genrec.errors import InputError
-from genrec.sid.fit import fit_rows, fit_share
+from genrec.sid.fit import fit_rows, fit_share, prepare_fit
 from genrec.sid.quantizers import REGISTRY, load_quantizer, make_quantizer, workers
 from genrec.sid.quantizers.base import nearest
 from genrec.sid.quantizers.rqvae import RqVae
@@ -172,6 +172,14 @@ def test_exactly_these_quantizers_can_be_fitted_by_workers():
         unchecked = Sid(quantizer=kind).model_copy(update={"fit_workers": 2})
         with pytest.raises(InputError, match=f"sid.quantizer={kind} cannot"):
             make_quantizer(unchecked).fit_parallel(Stream(Rows(cloud()), range(1200)), Alone())
+
+
+def test_fewer_items_than_codes_are_refused_before_workers_start(tmp_path):
+    world, settings = sid_world(tmp_path), settings_of(quantizer="rqkmeans", fit_items=3, collisions="suffix")
+    with pytest.raises(InputError, match=r"3 items cannot fill 4 codes.*sid.codes=2"):
+        prepare_fit(world / "data", world / "vectors", world / "out", settings, seed=0)
+    with pytest.raises(InputError, match=r"3 items cannot fill 4 codes.*sid.codes=2"):
+        make_quantizer(settings).fit_parallel(Stream(Rows(cloud()), range(3)), Alone())
 
 
 def test_balanced_batches_are_refused_where_workers_share_them():

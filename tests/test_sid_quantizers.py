@@ -116,14 +116,6 @@ def test_fewer_items_than_codes_are_refused_with_a_number_that_works(quantizer):
         unfitted.fit(inputs_of(quantizer.settings.quantizer)[:3])
 
 
-def test_a_nan_is_refused_before_fitting_and_before_encoding(quantizer):
-    vectors = inputs_of(quantizer.settings.quantizer)
-    vectors[7, 2] = np.nan
-    for call in (quantizer.fit, quantizer.encode):
-        with pytest.raises(InputError, match=r"NaN.*\[7\]"):
-            call(vectors)
-
-
 def test_vectors_of_another_width_are_refused(quantizer):
     vectors = inputs_of(quantizer.settings.quantizer)
     with pytest.raises(InputError, match=rf"\(320, 2\).*\(items, {vectors.shape[1]}\)"):
@@ -137,17 +129,6 @@ def test_identical_vectors_do_not_break_the_fit(quantizer):
     codes = quantizer.encode(vectors)
     assert len(np.unique(codes, axis=0)) == 1
     assert np.isfinite(quantizer.decode(codes)).all()
-
-
-def test_a_checkpoint_of_another_quantizer_is_refused(tmp_path):
-    vectors, _ = grid()
-    kmeans = make_quantizer(Sid(quantizer="rqkmeans", **FAST))
-    kmeans.fit(vectors)
-    kmeans.save(tmp_path)
-    with pytest.raises(InputError, match=r"holds a quantizer rqkmeans .*rqvae with levels"):
-        make_quantizer(Sid(quantizer="rqvae", **FAST)).load(tmp_path)
-    with pytest.raises(InputError, match=r"\(4, 4\) was expected"):
-        make_quantizer(Sid(quantizer="rqkmeans", **{**FAST, "levels": 2})).load(tmp_path)
 
 
 def test_a_broken_checkpoint_is_refused(tmp_path):

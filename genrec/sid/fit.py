@@ -11,7 +11,7 @@ from time import perf_counter
 
 import numpy as np
 
-from genrec.config import Sid
+from genrec.config import VQ_SHARES, Sid
 from genrec.data.files import write_json
 from genrec.data.tables import read_items, read_sequences
 from genrec.errors import InputError
@@ -35,6 +35,8 @@ def prepare_fit(data: Path, vectors: Path, out: Path, settings: Sid, seed: int) 
     if items != found:
         raise InputError(f"{vectors} holds vectors of {found} items, the item table has {items}; embed them again")
     if settings.collisions == "resolve":
+        if settings.quantizer == "vq" and items > settings.level_sizes[0]:
+            raise InputError(f"{items} items, {settings.level_sizes[0]} codes: {VQ_SHARES}")
         refuse_full(items, settings.level_sizes)
     refuse_many(settings.level_sizes)
     refuse_few(len(fit_rows(items, settings, seed)), settings.level_sizes)

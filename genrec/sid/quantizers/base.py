@@ -100,7 +100,7 @@ class Quantizer(ABC):
         """Read what ``save`` wrote.
 
         Raises:
-            InputError: no readable checkpoint, one of another quantizer, or one with other levels.
+            InputError: no readable checkpoint, or one of another quantizer, with other levels or of another shape.
         """
         settings, tensors = read_model(directory)
         came, wanted = (settings.quantizer, settings.level_sizes), (self.settings.quantizer, self.level_sizes)
@@ -109,7 +109,14 @@ class Quantizer(ABC):
                 f"{directory} holds a quantizer {came[0]} with levels {came[1]}, "
                 f"{wanted[0]} with levels {wanted[1]} was expected; fit it again or name the right one"
             )
-        self.restore(tensors)
+        try:
+            self.restore(tensors)
+        except (KeyError, RuntimeError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
+            raise InputError(
+                f"the tensors in {directory} are not those of a quantizer {wanted[0]} with these settings ({reason}); "
+                "load it with the settings of its quantizer.json, or fit it again"
+            ) from error
 
     def check(self, vectors_ND: Floats) -> None:
         """Refuse (InputError) vectors of another width than the quantizer was fitted on, or not finite."""
