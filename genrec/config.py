@@ -424,7 +424,8 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
 
 
 def _line(location: tuple[int | str, ...], message: str, value: object) -> str:
-    return f"{'.'.join(map(str, location))}: {message} (got {value!r})" if location else message
+    named = f"{'.'.join(map(str, location))}: {message}" if location else message
+    return named if isinstance(value, dict) else f"{named} (got {value!r})"
 
 
 def to_yaml(config: Section) -> str:

@@ -1,4 +1,4 @@
-"""The same fits on Ray Train: one and two gloo workers, a worker that dies, a vector that is refused."""
+"""The same fits on Ray Train: one and two gloo workers, a worker that dies, a fit that is refused."""
 
 import os
 from contextlib import nullcontext
@@ -9,7 +9,8 @@ import pytest
 from crew import Crew, agreement, drift, fit_by
 from sid_worlds import N, sid_world
 
-from cluster.fitting import RayWorkers, fit
+from cluster import fitting
+from cluster.fitting import RayWorkers
 from cluster.runs import train
 from genrec.config import Config, load_config
 from genrec.errors import InputError
@@ -93,14 +94,18 @@ def test_a_catalogue_is_assigned_by_a_quantizer_that_a_worker_fitted(tmp_path):
     assert metrics["fit"]["error"] == pytest.approx(measures["error"], rel=1e-4)
 
 
-@pytest.mark.ray
-@pytest.mark.timeout(600)
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_vector_that_one_ray_worker_refuses_is_one_clear_error_and_leaves_nothing(tmp_path):
-    world = sid_world(tmp_path)
+def test_a_vector_that_one_worker_refuses_is_one_clear_error_and_leaves_nothing(tmp_path, monkeypatch):
+    world, out = sid_world(tmp_path), tmp_path / "out"
     vectors = VectorFiles(world / "vectors").read(60, 120)
     vectors[50] = np.nan
     write_vectors(vectors, 60, shard_path(world / "vectors", 1))
+
+    def train_here(loop, config, out, *, name, workers):
+        (out / "train" / name).mkdir(parents=True)
+        (out / "progress.log").touch()
+        Crew(workers).run(lambda one: fit_share(world / "vectors", out, config.sid, one, seed=0, threads=1))
+
+    monkeypatch.setattr(fitting, "train", train_here)
     with pytest.raises(InputError, match=r"NaN or infinite values.*\[110\]"):
-        fit(rqvae(world, 2), world / "data", world / "vectors", world / "out")
-    assert not list((world / "out").iterdir())
+        fitting.fit(rqvae(world, 2), world / "data", world / "vectors", out)
+    assert not list(out.iterdir())
