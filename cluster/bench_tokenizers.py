@@ -157,20 +157,18 @@ def _text_neighbours(row: Row, vectors: Path, level_sizes: Sequence[int]) -> lis
 
 def _encode_s(row: Row, vectors: Path) -> float:
     """Seconds to encode all items on the CPU, from those of the first block of them."""
-    import numpy as np
     import torch
 
-    from genrec.sid.build import BLOCK, read_inputs
+    from genrec.sid.inputs import BLOCK, open_inputs
     from genrec.sid.quantizers import load_quantizer
-    from genrec.sid.vectors import VectorFiles
 
-    threads, items = row.config.compute.threads, len(VectorFiles(vectors))
+    threads, inputs = row.config.compute.threads, open_inputs(vectors, row.catalog.path, row.config.sid)
     torch.set_num_threads(threads)
     quantizer = load_quantizer(row.catalog.path / "quantizer", threads=threads)
-    inputs_ND = read_inputs(vectors, row.catalog.path, row.config.sid, np.arange(min(items, BLOCK)))
+    inputs_ND = inputs.read(range(min(len(inputs), BLOCK)))
     start = perf_counter()
     quantizer.encode(inputs_ND)
-    return (perf_counter() - start) * items / len(inputs_ND)
+    return (perf_counter() - start) * len(inputs) / len(inputs_ND)
 
 
 def _scores(config: Config, data: Output, chosen: Mapping[str, Row]) -> dict[str, dict[int, dict[str, float]]]:

@@ -14,6 +14,7 @@ from typing import Any
 from cluster.jobs import Job
 from cluster.machine import connect, prepare_environment, require
 from cluster.progress import shown, told
+from genrec.config import Config
 from genrec.data.files import write_json, write_text
 from genrec.errors import InputError
 
@@ -63,47 +64,60 @@ def fit(loop: Callable[[Job], None], job: Job, name: str) -> None:
     if compute.workers == 0:
         loop(job)
         return
-    connect(job.config)
+    actors = compute.rollout_actors if job.start is not None else 0
+    train(partial(loop, job), job.config, job.out, name=name, workers=compute.workers, actors=actors)
+
+
+def train(loop: Callable[[], None], config: Config, out: Path, *, name: str, workers: int, actors: int = 0) -> None:
+    """Run ``loop()`` on so many Ray Train workers, beside the rollout actors that they will start.
+
+    Their checkpoints are kept under ``out/train``, what they print in ``out/progress.log``.
+
+    Raises:
+        InputError: a worker refused its input, or the machine is too small for what ``compute`` asks.
+    """
+    connect(config)
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    actors = compute.rollout_actors if job.start is not None else 0
-    cpus = compute.workers * compute.worker_cpus + actors * compute.rollout_cpus
-    require(job.config, name, cpus, compute.workers * compute.worker_gpus + actors * compute.rollout_gpus)
+    compute = config.compute
+    cpus = workers * compute.worker_cpus + actors * compute.rollout_cpus
+    require(config, name, cpus, workers * compute.worker_gpus + actors * compute.rollout_gpus)
     gpus = compute.worker_gpus > 0
     trainer = TorchTrainer(
-        partial(_quietly, loop, job),
+        partial(_quietly, loop, out),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=compute.workers,
+            num_workers=workers,
             use_gpu=gpus,
             resources_per_worker={"CPU": compute.worker_cpus} | ({"GPU": compute.worker_gpus} if gpus else {}),
         ),
         run_config=RunConfig(
             name=name,
-            storage_path=str(job.out / "train"),
+            storage_path=str(out / "train"),
             failure_config=FailureConfig(max_failures=compute.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
-    refused = job.out / REFUSED
+    out.mkdir(parents=True, exist_ok=True)
+    refused = out / REFUSED
     refused.unlink(missing_ok=True)
-    with shown(job.out):
+    with shown(out):
         trainer.fit()
     if refused.is_file():
         raise InputError(refused.read_text(encoding="utf-8"))
 
 
-def _quietly(loop: Callable[[Job], None], job: Job) -> None:
+def _quietly(loop: Callable[[], None], out: Path) -> None:
     """In a Ray Train worker: progress goes to the driver's terminal by file, Ray's own reports to its logs."""
     import logging
 
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    with told(job.out):
+    with told(out):
         try:
-            loop(job)
+            loop()
         except InputError as error:
-            write_text(str(error), job.out / REFUSED)
+            write_text(str(error), out / REFUSED)
 
 
 def sft_loop(job: Job) -> None:

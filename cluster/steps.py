@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cluster import fitting
 from cluster.jobs import Job
 from cluster.runs import fit, sft_loop, summary
 from cluster.shards import map_shards
@@ -23,7 +24,7 @@ def assign(config: Config, data: Output, vectors: Output | None) -> Output:
         settings = config.sid.model_dump(mode="json", include={"quantizer", "column", "levels", "codes", "collisions"})
         work = partial(_take, config, data.path)
         return run_stage(config, "assign", version=ASSIGN_VERSION, settings=settings, inputs=[data], work=work)
-    settings = {**config.sid.model_dump(mode="json"), "seed": config.seed}
+    settings = {**config.sid.stage_settings(), "seed": config.seed}
     work = partial(_quantize, config, data.path, vectors.path)
     return run_stage(config, "assign", version=ASSIGN_VERSION, settings=settings, inputs=[data, vectors], work=work)
 
@@ -35,13 +36,12 @@ def _take(config: Config, data: Path, out: Path) -> Mapping[str, Any]:
 
 
 def _quantize(config: Config, data: Path, vectors: Path, out: Path) -> Mapping[str, Any]:
-    from genrec.sid.build import finish_quantized, fit_quantizer, make_assigner
+    from genrec.sid.build import finish_quantized, make_assigner
     from genrec.sid.vectors import missing_shards
 
+    items = fitting.fit(config, data, vectors, out)
     sid, compute = config.sid, config.compute
-    items = fit_quantizer(data, vectors, out, sid, seed=config.seed, threads=compute.threads, device=compute.device)
-    threads = compute.data_threads
-    make = partial(make_assigner, vectors, out, sid, threads)
+    make = partial(make_assigner, vectors, out, sid, compute.data_threads)
     map_shards(config, make, missing_shards(out / "codes", items, sid.shard_items), label="assign")
     return finish_quantized(data, vectors, out, sid, compute.threads)
 

@@ -132,7 +132,7 @@ def test_every_quantizer_has_a_row_and_the_chosen_ones_a_policy(config, monkeypa
     assert ours["hr@10_difference"] == {"mean": 0, "low": 0, "high": 0}
     assert "| rqkmeans |" in found.table() and "[95 % t interval]" in found.table()
     monkeypatch.setattr("cluster.runs.sft_loop", None)
-    monkeypatch.setattr("genrec.sid.build.make_quantizer", None)
+    monkeypatch.setattr("genrec.sid.fit.make_quantizer", None)
     assert bench_tokenizers.run(chosen, *outputs).table() == found.table()
 
 

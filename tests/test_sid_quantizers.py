@@ -116,14 +116,6 @@ def test_fewer_items_than_codes_are_refused_with_a_number_that_works(quantizer):
         unfitted.fit(inputs_of(quantizer.settings.quantizer)[:3])
 
 
-def test_a_nan_is_refused_before_fitting_and_before_encoding(quantizer):
-    vectors = inputs_of(quantizer.settings.quantizer)
-    vectors[7, 2] = np.nan
-    for call in (quantizer.fit, quantizer.encode):
-        with pytest.raises(InputError, match=r"NaN.*\[7\]"):
-            call(vectors)
-
-
 def test_vectors_of_another_width_are_refused(quantizer):
     vectors = inputs_of(quantizer.settings.quantizer)
     with pytest.raises(InputError, match=rf"\(320, 2\).*\(items, {vectors.shape[1]}\)"):
@@ -137,17 +129,6 @@ def test_identical_vectors_do_not_break_the_fit(quantizer):
     codes = quantizer.encode(vectors)
     assert len(np.unique(codes, axis=0)) == 1
     assert np.isfinite(quantizer.decode(codes)).all()
-
-
-def test_a_checkpoint_of_another_quantizer_is_refused(tmp_path):
-    vectors, _ = grid()
-    kmeans = make_quantizer(Sid(quantizer="rqkmeans", **FAST))
-    kmeans.fit(vectors)
-    kmeans.save(tmp_path)
-    with pytest.raises(InputError, match=r"holds a quantizer rqkmeans .*rqvae with levels"):
-        make_quantizer(Sid(quantizer="rqvae", **FAST)).load(tmp_path)
-    with pytest.raises(InputError, match=r"\(4, 4\) was expected"):
-        make_quantizer(Sid(quantizer="rqkmeans", **{**FAST, "levels": 2})).load(tmp_path)
 
 
 def test_a_broken_checkpoint_is_refused(tmp_path):
@@ -284,13 +265,17 @@ def test_a_code_without_a_cluster_stands_for_its_parent_and_is_never_the_nearest
 
 
 def test_lattices_use_nearly_all_codes_and_repeat_the_first_in_place_of_the_rest():
-    assert fsq_steps(256) == (4, 4, 4, 4) and fsq_steps(4) == (4,) and fsq_steps(1024) == (4,) * 5
-    assert all(0.8 * codes < np.prod(fsq_steps(codes)) <= codes for codes in (8, 30, 240, 512, 1000, 4096))
+    assert (
+        fsq_steps((256, 256)) == ((4, 4, 4, 4),) * 2
+        and fsq_steps((4,)) == ((4,),)
+        and fsq_steps((1024,)) == ((4,) * 5,)
+    )
+    assert all(0.8 * codes < np.prod(fsq_steps((codes,))) <= codes for codes in (8, 30, 240, 512, 1000, 4096))
     quantizer = make_quantizer(settings_of("fsq", codes=10, epochs=1), device="cpu")
     quantizer.fit(grid()[0])
     book = quantizer.codebooks[0]
-    assert len(book) == 10 and len(np.unique(book, axis=0)) == np.prod(fsq_steps(10))
-    assert nearest(book, book).max() < np.prod(fsq_steps(10))
+    assert len(book) == 10 and len(np.unique(book, axis=0)) == np.prod(fsq_steps((10,)))
+    assert nearest(book, book).max() < np.prod(fsq_steps((10,)))
 
 
 def test_the_entropy_loss_wants_sure_bits_that_are_evenly_spread():

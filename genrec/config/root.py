@@ -17,7 +17,7 @@ from genrec.config.learning import Learning, Rewards
 from genrec.config.policy import Policy
 from genrec.config.running import Bench, Compute, Decode, Evaluation, Tune
 from genrec.config.section import Section
-from genrec.config.sid import Sid
+from genrec.config.sid import VQ_SHARES, Sid
 from genrec.errors import InputError
 
 
@@ -44,13 +44,16 @@ class Config(Section):
         grpo, workers = self.learning.grpo, max(1, self.compute.workers)
         dense, pretrained = self.learning.sft.form == "dense", self.policy.kind == "pretrained"
         unknown = sorted(set(self.tune.space) - set(Rewards.model_fields))
+        sid = self.sid
         wrong = {
             "learning.sft.form=dense is for scratch policies; a pretrained one needs rows": dense and pretrained,
             "policy.dtype=bfloat16 is for pretrained policies": not pretrained and self.policy.dtype == "bfloat16",
             "policy.hidden must be a multiple of policy.heads": not pretrained
             and self.policy.hidden % self.policy.heads,
             f"learning.grpo.queries must be a multiple of the {workers} workers": grpo.queries % workers,
-            "sid.text_weight and sid.cf_weight cannot both be 0": not (self.sid.text_weight or self.sid.cf_weight),
+            "sid.quantizer=vq has one level; set sid.levels=1": sid.quantizer == "vq" and sid.levels != 1,
+            VQ_SHARES: sid.quantizer == "vq" and sid.collisions == "resolve",
+            "sid.text_weight and sid.cf_weight cannot both be 0": not (sid.text_weight or sid.cf_weight),
             "decode.width must reach the largest of evaluation.ks": self.decode.width
             < max(self.evaluation.ks, default=0),
             f"tune.space names {unknown}; the reward terms are {sorted(Rewards.model_fields)}": unknown,
@@ -82,7 +85,8 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
 
 
 def _line(location: tuple[int | str, ...], message: str, value: object) -> str:
-    return f"{'.'.join(map(str, location))}: {message} (got {value!r})" if location else message
+    named = f"{'.'.join(map(str, location))}: {message}" if location else message
+    return named if isinstance(value, dict) else f"{named} (got {value!r})"
 
 
 def to_yaml(config: Section) -> str:

@@ -50,6 +50,15 @@ def read_codes(directory: Path, items: int, level_sizes: Sequence[int]) -> Ints:
     return codes_NL
 
 
+def codes_option(level_sizes: Sequence[int]) -> str:
+    """The value of ``sid.codes`` that stands for these level sizes, as one writes it on the command line.
+
+    >>> codes_option((8, 8)), codes_option((8, 4))
+    ('8', '[8,4]')
+    """
+    return str(level_sizes[0]) if len(set(level_sizes)) == 1 else f"[{','.join(map(str, level_sizes))}]"
+
+
 def _lists(codes_NL: Ints) -> pa.ListArray:
     offsets = np.arange(0, codes_NL.size + 1, codes_NL.shape[1], dtype=np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(codes_NL.reshape(-1).astype(np.int32)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -9,10 +10,14 @@ import pyarrow as pa
 from scipy import sparse  # pyright: ignore[reportUnknownVariableType]
 from scipy.sparse.linalg import svds
 
+from genrec.config import Sid
 from genrec.data.tables import SPLIT_CODES
 from genrec.errors import InputError
-from genrec.sid.vectors import Floats, unit_rows
+from genrec.sid.stream import Longs, Reader
+from genrec.sid.vectors import Floats, VectorFiles, check_vectors, unit_rows
 
+BLOCK = 65536
+"""Items read at once, where all are read: keeps one copy of the vectors in memory, not three."""
 TRAIN = (SPLIT_CODES["first"], SPLIT_CODES["train"])
 NEIGHBOURS = 10
 
@@ -27,6 +32,66 @@ def fuse(text_ND: Floats | None, cf_ND: Floats | None, text_weight: float, cf_we
     if not used:
         raise InputError("sid.text_weight and sid.cf_weight are both 0: nothing is left to quantize; raise one")
     return used[0] if len(used) == 1 else np.concatenate(used, axis=1)
+
+
+class FusedFiles:
+    """Text vectors, collaborative vectors (``out/cf``, when they are used), or both, read by item rows."""
+
+    def __init__(self, vectors: Path, out: Path, settings: Sid) -> None:
+        self._texts, self._weights = VectorFiles(vectors), (settings.text_weight, settings.cf_weight)
+        self._factors = VectorFiles(out / "cf") if settings.cf_weight > 0 else None
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    @property
+    def width(self) -> int:
+        """D_text + D_cf, parts of weight 0 left out."""
+        return (self._texts.width if self._weights[0] > 0 else 0) + (self._factors.width if self._factors else 0)
+
+    def read(self, rows: range | Longs) -> Floats:
+        """What is quantized of the items ``rows`` (ascending), (n, D).
+
+        Raises:
+            InputError: files that were changed, or text vectors that no quantizer can place.
+        """
+        row_n = np.asarray(rows)
+        inputs_nD = np.empty((len(row_n), self.width), np.float32)
+        after = int(row_n[-1]) + 1 if len(row_n) else 0
+        for start in range(int(row_n[0]) if len(row_n) else 0, after, BLOCK):
+            stop = min(start + BLOCK, after)
+            low, high = np.searchsorted(row_n, (start, stop))
+            if low < high:
+                text_BD = self._texts.read(start, stop)
+                check_vectors(text_BD, start)
+                inside = row_n[low:high] - start
+                cf_BD = self._factors.read(start, stop)[inside] if self._factors else None
+                inputs_nD[low:high] = fuse(text_BD[inside], cf_BD, *self._weights)
+        return inputs_nD
+
+
+class TitleFiles:
+    """The words of the titles (``out/titles``), which are what the quantizer ``title`` takes, read by item rows."""
+
+    def __init__(self, out: Path) -> None:
+        self._words = VectorFiles(out / "titles")
+
+    def __len__(self) -> int:
+        return len(self._words)
+
+    @property
+    def width(self) -> int:
+        """L, one word per level."""
+        return self._words.width
+
+    def read(self, rows: range | Longs) -> Floats:
+        """The words of the items ``rows``, (n, L)."""
+        return self._words.read()[np.asarray(rows)]
+
+
+def open_inputs(vectors: Path, out: Path, settings: Sid) -> Reader:
+    """What is quantized under these settings, ready to be read by item rows."""
+    return TitleFiles(out) if settings.quantizer == "title" else FusedFiles(vectors, out, settings)
 
 
 def train_pairs(sequences: pa.Table, window: int) -> tuple[Any, Any, Any]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from genrec.errors import InputError
 from genrec.sid.assign import prefix_codes, prefix_numbers, refuse_full
+from genrec.sid.codes import codes_option
 from genrec.sid.vectors import Ints
 
 NUMBER = re.compile(r"\d+")
@@ -45,9 +46,11 @@ def published_codes(items: pa.Table, column: str, level_sizes: Sequence[int]) ->
     for level, size in enumerate(level_sizes):
         low, high = int(codes_NL[:, level].min()), int(codes_NL[:, level].max())
         if low < 0 or high >= size:
+            equal = len(set(level_sizes)) == 1
+            enough = [max(high + 1, size) if equal or at == level else other for at, other in enumerate(level_sizes)]
             raise InputError(
                 f"'{column}' has codes {low}…{high} at level {level + 1}, 0…{size - 1} was expected; "
-                f"set sid.codes={max(high + 1, size)}"
+                f"set sid.codes={codes_option(enough)}"
             )
     return codes_NL.astype(np.int32)
 

@@ -48,13 +48,16 @@ class VectorFiles:
         """
         stop = len(self) if stop is None else min(stop, len(self))
         rows_ND = np.empty((max(stop - start, 0), self.width), np.float32)
-        for file, first, after in zip(self._files, self._starts[:-1].tolist(), self._starts[1:].tolist(), strict=True):
+        if start >= stop:
+            return rows_ND
+        touched = range(np.searchsorted(self._starts, start, "right") - 1, np.searchsorted(self._starts, stop))
+        for number in touched:
+            first, after = int(self._starts[number]), int(self._starts[number + 1])
             low, high = max(start, first), min(stop, after)
-            if low < high:
-                part_ND = self._read_file(file, first)[low - first : high - first]
-                if len(part_ND) == len(rows_ND):
-                    return part_ND
-                rows_ND[low - start : high - start] = part_ND
+            part_ND = self._read_file(self._files[number], first)[low - first : high - first]
+            if len(part_ND) == len(rows_ND):
+                return part_ND
+            rows_ND[low - start : high - start] = part_ND
         return rows_ND
 
     def _read_file(self, file: Path, first: int) -> Floats:

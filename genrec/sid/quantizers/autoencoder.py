@@ -9,6 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+Losses = tuple[Tensor, Tensor, list[Tensor], list[Tensor]]
+"""Reconstruction error, commitment, and per level the residuals (B, d) and the codes (B,) that they chose."""
+RESTART_UNTIL = 0.8
+"""Dead codes restart during this share of the epochs; the rest lets the codebooks settle."""
+
 
 class Autoencoder(nn.Module):
     """Two mirrored ReLU networks: D → hidden → latent, and back."""
@@ -119,13 +124,27 @@ class Codebook:
         """Whether ``rows_Kd`` belongs to the optimizer."""
         return self._decay is None
 
-    @torch.no_grad()
+    @property
+    def has_dead(self) -> bool:
+        """Whether a code was chosen by no item since the last restart."""
+        return bool((self.used_K == 0).any())
+
     def observe(self, left_Bd: Tensor, code_B: Tensor) -> None:
         """Count the codes of a batch, and move EMA rows towards the residuals that chose them."""
+        self.absorb(*self.tally(left_Bd, code_B))
+
+    def tally(self, left_Bd: Tensor, code_B: Tensor) -> tuple[Tensor, Tensor]:
+        """How often each code was chosen (K,), and for EMA rows the sum of what chose it (K, d), else (0, d)."""
         count_K = torch.bincount(code_B, minlength=len(self.rows_Kd)).to(left_Bd.dtype)
+        if self._decay is None:
+            return count_K, left_Bd[:0]
+        return count_K, torch.zeros_like(self._sum_Kd).index_add_(0, code_B, left_Bd)
+
+    @torch.no_grad()
+    def absorb(self, count_K: Tensor, sum_Kd: Tensor) -> None:
+        """Take in what ``tally`` found, of this batch or of several workers' parts of it, added up."""
         self.used_K += count_K
         if self._decay is not None:
-            sum_Kd = torch.zeros_like(self._sum_Kd).index_add_(0, code_B, left_Bd)
             self._size_K.lerp_(count_K, 1 - self._decay)
             self._sum_Kd.lerp_(sum_Kd, 1 - self._decay)
             alive_K = self._size_K > 1e-3
@@ -142,6 +161,11 @@ class Codebook:
         self.used_K.zero_()
         return len(dead)
 
+    def state(self) -> dict[str, Tensor]:
+        """All that training changes, by name."""
+        names = {"rows": self.rows_Kd, "size": self._size_K, "sum": self._sum_Kd, "used": self.used_K}
+        return {name: value.detach() for name, value in names.items()}
+
 
 class FixedCodebook(Codebook):
     """One level of a lattice: its points are given, nothing moves them."""
@@ -149,9 +173,27 @@ class FixedCodebook(Codebook):
     def __init__(self, rows_Kd: Tensor) -> None:
         super().__init__(rows_Kd, decay=1.0)
 
-    def observe(self, left_Bd: Tensor, code_B: Tensor) -> None:
+    def tally(self, left_Bd: Tensor, code_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Nothing to count."""
+        return self.used_K[:0], left_Bd[:0]
+
+    def absorb(self, count_K: Tensor, sum_Kd: Tensor) -> None:
         """Nothing to learn."""
+
+    @property
+    def has_dead(self) -> bool:
+        """Never: nothing is counted."""
+        return False
 
     def restart_dead(self, left_Nd: Tensor, generator: torch.Generator) -> int:
         """Nothing to restart: 0."""
         return 0
+
+
+def make_optimizer(
+    net: nn.Module, books: Sequence[Codebook], lr: float, steps: int
+) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.CosineAnnealingLR]:
+    """AdamW over the network and the codebooks that learn by gradient, its rate falling to 0 over the steps."""
+    learned = [book.rows_Kd for book in books if book.learns_by_gradient]
+    optimizer = torch.optim.AdamW([*net.parameters(), *learned], lr=lr, weight_decay=0.0)
+    return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

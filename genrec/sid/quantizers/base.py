@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,12 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from genrec.config import Sid
+from genrec.config.sid import FIT_PARALLEL, Sid, cannot_share
 from genrec.data.files import write_atomically, write_json
 from genrec.errors import InputError
+from genrec.sid.codes import codes_option
+from genrec.sid.quantizers.workers import Workers
+from genrec.sid.stream import Stream
 from genrec.sid.vectors import Floats, Ints, check_vectors
 
 Tensors = Mapping[str, npt.NDArray[Any]]
@@ -42,6 +45,21 @@ class Quantizer(ABC):
         Raises:
             InputError: fewer vectors than codes, or vectors that are not finite.
         """
+
+    def fit_parallel(self, stream: Stream, workers: Workers) -> dict[str, float]:
+        """Learn as one of several workers, each of which reads its own part of the vectors; all end with the same.
+
+        Raises:
+            InputError: this quantizer cannot (``FIT_PARALLEL`` can), or, on every worker, what ``fit`` refuses.
+        """
+        if self.settings.quantizer not in FIT_PARALLEL:
+            raise InputError(cannot_share(self.settings.quantizer, self.settings.fit_workers))
+        refuse_few(len(stream), self.level_sizes)
+        return self._fit_share(stream, workers)
+
+    def _fit_share(self, stream: Stream, workers: Workers) -> dict[str, float]:
+        """``fit_parallel`` of the quantizers that can."""
+        raise NotImplementedError
 
     @abstractmethod
     def encode(self, vectors_ND: Floats) -> Ints:
@@ -82,7 +100,7 @@ class Quantizer(ABC):
         """Read what ``save`` wrote.
 
         Raises:
-            InputError: no readable checkpoint, one of another quantizer, or one with other levels.
+            InputError: no readable checkpoint, or one of another quantizer, with other levels or of another shape.
         """
         settings, tensors = read_model(directory)
         came, wanted = (settings.quantizer, settings.level_sizes), (self.settings.quantizer, self.level_sizes)
@@ -91,7 +109,14 @@ class Quantizer(ABC):
                 f"{directory} holds a quantizer {came[0]} with levels {came[1]}, "
                 f"{wanted[0]} with levels {wanted[1]} was expected; fit it again or name the right one"
             )
-        self.restore(tensors)
+        try:
+            self.restore(tensors)
+        except (KeyError, RuntimeError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
+            raise InputError(
+                f"the tensors in {directory} are not those of a quantizer {wanted[0]} with these settings ({reason}); "
+                "load it with the settings of its quantizer.json, or fit it again"
+            ) from error
 
     def check(self, vectors_ND: Floats) -> None:
         """Refuse (InputError) vectors of another width than the quantizer was fitted on, or not finite."""
@@ -104,12 +129,7 @@ class Quantizer(ABC):
 
     def check_fit(self, vectors_ND: Floats) -> None:
         """Refuse (InputError) to learn more codes than there are vectors, or from vectors that are not finite."""
-        most = max(self.level_sizes)
-        if len(vectors_ND) < most:
-            fewer = 1 << (len(vectors_ND).bit_length() - 1)
-            raise InputError(
-                f"{len(vectors_ND)} items cannot fill {most} codes per level; set sid.codes={fewer} (or fewer)"
-            )
+        refuse_few(len(vectors_ND), self.level_sizes)
         check_vectors(vectors_ND)
 
 
@@ -192,6 +212,18 @@ def nearest(left_Nd: Floats, codebook_Kd: Floats, price_K: Floats | None = None)
             half_BK += 0.5 * price_K
         code_N[start : start + BLOCK] = half_BK.argmin(axis=1)
     return code_N
+
+
+def refuse_few(items: int, level_sizes: Sequence[int]) -> None:
+    """Raise InputError when a level has more codes than there are items to learn them from."""
+    if items >= max(level_sizes):
+        return
+    if items < 2:
+        raise InputError(f"semantic IDs are learned from 2 items at least, {items} came; add items to the catalogue")
+    fewer = [min(size, 1 << (items.bit_length() - 1)) for size in level_sizes]
+    raise InputError(
+        f"{items} items cannot fill {max(level_sizes)} codes per level; set sid.codes={codes_option(fewer)} (or fewer)"
+    )
 
 
 def read_model(directory: Path) -> tuple[Sid, Tensors]:

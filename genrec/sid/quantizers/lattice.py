@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -23,29 +24,35 @@ class LatticeVae(RqVae):
     """An RQ-VAE with latents in (-1, 1) whose codebooks are lattices, each level's finer than the one before.
 
     A lattice of fewer than K points is repeated: the further codes are twins of the first ones, which ``encode`` never
-    gives, but collision resolution may. ``sid.latent`` is not used: the lattice has its own width.
+    gives, but collision resolution may. ``sid.latent`` is not used: the lattices have a width of their own, and a level
+    that is too small for it leaves some dimensions (those of one step) to the others.
     """
 
     @abstractmethod
-    def _lattice(self) -> Floats:
-        """The points (k, d) of the first level, k ≤ K."""
+    def _steps(self) -> tuple[tuple[int, ...], ...]:
+        """Points per dimension of each level, (L, d); their product is at most the level's K."""
 
-    @property
     @abstractmethod
-    def _shrink(self) -> Floats:
-        """How much finer each level is than the one before, (d,)."""
+    def _axis(self, steps: int) -> Floats:
+        """The points of one dimension at the first level, (steps,)."""
+
+    @abstractmethod
+    def _shrink(self, steps: int) -> float:
+        """How much finer a dimension is after a level that gave it so many steps."""
 
     def _make_net(self, width: int) -> BoundedAutoencoder:
-        return BoundedAutoencoder(width, self.settings.hidden, self._lattice().shape[1])
+        return BoundedAutoencoder(width, self.settings.hidden, len(self._steps()[0]))
 
     def _first_codebooks(self, data_ND: Tensor) -> list[Codebook]:
         assert isinstance(self._net, BoundedAutoencoder)
         self._net.spread(data_ND[:: max(1, len(data_ND) // 65536)])
-        points_kd = self._lattice()
         books: list[Codebook] = []
-        for level, codes in enumerate(self.level_sizes):
-            rows_Kd = np.resize(points_kd, (codes, points_kd.shape[1])) * self._shrink**level
+        scale_d = np.ones(len(self._steps()[0]), np.float32)
+        for codes, steps_d in zip(self.level_sizes, self._steps(), strict=True):
+            points_kd = np.array(list(itertools.product(*map(self._axis, steps_d))), np.float32)
+            rows_Kd = np.resize(points_kd, (codes, len(scale_d))) * scale_d
             books.append(FixedCodebook(torch.from_numpy(rows_Kd.astype(np.float32)).to(data_ND.device)))
+            scale_d = scale_d * np.array([self._shrink(steps) for steps in steps_d], np.float32)
         return books
 
 
@@ -56,14 +63,14 @@ class Fsq(LatticeVae):
     dimensions with at most 8 steps as leave the fewest codes unused, see ``fsq_steps``. No loss but reconstruction.
     """
 
-    def _lattice(self) -> Floats:
-        axes = [np.linspace(-1, 1, steps) for steps in fsq_steps(min(self.level_sizes))]
-        return np.array(list(itertools.product(*axes)), np.float32)
+    def _steps(self) -> tuple[tuple[int, ...], ...]:
+        return fsq_steps(self.level_sizes)
 
-    @property
-    def _shrink(self) -> Floats:
-        steps_d = np.array(fsq_steps(min(self.level_sizes)))
-        return (1 / (steps_d - 1)).astype(np.float32)
+    def _axis(self, steps: int) -> Floats:
+        return np.linspace(-1, 1, steps, dtype=np.float32) if steps > 1 else np.zeros(1, np.float32)
+
+    def _shrink(self, steps: int) -> float:
+        return 1 / max(steps - 1, 1)
 
     def _level_loss(self, left_Bd: Tensor, chosen_Bd: Tensor, book: Codebook) -> Tensor:
         return left_Bd.new_zeros(())
@@ -72,24 +79,27 @@ class Fsq(LatticeVae):
 class Lfq(LatticeVae):
     """LFQ (Yu et al., "Language Model Beats Diffusion", MAGVIT-v2, 2023, section 3.1), residual over the levels.
 
-    A code is log2(K) sign bits of the latent; K that is no power of two uses the lower one. Beside the commitment
+    A code is log2(K) sign bits of the latent; K that is no power of two uses the lower one. A smaller level has the
+    bits of the first dimensions. Beside the commitment
     (``sid.beta``) the entropy loss ``sid.entropy`` x (mean entropy of a code - entropy of the mean code) makes every
     item sure of its code and all codes used.
     """
 
-    def _lattice(self) -> Floats:
-        bits = int(math.log2(min(self.level_sizes)))
-        return np.array(list(itertools.product((-0.5, 0.5), repeat=bits)), np.float32)
+    def _steps(self) -> tuple[tuple[int, ...], ...]:
+        bits_L = [int(math.log2(codes)) for codes in self.level_sizes]
+        return tuple((2,) * bits + (1,) * (max(bits_L) - bits) for bits in bits_L)
 
-    @property
-    def _shrink(self) -> Floats:
-        return np.array(0.5, np.float32)
+    def _axis(self, steps: int) -> Floats:
+        return np.array([-0.5, 0.5] if steps == 2 else [0.0], np.float32)
+
+    def _shrink(self, steps: int) -> float:
+        return 1 / steps
 
     def _level_loss(self, left_Bd: Tensor, chosen_Bd: Tensor, book: Codebook) -> Tensor:
-        bit = book.rows_Kd.abs().max()
-        chance_Bd = torch.sigmoid(4 * left_Bd / bit)
-        loss = entropy_loss(chance_Bd)
-        commitment = functional.mse_loss(left_Bd, chosen_Bd.detach())
+        bit_d = book.rows_Kd.abs().amax(dim=0)
+        own_d = bit_d > 0
+        loss = entropy_loss(torch.sigmoid(4 * left_Bd[:, own_d] / bit_d[own_d]))
+        commitment = functional.mse_loss(left_Bd[:, own_d], chosen_Bd[:, own_d].detach())
         return self.settings.beta * commitment + self.settings.entropy * loss
 
 
@@ -109,18 +119,27 @@ def _entropy(chance: Tensor) -> Tensor:
     return -(chance * chance.log() + (1 - chance) * (1 - chance).log())
 
 
-def fsq_steps(codes: int) -> tuple[int, ...]:
-    """Steps per dimension, at most 8 each and as even as can be, whose product comes nearest to ``codes`` from below.
+def fsq_steps(level_sizes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Steps per dimension of each level, (L, d), at most 8 each and as even as can be, of product at most its K.
 
-    >>> fsq_steps(256), fsq_steps(240), fsq_steps(4)
-    ((4, 4, 4, 4), (6, 6, 6), (4,))
+    d is the number of dimensions that leaves the fewest SIDs unused; where it can be, every level divides all of them.
+
+    >>> fsq_steps((256,)), fsq_steps((240, 64)), fsq_steps((4096, 2))
+    (((4, 4, 4, 4),), ((6, 6, 6), (4, 4, 4)), ((8, 8, 8, 8), (2, 1, 1, 1)))
     """
-    best: tuple[int, ...] = ()
-    for dims in range(1, int(math.log2(codes)) + 1):
-        steps = [int(codes ** (1 / dims) + 1e-9)] * dims
-        for dim in range(dims):
-            while math.prod(steps) // steps[dim] * (steps[dim] + 1) <= codes and steps[dim] == min(steps):
-                steps[dim] += 1
-        if max(steps) <= MOST_STEPS and math.prod(steps) > math.prod(best or (1,)):
-            best = tuple(steps)
+    best: tuple[tuple[int, ...], ...] = ()
+    best_rank = (False, 0)
+    for dims in range(1, int(math.log2(max(level_sizes))) + 1):
+        levels = tuple(_even_steps(codes, dims) for codes in level_sizes)
+        rank = min(map(min, levels)) > 1, math.prod(map(math.prod, levels))
+        if max(map(max, levels)) <= MOST_STEPS and rank > best_rank:
+            best, best_rank = levels, rank
     return best
+
+
+def _even_steps(codes: int, dims: int) -> tuple[int, ...]:
+    steps = [int(codes ** (1 / dims) + 1e-9)] * dims
+    for dim in range(dims):
+        while math.prod(steps) // steps[dim] * (steps[dim] + 1) <= codes and steps[dim] == min(steps):
+            steps[dim] += 1
+    return tuple(steps)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from genrec.config import Sid
 from genrec.errors import InputError
 from genrec.sid.quantizers.base import ResidualQuantizer, nearest
 from genrec.sid.quantizers.kmeans import kmeans
+from genrec.sid.quantizers.lloyd import ResidualLloyd
+from genrec.sid.quantizers.workers import Workers
+from genrec.sid.stream import Stream
 from genrec.sid.vectors import Floats
 
 
@@ -25,6 +29,14 @@ class RqKmeans(ResidualQuantizer):
             left_ND -= self.codebooks[-1][nearest(left_ND, self.codebooks[-1])]
             errors[f"error_{level + 1}"] = float(np.mean(np.einsum("nd,nd->n", left_ND, left_ND)))
         return errors
+
+    def _fit_share(self, stream: Stream, workers: Workers) -> dict[str, float]:
+        """The same by Lloyd's algorithm over all vectors, each worker its part; see ``ResidualLloyd``."""
+        torch.set_num_threads(self.threads)
+        lloyd = ResidualLloyd(stream, workers, self.settings, seed=self.seed, threads=self.threads)
+        lloyd.run()
+        self.codebooks = lloyd.codebooks
+        return {f"error_{level}": error for level, error in enumerate(lloyd.errors, 1)}
 
     def _cluster(self, left_ND: Floats, codes: int, level: int) -> Floats:
         settings = self.settings

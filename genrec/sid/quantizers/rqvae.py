@@ -7,13 +7,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from genrec.sid.quantizers.autoencoder import Autoencoder, Codebook, assign_codes, pass_gradient
+from genrec.sid.quantizers.autoencoder import (
+    RESTART_UNTIL,
+    Autoencoder,
+    Codebook,
+    Losses,
+    assign_codes,
+    make_optimizer,
+    pass_gradient,
+)
 from genrec.sid.quantizers.base import BLOCK, ResidualQuantizer, Tensors, nearest
 from genrec.sid.quantizers.kmeans import kmeans
+from genrec.sid.quantizers.rqvae_parallel import ParallelTraining
+from genrec.sid.quantizers.workers import Workers, survey
+from genrec.sid.stream import Stream
 from genrec.sid.vectors import Floats
-
-RESTART_UNTIL = 0.8
-"""Dead codes restart during this share of the epochs; the rest lets the codebooks settle."""
 
 
 class RqVae(ResidualQuantizer):
@@ -33,19 +41,38 @@ class RqVae(ResidualQuantizer):
         device = _device(self.device)
         self._mean_D = vectors_ND.mean(axis=0)
         self._scale = float(np.sqrt(np.mean((vectors_ND - self._mean_D) ** 2))) or 1.0
-        data_ND = torch.from_numpy((vectors_ND - self._mean_D) / np.float32(self._scale)).to(device)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            self._net = self._make_net(vectors_ND.shape[1]).to(device)
-        measures = self._train(data_ND, self._first_codebooks(data_ND))
-        self._net = self._net.cpu()
+        data_ND = self._scaled(vectors_ND).to(device)
+        self._net = self._new_net().to(device)
+        return self._train(data_ND, self._first_codebooks(data_ND))
+
+    def _fit_share(self, stream: Stream, workers: Workers) -> dict[str, float]:
+        """The same with each batch's items shared by the workers; see ``ParallelTraining``.
+
+        The codebooks start from k-means on the first latents of a sample.
+        """
+        torch.set_num_threads(self.threads)
+        found = survey(stream, workers, max(self.level_sizes), self.seed)
+        self._mean_D, self._scale = found.mean_D, found.scale
+        self._net = self._new_net().to(workers.device)
+        books = self._first_codebooks(self._scaled(found.sample_ND).to(workers.device))
+        training = ParallelTraining(
+            self._net,
+            books,
+            lambda batch_BD: self._losses(batch_BD, books),
+            lambda rows_BD: self._scaled(rows_BD).to(workers.device),
+            settings=self.settings,
+            seed=self.seed,
+            stream=stream,
+            workers=workers,
+        )
+        measures = training.run()
+        self._keep(books)
         return measures
 
     def to_latents(self, vectors_ND: Floats) -> Floats:
         """The encoder's output (N, latent)."""
-        data_ND = torch.from_numpy((vectors_ND - self._mean_D) / np.float32(self._scale))
         with torch.inference_mode():
-            return torch.cat([self._net.encoder(part) for part in data_ND.split(BLOCK)]).numpy()
+            return torch.cat([self._net.encoder(part) for part in self._scaled(vectors_ND).split(BLOCK)]).numpy()
 
     def from_latents(self, latents_Nd: Floats) -> Floats:
         """The decoder's output (N, D), on the scale of the vectors."""
@@ -73,6 +100,18 @@ class RqVae(ResidualQuantizer):
             {name[4:]: torch.from_numpy(value) for name, value in tensors.items() if name.startswith("net.")}
         )
 
+    def _scaled(self, vectors_ND: Floats) -> Tensor:
+        return torch.from_numpy((vectors_ND - self._mean_D) / np.float32(self._scale))
+
+    def _new_net(self) -> Autoencoder:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return self._make_net(len(self._mean_D))
+
+    def _keep(self, books: list[Codebook]) -> None:
+        self._net = self._net.cpu()
+        self.codebooks = [book.rows_Kd.detach().cpu().numpy() for book in books]
+
     def _make_net(self, width: int) -> Autoencoder:
         return Autoencoder(width, self.settings.hidden, self.settings.latent)
 
@@ -91,17 +130,17 @@ class RqVae(ResidualQuantizer):
 
     def _train(self, data_ND: Tensor, books: list[Codebook]) -> dict[str, float]:
         settings = self.settings
-        learned = [book.rows_Kd for book in books if book.learns_by_gradient]
-        optimizer = torch.optim.AdamW([*self._net.parameters(), *learned], lr=settings.lr, weight_decay=0.0)
         steps = settings.epochs * -(-len(data_ND) // settings.batch_size)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        optimizer, schedule = make_optimizer(self._net, books, settings.lr, steps)
         generator = torch.Generator().manual_seed(self.seed)
         totals_2, restarted = torch.zeros(2), 0
         for epoch in range(settings.epochs):
             totals_2, residuals = torch.zeros(2), []
             for rows in torch.randperm(len(data_ND), generator=generator).split(settings.batch_size):
                 batch_BD = data_ND[rows.to(data_ND.device)]
-                error, commitment, residuals = self._losses(batch_BD, books)
+                error, commitment, residuals, codes = self._losses(batch_BD, books)
+                for book, left_Bd, code_B in zip(books, residuals, codes, strict=True):
+                    book.observe(left_Bd, code_B)
                 optimizer.zero_grad(set_to_none=True)
                 (error + commitment).backward()
                 optimizer.step()
@@ -109,23 +148,23 @@ class RqVae(ResidualQuantizer):
                 totals_2 += torch.stack([error, commitment]).detach().cpu() * len(rows) / len(data_ND)
             if epoch < RESTART_UNTIL * settings.epochs:
                 restarted += sum(b.restart_dead(r, generator) for b, r in zip(books, residuals, strict=True))
-        self.codebooks = [book.rows_Kd.detach().cpu().numpy() for book in books]
+        self._keep(books)
         return {"error": totals_2[0].item(), "commitment": totals_2[1].item(), "restarted_codes": float(restarted)}
 
-    def _losses(self, batch_BD: Tensor, books: list[Codebook]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def _losses(self, batch_BD: Tensor, books: list[Codebook]) -> Losses:
         latents_Bd = self._net.encoder(batch_BD)
         left_Bd, total_Bd = latents_Bd, torch.zeros_like(latents_Bd)
-        commitment, residuals = latents_Bd.new_zeros(()), []
+        commitment, residuals, codes = latents_Bd.new_zeros(()), [], []
         for book in books:
-            residuals.append(left_Bd.detach())
             code_B = assign_codes(left_Bd.detach(), book.rows_Kd.detach(), self.settings.sinkhorn)
             chosen_Bd = functional.embedding(code_B, book.rows_Kd)
             commitment = commitment + self._level_loss(left_Bd, chosen_Bd, book)
-            book.observe(left_Bd.detach(), code_B)
+            residuals.append(left_Bd.detach())
+            codes.append(code_B)
             total_Bd = total_Bd + chosen_Bd.detach()
             left_Bd = left_Bd - chosen_Bd.detach()
         decoded_BD = self._net.decoder(pass_gradient(latents_Bd, total_Bd, self.settings.estimator))
-        return functional.mse_loss(decoded_BD, batch_BD), commitment, residuals
+        return functional.mse_loss(decoded_BD, batch_BD), commitment, residuals, codes
 
     def _level_loss(self, left_Bd: Tensor, chosen_Bd: Tensor, book: Codebook) -> Tensor:
         """What draws residuals to their codes, and codes to their residuals."""

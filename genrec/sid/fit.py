@@ -1,0 +1,111 @@
+"""Fitting the quantizer of a catalogue: from text vectors to ``quantizer/``, in one process or shared by workers.
+
+Beside it lie ``cf/`` (collaborative vectors, when they are used) and, for ``title``, ``titles/``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from genrec.config.sid import VQ_SHARES, Sid
+from genrec.data.files import write_json
+from genrec.data.tables import read_items, read_sequences
+from genrec.errors import InputError
+from genrec.sid.assign import refuse_full, refuse_many
+from genrec.sid.inputs import collaborative_vectors, open_inputs
+from genrec.sid.quantizers import Quantizer, make_quantizer
+from genrec.sid.quantizers.base import refuse_few
+from genrec.sid.quantizers.controls import title_words
+from genrec.sid.quantizers.workers import Workers
+from genrec.sid.stream import Longs, Stream
+from genrec.sid.vectors import VectorFiles, check_vectors, shard_path, write_vectors
+
+
+def prepare_fit(data: Path, vectors: Path, out: Path, settings: Sid, seed: int) -> int:
+    """Refuse what cannot become SIDs, and write what is quantized beside the text vectors; returns N.
+
+    Raises:
+        InputError: vectors that do not fit the item table, fewer items than codes, or more items than SIDs.
+    """
+    items, found = read_items(data).num_rows, len(VectorFiles(vectors))
+    if items != found:
+        raise InputError(f"{vectors} holds vectors of {found} items, the item table has {items}; embed them again")
+    if settings.collisions == "resolve":
+        if settings.quantizer == "vq" and items > settings.level_sizes[0]:
+            raise InputError(f"{items} items, {settings.level_sizes[0]} codes: {VQ_SHARES}")
+        refuse_full(items, settings.level_sizes)
+    refuse_many(settings.level_sizes)
+    refuse_few(len(fit_rows(items, settings, seed)), settings.level_sizes)
+    if settings.cf_weight > 0 and not is_fitted(out):
+        _write_factors(data, vectors, out, settings, seed)
+    if settings.quantizer == "title" and not is_fitted(out):
+        words_NL = title_words(read_items(data)["title"].to_pylist(), settings)
+        write_vectors(words_NL, 0, shard_path(out / "titles", 0))
+    return items
+
+
+def is_fitted(out: Path) -> bool:
+    """Whether ``out`` holds a fitted quantizer."""
+    return (out / "quantizer" / "quantizer.json").is_file()
+
+
+def fit_rows(items: int, settings: Sid, seed: int) -> range | Longs:
+    """The items that the quantizer learns from, ascending: all, or ``sid.fit_items`` of them drawn with ``seed``."""
+    most = settings.fit_limit
+    if most is None or most >= items:
+        return range(items)
+    return np.sort(np.random.default_rng(seed).permutation(items)[:most])
+
+
+def fit_quantizer(data: Path, vectors: Path, out: Path, settings: Sid, *, seed: int, threads: int, device: str) -> int:
+    """Fit the quantizer in this process and save it under ``out``, unless a killed run has done so; returns N.
+
+    Raises:
+        InputError: what ``prepare_fit`` refuses, or vectors that cannot be quantized.
+    """
+    items = prepare_fit(data, vectors, out, settings, seed)
+    if not is_fitted(out):
+        inputs_ND = open_inputs(vectors, out, settings).read(fit_rows(items, settings, seed))
+        quantizer = make_quantizer(settings, seed=seed, threads=threads, device=device)
+        _save(quantizer, lambda: quantizer.fit(inputs_ND), out)
+    return items
+
+
+def fit_share(vectors: Path, out: Path, settings: Sid, workers: Workers, *, seed: int, threads: int) -> None:
+    """One worker's part in fitting the quantizer; the first of them saves it under ``out``.
+
+    Raises:
+        InputError: vectors that cannot be quantized; on every worker.
+    """
+    inputs = open_inputs(vectors, out, settings)
+    rows = fit_rows(len(inputs), settings, seed)
+    stream = Stream(inputs, rows, rank=workers.rank, workers=workers.size, seed=seed)
+    quantizer = make_quantizer(settings, seed=seed, threads=threads, device=workers.device)
+    _save(quantizer, lambda: quantizer.fit_parallel(stream, workers), out if workers.rank == 0 else None)
+
+
+def _save(quantizer: Quantizer, fit: Callable[[], dict[str, float]], out: Path | None) -> None:
+    start = perf_counter()
+    measures = fit()
+    if out is not None:
+        write_json({**measures, "fit_s": round(perf_counter() - start, 2)}, out / "quantizer" / "fit.json")
+        quantizer.save(out / "quantizer")
+
+
+def _write_factors(data: Path, vectors: Path, out: Path, settings: Sid, seed: int) -> None:
+    text_ND = VectorFiles(vectors).read()
+    check_vectors(text_ND)
+    factors_ND = collaborative_vectors(
+        read_sequences(data),
+        len(text_ND),
+        dims=settings.cf_dims,
+        window=settings.cf_window,
+        seed=seed,
+        text_ND=text_ND,
+    )
+    for shard, start in enumerate(range(0, len(factors_ND), settings.shard_items)):
+        write_vectors(factors_ND[start : start + settings.shard_items], start, shard_path(out / "cf", shard))
