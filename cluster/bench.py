@@ -8,9 +8,12 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import psutil
+
+from genrec.config import Config
 
 
 @dataclass
@@ -65,3 +68,10 @@ def take_turns(alternatives: Mapping[str, Callable[[], Any]], rounds: int = 5) -
 def ratio(slow: list[float], fast: list[float]) -> float:
     """Median over rounds of slow / fast, pair by pair: a drift of the machine's speed cancels."""
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+def in_process(config: Config, place: str = "") -> Config:
+    """The config of a benchmark: no actors, and a ``place`` puts its stages under ``<storage>/bench/<place>``."""
+    compute = config.compute.model_copy(update={"workers": 0, "data_actors": 0})
+    storage = Path(config.storage).absolute() / "bench" / place if place else config.storage
+    return config.model_copy(update={"storage": str(storage), "compute": compute})

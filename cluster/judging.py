@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.shards import map_shards
+from cluster.answers import answer
 from cluster.stages import Output
 from genrec.config import Config
 from genrec.data.files import write_json
@@ -88,20 +87,16 @@ def evaluate(config: Config, stages: Mapping[str, Output], out: Path) -> dict[st
 
 def _answers(config: Config, stages: Mapping[str, Output], name: str, split: Split, lineup: Lineup, out: Path) -> Beams:
     """A policy's ``decode.width`` best items per query; masked seen items come from a wider beam."""
-    from genrec.evaluation.baselines import recent_history
-    from genrec.evaluation.predict import make_predictor, missing, read_predictions, without_seen
-
-    data, where = stages["prepare"].path, out / "predictions" / name / split
-    width, history = config.decode.width, config.data.max_history
-    paths = (stages["assign"].path, stages[name].path)
-    wide = width + history if lineup.mask_seen else width
-    make = partial(make_predictor, config, data, *paths, split, where, wide)
-    todo = missing(where, len(read_queries(data, split)), config.evaluation.shard_queries)
-    map_shards(config, make, todo, label=f"evaluate {name} on {split}")
-    beams = read_predictions(where)
-    if not lineup.mask_seen:
-        return beams
-    return without_seen(beams, recent_history(read_queries(data, split), history), width)
+    return answer(
+        config,
+        stages["prepare"].path,
+        stages["assign"].path,
+        stages[name].path,
+        out / "predictions" / name / split,
+        split=split,
+        mask_seen=lineup.mask_seen,
+        label=f"evaluate {name} on {split}",
+    )
 
 
 def _tuned_prior(

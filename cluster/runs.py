@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -109,22 +109,17 @@ def _quietly(loop: Callable[[Job], None], job: Job) -> None:
 def sft_loop(job: Job) -> None:
     """What every SFT worker runs; rank 0 writes ``policy`` and ``curve.json`` into ``job.out``."""
     prepare_environment(job.config)
-    from genrec.data.tables import read_queries, read_sequences
     from genrec.evaluation.validate import Validator
-    from genrec.learning.batches import DenseExamples, Epochs, RowExamples
+    from genrec.learning.batches import Epochs
     from genrec.learning.losses import SftLoss
     from genrec.learning.sft import SftRun
 
     config, settings = job.config, job.config.learning.sft
     accelerator = _accelerator(job)
     policy, prompts, catalog = job.build()
-    history = config.data.max_history
-    dense = settings.form == "dense"
-    examples = (
-        DenseExamples(read_sequences(job.data), history) if dense else RowExamples(read_queries(job.data, "train"))
-    )
+    examples, valid = _examples(job.data, settings.form, config.data.max_history)
     validator = Validator(
-        read_queries(job.data, "valid"),
+        valid,
         prompts,
         catalog.trie,
         accelerator,
@@ -150,6 +145,18 @@ def sft_loop(job: Job) -> None:
         validate=validator,
     )
     _keep(job, policy, catalog, run.run(), accelerator)
+
+
+@lru_cache(maxsize=1)
+def _examples(data: Path, form: str, max_history: int) -> tuple[Any, Any]:
+    """Training examples and validation queries: items, not SIDs, so runs in one process share them."""
+    from genrec.data.tables import read_queries, read_sequences
+    from genrec.learning.batches import DenseExamples, RowExamples
+
+    valid = read_queries(data, "valid")
+    if form == "dense":
+        return DenseExamples(read_sequences(data), max_history), valid
+    return RowExamples(read_queries(data, "train")), valid
 
 
 def grpo_loop(job: Job) -> None:

@@ -13,6 +13,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -108,8 +109,6 @@ def _measured(work: Callable[[Path], Mapping[str, Any]], directory: Path) -> dic
 def _manifest(
     name: str, key: str, version: int, settings: Mapping[str, Any], inputs: Sequence[Output], metrics: dict[str, Any]
 ) -> dict[str, Any]:
-    packages = ("genrec", "torch", "ray", "transformers", "peft", "pyarrow", "numpy", "faiss-cpu", "faiss-gpu")
-    installed = {dist.metadata["Name"].lower(): dist.version for dist in metadata.distributions()}
     return {
         "name": name,
         "key": key,
@@ -117,8 +116,15 @@ def _manifest(
         "settings": dict(settings),
         "inputs": {stage.name: f"{stage.name}/{stage.key}" for stage in inputs},
         "metrics": metrics,
-        "versions": {"python": platform.python_version()} | {p: installed[p] for p in packages if p in installed},
+        "versions": _versions(),
     }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    packages = ("genrec", "torch", "ray", "transformers", "peft", "pyarrow", "numpy", "faiss-cpu", "faiss-gpu")
+    installed = {dist.metadata["Name"].lower(): dist.version for dist in metadata.distributions()}
+    return {"python": platform.python_version()} | {p: installed[p] for p in packages if p in installed}
 
 
 def _shown(path: Path) -> str:

@@ -14,11 +14,14 @@ from genrec.config import Config
 from genrec.data.tables import read_items, read_sequences
 from genrec.errors import InputError
 from genrec.evaluation.baselines import train_log
+from genrec.evaluation.csr import Sparse
 from genrec.evaluation.itemknn import ItemKNN, KnnSettings, Pairs
 from genrec.evaluation.predict import strike_seen, without_seen
 from genrec.evaluation.prior import Beams, normalise
 from genrec.policy.backbone import load as load_policy
 from genrec.policy.decode import beam
+from genrec.policy.prompts import Prompts
+from genrec.sid import live as catalogs
 from genrec.sid.catalog import Catalog
 
 
@@ -31,55 +34,99 @@ class Recommendation:
     score: float
 
 
-class Recommender:
-    """The policy, catalogue and prior of a run, on the decoder that evaluated it."""
+@dataclass(frozen=True)
+class Stock:
+    """The catalogue of one moment: where it was read, and the id and title of each of its rows, removed ones too."""
 
-    def __init__(self, about: dict[str, Any], storage: Path) -> None:
+    path: Path
+    catalog: Catalog
+    prompts: Prompts
+    ids: list[str]
+    titles: list[str]
+    rows: dict[str, int]
+
+
+class Recommender:
+    """The policy, catalogue and prior of a run, on the decoder that evaluated it.
+
+    Args:
+        about: the run's ``recommender.json``; storage: the root that its paths start from.
+        live: serve the catalogue as ``workflows.assign --insert`` and ``--remove`` left it, else as it was assigned.
+    """
+
+    def __init__(self, about: dict[str, Any], storage: Path, *, live: bool = True) -> None:
         parts = {name: storage / place for name, place in about["parts"].items()}
         self._config = config = Config.model_validate(about["config"])
-        items = read_items(parts["data"])
-        self._ids: list[str] = items["id"].to_pylist()
-        self._titles: list[str] = items["title"].to_pylist()
-        self._rows = {item_id: row for row, item_id in enumerate(self._ids)}
-        self._catalog = Catalog.load(parts["catalog"])
-        history = config.data.max_history
+        self._assigned = parts["catalog"]
+        self._live = storage / "live" / self._assigned.name if live else None
+        self._titles: list[str] = read_items(parts["data"])["title"].to_pylist()
+        catalog, history = Catalog.load(self._assigned), config.data.max_history
         places: dict[str, Any] = {"max_history": history, "seed": config.seed, "cache": storage / "backbones"}
-        self._policy, self._prompts = load_policy(config.policy, self._catalog, parts["policy"], **places)
+        self._policy, self._prompts = load_policy(config.policy, catalog, parts["policy"], **places)
+        self._digest = catalog.digest
+        self._stock = self._read_stock(self._present())
         self._prior, self._mask_seen = about["prior"], bool(about["mask_seen"])
         self._knn: ItemKNN | None = None
         if self._prior["weight"]:
-            log = train_log(read_sequences(parts["data"]), len(self._ids))
+            log = train_log(read_sequences(parts["data"]), len(self._titles))
             self._knn = ItemKNN(Pairs(log), KnnSettings(**self._prior["settings"]))
 
     def recommend(self, history: Sequence[str], k: int = 10) -> list[Recommendation]:
-        """The ``k`` items that most probably come next.
+        """The ``k`` items that most probably come next; removed ones are never among them.
 
         Args:
-            history: item ids of the shop, oldest first; the last ``data.max_history`` of them count.
+            history: item ids of the shop, oldest first; the last ``data.max_history`` of them count. Inserted and
+                removed items may be among them.
 
         Raises:
             InputError: an empty history, an item that is not in the catalogue, or k below 1.
         """
-        unknown = [item for item in history if item not in self._rows]
+        stock = self._stock
+        unknown = [item for item in history if item not in stock.rows]
         if unknown or not history or k < 1:
             raise InputError(
                 f"cannot recommend {k} items after {len(history)} items, of which {len(unknown)} are unknown "
                 f"({unknown[:3]}); wanted: k >= 1 and a history of at least one item of the catalogue"
             )
-        rows = [self._rows[item] for item in history][-self._config.data.max_history :]
-        return [Recommendation(self._ids[row], self._titles[row], score) for row, score in self._ranked(rows, k)]
+        rows = [stock.rows[item] for item in history][-self._config.data.max_history :]
+        ranked = self._ranked(stock, rows, k)
+        return [Recommendation(stock.ids[row], stock.titles[row], score) for row, score in ranked]
 
-    def _ranked(self, rows: list[int], k: int) -> list[tuple[int, float]]:
-        tokens_BP, mask_BP = self._prompts.encode([rows])
+    def refresh(self) -> bool:
+        """Take over what was inserted or removed since the last look; False (and one directory listing) if nothing was.
+
+        Requests that are being answered meanwhile end on the catalogue that they began with.
+
+        Raises:
+            InputError: the changed catalogue cannot be read, or did not grow from the one that is served.
+        """
+        path = self._present()
+        if path == self._stock.path:
+            return False
+        self._stock = self._read_stock(path)
+        return True
+
+    def _present(self) -> Path:
+        return self._assigned if self._live is None else catalogs.current(self._assigned, self._live)
+
+    def _read_stock(self, path: Path) -> Stock:
+        catalog, ids, added = catalogs.read(path)
+        catalog.require_digest(self._digest, "the policy of this run")
+        titles = self._titles + [title for table in added for title in table["title"].to_pylist()]
+        rows = {item_id: row for row, item_id in enumerate(ids)}
+        return Stock(path, catalog, self._prompts.for_catalog(catalog), ids, titles, rows)
+
+    def _ranked(self, stock: Stock, rows: list[int], k: int) -> list[tuple[int, float]]:
+        tokens_BP, mask_BP = stock.prompts.encode([rows])
         width = max(k + (len(rows) if self._mask_seen else 0), self._config.decode.width)
-        found = beam(self._policy, tokens_BP, mask_BP, self._catalog.trie, width)
+        found = beam(self._policy, tokens_BP, mask_BP, stock.catalog.trie, width)
         beams = Beams(found.items_BW.numpy(), found.logp_BW.numpy())
         recent_QH = np.array([rows[::-1]])
         if self._mask_seen:
             beams = without_seen(beams, recent_QH, width - len(rows))
-        probabilities = beams.probabilities(len(self._ids))
+        probabilities = beams.probabilities(len(stock.ids))
         if self._knn is not None:
-            scores = self._knn.scores(recent_QH)
+            scores = _prior_scores(self._knn, stock, recent_QH)
             scores = strike_seen(scores, recent_QH) if self._mask_seen else scores
             weight = self._prior["weight"]
             probabilities = (1 - weight) * probabilities + weight * normalise(scores, self._prior["power"])
@@ -88,11 +135,21 @@ class Recommender:
         return [(int(row.indices[i]), float(row.data[i])) for i in best]
 
 
-def load(run: str | Path) -> Recommender:
+def _prior_scores(knn: ItemKNN, stock: Stock, recent_QH: np.ndarray) -> Sparse:
+    """Scores (Q, N) over the present catalogue: inserted items neither vote nor get votes, removed ones get none."""
+    known = knn.similarity_NN.shape[0]
+    scores = knn.scores(np.where(recent_QH < known, recent_QH, -1))
+    scores.resize((len(recent_QH), len(stock.ids)))
+    removed = stock.catalog.removed
+    return strike_seen(scores, np.tile(removed, (len(recent_QH), 1))) if removed else scores
+
+
+def load(run: str | Path, *, live: bool = True) -> Recommender:
     """The recommender of a finished run.
 
     Args:
         run: the directory of its report, ``<storage>/runs/<name>``.
+        live: with the items that were inserted and without those that were removed since; False: as assigned.
 
     Raises:
         InputError: no finished run is there, or one of its parts is missing.
@@ -104,4 +161,4 @@ def load(run: str | Path) -> Recommender:
         raise InputError(
             f"{directory} holds no finished run ({error}); make one with `python -m workflows.full`"
         ) from error
-    return Recommender(about, directory.resolve().parent.parent)
+    return Recommender(about, directory.resolve().parent.parent, live=live)

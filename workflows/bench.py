@@ -1,6 +1,9 @@
 """bench: alternatives measured side by side in one run.
 
-python -m workflows.bench NAME [CONFIG...] [key=value ...] [--json]
+python -m workflows.bench assign [CONFIG...] [key=value ...] [--json]
+python -m workflows.bench decode [CONFIG...] [key=value ...] [--json]
+python -m workflows.bench insert CONFIG... [bench.items=200]       new items in a live catalogue, without retraining
+python -m workflows.bench tokenizers CONFIG... [bench.rows=[rqkmeans,rqvae] bench.seeds=3]
 """
 
 from __future__ import annotations
@@ -9,9 +12,11 @@ import sys
 from importlib import import_module
 
 from cluster.machine import prepare_environment
-from workflows.door import parser, read_config
+from genrec.errors import InputError
+from workflows import embed, prepare
+from workflows.door import parser, read_config, refused
 
-NAMES = ("assign", "decode")
+NEEDS = {"assign": (), "decode": (), "insert": (prepare, embed), "tokenizers": (prepare, embed)}
 
 
 def main() -> None:
@@ -20,14 +25,21 @@ def main() -> None:
     door.add_argument("--json", action="store_true", help="print the result as JSON on the last line")
     arguments = sys.argv[1:]
     name = arguments[0] if arguments else ""
-    if name not in NAMES:
+    if name not in NEEDS:
         if name in ("-h", "--help"):
             door.parse_args(["-h"])
-        print(f"error: unknown benchmark {name!r}; there are: {', '.join(NAMES)}", file=sys.stderr)
+        print(f"error: unknown benchmark {name!r}; there are: {', '.join(NEEDS)}", file=sys.stderr)
         sys.exit(2)
     config = read_config(door, [text for text in arguments[1:] if text != "--json"])
     prepare_environment(config)
-    bench = import_module(f"cluster.bench_{name}").run(config)
+    try:
+        inputs = [step.run(config) for step in NEEDS[name]]
+        bench = import_module(f"cluster.bench_{name}").run(config, *inputs)
+    except InputError as error:
+        sys.exit(refused(error))
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues from here", file=sys.stderr)
+        sys.exit(130)
     print(bench.table(), flush=True)
     if "--json" in arguments:
         print(bench.as_json(), flush=True)

@@ -31,7 +31,7 @@ def main(
     try:
         run(config, **{name: came[name] for name in options or {} if came[name] is not None})
     except InputError as error:
-        sys.exit(_refused(error))
+        sys.exit(refused(error))
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues from here", file=sys.stderr)
         sys.exit(130)
@@ -53,13 +53,14 @@ def read_config(door: argparse.ArgumentParser, arguments: Sequence[str] | None =
     try:
         config = load_config(files, overrides)
     except InputError as error:
-        sys.exit(_refused(error))
+        sys.exit(refused(error))
     if options.show:
         print(to_yaml(config), end="")
         sys.exit(0)
     return config
 
 
-def _refused(error: InputError) -> int:
+def refused(error: InputError) -> int:
+    """Tell the user what was wrong; returns the exit code 2."""
     print(f"error: {error}", file=sys.stderr)
     return 2

@@ -8,11 +8,12 @@ from genrec.config.data import Data, Embed, Filters
 from genrec.config.learning import Grpo, Learning, Rewards, Sft
 from genrec.config.policy import Lora, Policy
 from genrec.config.root import Config, known_keys, load_config, to_yaml
-from genrec.config.running import Compute, Decode, Evaluation, Tune
+from genrec.config.running import Bench, Compute, Decode, Evaluation, Tune
 from genrec.config.section import Section
 from genrec.config.sid import Sid
 
 __all__ = [
+    "Bench",
     "Compute",
     "Config",
     "Data",

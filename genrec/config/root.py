@@ -15,7 +15,7 @@ from yaml import YAMLError
 from genrec.config.data import Data, Embed
 from genrec.config.learning import Learning, Rewards
 from genrec.config.policy import Policy
-from genrec.config.running import Compute, Decode, Evaluation, Tune
+from genrec.config.running import Bench, Compute, Decode, Evaluation, Tune
 from genrec.config.section import Section
 from genrec.config.sid import Sid
 from genrec.errors import InputError
@@ -36,6 +36,7 @@ class Config(Section):
     decode: Decode = Decode()
     evaluation: Evaluation = Evaluation()
     tune: Tune = Tune()
+    bench: Bench = Bench()
     compute: Compute = Compute()
 
     @model_validator(mode="after")

@@ -39,6 +39,16 @@ class Tune(Section):
     max_concurrent: PositiveInt = 1
 
 
+class Bench(Section):
+    """What ``workflows.bench`` compares."""
+
+    rows: tuple[str, ...] = Field(
+        default=(), description="tokenizers: rows that policies are trained on; the others are compared with the first"
+    )
+    seeds: PositiveInt = Field(default=3, description="tokenizers: policies per row, trained from seed, seed + 1, …")
+    items: PositiveInt = Field(default=200, description="insert: items that are held out")
+
+
 class Compute(Section):
     """Where to run. ``workers: 0`` trains in this process; a Ray cluster is used otherwise."""
 

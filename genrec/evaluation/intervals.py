@@ -1,4 +1,4 @@
-"""Percentile bootstrap over queries (Efron & Tibshirani 1993, chapter 13), and its paired form.
+"""Percentile bootstrap over queries (Efron & Tibshirani 1993, chapter 13), its paired form, and t intervals over runs.
 
 The resamples depend on the seed and the number of queries alone, so two rankings of the same queries are
 resampled alike: their difference is a paired comparison.
@@ -6,11 +6,12 @@ resampled alike: their difference is a paired comparison.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit  # pyright: ignore[reportUnknownVariableType]
 
 from genrec.errors import InputError
 from genrec.evaluation.metrics import FloatArray
@@ -25,6 +26,28 @@ class Difference(TypedDict):
     low: float
     high: float
     share_above_zero: float
+
+
+class Estimate(TypedDict):
+    """A mean over runs and its 95% interval; one run has none."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+def over_runs(values: Sequence[float]) -> Estimate:
+    """Mean of the same metric of several runs (seeds), with Student's t interval: mean ± t(0.975, n - 1) · s / √n.
+
+    For a paired comparison give the differences of runs with equal seeds. Raises InputError without a run.
+    """
+    if not values:
+        raise InputError("no runs to average; at least one was expected")
+    mean, runs = float(np.mean(values)), len(values)
+    if runs == 1:
+        return Estimate(mean=mean, low=None, high=None)
+    half = float(stdtrit(runs - 1, 0.975)) * float(np.std(values, ddof=1)) / runs**0.5
+    return Estimate(mean=mean, low=mean - half, high=mean + half)
 
 
 def resampled_means(values_QM: FloatArray, resamples: int, seed: int) -> NDArray[np.float64]:

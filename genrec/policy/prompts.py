@@ -73,6 +73,10 @@ class Prompts:
         self._suffix = torch.tensor(suffix, dtype=torch.long)
         self._tokens_NL = sids.tokens(catalog.codes_NL)
 
+    def for_catalog(self, catalog: Catalog) -> Prompts:
+        """The same prompts for another catalogue with the same level sizes, such as this one grown by new items."""
+        return Prompts(catalog, self.sids, self._prefix.tolist(), self._suffix.tolist(), self.pad, self.max_items)
+
     @property
     def max_tokens(self) -> int:
         """P of the longest prompt."""

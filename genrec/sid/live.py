@@ -49,6 +49,20 @@ def current(assigned: Path, live: Path) -> Path:
     )
 
 
+def read(directory: Path) -> tuple[Catalog, list[str], list[pa.Table]]:
+    """The catalogue of a directory that ``current`` names, the ids of its items in row order, and the inserted items.
+
+    These are its last rows; they come as one table (see ``added.parquet``), or none where nothing was inserted.
+
+    Raises:
+        InputError: no readable catalogue.
+    """
+    catalog = Catalog.load(directory)
+    ids = pq.ParquetFile(directory / "sids.parquet").read(["id"])["id"].to_pylist()
+    file = directory / "added.parquet"
+    return catalog, ids, [pq.ParquetFile(file).read()] if file.is_file() else []
+
+
 def read_new_items(file: Path, columns: Mapping[str, str]) -> pa.Table:
     """The items of a Parquet file: id, title, description, brand, categories (only ``id`` must be there).
 
@@ -83,7 +97,7 @@ def insert(
         InputError: an item that the catalogue holds already, more items than free SIDs, published SIDs (no vectors),
             or a catalogue whose SIDs are shared.
     """
-    catalog, ids, added = _read(current(assigned, live))
+    catalog, ids, added = read(current(assigned, live))
     rows = {item_id: row for row, item_id in enumerate(ids)}
     came, digest = items["id"].to_pylist(), _digest(items)
     gone = set(catalog.removed)
@@ -114,7 +128,7 @@ def remove(assigned: Path, live: Path, ids: Sequence[str]) -> dict[str, Any]:
     Raises:
         InputError: an id that the catalogue does not hold, or no item left.
     """
-    catalog, known, added = _read(current(assigned, live))
+    catalog, known, added = read(current(assigned, live))
     rows = {item_id: row for row, item_id in enumerate(known)}
     unknown = [item_id for item_id in ids if item_id not in rows]
     if unknown or not ids:
@@ -126,13 +140,6 @@ def remove(assigned: Path, live: Path, ids: Sequence[str]) -> dict[str, Any]:
     about = {"change": "remove", "removed": len(gone) - len(catalog.removed)}
     path = _write(live, changed, known, added, about)
     return {**about, "items": len(changed), "catalog": str(path)}
-
-
-def _read(directory: Path) -> tuple[Catalog, list[str], list[pa.Table]]:
-    catalog = Catalog.load(directory)
-    ids = pq.ParquetFile(directory / "sids.parquet").read(["id"])["id"].to_pylist()
-    file = directory / "added.parquet"
-    return catalog, ids, [pq.ParquetFile(file).read()] if file.is_file() else []
 
 
 def _refuse_known(known: list[str], came: int) -> None:

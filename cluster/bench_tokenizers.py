@@ -1,0 +1,237 @@
+"""Tokenizers side by side: how each quantizer of the registry places the items, and what a policy makes of it.
+
+Every row is one ``sid`` section: the config's, with another quantizer or other inputs. Levels, codes, inputs and the
+way out of collisions are the config's for all of them (but ``vq`` has one level and a suffix). For the rows of
+``bench.rows`` the same policy is trained from ``bench.seeds`` seeds, and each is compared with the first, seed by seed.
+
+SIDs are outputs of the ``assign`` stage; figures and scores are stages under ``<storage>/bench/tokenizers``, one per
+row, and one per row and seed, so a killed run goes on. The table and all figures are written there as ``<name>.md`` and
+``<name>.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from cluster import steps
+from cluster.answers import answer
+from cluster.bench import Bench, in_process
+from cluster.bench_tables import page
+from cluster.stages import Output, run_stage
+from genrec.config import Config, Sid
+from genrec.data.files import write_json, write_text
+from genrec.data.tables import read_items, read_queries, read_sequences
+from genrec.errors import InputError
+
+VERSION = 1
+PLACE = "tokenizers"
+METRICS = ("ndcg@10", "hr@10")
+
+
+@dataclass
+class Comparison(Bench):
+    """A benchmark whose table is a Markdown page."""
+
+    text: str = ""
+
+    def table(self) -> str:
+        """The page."""
+        return self.text
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tokenizer: the config with its ``sid`` section, and the catalogue that it made."""
+
+    config: Config
+    catalog: Output
+
+
+def run(config: Config, data: Output, vectors: Output) -> Comparison:
+    """Measure every row, then train and score the policies of ``bench.rows``.
+
+    Raises:
+        InputError: a row of ``bench.rows`` that does not exist, or whose quantizer refuses this data.
+    """
+    from genrec.sid.quantizers import make_quantizer
+
+    settings = sections(config.sid, read_items(data.path).column_names)
+    if unknown := [name for name in config.bench.rows if name not in settings]:
+        raise InputError(f"bench.rows names {unknown}; the rows for this data are {list(settings)}")
+    for sid in settings.values():
+        if sid.quantizer != "given":
+            make_quantizer(sid)  # imports what it needs, so that no row's seconds hold that
+    made: dict[str, Row] = {}
+    found: dict[str, Any] = {"rows": {}, "policies": {}}
+    for name, sid in settings.items():
+        own = config.model_copy(update={"sid": sid})
+        try:
+            made[name] = Row(own, steps.assign(in_process(own), data, vectors))
+            found["rows"][name] = _measured(made[name], vectors)
+        except InputError as error:
+            if name in config.bench.rows:
+                raise
+            found["rows"][name] = {"refused": str(error)}
+            print(f"[tokenizers] {name} is left out: {error}", flush=True)
+    comparison = _written(config, found)
+    if not config.bench.rows:
+        return comparison
+    print(f"[tokenizers] all rows are measured: {_directory(config) / config.name}.md", flush=True)
+    chosen = {name: made[name] for name in config.bench.rows}
+    return _written(config, {**found, "policies": compare(_scores(config, data, chosen))})
+
+
+def sections(sid: Sid, columns: Sequence[str]) -> dict[str, Sid]:
+    """The ``sid`` section of each row, by name; ``given`` is one where the item table's ``columns`` have its column."""
+    from genrec.sid.quantizers import REGISTRY
+
+    changes: dict[str, dict[str, Any]] = {name: {"quantizer": name} for name in REGISTRY}
+    changes["vq"] |= {"levels": 1, "collisions": "suffix"}
+    changes["rqvae"] |= {"codebook": "gradient"}
+    changes["rqvae_ema"] = {"quantizer": "rqvae", "codebook": "ema"}
+    inputs = {
+        "text": {"text_weight": 1.0, "cf_weight": 0.0},
+        "cf": {"text_weight": 0.0, "cf_weight": 1.0},
+        "fused": {"text_weight": sid.text_weight or 1.0, "cf_weight": sid.cf_weight or 1.0},
+    }
+    changes |= {f"rqkmeans_{name}": {"quantizer": "rqkmeans", **weights} for name, weights in inputs.items()}
+    if sid.column in columns:
+        changes["given"] = {"quantizer": "given"}
+    return {name: sid.model_copy(update=change) for name, change in changes.items()}
+
+
+def _measured(row: Row, vectors: Output) -> dict[str, Any]:
+    """The figures of one row."""
+    work = partial(_measure, row, vectors.path)
+    stage = run_stage(
+        in_process(row.config, PLACE), "rows", version=VERSION, settings={}, inputs=[row.catalog], work=work
+    )
+    return {**stage.metrics["figures"], "assign": row.catalog.key}
+
+
+def _measure(row: Row, vectors: Path, out: Path) -> Mapping[str, Any]:
+    """What the health of the SIDs says, and the seconds to fit, and to encode and settle collisions."""
+    health = json.loads((row.catalog.path / "sid_health.json").read_text(encoding="utf-8"))
+    figures = {
+        "items": health["items"],
+        "level_sizes": health["level_sizes"],
+        "collisions_before": health["collisions_before"]["rate"],
+        "collisions_after": health["collisions_after"]["rate"],
+        "codes_used": [int(level["used"]) for level in health["levels"]],
+        "perplexity": [level["perplexity"] for level in health["levels"]],
+        "error_before": health["reconstruction_before"][-1] if "reconstruction_before" in health else None,
+        "error": health["reconstruction"][-1] if "reconstruction" in health else None,
+        "neighbours_of_inputs": health.get("neighbour_agreement"),
+        "neighbours_of_text": _text_neighbours(row, vectors, health["level_sizes"]),
+        "bought_together": health["bought_together"]["together"],
+        "fit_s": None,
+        "assign_s": None,
+    }
+    if row.config.sid.quantizer != "given":
+        metrics = row.catalog.metrics
+        figures["fit_s"] = metrics["fit"]["fit_s"]
+        figures["assign_s"] = round(_encode_s(row, vectors) + metrics["resolve_s"], 3)
+    return {"figures": figures}
+
+
+def _text_neighbours(row: Row, vectors: Path, level_sizes: Sequence[int]) -> list[float]:
+    """Neighbour agreement in the space of the text vectors, which is the same for all rows."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    from genrec.sid.health import POOL, neighbour_agreement
+    from genrec.sid.vectors import VectorFiles
+
+    text_ND = VectorFiles(vectors).read(0, POOL)
+    codes = (
+        pq.ParquetFile(row.catalog.path / "sids.parquet").read(["codes"])["codes"].slice(0, len(text_ND)).to_pylist()
+    )
+    return neighbour_agreement(text_ND, np.array(codes, np.int32), level_sizes)
+
+
+def _encode_s(row: Row, vectors: Path) -> float:
+    """Seconds to encode all items on the CPU, from those of the first block of them."""
+    import numpy as np
+    import torch
+
+    from genrec.sid.build import BLOCK, read_inputs
+    from genrec.sid.quantizers import load_quantizer
+    from genrec.sid.vectors import VectorFiles
+
+    threads, items = row.config.compute.threads, len(VectorFiles(vectors))
+    torch.set_num_threads(threads)
+    quantizer = load_quantizer(row.catalog.path / "quantizer", threads=threads)
+    inputs_ND = read_inputs(vectors, row.catalog.path, row.config.sid, np.arange(min(items, BLOCK)))
+    start = perf_counter()
+    quantizer.encode(inputs_ND)
+    return (perf_counter() - start) * items / len(inputs_ND)
+
+
+def _scores(config: Config, data: Output, chosen: Mapping[str, Row]) -> dict[str, dict[int, dict[str, float]]]:
+    """Test metrics by row and seed; the seeds take turns, so that a run that is cut short still compares all rows."""
+    seeds = range(config.seed, config.seed + config.bench.seeds)
+    scores: dict[str, dict[int, dict[str, float]]] = {name: {} for name in chosen}
+    for turn, (seed, name) in enumerate(((seed, name) for seed in seeds for name in chosen), start=1):
+        row = chosen[name]
+        place = in_process(row.config.model_copy(update={"seed": seed}), PLACE)
+        policy = steps.sft(place, data, row.catalog)
+        settings = {"width": config.decode.width}
+        work = partial(_score, place, data.path, row.catalog.path, policy.path)
+        inputs = [data, row.catalog, policy]
+        stage = run_stage(place, "scores", version=VERSION, settings=settings, inputs=inputs, work=work)
+        scores[name][seed] = stage.metrics["scores"]
+        shown = "  ".join(f"{metric} {scores[name][seed][metric]:.4f}" for metric in METRICS)
+        print(f"[tokenizers] {turn}/{len(seeds) * len(chosen)} {name}, seed {seed}: {shown}", flush=True)
+    return scores
+
+
+def _score(config: Config, data: Path, catalog: Path, policy: Path, out: Path) -> Mapping[str, Any]:
+    """Item-level metrics of the test queries; as in ``evaluate``, seen items are masked where the log never repeats."""
+    from genrec.evaluation.baselines import train_log
+    from genrec.evaluation.metrics import measure
+
+    items = read_items(data).num_rows
+    mask_seen = train_log(read_sequences(data), items).repeat_share == 0.0
+    beams = answer(config, data, catalog, policy, out / "answers", mask_seen=mask_seen)
+    targets_Q = read_queries(data, "test")["target"].to_numpy().astype("int64")
+    return {"scores": measure(beams.items_QK, targets_Q, (10, 50))}
+
+
+def compare(scores: Mapping[str, Mapping[int, Mapping[str, float]]]) -> dict[str, Any]:
+    """Each row's scores by seed, their means with t intervals, and those of the differences to the first row."""
+    from genrec.evaluation.intervals import over_runs
+
+    first = next(iter(scores))
+    found: dict[str, Any] = {}
+    for name, by_seed in scores.items():
+        found[name] = {"seeds": {str(seed): dict(score) for seed, score in by_seed.items()}, "compared_with": first}
+        for metric in METRICS:
+            values = {seed: score[metric] for seed, score in by_seed.items()}
+            found[name][metric] = over_runs(list(values.values()))
+            less = [value - scores[first][seed][metric] for seed, value in values.items()]
+            found[name][f"{metric}_difference"] = over_runs(less)
+    return found
+
+
+def _written(config: Config, found: Mapping[str, Any]) -> Comparison:
+    """The comparison so far, its page and all figures beside its stages."""
+    comparison = Comparison(PLACE)
+    comparison.text = page(found["rows"], found["policies"])
+    for name, figures in found["rows"].items():
+        plain = {key: value for key, value in figures.items() if isinstance(value, (int, float))}
+        comparison.figures |= {f"{name}.{key}": float(value) for key, value in plain.items()}
+    for name, policies in found["policies"].items():
+        comparison.figures |= {f"{name}.{metric}": policies[metric]["mean"] for metric in METRICS}
+    write_json(found, _directory(config) / f"{config.name}.json")
+    write_text(comparison.text, _directory(config) / f"{config.name}.md")
+    return comparison
+
+
+def _directory(config: Config) -> Path:
+    return Path(in_process(config, PLACE).storage)

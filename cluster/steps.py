@@ -1,0 +1,64 @@
+"""Stages that verbs and benchmarks share: each is made from the outputs that it reads, unless it exists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cluster.jobs import Job
+from cluster.runs import fit, sft_loop, summary
+from cluster.shards import map_shards
+from cluster.stages import Output, run_stage
+from genrec.config import Config
+
+ASSIGN_VERSION = 1
+SFT_VERSION = 1
+
+
+def assign(config: Config, data: Output, vectors: Output | None) -> Output:
+    """A SID for every item of ``data``: by a quantizer of ``vectors``, or as published (``sid.quantizer=given``)."""
+    if config.sid.quantizer == "given" or vectors is None:
+        settings = config.sid.model_dump(mode="json", include={"quantizer", "column", "levels", "codes", "collisions"})
+        work = partial(_take, config, data.path)
+        return run_stage(config, "assign", version=ASSIGN_VERSION, settings=settings, inputs=[data], work=work)
+    settings = {**config.sid.model_dump(mode="json"), "seed": config.seed}
+    work = partial(_quantize, config, data.path, vectors.path)
+    return run_stage(config, "assign", version=ASSIGN_VERSION, settings=settings, inputs=[data, vectors], work=work)
+
+
+def _take(config: Config, data: Path, out: Path) -> Mapping[str, Any]:
+    from genrec.sid.build import finish_published
+
+    return finish_published(data, out, config.sid)
+
+
+def _quantize(config: Config, data: Path, vectors: Path, out: Path) -> Mapping[str, Any]:
+    from genrec.sid.build import finish_quantized, fit_quantizer, make_assigner
+    from genrec.sid.vectors import missing_shards
+
+    sid, compute = config.sid, config.compute
+    items = fit_quantizer(data, vectors, out, sid, seed=config.seed, threads=compute.threads, device=compute.device)
+    threads = compute.data_threads
+    make = partial(make_assigner, vectors, out, sid, threads)
+    map_shards(config, make, missing_shards(out / "codes", items, sid.shard_items), label="assign")
+    return finish_quantized(data, vectors, out, sid, compute.threads)
+
+
+def sft(config: Config, data: Output, catalog: Output) -> Output:
+    """The policy that learned the next item from ``data``, for the SIDs of ``catalog``."""
+    settings = {
+        "policy": config.policy.model_dump(mode="json"),
+        "sft": config.learning.sft.model_dump(mode="json"),
+        "max_history": config.data.max_history,
+        "workers": config.compute.workers,
+        "seed": config.seed,
+    }
+    work = partial(_train, config, data.path, catalog.path)
+    return run_stage(config, "sft", version=SFT_VERSION, settings=settings, inputs=[data, catalog], work=work)
+
+
+def _train(config: Config, data: Path, catalog: Path, out: Path) -> Mapping[str, Any]:
+    fit(sft_loop, Job(config, data, catalog, out), "sft")
+    return summary(out)
