@@ -101,6 +101,13 @@ class Policy(nn.Module):
         parts = (F.linear(hidden_xD, part.to(hidden_xD.dtype)) for part in (text_TD, rows))
         return torch.cat(tuple(parts), dim=-1)
 
+    def sid_names(self) -> tuple[str, ...]:
+        """Names of the parameters that hold the SID rows: the input embedding's, and an untied output embedding's."""
+        tables: Any = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
+        own = (self._sid_in[0], self._sid_out[0])
+        held = {id(table.weight if rows is None else rows) for rows, table in zip(own, tables, strict=True)}
+        return tuple(name for name, parameter in self.model.named_parameters() if id(parameter) in held)
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that learn, by name."""
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
