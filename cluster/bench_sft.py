@@ -109,11 +109,8 @@ def _forms(seed: int) -> tuple[Turn, Turn]:
     )
     catalog = _catalog(seed)
     policy, prompts = build(Policy(dropout=0.0), catalog, max_history=HISTORY, seed=seed)
-    turns = [
-        _turn(policy, prompts, catalog, examples, seed)
-        for examples in (DenseExamples(sequences, HISTORY), RowExamples(queries))
-    ]
-    return turns[0], turns[1]
+    dense, rows = DenseExamples(sequences, HISTORY), RowExamples(queries)
+    return _turn(policy, prompts, catalog, dense, seed), _turn(policy, prompts, catalog, rows, seed)
 
 
 def _turn(policy: Any, prompts: Any, catalog: Any, examples: Any, seed: int) -> Turn:
