@@ -1,4 +1,4 @@
-"""The Markdown page of the tokenizer comparison."""
+"""Markdown tables of what policies are compared by: tokenizers and losses."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def page(rows: Mapping[str, Mapping[str, Any]], policies: Mapping[str, Mapping[s
     lines = [*_table(FIGURES, (_figures(name, row) for name, row in rows.items() if "refused" not in row)), "", NOTES]
     lines += [f"\n{name} is left out: {row['refused']}" for name, row in rows.items() if "refused" in row]
     if policies:
-        lines += ["", *_policies(policies)]
+        lines += ["", *contest("tokenizer", policies)]
     return "\n".join(lines) + "\n"
 
 
@@ -49,10 +49,10 @@ def _figures(name: str, row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _policies(policies: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def contest(what: str, policies: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The lines of a table of policies, one per ``what``: scores, and differences to the first."""
     first = next(iter(policies))
-    seeds = len(policies[first]["seeds"])
-    heads = ("tokenizer", "NDCG@10", "HR@10", f"NDCG@10 less {first}", f"HR@10 less {first}")
+    heads = (what, "NDCG@10", "HR@10", f"NDCG@10 less {first}", f"HR@10 less {first}")
     body = (
         [
             name,
@@ -65,8 +65,35 @@ def _policies(policies: Mapping[str, Mapping[str, Any]]) -> list[str]:
         ]
         for name, row in policies.items()
     )
+    seeds = min(len(row["seeds"]) for row in policies.values())
     note = f"Test split, item level: mean of {seeds} seeds [95 % t interval]; differences are paired by seed."
     return [*_table(heads, body), "", note]
+
+
+def contest_by_popularity(policies: Mapping[str, Mapping[str, Any]], metric: str) -> list[str]:
+    """The lines of a table of ``metric`` by popularity of the target: the first row's, and the others' differences."""
+    from genrec.evaluation.slices import BUCKETS
+
+    first = next(iter(policies))
+    buckets = [name for name in BUCKETS if f"{metric}/{name}" in policies[first]]
+    body = (
+        [
+            name,
+            *(
+                _estimate(row[f"{metric}/{bucket}"], ".4f")
+                if name == first
+                else _estimate(row[f"{metric}/{bucket}_difference"], "+.4f")
+                for bucket in buckets
+            ),
+        ]
+        for name, row in policies.items()
+    )
+    heads = (f"{metric.upper()} by target", *buckets)
+    return [
+        *_table(heads, body),
+        "",
+        f"The first row is {first}'s {metric.upper()}, the others' are differences to it.",
+    ]
 
 
 def _estimate(estimate: Mapping[str, float | None], form: str) -> str:

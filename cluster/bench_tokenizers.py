@@ -13,44 +13,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from cluster import steps
-from cluster.answers import answer
-from cluster.bench import Bench, in_process
+from cluster.bench import in_process
 from cluster.bench_tables import page
+from cluster.contests import METRICS, Comparison, Row, compare, score_rows
 from cluster.stages import Output, run_stage
 from genrec.config import Config, Sid
-from genrec.data.files import write_json, write_text
-from genrec.data.tables import read_items, read_queries, read_sequences
+from genrec.data.tables import read_items
 from genrec.errors import InputError
 
 VERSION = 1
 PLACE = "tokenizers"
-METRICS = ("ndcg@10", "hr@10")
-
-
-@dataclass
-class Comparison(Bench):
-    """A benchmark whose table is a Markdown page."""
-
-    text: str = ""
-
-    def table(self) -> str:
-        """The page."""
-        return self.text
-
-
-@dataclass(frozen=True)
-class Row:
-    """One tokenizer: the config with its ``sid`` section, and the catalogue that it made."""
-
-    config: Config
-    catalog: Output
 
 
 def run(config: Config, data: Output, vectors: Output) -> Comparison:
@@ -82,9 +60,9 @@ def run(config: Config, data: Output, vectors: Output) -> Comparison:
     comparison = _written(config, found)
     if not config.bench.rows:
         return comparison
-    print(f"[tokenizers] all rows are measured: {_directory(config) / config.name}.md", flush=True)
     chosen = {name: made[name] for name in config.bench.rows}
-    return _written(config, {**found, "policies": compare(_scores(config, data, chosen))})
+    *_, scores = score_rows(PLACE, data, chosen)
+    return _written(config, {**found, "policies": compare(scores)})
 
 
 def sections(sid: Sid, columns: Sequence[str]) -> dict[str, Sid]:
@@ -171,52 +149,6 @@ def _encode_s(row: Row, vectors: Path) -> float:
     return (perf_counter() - start) * len(inputs) / len(inputs_ND)
 
 
-def _scores(config: Config, data: Output, chosen: Mapping[str, Row]) -> dict[str, dict[int, dict[str, float]]]:
-    """Test metrics by row and seed; the seeds take turns, so that a run that is cut short still compares all rows."""
-    seeds = range(config.seed, config.seed + config.bench.seeds)
-    scores: dict[str, dict[int, dict[str, float]]] = {name: {} for name in chosen}
-    for turn, (seed, name) in enumerate(((seed, name) for seed in seeds for name in chosen), start=1):
-        row = chosen[name]
-        place = in_process(row.config.model_copy(update={"seed": seed}), PLACE)
-        policy = steps.sft(place, data, row.catalog)
-        settings = {"width": config.decode.width}
-        work = partial(_score, place, data.path, row.catalog.path, policy.path)
-        inputs = [data, row.catalog, policy]
-        stage = run_stage(place, "scores", version=VERSION, settings=settings, inputs=inputs, work=work)
-        scores[name][seed] = stage.metrics["scores"]
-        shown = "  ".join(f"{metric} {scores[name][seed][metric]:.4f}" for metric in METRICS)
-        print(f"[tokenizers] {turn}/{len(seeds) * len(chosen)} {name}, seed {seed}: {shown}", flush=True)
-    return scores
-
-
-def _score(config: Config, data: Path, catalog: Path, policy: Path, out: Path) -> Mapping[str, Any]:
-    """Item-level metrics of the test queries; as in ``evaluate``, seen items are masked where the log never repeats."""
-    from genrec.evaluation.baselines import train_log
-    from genrec.evaluation.metrics import measure
-
-    items = read_items(data).num_rows
-    mask_seen = train_log(read_sequences(data), items).repeat_share == 0.0
-    beams = answer(config, data, catalog, policy, out / "answers", mask_seen=mask_seen)
-    targets_Q = read_queries(data, "test")["target"].to_numpy().astype("int64")
-    return {"scores": measure(beams.items_QK, targets_Q, (10, 50))}
-
-
-def compare(scores: Mapping[str, Mapping[int, Mapping[str, float]]]) -> dict[str, Any]:
-    """Each row's scores by seed, their means with t intervals, and those of the differences to the first row."""
-    from genrec.evaluation.intervals import over_runs
-
-    first = next(iter(scores))
-    found: dict[str, Any] = {}
-    for name, by_seed in scores.items():
-        found[name] = {"seeds": {str(seed): dict(score) for seed, score in by_seed.items()}, "compared_with": first}
-        for metric in METRICS:
-            values = {seed: score[metric] for seed, score in by_seed.items()}
-            found[name][metric] = over_runs(list(values.values()))
-            less = [value - scores[first][seed][metric] for seed, value in values.items()]
-            found[name][f"{metric}_difference"] = over_runs(less)
-    return found
-
-
 def _written(config: Config, found: Mapping[str, Any]) -> Comparison:
     """The comparison so far, its page and all figures beside its stages."""
     comparison = Comparison(PLACE)
@@ -226,10 +158,5 @@ def _written(config: Config, found: Mapping[str, Any]) -> Comparison:
         comparison.figures |= {f"{name}.{key}": float(value) for key, value in plain.items()}
     for name, policies in found["policies"].items():
         comparison.figures |= {f"{name}.{metric}": policies[metric]["mean"] for metric in METRICS}
-    write_json(found, _directory(config) / f"{config.name}.json")
-    write_text(comparison.text, _directory(config) / f"{config.name}.md")
+    comparison.keep(config, found)
     return comparison
-
-
-def _directory(config: Config) -> Path:
-    return Path(in_process(config, PLACE).storage)

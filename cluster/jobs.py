@@ -29,6 +29,7 @@ class Job:
 
     def build(self) -> tuple[Policy, Prompts, Catalog]:
         """The policy (with the tensors of ``start``), its prompts and the catalogue."""
+        from genrec.data.tables import read_items
         from genrec.policy.backbone import build, load
         from genrec.sid.catalog import Catalog
 
@@ -38,5 +39,7 @@ class Job:
         history = config.data.max_history
         options: dict[str, Any] = {"max_history": history, "seed": config.seed, "cache": cache}
         if self.start is None:
+            if config.policy.kind == "pretrained":
+                options["titles"] = [title or "" for title in read_items(self.data)["title"].to_pylist()]
             return *build(config.policy, catalog, **options), catalog
         return *load(config.policy, catalog, self.start, **options), catalog

@@ -125,7 +125,6 @@ def sft_loop(job: Job) -> None:
     prepare_environment(job.config)
     from genrec.evaluation.validate import Validator
     from genrec.learning.batches import Epochs
-    from genrec.learning.losses import SftLoss
     from genrec.learning.sft import SftRun
 
     config, settings = job.config, job.config.learning.sft
@@ -141,16 +140,9 @@ def sft_loop(job: Job) -> None:
         width=10,
         batch_size=config.decode.batch_size,
     )
-    loss = SftLoss(
-        prompts,
-        catalog,
-        trie_softmax=settings.softmax == "trie",
-        smoothing=settings.label_smoothing,
-        device=accelerator.device,
-    )
     run = SftRun(
         policy,
-        loss,
+        _sft_loss(job, prompts, catalog, accelerator.device),
         Epochs(examples, settings.batch_size, config.seed),
         settings,
         seed=config.seed,
@@ -159,6 +151,28 @@ def sft_loop(job: Job) -> None:
         validate=validator,
     )
     _keep(job, policy, catalog, run.run(), accelerator)
+
+
+def _sft_loss(job: Job, prompts: Any, catalog: Any, device: Any) -> Any:
+    """The loss of ``learning.sft``; what is rare is counted in the train targets."""
+    import torch
+
+    from genrec.data.tables import read_queries
+    from genrec.learning.losses import SftLoss, rare_items
+
+    settings, rare_N = job.config.learning.sft, None
+    if "rare" in settings.loss.weights:
+        targets = torch.from_numpy(read_queries(job.data, "train")["target"].to_numpy().astype("int64"))
+        rare_N = rare_items(targets.bincount(minlength=len(catalog.codes_NL)), settings.loss.rare_share)
+    return SftLoss(
+        prompts,
+        catalog,
+        softmax=settings.softmax,
+        smoothing=settings.label_smoothing,
+        weights=settings.loss,
+        rare_N=rare_N,
+        device=device,
+    )
 
 
 @lru_cache(maxsize=1)

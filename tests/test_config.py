@@ -7,6 +7,8 @@ import pytest
 from genrec.config import load_config, to_yaml
 from genrec.errors import InputError
 
+CONFIGS = Path(__file__).parent.parent / "configs"
+
 
 def test_later_files_and_overrides_win(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("learning: {grpo: {lr: 1.0e-3, steps: 5}}")
@@ -66,9 +68,26 @@ def test_the_shown_config_loads_back_to_itself(tmp_path: Path) -> None:
     assert load_config([tmp_path / "shown.yaml"]) == config
 
 
-@pytest.mark.parametrize("file", sorted(Path(__file__).parent.parent.glob("configs/**/*.yaml")), ids=lambda f: f.name)
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("**/*.yaml")), ids=lambda f: f.name)
 def test_every_shipped_config_is_valid(file: Path) -> None:
     load_config([file])
+
+
+@pytest.mark.parametrize("version", sorted(CONFIGS.glob("versions/*.yaml")), ids=lambda f: f.stem)
+@pytest.mark.parametrize("data", ["demo", "industrial", "beauty"])
+@pytest.mark.parametrize("place", ["cpu", "a100", "cluster"])
+def test_every_version_goes_with_every_data_set_and_machine(version: Path, data: str, place: str) -> None:
+    config = load_config([CONFIGS / f"{data}.yaml", version, CONFIGS / f"{place}.yaml"])
+    assert config.policy.kind == "pretrained"
+    assert config.name == version.stem
+
+
+def test_the_versions_differ_in_tokenizer_loss_and_rewards() -> None:
+    v1, v2, v3, v4 = (load_config([CONFIGS / "versions" / f"v{number}.yaml"]) for number in (1, 2, 3, 4))
+    assert [c.sid.quantizer for c in (v1, v2, v3, v4)] == ["rqvae", "rqkmeans_balanced", "rqvae", "rqvae"]
+    assert v4.sid.codebook == "ema" != v1.sid.codebook
+    assert [c.learning.sft.loss.weights for c in (v1, v2, v3, v4)] == [(), ("rare",), ("focal",), ("hard",)]
+    assert len({c.rewards for c in (v1, v2, v3, v4)}) == 4
 
 
 def test_show_prints_the_config_without_importing_torch() -> None:

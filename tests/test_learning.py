@@ -40,7 +40,7 @@ def test_dense_windows_score_every_train_target_once_with_enough_history() -> No
 def test_the_dense_loss_is_that_of_a_row_per_target() -> None:
     catalog = random_catalog(40, (5, 5, 5))
     policy, prompts = small_policy(catalog)
-    loss = SftLoss(prompts, catalog, trie_softmax=True, smoothing=0.1)
+    loss = SftLoss(prompts, catalog, smoothing=0.1)
     dense = DenseExamples(sequences([6, 4]), max_history=6)
     rows = {
         "history": [list(range(t)) for n in (6, 4) for t in range(1, n)],

@@ -51,7 +51,7 @@ def test_sft_steps_lower_the_loss_and_move_adapters_and_sid_rows_alone(
     frozen = {n: p.detach().clone() for n, p in policy.model.named_parameters() if not p.requires_grad}
     before = policy.snapshot(0)
     assert sum(t.numel() for t in before.tensors.values()) < 0.05 * sum(p.numel() for p in policy.parameters())
-    loss = SftLoss(prompts, catalog, trie_softmax=True, smoothing=0.0)
+    loss = SftLoss(prompts, catalog)
     optimizer = torch.optim.AdamW(policy.trainable().values(), lr=5e-3)
     batch, losses = Rows([*HISTORIES], torch.tensor(TARGETS)), []
     for _ in range(4):

@@ -98,3 +98,30 @@ def tiny_config(storage: Path, shop: Path, *overrides: str) -> Config:
             *overrides,
         ],
     )
+
+
+def tiny_pretrained(directory: Path, *, tied: bool, words: int = 30, hidden: int = 32) -> Path:
+    """A random Qwen3 of two layers, saved with a tokenizer that knows the words w0, w1, …"""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    vocabulary = {"<unk>": 0} | {f"w{i}": i + 1 for i in range(words)}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(directory)
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=len(vocabulary),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=hidden // 2,
+        max_position_embeddings=256,
+        tie_word_embeddings=tied,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(directory)
+    return directory

@@ -1,8 +1,11 @@
 """bench: alternatives measured side by side in one run.
 
-python -m workflows.bench assign|decode [CONFIG...] [key=value ...] [--json]
+python -m workflows.bench assign [CONFIG...] [key=value ...] [--json]
+python -m workflows.bench decode [CONFIG...] [key=value ...] [--json]
+python -m workflows.bench sft [CONFIG...] [key=value ...] [--json]
 python -m workflows.bench insert CONFIG... [bench.items=200]       new items in a live catalogue, without retraining
 python -m workflows.bench tokenizers CONFIG... [bench.rows=[rqkmeans,rqvae] bench.seeds=3]
+python -m workflows.bench losses CONFIG... [bench.rows=[cross_entropy,focal] bench.seeds=5]
 """
 
 from __future__ import annotations
@@ -12,10 +15,17 @@ from importlib import import_module
 
 from cluster.machine import prepare_environment
 from genrec.errors import InputError
-from workflows import embed, prepare
+from workflows import assign, embed, prepare
 from workflows.door import parser, read_config, refused
 
-NEEDS = {"assign": (), "decode": (), "insert": (prepare, embed), "tokenizers": (prepare, embed)}
+NEEDS = {
+    "assign": (),
+    "decode": (),
+    "sft": (),
+    "insert": (prepare, embed),
+    "tokenizers": (prepare, embed),
+    "losses": (prepare, assign),
+}
 
 
 def main() -> None:

@@ -9,6 +9,25 @@ from pydantic import Field, PositiveInt
 from genrec.config.section import Section
 
 
+class Loss(Section):
+    """What weighs the cross-entropy of supervised examples; the weights are multiplied, none leaves it plain."""
+
+    weights: tuple[Literal["focal", "hard", "rare"], ...] = Field(
+        default=(),
+        description="focal: what is easy counts less; hard: the largest losses only; rare: rare targets more",
+    )
+    unit: Literal["token", "item"] = Field(
+        default="token", description="a weight per code, or one per item, from the product of its codes' probabilities"
+    )
+    focal_gamma: float = Field(default=2.0, ge=0)
+    focal_alpha: float = Field(default=1.0, gt=0)
+    hard_share: float = Field(default=0.3, gt=0, le=1, description="share of a micro batch's units that counts")
+    rare_weight: float = Field(default=1.5, ge=0)
+    rare_share: float = Field(
+        default=0.2, gt=0, le=1, description="the least frequent items that make up this share of the train targets"
+    )
+
+
 class Sft(Section):
     """Supervised fine-tuning: next-item prediction."""
 
@@ -26,9 +45,10 @@ class Sft(Section):
     weight_decay: float = Field(default=0.01, ge=0)
     clip: float = Field(default=1.0, gt=0, description="gradient norm")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    softmax: Literal["trie", "level"] = Field(
-        default="trie", description="over the codes that exist, or all K of a level"
+    softmax: Literal["trie", "level", "vocabulary"] = Field(
+        default="trie", description="over the codes that exist, all K of a level, or every token of the model"
     )
+    loss: Loss = Loss()
     max_steps: int = Field(default=0, ge=0, description="stop after so many optimizer steps; 0 = all epochs")
     eval_every: PositiveInt = Field(default=1, description="epochs between validations")
     eval_queries: PositiveInt = Field(default=1000, description="validation queries per check")

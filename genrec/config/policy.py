@@ -31,4 +31,8 @@ class Policy(Section):
     )
     path: str = Field(default="smollm2", description="pretrained: 'smollm2' (packaged), or a model name or path")
     lora: Lora = Lora()
+    sid_init: Literal["text", "mean", "random"] = Field(
+        default="text",
+        description="pretrained: SID rows start as the mean of their items' title tokens, of all tokens, or as noise",
+    )
     dtype: Literal["float32", "bfloat16"] = "float32"

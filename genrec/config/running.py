@@ -43,9 +43,13 @@ class Bench(Section):
     """What ``workflows.bench`` compares."""
 
     rows: tuple[str, ...] = Field(
-        default=(), description="tokenizers: rows that policies are trained on; the others are compared with the first"
+        default=(),
+        description="tokenizers, losses: rows that policies are trained for, compared with the first; "
+        "empty: none of the tokenizers, all of the losses",
     )
-    seeds: PositiveInt = Field(default=3, description="tokenizers: policies per row, trained from seed, seed + 1, …")
+    seeds: PositiveInt = Field(
+        default=3, description="tokenizers, losses: policies per row, trained from seed, seed + 1, …"
+    )
     items: PositiveInt = Field(default=200, description="insert: items that are held out")
 
 

@@ -16,6 +16,7 @@ from genrec.learning.checkpoints import Checkpoints, TrainingState
 from genrec.learning.losses import SftLoss
 from genrec.learning.schedule import learning_rate
 from genrec.policy.model import Policy
+from genrec.policy.rows import RowWatch
 
 Validate = Callable[[Policy], dict[str, float]]
 """Metrics of a policy on validation queries, the same number on every worker; "ndcg@10" decides what is best."""
@@ -44,6 +45,7 @@ class SftRun:
         self._loss, self._epochs = loss, epochs
         self._accelerator, self._checkpoints, self._validate = accelerator, checkpoints, validate
         self._policy = policy.to(accelerator.device)
+        self._watch = RowWatch(policy)
         optimizer = torch.optim.AdamW(
             parameter_groups(policy, settings.weight_decay), lr=settings.lr, betas=(0.9, 0.98), fused=True
         )
@@ -54,7 +56,11 @@ class SftRun:
         self.total_steps = min(total, settings.max_steps) if settings.max_steps else total
 
     def run(self) -> TrainingState:
-        """Train to the last step or until validation stops improving; resumes from the latest checkpoint."""
+        """Train to the last step or until validation stops improving; resumes from the latest checkpoint.
+
+        Raises:
+            InputError: no SID row learned.
+        """
         with self._checkpoints.latest() as directory:
             if directory is not None:
                 self.state.read(self._policy, self._optimizer, directory)
@@ -69,6 +75,10 @@ class SftRun:
                 self._say(record, (time.monotonic() - started) / (self.state.step - first))
             if self._is_check(self.state.step) or self.state.step % self._settings.checkpoint_every == 0:
                 self._save()
+        self._watch.require_moved(
+            self.state.best,
+            f"raise learning.sft.lr={self._settings.lr:g} or train longer than {self.state.step} steps",
+        )
         return self.state
 
     def _step(self, step: int) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +30,7 @@ from genrec.data.files import write_atomically, write_json
 from genrec.errors import InputError
 from genrec.policy.model import Policy
 from genrec.policy.prompts import Prompts, SidTokens, instruction, sid_names
+from genrec.policy.rows import add_rows
 from genrec.sid.catalog import Catalog
 
 PAD, BOS, SPECIALS = 0, 1, 2
@@ -42,11 +44,19 @@ DENSE_WINDOW = 2
 
 
 def build(
-    policy: settings.Policy, catalog: Catalog, *, max_history: int, seed: int, cache: Path | None = None
+    policy: settings.Policy,
+    catalog: Catalog,
+    *,
+    max_history: int,
+    seed: int,
+    cache: Path | None = None,
+    titles: Sequence[str] = (),
 ) -> tuple[Policy, Prompts]:
     """A new policy for ``catalog`` with its prompts, initialised from ``seed``.
 
     ``cache`` is a directory for a packaged backbone in a form that loads fast (GGUF takes half a minute each time).
+    ``titles`` of the items are what ``policy.sid_init=text`` starts from; without them it is as ``mean``, which is
+    enough for a policy that adopts trained rows.
 
     Raises:
         InputError: the settings do not fit together, or the pretrained model cannot be found.
@@ -55,7 +65,7 @@ def build(
         torch.manual_seed(seed)
         if policy.kind == "scratch":
             return _scratch(policy, catalog, max_history)
-        return _pretrained(policy, catalog, max_history, cache)
+        return _pretrained(policy, catalog, max_history, cache, titles)
 
 
 def save(policy: Policy, tensors: dict[str, Tensor], catalog: Catalog, about: dict[str, Any], directory: Path) -> None:
@@ -148,7 +158,7 @@ def _qwen3(policy: settings.Policy, vocabulary: int, positions: int) -> PreTrain
 
 
 def _pretrained(
-    policy: settings.Policy, catalog: Catalog, max_history: int, cache: Path | None
+    policy: settings.Policy, catalog: Catalog, max_history: int, cache: Path | None, titles: Sequence[str]
 ) -> tuple[Policy, Prompts]:
     from peft import LoraConfig, get_peft_model
 
@@ -162,7 +172,7 @@ def _pretrained(
         )
     base = max(len(tokenizer), int(model.config.vocab_size))
     sids = SidTokens(base, catalog.level_sizes)
-    _add_rows(model, base, sids.count)
+    add_rows(model, tokenizer, sids, catalog.codes_NL, policy.sid_init, titles)
     rows = list(range(base, base + sids.count))
     _refuse_unusual_embeddings(model, policy.path)
     tied = bool(model.config.tie_word_embeddings)
@@ -210,21 +220,6 @@ def _name_of(model: PreTrainedModel, module: object) -> str:
 
 def _rows_of(table: Any) -> nn.Parameter:
     return table.token_adapter.trainable_tokens_delta["default"]
-
-
-@torch.no_grad()
-def _add_rows(model: PreTrainedModel, base: int, count: int) -> None:
-    """Grow the embeddings by ``count`` SID rows: the mean row plus noise of the rows' own spread."""
-    model.resize_token_embeddings(base + count, mean_resizing=False)
-    seen: set[int] = set()
-    for table in (model.get_input_embeddings(), model.get_output_embeddings()):
-        weight: Tensor = table.weight  # type: ignore[union-attr,assignment]
-        if weight.data_ptr() in seen:
-            continue
-        seen.add(weight.data_ptr())
-        old = weight[:base].float()
-        fresh = old.mean(0) + 0.5 * old.std(0) * torch.randn(count, old.shape[1])
-        weight[base : base + count] = fresh.to(weight.dtype)
 
 
 def _load_pretrained(policy: settings.Policy, cache: Path | None) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:

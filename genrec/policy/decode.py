@@ -190,7 +190,7 @@ def _frontier(
     if scale == "trie":
         step_BWK = masked_log_softmax(logits_BWK, children_BWK >= 0)
     else:
-        whole_BW1 = policy.log_normaliser(hidden_BWD)[..., None]
+        whole_BW1 = policy.vocabulary_logits(hidden_BWD).float().logsumexp(-1, keepdim=True)
         step_BWK = (logits_BWK.float() - whole_BW1).masked_fill(children_BWK < 0, -torch.inf)
     if masks is not None:
         children_BWK = masks.keep(level, children_BWK)

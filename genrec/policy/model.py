@@ -89,14 +89,24 @@ class Policy(nn.Module):
             rows, start = self._head(), start + self.sids.base
         return F.linear(hidden_xD, rows[start : start + size].to(hidden_xD.dtype))
 
-    def log_normaliser(self, hidden_xD: Tensor) -> Tensor:
-        """Log of the sum of exponentials of all logits of the vocabulary, (…)."""
+    def vocabulary_logits(self, hidden_xD: Tensor) -> Tensor:
+        """Logits over every token of the model, (…, V); code c of level l is token ``sids.token(l, c)``."""
         rows = self._sid_out[0]
-        total_x = F.linear(hidden_xD, self._head()).float()
-        if rows is not None:
-            own = slice(self.sids.base, self.sids.base + self.sids.count)
-            total_x[..., own] = F.linear(hidden_xD, rows.to(hidden_xD.dtype)).float()
-        return total_x.logsumexp(-1)
+        if rows is None:
+            return F.linear(hidden_xD, self._head().to(hidden_xD.dtype))
+        table: Any = (
+            self.model.get_input_embeddings() if rows is self._sid_in[0] else self.model.get_output_embeddings()
+        )
+        text_TD = table.token_adapter.base_layer.weight[: self.sids.base]
+        parts = (F.linear(hidden_xD, part.to(hidden_xD.dtype)) for part in (text_TD, rows))
+        return torch.cat(tuple(parts), dim=-1)
+
+    def sid_names(self) -> tuple[str, ...]:
+        """Names of the parameters that hold the SID rows: the input embedding's, and an untied output embedding's."""
+        tables: Any = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
+        own = (self._sid_in[0], self._sid_out[0])
+        held = {id(table.weight if rows is None else rows) for rows, table in zip(own, tables, strict=True)}
+        return tuple(name for name, parameter in self.model.named_parameters() if id(parameter) in held)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that learn, by name."""

@@ -34,15 +34,11 @@ def score(policy: Policy, tokens_BP: Tensor, mask_BP: Tensor, codes_BGL: Tensor,
 
     With a ``trie`` they are of the trie-renormalised policy; without, of the softmax over each level's K codes.
     """
-    _, group, levels = codes_BGL.shape
-    hidden_BSD = _forward(policy, tokens_BP, mask_BP, codes_BGL)
-    prompt = tokens_BP.shape[1]
+    group = codes_BGL.shape[1]
     nodes_BGL = trie.walk(codes_BGL) if trie is not None else None
     steps: list[Tensor] = []
     chosen: list[Tensor] = []
-    for level in range(levels):
-        start = prompt - 1 if level == 0 else prompt + (level - 1) * group
-        hidden_BGD = hidden_BSD[:, start : start + (1 if level == 0 else group)]
+    for level, hidden_BGD in enumerate(states(policy, tokens_BP, mask_BP, codes_BGL)):
         logits_BGK = policy.level_logits(hidden_BGD, level)
         if trie is None or nodes_BGL is None:
             step_BGK = logits_BGK.float().log_softmax(-1)
@@ -52,6 +48,14 @@ def score(policy: Policy, tokens_BP: Tensor, mask_BP: Tensor, codes_BGL: Tensor,
         steps.append(step_BGK)
         chosen.append(step_BGK.expand(-1, group, -1).gather(-1, codes_BGL[..., level : level + 1]))
     return Scores(torch.cat(chosen, -1), tuple(steps))
+
+
+def states(policy: Policy, tokens_BP: Tensor, mask_BP: Tensor, codes_BGL: Tensor) -> tuple[Tensor, ...]:
+    """Per level the hidden states that its codes are read from: (B, 1, D) at level 1, then (B, G, D)."""
+    prompt, (_, group, levels) = tokens_BP.shape[1], codes_BGL.shape
+    hidden_BSD = _forward(policy, tokens_BP, mask_BP, codes_BGL)
+    starts = range(prompt, prompt + (levels - 1) * group, group)
+    return (hidden_BSD[:, prompt - 1 : prompt], *(hidden_BSD[:, start : start + group] for start in starts))
 
 
 def _forward(policy: Policy, tokens_BP: Tensor, mask_BP: Tensor, codes_BGL: Tensor) -> Tensor:

@@ -1,0 +1,107 @@
+"""Policies from several seeds side by side: each row of a benchmark is trained and scored, and compared with the first.
+
+Policies and scores are stages under ``<storage>/bench/<place>``, one per row and seed, so a killed run goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cluster import steps
+from cluster.answers import answer
+from cluster.bench import Bench, in_process
+from cluster.stages import Output, run_stage
+from genrec.config import Config
+from genrec.data.files import write_json, write_text
+from genrec.data.tables import read_items, read_queries, read_sequences
+
+VERSION = 2
+METRICS = ("ndcg@10", "hr@10")
+
+Scores = dict[str, dict[int, dict[str, float]]]
+"""Test metrics by row and seed; those of a popularity bucket are named ``ndcg@10/tail``."""
+
+
+@dataclass
+class Comparison(Bench):
+    """A benchmark whose table is a Markdown page."""
+
+    text: str = ""
+
+    def table(self) -> str:
+        """The page."""
+        return self.text
+
+    def keep(self, config: Config, found: Mapping[str, Any]) -> None:
+        """Write the page and all figures beside the stages, as ``<config.name>.md`` and ``.json``."""
+        directory = Path(in_process(config, self.name).storage)
+        write_json(found, directory / f"{config.name}.json")
+        write_text(self.text, directory / f"{config.name}.md")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contestant: a config, and the catalogue that its policy answers from."""
+
+    config: Config
+    catalog: Output
+
+
+def score_rows(place: str, data: Output, rows: Mapping[str, Row]) -> Iterator[Scores]:
+    """The scores after each policy; the seeds take turns, so that a run that is cut short still compares all rows."""
+    first = next(iter(rows.values())).config
+    seeds = range(first.seed, first.seed + first.bench.seeds)
+    scores: Scores = {name: {} for name in rows}
+    for turn, (seed, name) in enumerate(((seed, name) for seed in seeds for name in rows), start=1):
+        catalog = rows[name].catalog
+        config = in_process(rows[name].config.model_copy(update={"seed": seed}), place)
+        policy = steps.sft(config, data, catalog)
+        settings = {"width": config.decode.width}
+        work = partial(_score, config, data.path, catalog.path, policy.path)
+        inputs = [data, catalog, policy]
+        stage = run_stage(config, "scores", version=VERSION, settings=settings, inputs=inputs, work=work)
+        scores[name][seed] = stage.metrics["scores"]
+        shown = "  ".join(f"{metric} {scores[name][seed][metric]:.4f}" for metric in METRICS)
+        print(f"[{place}] {turn}/{len(seeds) * len(rows)} {name}, seed {seed}: {shown}", flush=True)
+        yield scores
+
+
+def _score(config: Config, data: Path, catalog: Path, policy: Path, out: Path) -> Mapping[str, Any]:
+    """Item-level metrics of the test queries, of all and by popularity of the target.
+
+    As in ``evaluate``, seen items are masked where the log never repeats.
+    """
+    from genrec.evaluation.baselines import train_log
+    from genrec.evaluation.metrics import means, per_query, target_ranks
+    from genrec.evaluation.slices import by_bucket, popularity_bucket
+
+    log = train_log(read_sequences(data), read_items(data).num_rows)
+    beams = answer(config, data, catalog, policy, out / "answers", mask_seen=log.repeat_share == 0.0)
+    targets_Q = read_queries(data, "test")["target"].to_numpy().astype("int64")
+    values = per_query(target_ranks(beams.items_QK, targets_Q), (10, 50))
+    buckets = by_bucket(values, targets_Q, popularity_bucket(log.counts_N))
+    sliced = {f"{metric}/{name}": bucket[metric] for name, bucket in buckets.items() for metric in METRICS}
+    return {"scores": means(values) | sliced, "queries": {name: part["queries"] for name, part in buckets.items()}}
+
+
+def compare(scores: Mapping[str, Mapping[int, Mapping[str, float]]]) -> dict[str, Any]:
+    """Each row's scores by seed, their means with t intervals, and those of the differences to the first row.
+
+    Only seeds that every row has count, so that a run in the making compares like with like.
+    """
+    from genrec.evaluation.intervals import over_runs
+
+    first = next(iter(scores))
+    seeds = [seed for seed in scores[first] if all(seed in by_seed for by_seed in scores.values())]
+    found: dict[str, Any] = {}
+    for name, by_seed in scores.items():
+        found[name] = {"seeds": {str(seed): dict(score) for seed, score in by_seed.items()}, "compared_with": first}
+        for metric in [key for key in by_seed[seeds[0]] if key.startswith(METRICS)]:
+            found[name][metric] = over_runs([by_seed[seed][metric] for seed in seeds])
+            less = [by_seed[seed][metric] - scores[first][seed][metric] for seed in seeds]
+            found[name][f"{metric}_difference"] = over_runs(less)
+    return found
