@@ -11,6 +11,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from cluster.instruct import is_wanted, run_stages
 from cluster.jobs import Job
 from cluster.machine import connect, prepare_environment, require
 from cluster.progress import shown, told
@@ -134,6 +135,10 @@ def sft_loop(job: Job) -> None:
         smoothing=settings.label_smoothing,
         device=accelerator.device,
     )
+    if is_wanted(config):
+        places = (accelerator, _checkpoints(job), validator)
+        _keep(job, policy, catalog, run_stages(job, policy, prompts, catalog, loss, *places), accelerator)
+        return
     run = SftRun(
         policy,
         loss,

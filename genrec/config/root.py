@@ -46,6 +46,7 @@ class Config(Section):
         unknown = sorted(set(self.tune.space) - set(Rewards.model_fields))
         wrong = {
             "learning.sft.form=dense is for scratch policies; a pretrained one needs rows": dense and pretrained,
+            **_tasks_fit(self.learning, pretrained),
             "policy.dtype=bfloat16 is for pretrained policies": not pretrained and self.policy.dtype == "bfloat16",
             "policy.hidden must be a multiple of policy.heads": not pretrained
             and self.policy.hidden % self.policy.heads,
@@ -60,6 +61,22 @@ class Config(Section):
         if found := [message for message, is_wrong in wrong.items() if is_wrong]:
             raise ValueError("; ".join(found))
         return self
+
+
+def _tasks_fit(learning: Learning, pretrained: bool) -> dict[str, bool]:
+    """What is wrong with instruction tuning: message -> whether it applies."""
+    tasks, stages = learning.sft.form == "tasks", learning.stages.on()
+    return {
+        "learning.sft.form=tasks and learning.stages are for pretrained policies": bool(tasks or stages)
+        and not pretrained,
+        "learning.sft.form=tasks needs a weight above 0 in learning.tasks": tasks and not learning.tasks.chosen,
+        "learning.tasks has weights that nothing reads: they need learning.sft.form=tasks": bool(learning.tasks.chosen)
+        and not tasks,
+        **{f"learning.stages.{n} needs a weight above 0 in its tasks": not s.tasks.chosen for n, s in stages.items()},
+        "learning.instruction.teacher.url needs learning.instruction.teacher.model": bool(
+            learning.instruction.teacher.url and not learning.instruction.teacher.model
+        ),
+    }
 
 
 def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:

@@ -89,9 +89,30 @@ class Policy(nn.Module):
             rows, start = self._head(), start + self.sids.base
         return F.linear(hidden_xD, rows[start : start + size].to(hidden_xD.dtype))
 
+    def vocabulary_logits(self, hidden_xD: Tensor) -> Tensor:
+        """Logits over every token of the model, (…, V); code c of level l is token ``sids.token(l, c)``."""
+        rows = self._sid_out[0]
+        if rows is None:
+            return F.linear(hidden_xD, self._head().to(hidden_xD.dtype))
+        table: Any = (
+            self.model.get_input_embeddings() if rows is self._sid_in[0] else self.model.get_output_embeddings()
+        )
+        text_TD = table.token_adapter.base_layer.weight[: self.sids.base]
+        parts = (F.linear(hidden_xD, part.to(hidden_xD.dtype)) for part in (text_TD, rows))
+        return torch.cat(tuple(parts), dim=-1)
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that learn, by name."""
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def sid_tables(self) -> list[tuple[nn.Parameter, slice]]:
+        """The parameters that hold the SID rows, and which of their rows these are."""
+        if self._sid_in[0] is not None:
+            own = (self._sid_in[0], self._sid_out[0])
+            return [(table, slice(None)) for table in {id(table): table for table in own if table is not None}.values()]
+        inputs: Any = self.model.get_input_embeddings()
+        tables: dict[int, nn.Parameter] = {id(table): table for table in (inputs.weight, self._head())}
+        return [(table, slice(self.sids.base, self.sids.base + self.sids.count)) for table in tables.values()]
 
     def snapshot(self, version: int) -> Snapshot:
         """A copy of the trainable part on the CPU, with its digest."""
@@ -129,7 +150,7 @@ class Policy(nn.Module):
             for name, data in kept.items():
                 own[name].data = data
 
-    def _head(self) -> Tensor:
+    def _head(self) -> Any:
         head: Any = self.model.get_output_embeddings()
         return head.weight
 
