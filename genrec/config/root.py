@@ -147,9 +147,9 @@ def _refuse_unknown_keys(layer: Mapping[str, Any], source: str) -> None:
     for key in _dotted(layer):
         if key in known or key.startswith(tuple(f"{name}." for name in free)):
             continue
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
         leaf = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-        raise InputError(f"unknown config key {key!r} in {source}; the nearest known key is {(leaf or [near])[0]!r}")
+        near = difflib.get_close_matches(key, leaf or known, n=1, cutoff=0.0)[0]
+        raise InputError(f"unknown config key {key!r} in {source}; the nearest known key is {near!r}")
 
 
 def _dotted(layer: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -42,9 +42,10 @@ class Sampling:
 
 @dataclass
 class Written:
-    """What the assistant wrote: text and items in order; ``ended`` unless it was cut at ``max_tokens``."""
+    """What the assistant wrote: text and items in order, and its tokens; ``ended`` unless cut at ``max_tokens``."""
 
     parts: list[str | Item] = field(default_factory=list[str | Item])
+    tokens: list[int] = field(default_factory=list[int])
     ended: bool = False
 
 
@@ -117,24 +118,24 @@ class _Writer:
     def write(self, prompt_P: Tensor) -> Written:
         written, text = Written(), list[int]()
         hidden_D = self._forward(prompt_P.tolist())
-        for _ in range(self._sampling.max_tokens):
+        while len(written.tokens) < self._sampling.max_tokens:
             logits_V = self._policy.vocabulary_logits(hidden_D)[: self._policy.sids.base]
             token = self._choose(logits_V, self._writable_V)
             if token == self._form.end:
                 written.ended = True
                 break
             text.append(token)
+            written.tokens.append(token)
             hidden_D = self._forward([token])
             if tuple(text[-len(self._form.open) :]) == self._form.open:
                 self._close_text(written, text[: -len(self._form.open)])
-                item, hidden_D = self._span(hidden_D)
-                written.parts.append(Item(item))
+                hidden_D = self._span(hidden_D, written)
                 text = []
         self._close_text(written, text)
         return written
 
-    def _span(self, hidden_D: Tensor) -> tuple[int, Tensor]:
-        """A SID of the catalogue and its closing marker; the item, and the state behind it."""
+    def _span(self, hidden_D: Tensor, written: Written) -> Tensor:
+        """Write a SID of the catalogue and its closing marker; the state behind it."""
         node = torch.zeros((), dtype=torch.long, device=hidden_D.device)
         for level in range(self._trie.depth):
             children_K = self._trie.step(level, node[None])[0]
@@ -142,8 +143,11 @@ class _Writer:
             node = children_K[code].long()
             token = int(self._policy.sids.token(level, torch.tensor(code)))
             last = level == self._trie.depth - 1
-            hidden_D = self._forward([token, *(self._form.close if last else ())])
-        return int(self._trie.leaf_items[node]), hidden_D
+            tokens = [token, *(self._form.close if last else ())]
+            written.tokens += tokens
+            hidden_D = self._forward(tokens)
+        written.parts.append(Item(int(self._trie.leaf_items[node])))
+        return hidden_D
 
     def _choose(self, logits_V: Tensor, may_V: Tensor) -> int:
         logits_V = logits_V.float().masked_fill(~may_V, -torch.inf)

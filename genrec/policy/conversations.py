@@ -41,7 +41,7 @@ class ChatFormat:
     """Encodes conversations for one tokenizer and one catalogue.
 
     Args:
-        tokenizer: one without a chat template gets ``role: text`` lines.
+        tokenizer: one without a chat template gets the role and the text on lines of their own.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, sids: SidTokens, catalog: Catalog) -> None:
@@ -120,10 +120,9 @@ class ChatFormat:
 
     def _templated(self, roles: tuple[str, ...], marks: list[str], speak: bool) -> str:
         if not self.tokenizer.chat_template:
-            end = str(self.tokenizer.eos_token or "")
-            ends = {"assistant": f"{end}\n"}
-            lines = (f"{role}: {mark}{ends.get(role, chr(10))}" for role, mark in zip(roles, marks, strict=True))
-            return "".join(lines) + ("assistant:" if speak else "")
+            ends = {"assistant": f"{self.tokenizer.eos_token or ''}\n"}
+            lines = (f"{role}:\n{mark}{ends.get(role, chr(10))}" for role, mark in zip(roles, marks, strict=True))
+            return "".join(lines) + ("assistant:\n" if speak else "")
         messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
         options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": speak, "enable_thinking": False}
         try:
