@@ -223,9 +223,6 @@ def staged(storage: Path, shop: Path, path: str, *overrides: str) -> Config:
         "learning.grpo.steps=2",
         "learning.grpo.eval_queries=8",
         "data.eval_queries=8",
-        "decode.width=10",
-        "evaluation.ks=[10]",
-        "evaluation.bootstrap=0",
         *overrides,
     )
 
