@@ -175,7 +175,7 @@ def test_chat_with_a_cache_writes_what_it_writes_without_and_items_are_of_the_ca
     ]
     assert drawn[0] == drawn[1]
     assert any(draw != drawn[0] for draw in drawn)
-    found = [part for draw in drawn for part in draw.parts if isinstance(part, Item)]
+    found = [part for draw in (written, *drawn) for part in draw.parts if isinstance(part, Item)]
     assert all(0 <= item.row < len(CATALOG) for item in found)
     assert found
     shown = chat.show([found[0]], CATALOG.codes_NL, CATALOG.level_sizes, [f"title {i}" for i in range(24)])
@@ -221,8 +221,6 @@ def staged(storage: Path, shop: Path, path: str, *overrides: str) -> Config:
         "learning.stages.rows.steps=2",
         "learning.stages.pretraining.epochs=1",
         "learning.grpo.steps=2",
-        "learning.grpo.eval_queries=8",
-        "data.eval_queries=8",
         *overrides,
     )
 
