@@ -11,6 +11,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from cluster.instruct import is_wanted, run_stages
 from cluster.jobs import Job
 from cluster.machine import connect, prepare_environment, require
 from cluster.progress import shown, told
@@ -140,9 +141,14 @@ def sft_loop(job: Job) -> None:
         width=10,
         batch_size=config.decode.batch_size,
     )
+    loss = _sft_loss(job, prompts, catalog, accelerator.device)
+    if is_wanted(config):
+        places = (accelerator, _checkpoints(job), validator)
+        _keep(job, policy, catalog, run_stages(job, policy, prompts, catalog, loss, *places), accelerator)
+        return
     run = SftRun(
         policy,
-        _sft_loss(job, prompts, catalog, accelerator.device),
+        loss,
         Epochs(examples, settings.batch_size, config.seed),
         settings,
         seed=config.seed,

@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster import fitting
+from cluster import fitting, teacher
+from cluster.instruct import key_of
 from cluster.jobs import Job
 from cluster.runs import fit, sft_loop, summary
 from cluster.shards import map_shards
@@ -54,11 +55,13 @@ def sft(config: Config, data: Output, catalog: Output) -> Output:
         "max_history": config.data.max_history,
         "workers": config.compute.workers,
         "seed": config.seed,
+        **key_of(config),
     }
     work = partial(_train, config, data.path, catalog.path)
     return run_stage(config, "sft", version=SFT_VERSION, settings=settings, inputs=[data, catalog], work=work)
 
 
 def _train(config: Config, data: Path, catalog: Path, out: Path) -> Mapping[str, Any]:
+    teacher.ask(config, data, out)
     fit(sft_loop, Job(config, data, catalog, out), "sft")
     return summary(out)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ from genrec.evaluation.csr import Sparse
 from genrec.evaluation.itemknn import ItemKNN, KnnSettings, Pairs
 from genrec.evaluation.predict import strike_seen, without_seen
 from genrec.evaluation.prior import Beams, normalise
+from genrec.policy import chat
 from genrec.policy.backbone import load as load_policy
 from genrec.policy.constraints import Constraints
+from genrec.policy.conversations import ChatFormat, load_tokenizer
 from genrec.policy.decode import beam
+from genrec.policy.phrasings import Item, Message, load_language
 from genrec.policy.prompts import Prompts
 from genrec.policy.rules import Constraint, Facts, read_facts
 from genrec.sid import live as catalogs
@@ -35,6 +39,18 @@ class Recommendation:
     id: str
     title: str
     score: float
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the assistant wrote: ``text`` shows each item as its SID with the title beside it, ``items`` are their ids.
+
+    ``ended`` is False where the answer was cut at ``max_tokens``.
+    """
+
+    text: str
+    items: list[str]
+    ended: bool
 
 
 @dataclass(frozen=True)
@@ -62,12 +78,12 @@ class Recommender:
     def __init__(self, about: dict[str, Any], storage: Path, *, live: bool = True) -> None:
         parts = {name: storage / place for name, place in about["parts"].items()}
         self._config = config = Config.model_validate(about["config"])
-        self._assigned = parts["catalog"]
+        self._assigned, self._backbones = parts["catalog"], storage / "backbones"
         self._live = storage / "live" / self._assigned.name if live else None
         self._items = read_items(parts["data"])
         self._titles: list[str] = self._items["title"].to_pylist()
         catalog, history = Catalog.load(self._assigned), config.data.max_history
-        places: dict[str, Any] = {"max_history": history, "seed": config.seed, "cache": storage / "backbones"}
+        places: dict[str, Any] = {"max_history": history, "seed": config.seed, "cache": self._backbones}
         self._policy, self._prompts = load_policy(config.policy, catalog, parts["policy"], **places)
         self._digest = catalog.digest
         self._stock = self._read_stock(self._present())
@@ -104,6 +120,36 @@ class Recommender:
         ranked = self._ranked(stock, rows, k, mask_N)
         return [Recommendation(stock.ids[row], stock.titles[row], score) for row, score in ranked]
 
+    def chat(
+        self,
+        messages: str | Sequence[Mapping[str, str]],
+        *,
+        max_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Reply:
+        """The policy's answer in a conversation: text, with items of the catalogue in it.
+
+        Args:
+            messages: ``[{"role": "user", "content": "After [[id]], what next?"}, …]``, or the user's text alone.
+                ``[[…]]`` holds an item's id, or its SID as ``<a_1><b_2><c_3>``. Without a system message the first
+                one of the training templates is used.
+            max_tokens: of text; an item that was begun is finished.
+            temperature: 0 takes the best token, more draws from the ``top_p`` most probable mass, by ``seed``.
+
+        Raises:
+            InputError: a scratch policy, no user's message at the end, an unknown role or item, or too many tokens.
+        """
+        sampling = chat.Sampling(max_tokens, temperature, top_p, seed)
+        tokenizer, stock = self._tokenizer, self._stock
+        said = self._messages(messages, stock)
+        form = ChatFormat(tokenizer, self._prompts.sids, stock.catalog)
+        written = chat.write(self._policy, form, stock.catalog.trie, said, sampling)
+        items = [stock.ids[part.row] for part in written.parts if isinstance(part, Item)]
+        codes_NL, sizes = stock.catalog.codes_NL, stock.catalog.level_sizes
+        return Reply(chat.show(written.parts, codes_NL, sizes, stock.titles), items, written.ended)
+
     def refresh(self) -> bool:
         """Take over what was inserted or removed since the last look; False (and one directory listing) if nothing was.
 
@@ -117,6 +163,25 @@ class Recommender:
             return False
         self._stock = self._read_stock(path)
         return True
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self._config.policy, self._backbones)
+
+    def _messages(self, messages: str | Sequence[Mapping[str, str]], stock: Stock) -> list[Message]:
+        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        if wrong := [turn for turn in turns if set(turn) != {"role", "content"} or turn["role"] not in chat.ROLES]:
+            raise InputError(
+                f"messages must be {{'role': {' | '.join(chat.ROLES)}, 'content': text}}, one of them is {wrong[0]!r}"
+            )
+        said: list[Any] = [
+            Message(turn["role"], chat.read(turn["content"], stock.rows, stock.catalog))  # type: ignore[arg-type]
+            for turn in turns
+        ]
+        if turns and turns[0]["role"] != "system":
+            language = load_language(self._config.learning.instruction.languages[0])
+            said.insert(0, Message("system", (language.system[0],)))
+        return said
 
     def _present(self) -> Path:
         return self._assigned if self._live is None else catalogs.current(self._assigned, self._live)

@@ -14,9 +14,14 @@ from genrec.learning.grpo import GrpoLearner
 from genrec.learning.losses import SftLoss
 from genrec.learning.rewards import Knowledge
 from genrec.learning.rollout import LocalRollouts
+from genrec.learning.tasks.loss import MixedLoss
+from genrec.learning.tasks.mixture import Mixed
+from genrec.policy import chat
 from genrec.policy.backbone import build
+from genrec.policy.conversations import ChatFormat, load_tokenizer
 from genrec.policy.decode import beam
 from genrec.policy.model import Policy as Model
+from genrec.policy.phrasings import Item, Message
 from genrec.policy.prompts import Prompts
 from genrec.sid.catalog import Catalog
 from genrec.types import Query
@@ -111,3 +116,34 @@ def test_the_tree_decoder_gives_the_probabilities_of_the_plain_model(
 def test_a_model_that_is_not_there_is_one_clear_error(catalog: Catalog) -> None:
     with pytest.raises(InputError, match=r"policy\.path='/no/such/model'"):
         build(Policy(kind="pretrained", path="/no/such/model"), catalog, max_history=4, seed=0)
+
+
+def test_it_learns_to_talk_about_items_and_answers_with_their_titles(
+    built: tuple[Model, Prompts], catalog: Catalog, cache: Path
+) -> None:
+    policy, prompts = built
+    form = ChatFormat(load_tokenizer(SETTINGS, cache), policy.sids, catalog)
+    asked = [Message("user", (f"What is {noun}?",)) for noun in ("the red kettle", "the blue lamp")]
+    answers = [Message("assistant", ("It is ", Item(row), ".")) for row in (5, 9)]
+    encoded = [form.encode([question, answer]) for question, answer in zip(asked, answers, strict=True)]
+    pad = torch.nn.utils.rnn.pad_sequence
+    tokens_CS, label_CS, mask_CS = (
+        pad(rows, batch_first=True)
+        for rows in (
+            [one.tokens_S for one in encoded],
+            [one.label_S for one in encoded],
+            [torch.ones_like(one.label_S) for one in encoded],
+        )
+    )
+    batch = Mixed(Rows([], torch.empty(0)), torch.empty(0), tokens_CS, mask_CS, label_CS, torch.ones(2))
+    loss = MixedLoss(SftLoss(prompts, catalog), catalog.trie)
+    optimizer = torch.optim.AdamW(policy.trainable().values(), lr=1e-2)
+    for _ in range(12):
+        loss(policy, batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    policy.eval()
+    for question, answer in zip(asked, answers, strict=True):
+        written = chat.write(policy, form, catalog.trie, [question], chat.Sampling(max_tokens=16))
+        assert tuple(written.parts) == answer.parts
+        assert written.ended

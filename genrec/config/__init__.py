@@ -11,6 +11,7 @@ from genrec.config.root import Config, known_keys, load_config, to_yaml
 from genrec.config.running import Bench, Compute, Decode, Evaluation, Tune
 from genrec.config.section import Section
 from genrec.config.sid import Sid
+from genrec.config.tasks import Instruction, Stage, Stages, Task, Tasks, Teacher
 
 __all__ = [
     "Bench",
@@ -22,6 +23,7 @@ __all__ = [
     "Evaluation",
     "Filters",
     "Grpo",
+    "Instruction",
     "Learning",
     "Lora",
     "Loss",
@@ -30,6 +32,11 @@ __all__ = [
     "Section",
     "Sft",
     "Sid",
+    "Stage",
+    "Stages",
+    "Task",
+    "Tasks",
+    "Teacher",
     "Tune",
     "known_keys",
     "load_config",

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, PositiveInt
 
 from genrec.config.section import Section
+from genrec.config.tasks import Instruction, Stages, Tasks
 
 
 class Loss(Section):
@@ -31,8 +32,9 @@ class Loss(Section):
 class Sft(Section):
     """Supervised fine-tuning: next-item prediction."""
 
-    form: Literal["dense", "rows"] = Field(
-        default="dense", description="whole sequences (scratch only) or a prompt per row"
+    form: Literal["dense", "rows", "tasks"] = Field(
+        default="dense",
+        description="whole sequences (scratch only), a prompt per row, or the mixture of learning.tasks",
     )
     epochs: PositiveInt = 24
     lr: float = Field(default=2e-3, gt=0)
@@ -89,7 +91,10 @@ class Grpo(Section):
 class Learning(Section):
     """How the policy learns: first from the log, then from rewards."""
 
+    stages: Stages = Stages()
     sft: Sft = Sft()
+    tasks: Tasks = Tasks()
+    instruction: Instruction = Instruction()
     grpo: Grpo = Grpo()
 
 

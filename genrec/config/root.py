@@ -47,6 +47,7 @@ class Config(Section):
         sid = self.sid
         wrong = {
             "learning.sft.form=dense is for scratch policies; a pretrained one needs rows": dense and pretrained,
+            **_tasks_fit(self.learning, pretrained),
             "policy.dtype=bfloat16 is for pretrained policies": not pretrained and self.policy.dtype == "bfloat16",
             "policy.hidden must be a multiple of policy.heads": not pretrained
             and self.policy.hidden % self.policy.heads,
@@ -63,6 +64,22 @@ class Config(Section):
         if found := [message for message, is_wrong in wrong.items() if is_wrong]:
             raise ValueError("; ".join(found))
         return self
+
+
+def _tasks_fit(learning: Learning, pretrained: bool) -> dict[str, bool]:
+    """What is wrong with instruction tuning: message -> whether it applies."""
+    tasks, stages = learning.sft.form == "tasks", learning.stages.on()
+    return {
+        "learning.sft.form=tasks and learning.stages are for pretrained policies": bool(tasks or stages)
+        and not pretrained,
+        "learning.sft.form=tasks needs a weight above 0 in learning.tasks": tasks and not learning.tasks.chosen,
+        "learning.tasks has weights that nothing reads: they need learning.sft.form=tasks": bool(learning.tasks.chosen)
+        and not tasks,
+        **{f"learning.stages.{n} needs a weight above 0 in its tasks": not s.tasks.chosen for n, s in stages.items()},
+        "learning.instruction.teacher.url needs learning.instruction.teacher.model": bool(
+            learning.instruction.teacher.url and not learning.instruction.teacher.model
+        ),
+    }
 
 
 def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
@@ -134,9 +151,9 @@ def _refuse_unknown_keys(layer: Mapping[str, Any], source: str) -> None:
     for key in _dotted(layer):
         if key in known or key.startswith(tuple(f"{name}." for name in free)):
             continue
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
         leaf = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-        raise InputError(f"unknown config key {key!r} in {source}; the nearest known key is {(leaf or [near])[0]!r}")
+        near = difflib.get_close_matches(key, leaf or known, n=1, cutoff=0.0)[0]
+        raise InputError(f"unknown config key {key!r} in {source}; the nearest known key is {near!r}")
 
 
 def _dotted(layer: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -49,6 +49,15 @@ class Rows:
         return len(self.histories)
 
 
+class Batch(Protocol):
+    """Some examples."""
+
+    @property
+    def targets(self) -> int:
+        """How many there are to score; the loss is divided by it."""
+        ...
+
+
 class Examples(Protocol):
     """A training set that can be cut into batches by index."""
 
@@ -56,7 +65,7 @@ class Examples(Protocol):
         """Length of each example, for bucketing."""
         ...
 
-    def take(self, index: np.ndarray) -> Dense | Rows:
+    def take(self, index: np.ndarray) -> Batch:
         """The batch of these examples."""
         ...
 
@@ -147,7 +156,7 @@ class Epochs:
             self._epoch, self._order = epoch, self._shuffled(epoch)
         return self._order[within]
 
-    def micro_batches(self, step: int, size: int, rank: int, world: int) -> tuple[list[Dense | Rows], int]:
+    def micro_batches(self, step: int, size: int, rank: int, world: int) -> tuple[list[Batch], int]:
         """This worker's share of a batch in pieces of ``size``, and the number of targets of the whole batch."""
         index = self.index(step)
         if len(index) < world:

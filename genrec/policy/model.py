@@ -112,6 +112,15 @@ class Policy(nn.Module):
         """The parameters that learn, by name."""
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
+    def sid_tables(self) -> list[tuple[nn.Parameter, slice]]:
+        """The parameters that hold the SID rows, and which of their rows these are."""
+        if self._sid_in[0] is not None:
+            own = (self._sid_in[0], self._sid_out[0])
+            return [(table, slice(None)) for table in {id(table): table for table in own if table is not None}.values()]
+        inputs: Any = self.model.get_input_embeddings()
+        tables: dict[int, nn.Parameter] = {id(table): table for table in (inputs.weight, self._head())}
+        return [(table, slice(self.sids.base, self.sids.base + self.sids.count)) for table in tables.values()]
+
     def snapshot(self, version: int) -> Snapshot:
         """A copy of the trainable part on the CPU, with its digest."""
         tensors = {name: parameter.detach().to("cpu", copy=True) for name, parameter in self.trainable().items()}
@@ -148,7 +157,7 @@ class Policy(nn.Module):
             for name, data in kept.items():
                 own[name].data = data
 
-    def _head(self) -> Tensor:
+    def _head(self) -> Any:
         head: Any = self.model.get_output_embeddings()
         return head.weight
 

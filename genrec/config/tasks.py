@@ -1,0 +1,94 @@
+"""The sections of instruction tuning: which tasks, in which words, in which stages."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, PositiveInt
+
+from genrec.config.section import Section
+
+
+class Task(Section):
+    """One task's place in a mixture; a weight of 0 leaves it out."""
+
+    weight: float = Field(default=0.0, ge=0, description="share of the loss, after division by the sum of all weights")
+    repeat: PositiveInt = Field(default=1, description="examples per row and epoch, each in other words")
+
+
+class Tasks(Section):
+    """The tasks by name. Those over queries have a row per train query, those over items a row per item."""
+
+    next_item: Task = Field(default=Task(), description="queries; the very prompt of rollouts and evaluation")
+    sequence_prediction: Task = Field(default=Task(), description="queries; next_item in many words")
+    category_analysis: Task = Field(default=Task(), description="queries; the most frequent categories of a window")
+    category_based_recommendation: Task = Field(default=Task(), description="queries; an item of a named category")
+    multi_turn_dialogue_category: Task = Field(default=Task(), description="queries; interests, then items of them")
+    multi_turn_dialogue_sequence: Task = Field(default=Task(), description="queries; recommend, hear, recommend again")
+    preference_analysis: Task = Field(default=Task(), description="queries; categories and brands, counted")
+    recommendation_reasoning: Task = Field(default=Task(), description="queries; an item and what it shares")
+    semantic_anchoring: Task = Field(default=Task(), description="items; SID to text and text to SID")
+    attribute_mapping: Task = Field(default=Task(), description="items; SID to title or category")
+    semantic_recovery: Task = Field(default=Task(), description="items; half of a title to SID and whole title")
+    document_to_id: Task = Field(default=Task(), description="items; all of the text to SID (indexing)")
+    id_to_document: Task = Field(default=Task(), description="items; SID to all of the text (indexing)")
+
+    @property
+    def chosen(self) -> dict[str, Task]:
+        """Those with a weight."""
+        return {name: task for name in type(self).model_fields if (task := getattr(self, name)).weight > 0}
+
+
+class Teacher(Section):
+    """A larger model that writes the reasons of recommendation_reasoning; null as url leaves them to templates."""
+
+    url: str | None = Field(
+        default=None, pattern=r"^https?://", description="OpenAI-compatible base, such as http://host:8000/v1"
+    )
+    model: str = ""
+    key_variable: str = Field(default="GENREC_TEACHER_KEY", description="environment variable that holds the key")
+    examples: PositiveInt = Field(default=1000, description="train queries that get a reason from it")
+    temperature: float = Field(default=0.7, ge=0)
+    max_tokens: PositiveInt = 160
+    timeout_s: float = Field(default=60.0, gt=0)
+
+
+class Instruction(Section):
+    """The words of the tasks, and what they are about."""
+
+    languages: tuple[str, ...] = Field(
+        default=("en", "zh"), min_length=1, description="packaged templates, or paths of YAML files of the same form"
+    )
+    window: PositiveInt = Field(default=10, description="last items of the history whose categories are the interest")
+    interests: PositiveInt = Field(default=3, description="categories, or brands, that an interest names at most")
+    turns: int = Field(default=3, ge=2, description="recommendations of a dialogue, at most")
+    text_words: PositiveInt = Field(default=48, description="words of a description, at most (or signs, in Chinese)")
+    teacher: Teacher = Teacher()
+
+
+class Stage(Section):
+    """A stage before the last one; with neither steps nor epochs it is left out."""
+
+    steps: int = Field(default=0, ge=0, description="optimizer steps; 0 = all epochs")
+    epochs: int = Field(default=0, ge=0, description="with steps: 0 = as many as they take")
+    lr: float = Field(default=2e-5, gt=0)
+    min_lr: float = Field(default=0.0, ge=0)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    tasks: Tasks = Tasks(semantic_anchoring=Task(weight=0.5), attribute_mapping=Task(weight=0.5))
+
+    @property
+    def is_on(self) -> bool:
+        """Whether it runs."""
+        return self.steps > 0 or self.epochs > 0
+
+
+class Stages(Section):
+    """What comes before learning.sft: first the new SID rows alone, then all that trains, both on text and SIDs."""
+
+    rows: Stage = Stage(lr=1e-3)
+    pretraining: Stage = Stage()
+
+    def on(self) -> dict[Literal["rows", "pretraining"], Stage]:
+        """Those that run, in their order."""
+        named: dict[Literal["rows", "pretraining"], Stage] = {"rows": self.rows, "pretraining": self.pretraining}
+        return {name: stage for name, stage in named.items() if stage.is_on}

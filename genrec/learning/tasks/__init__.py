@@ -1,0 +1,1 @@
+"""Instruction tasks: conversations about items and histories, mixed by weight, for pretrained policies."""

@@ -1,0 +1,92 @@
+"""The loss of a mixture: next items as ``SftLoss`` has them, conversations token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from genrec.learning.batches import Dense, Rows
+from genrec.learning.tasks.mixture import Mixed
+from genrec.policy.decode import masked_log_softmax
+from genrec.policy.model import Policy
+from genrec.policy.tree import prompt_mask, prompt_positions
+from genrec.sid.trie import Trie
+
+CHUNK = 256
+"""Tokens whose logits over the whole vocabulary are held at once."""
+
+
+class MixedLoss:
+    """Cross-entropy of a batch of tasks, summed over examples.
+
+    In a conversation a text token is one of the text vocabulary, and a SID token one of the codes that exist under the
+    prefix: what ``policy.chat`` decodes by. An example's loss is the mean over its learned tokens times L, so that it
+    weighs what a next item weighs, times its task's factor.
+
+    Args:
+        next_item: the loss of a batch of next-item rows, summed.
+    """
+
+    def __init__(self, next_item: Callable[[Policy, Dense | Rows], Tensor], trie: Trie) -> None:
+        self._next_item, self._trie = next_item, trie
+
+    def __call__(self, policy: Policy, batch: Mixed) -> Tensor:
+        """Summed loss of the batch, a scalar."""
+        total = torch.zeros((), device=policy.device)
+        if len(batch.factor_R):
+            total = total + float(batch.factor_R[0]) * self._next_item(policy, batch.rows)
+        if len(batch.factor_C):
+            total = total + self._conversations(policy, batch)
+        return total
+
+    def _conversations(self, policy: Policy, batch: Mixed) -> Tensor:
+        device = policy.device
+        tokens_CS, mask_CS, label_CS = (t.to(device) for t in (batch.tokens_CS, batch.mask_CS, batch.label_CS))
+        hidden_CSD = policy.hidden(tokens_CS, prompt_positions(mask_CS), prompt_mask(mask_CS))
+        each_C = label_CS.sum(-1)
+        weight_C = batch.factor_C.to(device) * self._trie.depth / each_C.clamp(min=1)
+        is_text_CS = label_CS & (tokens_CS < policy.sids.base)
+        row_T, column_T = is_text_CS.nonzero(as_tuple=True)
+        hidden_TD, token_T = hidden_CSD[row_T, column_T - 1], tokens_CS[row_T, column_T]
+        total = (self._text(policy, hidden_TD, token_T) * weight_C[row_T]).sum()
+        return total + self._spans(policy, hidden_CSD, tokens_CS, label_CS, weight_C)
+
+    def _text(self, policy: Policy, hidden_TD: Tensor, token_T: Tensor) -> Tensor:
+        """Loss of each text token, (T,); logits are made again in backward, chunk by chunk."""
+
+        def chunk(hidden_KD: Tensor, token_K: Tensor) -> Tensor:
+            logits_KV = policy.vocabulary_logits(hidden_KD)[:, : policy.sids.base].float()
+            return F.cross_entropy(logits_KV, token_K, reduction="none")
+
+        pieces: list[Any] = [
+            checkpoint(chunk, hidden_KD, token_K, use_reentrant=False)
+            for hidden_KD, token_K in zip(hidden_TD.split(CHUNK), token_T.split(CHUNK), strict=True)
+        ]
+        return torch.cat(pieces)
+
+    def _spans(
+        self, policy: Policy, hidden_CSD: Tensor, tokens_CS: Tensor, label_CS: Tensor, weight_C: Tensor
+    ) -> Tensor:
+        """Weighted loss of the SIDs that the assistant writes; in the span at s level l is read from s + l - 1."""
+        sids, trie = policy.sids, self._trie
+        first = sids.base + sids.level_sizes[0]
+        row_M, column_M = (label_CS & (tokens_CS >= sids.base) & (tokens_CS < first)).nonzero(as_tuple=True)
+        span_ML = column_M[:, None] + torch.arange(trie.depth, device=column_M.device)
+        offsets_L = torch.tensor(sids.offsets, device=column_M.device)
+        codes_ML = tokens_CS[row_M[:, None], span_ML] - sids.base - offsets_L
+        nodes_ML = trie.walk(codes_ML)
+        total = torch.zeros((), device=policy.device)
+        for level in range(trie.depth):
+            logits_MK = policy.level_logits(hidden_CSD[row_M, span_ML[:, level] - 1], level)
+            logp_MK = masked_log_softmax(logits_MK, trie.step(level, nodes_ML[:, level]) >= 0)
+            chosen_M = logp_MK.gather(-1, codes_ML[:, level : level + 1])[:, 0]
+            # Without a span the sum is 0, but every SID row still has a gradient, which DDP waits for.
+            total = (
+                total - (chosen_M * weight_C[row_M]).sum() + 0.0 * policy.level_logits(hidden_CSD[:1, :1], level).sum()
+            )
+        return total
