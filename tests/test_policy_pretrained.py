@@ -12,7 +12,7 @@ from genrec.errors import InputError
 from genrec.learning.batches import Rows
 from genrec.learning.learner import GrpoLearner
 from genrec.learning.losses import SftLoss
-from genrec.learning.rewards import Knowledge, choose
+from genrec.learning.rewards import Knowledge
 from genrec.learning.rollout import LocalRollouts
 from genrec.policy.backbone import build
 from genrec.policy.decode import beam
@@ -77,8 +77,7 @@ def test_grpo_takes_a_real_step_and_the_reference_stays(built: tuple[Model, Prom
     rollouts = LocalRollouts(policy, prompts, catalog.trie, settings, seed=0)
     rewards = Rewards(hit=1.0, rank_log=0.0, prefix=0.5, diversity=0.0)
     knowledge, accelerator = Knowledge(catalog.codes_NL, [""] * 40), Accelerator(cpu=True)
-    terms = choose(rewards)
-    learner = GrpoLearner(policy, prompts, catalog.trie, knowledge, settings, rewards, accelerator, terms)
+    learner = GrpoLearner(policy, prompts, catalog.trie, knowledge, settings, rewards, accelerator)
     first = learner.snapshot()
     records = [learner.update(rollouts.collect(rollouts.submit(queries, learner.snapshot()))) for _ in range(2)]
     assert records[0]["kl"] == pytest.approx(0.0, abs=1e-5)

@@ -82,6 +82,12 @@ class Grpo(Section):
         default=0.05, ge=0, description="relative loss of validation NDCG@10 or HR@50 that stops the run"
     )
 
+    @model_validator(mode="after")
+    def _target_has_a_weight(self) -> Grpo:
+        if self.add_target and self.generation == "stochastic_beam":
+            raise ValueError("add_target leaves stochastic_beam's importance weights undefined; use generation=mixed")
+        return self
+
 
 class Learning(Section):
     """How the policy learns: first from the log, then from rewards."""

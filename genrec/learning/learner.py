@@ -18,7 +18,7 @@ from genrec.learning.advantages import EPSILON, advantages
 from genrec.learning.audit import dead_share, level_credit, mass_moved, term_shares
 from genrec.learning.critic import Critic, gae, normalised, value_loss
 from genrec.learning.objectives import OBJECTIVES, Batch, exact_entropy, exact_kl
-from genrec.learning.rewards import Knowledge, Term, pay
+from genrec.learning.rewards import Knowledge, Term, choose, pay
 from genrec.learning.schedule import learning_rate
 from genrec.learning.sft import parameter_groups
 from genrec.policy.model import Policy
@@ -49,7 +49,7 @@ class GrpoLearner:
     """Holds the policy and its optimizer; the reference is the policy as it was handed in (the SFT policy).
 
     Args:
-        terms: the reward terms that have a weight (``choose``).
+        terms: the reward terms that have a weight (``choose``); by default from the built-in ones.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class GrpoLearner:
         settings: Grpo,
         rewards: Rewards,
         accelerator: Accelerator,
-        terms: Mapping[str, Term],
+        terms: Mapping[str, Term] | None = None,
     ) -> None:
         self._settings, self._rewards, self._knowledge = settings, rewards, knowledge
-        self._terms = terms
+        self._terms = choose(rewards, centred=settings.objective != "ppo") if terms is None else terms
         self._objective = OBJECTIVES[settings.objective]
         self._prompts, self._accelerator = prompts, accelerator
         self.policy = policy.to(accelerator.device)
