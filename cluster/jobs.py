@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class Job:
     """One training stage: its inputs, and the directory where rank 0 leaves the result.
 
-    ``start`` holds the policy to begin from (the SFT policy), or is None for a new one.
+    ``start`` holds the policy to begin from (the SFT policy), or is None for a new one; ``vectors`` the item vectors
+    and ``rewards`` the Python file of terms, for rewards that want them.
     """
 
     config: Config
@@ -26,6 +27,8 @@ class Job:
     catalog: Path
     out: Path
     start: Path | None = None
+    vectors: Path | None = None
+    rewards: Path | None = None
 
     def build(self) -> tuple[Policy, Prompts, Catalog]:
         """The policy (with the tensors of ``start``), its prompts and the catalogue."""

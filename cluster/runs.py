@@ -196,19 +196,22 @@ def _examples(data: Path, form: str, max_history: int) -> tuple[Any, Any]:
 def grpo_loop(job: Job) -> None:
     """What every GRPO learner runs, each with its share of the rollout actors; rank 0 writes the result."""
     prepare_environment(job.config)
-    from genrec.data.tables import read_items, read_queries
+    from genrec.data.tables import read_queries
+    from genrec.evaluation.knowledge import read_knowledge
     from genrec.evaluation.validate import Validator
-    from genrec.learning.grpo import GrpoLearner, GrpoRun
+    from genrec.learning.grpo import GrpoRun
+    from genrec.learning.learner import GrpoLearner
     from genrec.learning.queries import QueryStream
-    from genrec.learning.rewards import Knowledge
+    from genrec.learning.rewards import choose, load_terms
     from genrec.learning.rollout import LocalRollouts
 
     config, settings = job.config, job.config.learning.grpo
     accelerator = _accelerator(job)
     policy, prompts, catalog = job.build()
-    categories = [path[-1] if path else "" for path in read_items(job.data)["categories"].to_pylist()]
-    knowledge = Knowledge(catalog.codes_NL, categories)
-    learner = GrpoLearner(policy, prompts, catalog.trie, knowledge, settings, config.rewards, accelerator)
+    rewards = config.rewards
+    terms = choose(rewards, load_terms(rewards.custom, job.rewards), centred=settings.objective != "ppo")
+    knowledge = read_knowledge(job.data, catalog.codes_NL, terms, rewards.settings, job.vectors)
+    learner = GrpoLearner(policy, prompts, catalog.trie, knowledge, settings, rewards, accelerator, terms)
     rank, world = accelerator.process_index, accelerator.num_processes
     actors = len(range(rank, config.compute.rollout_actors, world)) if config.compute.workers else 0
     if actors:
@@ -230,7 +233,7 @@ def grpo_loop(job: Job) -> None:
     run = GrpoRun(
         learner,
         rollouts,
-        QueryStream(train, settings.queries, seed=config.seed, rank=rank, world=world),
+        QueryStream(train, settings.queries * settings.oversample, seed=config.seed, rank=rank, world=world),
         settings=settings,
         accelerator=accelerator,
         checkpoints=_checkpoints(job),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,12 @@ from typing import Any
 from cluster.jobs import Job
 from cluster.machine import connect, prepare_environment
 from cluster.runs import fit, grpo_loop
-from genrec.config import Config
 from genrec.errors import InputError
 
 FIGURES = ("ndcg@10", "gain", "last", "hr@50")
 
 
-def search(config: Config, job: Job) -> list[dict[str, Any]]:
+def search(job: Job) -> list[dict[str, Any]]:
     """Run ``tune.trials`` trials over ``tune.space`` and return them, best validation NDCG@10 first.
 
     A killed search goes on where it was: finished trials are kept, the others run again.
@@ -24,6 +24,7 @@ def search(config: Config, job: Job) -> list[dict[str, Any]]:
     Raises:
         InputError: no trial finished.
     """
+    config = job.config
     connect(config)
     from ray import tune
 
@@ -64,14 +65,14 @@ def _trial(weights: dict[str, float], job: Job) -> dict[str, float]:
     from ray import tune
 
     name = tune.get_context().get_trial_id()
-    rewards = job.config.rewards.model_copy(update=weights)
+    rewards = job.config.rewards.weighted(weights)
     steps = job.config.tune.steps
     grpo = job.config.learning.grpo.model_copy(update={"steps": steps, "eval_every": max(1, steps // 4)})
     learning = job.config.learning.model_copy(update={"grpo": grpo})
     config = job.config.model_copy(update={"rewards": rewards, "learning": learning})
     out = job.out / "runs" / name
     out.mkdir(parents=True, exist_ok=True)
-    fit(grpo_loop, Job(config, job.data, job.catalog, out, job.start), name)
+    fit(grpo_loop, replace(job, config=config, out=out), name)
     return _best(json.loads((out / "curve.json").read_text(encoding="utf-8")))
 
 

@@ -48,6 +48,7 @@ class Group:
 
     ``logp_GL`` holds log-probabilities of the trie-renormalised policy, one per level (0 for a forced step).
     Rewards are empty until a reward function fills them; ``terms`` keeps each weighted term for the audit.
+    ``weights_G`` are importance weights of candidates that were drawn without replacement; None: all equal.
     """
 
     query: Query
@@ -57,6 +58,7 @@ class Group:
     logp_GL: torch.Tensor
     rewards_G: torch.Tensor
     terms: dict[str, torch.Tensor]
+    weights_G: torch.Tensor | None = None
 
 
 class Rollouts(Protocol):

@@ -1,4 +1,3 @@
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,16 +6,11 @@ import pytest
 import torch
 from worlds import random_catalog, small_policy
 
-from genrec.config import Rewards
 from genrec.errors import InputError
-from genrec.learning import rewards
-from genrec.learning.advantages import advantages
 from genrec.learning.batches import DenseExamples, Epochs, RowExamples
 from genrec.learning.loop import improve
 from genrec.learning.losses import SftLoss
-from genrec.learning.objectives import clipped_surrogate, exact_kl
 from genrec.learning.queries import QueryStream
-from genrec.learning.rewards import Knowledge, pay, term_shares
 from genrec.learning.schedule import learning_rate
 from genrec.types import Group, Query, Snapshot
 
@@ -74,69 +68,6 @@ def test_the_rate_rises_then_falls_to_its_low() -> None:
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[9] == 1.0
     assert rates[-1] == pytest.approx(0.1, abs=1e-3)
-
-
-def group(items: Sequence[int], target: int, codes: torch.Tensor) -> Group:
-    chosen = torch.tensor(items)
-    query = Query(0, 0, (1,), target)
-    return Group(
-        query, 0, chosen, codes[chosen.clamp(min=0)], torch.zeros(len(items), codes.shape[1]), torch.empty(0), {}
-    )
-
-
-CODES = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0]])
-KNOWLEDGE = Knowledge(CODES, ["a", "a", "b", ""])
-
-
-def test_reward_terms_give_what_their_formulas_say() -> None:
-    made = group([3, 1, 0, 2], 0, CODES)
-    assert rewards.hit(made, KNOWLEDGE).tolist() == [0, 0, 1, 0]
-    assert rewards.rank_log(made, KNOWLEDGE).tolist() == pytest.approx([0, 0, math.log(3), 0])
-    assert rewards.prefix(made, KNOWLEDGE).tolist() == pytest.approx([0, 2 / 3, 1, 1 / 3])
-    assert rewards.diversity(made, KNOWLEDGE).tolist() == [0, 1, 0, 1]
-
-
-def test_rewards_are_weighted_sums_and_empty_candidates_earn_nothing() -> None:
-    made = group([0, -1, 2], 0, CODES)
-    pay([made], KNOWLEDGE, Rewards(hit=2.0, rank_log=0.0, prefix=0.5, diversity=0.0))
-    assert made.rewards_G.tolist() == pytest.approx([2.5, 0.0, 0.5 / 3])
-    assert set(made.terms) == {"hit", "prefix"}
-    assert sum(term_shares([made]).values()) == pytest.approx(1.0)
-
-
-def test_a_broken_reward_term_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    for bad in (torch.tensor([1.0]), torch.tensor([1.0, math.nan])):
-        monkeypatch.setattr(rewards, "TERMS", {**rewards.TERMS, "hit": lambda g, k, bad=bad: bad})
-        with pytest.raises(InputError, match="'hit'"):
-            pay([group([0, 1], 0, CODES)], KNOWLEDGE, Rewards())
-
-
-def test_dead_groups_get_no_advantage_and_a_lone_hit_the_same_whatever_its_size() -> None:
-    rewards_BG = torch.tensor([[0.0, 0, 0, 0], [0, 0, 0.3, 0], [0, 1.0, 0, 0]])
-    found = advantages("group_std", rewards_BG)
-    assert (found[0] == 0).all()
-    assert float(found[1].max()) == pytest.approx(float(found[2].max())) == pytest.approx(math.sqrt(3))
-    assert advantages("group_mean", rewards_BG)[2].tolist() == pytest.approx([-0.25, 0.75, -0.25, -0.25])
-    assert float(advantages("batch_std", rewards_BG).mean()) == pytest.approx(0.0, abs=1e-6)
-
-
-def test_the_surrogate_clips_and_ignores_empty_candidates() -> None:
-    old = torch.zeros(1, 2, 1)
-    new = torch.tensor([[[math.log(2.0)], [-math.inf]]], requires_grad=True)
-    valid = torch.tensor([[True, False]])
-    loss = clipped_surrogate(new, old, torch.tensor([[1.0, 1.0]]), valid, clip=0.2)
-    assert float(loss) == pytest.approx(-1.2 / 2)
-    loss.backward()
-    assert new.grad is not None
-    assert new.grad.flatten().tolist() == [0.0, 0.0]
-
-
-def test_kl_is_exact_and_zero_between_equals() -> None:
-    p = torch.tensor([[[0.5, 0.5, 0.0]]]).log()
-    q = torch.tensor([[[0.25, 0.75, 0.0]]]).log()
-    valid = torch.ones(1, 1, dtype=torch.bool)
-    assert float(exact_kl([p], [p], valid)) == 0.0
-    assert float(exact_kl([p], [q], valid)) == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))
 
 
 class CountingLearner:

@@ -10,7 +10,7 @@ from worlds import random_catalog
 from genrec.config import Grpo, Lora, Policy, Rewards
 from genrec.errors import InputError
 from genrec.learning.batches import Rows
-from genrec.learning.grpo import GrpoLearner
+from genrec.learning.learner import GrpoLearner
 from genrec.learning.losses import SftLoss
 from genrec.learning.rewards import Knowledge
 from genrec.learning.rollout import LocalRollouts
@@ -81,9 +81,8 @@ def test_grpo_takes_a_real_step_and_the_reference_stays(built: tuple[Model, Prom
     ]
     rollouts = LocalRollouts(policy, prompts, catalog.trie, settings, seed=0)
     rewards = Rewards(hit=1.0, rank_log=0.0, prefix=0.5, diversity=0.0)
-    learner = GrpoLearner(
-        policy, prompts, catalog.trie, Knowledge(catalog.codes_NL, [""] * 40), settings, rewards, Accelerator(cpu=True)
-    )
+    knowledge, accelerator = Knowledge(catalog.codes_NL, [""] * 40), Accelerator(cpu=True)
+    learner = GrpoLearner(policy, prompts, catalog.trie, knowledge, settings, rewards, accelerator)
     first = learner.snapshot()
     records = [learner.update(rollouts.collect(rollouts.submit(queries, learner.snapshot()))) for _ in range(2)]
     assert records[0]["kl"] == pytest.approx(0.0, abs=1e-5)

@@ -122,9 +122,7 @@ def test_of_a_whole_table_the_sid_rows_alone_get_a_gradient(settings: Policy) ->
     model = type(adapted.model)(adapted.model.config)
     whole = Model(model, adapted.sids)
     with only_sid_rows(whole):
-        SftLoss(prompts, CATALOG)(
-            whole, queries().take(torch.arange(4).numpy())
-        ).backward()
+        SftLoss(prompts, CATALOG)(whole, queries().take(torch.arange(4).numpy())).backward()
     [(table, rows)] = whole.sid_tables()
     assert table.grad is not None
     assert not table.grad[: rows.start].any()

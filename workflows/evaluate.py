@@ -19,10 +19,10 @@ VERSION = 1
 SHOWN = ("metrics.json", "report.html", "recommender.json", "config.yaml")
 
 
-def run(config: Config) -> Output:
+def run(config: Config, rewards: str | None = None) -> Output:
     """Judge the run; everything before it is made first. The results also appear under ``<storage>/runs/<name>``."""
     embedded = [] if config.sid.quantizer == "given" else [embed.run(config)]
-    done = [prepare.run(config), *embedded, assign.run(config), sft.run(config), grpo.run(config)]
+    done = [prepare.run(config), *embedded, assign.run(config), sft.run(config), grpo.run(config, rewards)]
     stages = {stage.name: stage for stage in done}
     settings = {
         "decode": config.decode.model_dump(mode="json", exclude={"batch_size"}),
@@ -41,4 +41,4 @@ def run(config: Config) -> Output:
 
 
 if __name__ == "__main__":
-    main(run, __doc__)
+    main(run, __doc__, options=grpo.OPTIONS)

@@ -20,7 +20,7 @@ STEPS = (
 )
 
 
-def run(config: Config) -> Output:
+def run(config: Config, rewards: str | None = None) -> Output:
     """Run every stage in order; finished ones are skipped."""
     names = [step.__name__.rpartition(".")[2] for step, _ in STEPS]
     for number, (step, about) in enumerate(STEPS, start=1):
@@ -29,9 +29,9 @@ def run(config: Config) -> Output:
         if step is embed and config.sid.quantizer == "given":
             print("[embed] not needed: the semantic IDs are given", flush=True)
             continue
-        output = step.run(config)
+        output = step.run(config, rewards) if step in (grpo, evaluate) else step.run(config)
     return output
 
 
 if __name__ == "__main__":
-    main(run, __doc__)
+    main(run, __doc__, options=grpo.OPTIONS)

@@ -5,7 +5,7 @@ from and the nearest key that exists. Nothing here imports torch, so ``--show`` 
 """
 
 from genrec.config.data import Data, Embed, Filters
-from genrec.config.learning import Grpo, Learning, Loss, Rewards, Sft
+from genrec.config.learning import Grpo, Learning, Loss, Rewards, RewardSettings, Sft
 from genrec.config.policy import Lora, Policy
 from genrec.config.root import Config, known_keys, load_config, to_yaml
 from genrec.config.running import Bench, Compute, Decode, Evaluation, Tune
@@ -28,6 +28,7 @@ __all__ = [
     "Lora",
     "Loss",
     "Policy",
+    "RewardSettings",
     "Rewards",
     "Section",
     "Sft",

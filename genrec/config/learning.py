@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from genrec.config.section import Section
 from genrec.config.tasks import Instruction, Stages, Tasks
@@ -59,22 +60,38 @@ class Sft(Section):
 
 
 class Grpo(Section):
-    """Group-relative policy optimisation (Shao et al. 2024) on the trie-renormalised policy."""
+    """Reinforcement learning on groups of candidates (GRPO, Shao et al. 2024, and its kin)."""
 
+    objective: Literal["grpo", "dr_grpo", "dapo", "gspo", "reinforce", "ppo", "dpo", "s_dpo"] = "grpo"
     steps: PositiveInt = 300
     queries: PositiveInt = Field(default=128, description="queries per update, over all workers")
+    oversample: PositiveInt = Field(
+        default=1, description="x queries are generated for; groups with an advantage come first (DAPO)"
+    )
     group: int = Field(default=16, ge=2, description="candidates per query")
-    generation: Literal["beam", "sample"] = "beam"
-    temperature: float = Field(default=1.0, gt=0, description="of sampling")
+    generation: Literal["beam", "sample", "stochastic_beam", "mixed"] = Field(
+        default="beam", description="mixed: the first half beams, the rest drawn without replacement"
+    )
+    temperature: float = Field(default=1.0, gt=0, description="sample: of sampling")
+    add_target: bool = Field(default=False, description="the target takes the last place of a group that missed it")
     lr: float = Field(default=3e-4, gt=0)
     min_lr: float = Field(default=0.0, ge=0)
     warmup: float = Field(default=0.05, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     clip: float = Field(default=1.0, gt=0, description="gradient norm")
-    ratio_clip: float = Field(default=0.2, gt=0, lt=1, description="epsilon of the clipped ratio")
+    ratio_clip: float = Field(default=0.2, gt=0, lt=1, description="epsilon of the clipped ratio; gspo: 3e-4 is usual")
+    ratio_clip_high: float = Field(default=0.28, gt=0, description="dapo: epsilon above 1")
     kl: float = Field(default=0.1, ge=0, description="weight of the exact KL to the SFT policy")
     sft: float = Field(default=0.3, ge=0, description="weight of the supervised term on the target")
-    advantage: Literal["group_std", "group_mean", "batch_std"] = "group_std"
+    entropy: float = Field(default=0.0, ge=0, description="weight of the exact entropy bonus")
+    advantage: Literal["auto", "group_std", "group_mean", "batch_std", "leave_one_out", "rank"] = Field(
+        default="auto",
+        description="auto: dr_grpo group_mean, reinforce leave_one_out, else group_std; ppo has its value head's",
+    )
+    gae_lambda: float = Field(default=0.95, ge=0, le=1, description="ppo: lambda of the advantages")
+    value_weight: float = Field(default=0.5, ge=0, description="ppo: weight of the value loss")
+    value_lr: float = Field(default=1e-3, gt=0, description="ppo: learning rate of the value head")
+    dpo_beta: float = Field(default=0.1, gt=0, description="dpo, s_dpo: inverse temperature of the preference")
     max_staleness: int = Field(default=0, ge=0, le=16)
     micro_queries: PositiveInt = Field(default=64, description="queries per forward of the learner")
     rollout_chunk: PositiveInt = Field(
@@ -87,6 +104,12 @@ class Grpo(Section):
         default=0.05, ge=0, description="relative loss of validation NDCG@10 or HR@50 that stops the run"
     )
 
+    @model_validator(mode="after")
+    def _target_has_a_weight(self) -> Grpo:
+        if self.add_target and self.generation == "stochastic_beam":
+            raise ValueError("add_target leaves stochastic_beam's importance weights undefined; use generation=mixed")
+        return self
+
 
 class Learning(Section):
     """How the policy learns: first from the log, then from rewards."""
@@ -98,10 +121,55 @@ class Learning(Section):
     grpo: Grpo = Grpo()
 
 
+class RewardSettings(Section):
+    """What the reward terms themselves are told; the weights stand beside this section."""
+
+    horizon: PositiveInt = Field(
+        default=5, description="future, event: the target and the user's next training items, so many in all"
+    )
+    discount: float = Field(default=0.5, ge=0, le=1, description="future, event: per step behind the target")
+    events: dict[str, float] = Field(
+        default={"click": 1.0, "purchase": 3.0}, description="event: what an event of this type is worth; others 0"
+    )
+    rare: int = Field(default=4, ge=0, description="novelty: items with more train events earn nothing")
+
+
 class Rewards(Section):
     """Weights of the reward terms; zero switches a term off. Searched by ``workflows.tune``."""
 
     hit: float = Field(default=1.0, description="the candidate is the target")
     rank_log: float = Field(default=-0.15, description="x ln(rank) of a hit, rank from 1")
+    rank_linear: float = Field(default=0.0, description="x rank of a hit, rank from 1; -0.1 is usual")
+    ndcg_rank: float = Field(default=0.0, description="misses beside a hit pay by their rank (MiniOneRec); 1 is usual")
     prefix: float = Field(default=0.0, description="share of leading levels that agree with the target")
+    future: float = Field(default=0.0, description="one of the user's next training items, discounted by distance")
+    event: float = Field(default=0.0, description="the same, worth what its event type is worth")
+    semantic: float = Field(default=0.0, description="cosine of the item's vector and the target's")
+    collaborative: float = Field(default=0.0, description="ItemKNN's score for the history, 1 for its best item")
     diversity: float = Field(default=0.0, description="1 for the first candidate of a category, in rank order")
+    category_count: float = Field(
+        default=0.0, description="share of distinct categories in the list; cancels wherever groups are centred"
+    )
+    repeat: float = Field(default=0.0, description="the item stands in the history; -0.5 is usual")
+    novelty: float = Field(default=0.0, description="new or rarely seen items")
+    popularity_penalty: float = Field(default=0.0, description="x -ln(1 + train events), scaled to at most 1")
+    custom: dict[str, float] = Field(
+        default_factory=dict, description="weights of terms from entry points (genrec.rewards) or a --rewards file"
+    )
+    settings: RewardSettings = RewardSettings()
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> Rewards:
+        if taken := sorted(set(self.custom) & set(type(self).model_fields)):
+            raise ValueError(f"rewards.custom holds {taken}, which are names of built-in terms; choose others")
+        return self
+
+    def weights(self) -> dict[str, float]:
+        """The weight of every term, switched off or not, by name."""
+        return {**self.model_dump(exclude={"custom", "settings"}), **self.custom}
+
+    def weighted(self, weights: Mapping[str, float]) -> Rewards:
+        """These rewards with some weights replaced."""
+        own = {name: weight for name, weight in weights.items() if name not in self.custom}
+        custom = {name: weights.get(name, weight) for name, weight in self.custom.items()}
+        return self.model_copy(update={**own, "custom": custom})

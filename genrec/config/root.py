@@ -43,7 +43,7 @@ class Config(Section):
     def _fits_together(self) -> Config:
         grpo, workers = self.learning.grpo, max(1, self.compute.workers)
         dense, pretrained = self.learning.sft.form == "dense", self.policy.kind == "pretrained"
-        unknown = sorted(set(self.tune.space) - set(Rewards.model_fields))
+        unknown = sorted(set(self.tune.space) - set(self.rewards.weights()))
         sid = self.sid
         wrong = {
             "learning.sft.form=dense is for scratch policies; a pretrained one needs rows": dense and pretrained,
@@ -57,7 +57,7 @@ class Config(Section):
             "sid.text_weight and sid.cf_weight cannot both be 0": not (sid.text_weight or sid.cf_weight),
             "decode.width must reach the largest of evaluation.ks": self.decode.width
             < max(self.evaluation.ks, default=0),
-            f"tune.space names {unknown}; the reward terms are {sorted(Rewards.model_fields)}": unknown,
+            f"tune.space names {unknown}; the reward terms are {sorted(self.rewards.weights())}": unknown,
             "tune.space: the low end must lie below the high end": any(a >= b for a, b in self.tune.space.values()),
             "storage must be a path that every node sees; object stores are not supported": "://" in self.storage,
         }
@@ -147,7 +147,7 @@ def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[st
 
 def _refuse_unknown_keys(layer: Mapping[str, Any], source: str) -> None:
     known = list(known_keys())
-    free = ("data.columns", "tune.space")
+    free = ("data.columns", "tune.space", "rewards.custom", "rewards.settings.events")
     for key in _dotted(layer):
         if key in known or key.startswith(tuple(f"{name}." for name in free)):
             continue

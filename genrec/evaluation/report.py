@@ -26,6 +26,8 @@ GRPO_PANELS = (
     ("reward", "Mean reward"),
     ("dead_groups", "Zero-advantage groups"),
     ("kl", "KL to the SFT policy"),
+    ("mass/head", "Mass moved to head items"),
+    ("mass/tail", "Mass moved to tail items"),
     ("ndcg@10", "Validation NDCG@10"),
     ("hr@50", "Validation HR@50"),
 )

@@ -15,14 +15,14 @@ LIMIT = 5.0
 
 def group_std(rewards_BG: Tensor) -> Tensor:
     """(r - mean) / std within each group (GRPO, Shao et al. 2024, eq. 3)."""
-    centred_BG = rewards_BG - rewards_BG.mean(-1, keepdim=True)
     std_B1 = rewards_BG.std(-1, keepdim=True, correction=0)
-    return (centred_BG / std_B1.clamp(min=EPSILON)).masked_fill(std_B1 < EPSILON, 0)
+    return group_mean(rewards_BG) / std_B1.clamp(min=EPSILON)
 
 
 def group_mean(rewards_BG: Tensor) -> Tensor:
-    """r - mean within each group, not divided (Dr. GRPO, Liu et al. 2025)."""
-    return rewards_BG - rewards_BG.mean(-1, keepdim=True)
+    """r - mean within each group, not divided (Dr. GRPO, Liu et al. 2025); 0 where rewards spread less than EPSILON."""
+    centred_BG = rewards_BG - rewards_BG.mean(-1, keepdim=True)
+    return centred_BG.masked_fill(rewards_BG.std(-1, keepdim=True, correction=0) < EPSILON, 0)
 
 
 def batch_std(rewards_BG: Tensor) -> Tensor:
@@ -32,10 +32,25 @@ def batch_std(rewards_BG: Tensor) -> Tensor:
     return centred_BG / std if std > EPSILON else centred_BG * 0
 
 
+def leave_one_out(rewards_BG: Tensor) -> Tensor:
+    """r_i - mean of the other G - 1 rewards = G / (G - 1) · (r_i - mean) (RLOO, Ahmadian et al. 2024, eq. 8)."""
+    group = rewards_BG.shape[-1]
+    return group_mean(rewards_BG) * (group / max(1, group - 1))
+
+
+def rank(rewards_BG: Tensor) -> Tensor:
+    """(candidates below - candidates above) / (G - 1), in [-1, 1]: the order of the rewards, whatever their sizes."""
+    gap_BGG = rewards_BG[..., :, None] - rewards_BG[..., None, :]
+    order_BGG = gap_BGG.masked_fill(gap_BGG.abs() < EPSILON, 0).sign()
+    return order_BGG.sum(-1) / max(1, rewards_BG.shape[-1] - 1)
+
+
 ADVANTAGES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "group_std": group_std,
     "group_mean": group_mean,
     "batch_std": batch_std,
+    "leave_one_out": leave_one_out,
+    "rank": rank,
 }
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 
 import torch
+from torch import Tensor
 
 from genrec.config import Grpo
+from genrec.learning.candidates import by_probability, importance, mixed, with_target
 from genrec.policy.decode import beam, sample
 from genrec.policy.model import Policy
 from genrec.policy.prompts import Prompts
+from genrec.policy.searches import stochastic_beam
 from genrec.sid.trie import Trie
 from genrec.types import Group, Query, Snapshot
 
@@ -17,17 +21,29 @@ from genrec.types import Group, Query, Snapshot
 def generate(
     policy: Policy, prompts: Prompts, trie: Trie, queries: Sequence[Query], settings: Grpo, *, version: int, seed: int
 ) -> list[Group]:
-    """One group of G candidates per query from the policy as it stands, without rewards."""
+    """One group of G candidates per query from the policy as it stands, without rewards.
+
+    Candidates of ``stochastic_beam`` carry importance weights; see ``importance``.
+    """
     policy.eval()
     tokens_BP, mask_BP = (t.to(policy.device) for t in prompts.encode([query.history for query in queries]))
+    generator = torch.Generator(policy.device).manual_seed(seed * 1_000_003 + queries[0].id)
+    arguments = (policy, tokens_BP, mask_BP, trie, settings.group)
+    weights: Iterable[Tensor | None] = repeat(None, len(queries))
     if settings.generation == "beam":
-        beams = beam(policy, tokens_BP, mask_BP, trie, settings.group)
+        beams = beam(*arguments)
+    elif settings.generation == "sample":
+        beams = sample(*arguments, temperature=settings.temperature, generator=generator)
     else:
-        generator = torch.Generator(policy.device).manual_seed(seed * 1_000_003 + queries[0].id)
-        heat = settings.temperature
-        beams = sample(policy, tokens_BP, mask_BP, trie, settings.group, temperature=heat, generator=generator)
-    columns = zip(queries, beams.items_BW.cpu(), beams.codes_BWL.cpu(), beams.logp_BWL.cpu(), strict=True)
-    return [Group(query, version, items, codes, logp, torch.empty(0), {}) for query, items, codes, logp in columns]
+        drawn = stochastic_beam(*arguments, generator=generator)
+        found = mixed(beam(*arguments), drawn.beams) if settings.generation == "mixed" else drawn.beams
+        beams, order_BG = by_probability(found)
+        if settings.generation == "stochastic_beam":
+            weights = importance(drawn).gather(1, order_BG).cpu()
+    if settings.add_target:
+        beams = with_target(policy, tokens_BP, mask_BP, trie, beams, [query.target for query in queries])
+    columns = zip(queries, beams.items_BW.cpu(), beams.codes_BWL.cpu(), beams.logp_BWL.cpu(), weights, strict=True)
+    return [Group(q, version, items, codes, logp, torch.empty(0), {}, w) for q, items, codes, logp, w in columns]
 
 
 def chunks(queries: Sequence[Query], size: int) -> list[Sequence[Query]]:

@@ -23,10 +23,12 @@ class Scores:
     ``logp_BGL``: each candidate's steps (-inf where its SID leaves the trie).
     ``steps``: per level the whole distribution at the prefix, (B, 1, K) at level 1, then (B, G, K); -inf at
     codes that do not exist.
+    ``hidden``: per level the hidden state at the prefix, (B, 1, D) at level 1, then (B, G, D).
     """
 
     logp_BGL: Tensor
     steps: tuple[Tensor, ...]
+    hidden: tuple[Tensor, ...]
 
 
 def score(policy: Policy, tokens_BP: Tensor, mask_BP: Tensor, codes_BGL: Tensor, trie: Trie | None = None) -> Scores:
@@ -37,6 +39,7 @@ def score(policy: Policy, tokens_BP: Tensor, mask_BP: Tensor, codes_BGL: Tensor,
     group = codes_BGL.shape[1]
     nodes_BGL = trie.walk(codes_BGL) if trie is not None else None
     steps: list[Tensor] = []
+    hidden: list[Tensor] = []
     chosen: list[Tensor] = []
     for level, hidden_BGD in enumerate(states(policy, tokens_BP, mask_BP, codes_BGL)):
         logits_BGK = policy.level_logits(hidden_BGD, level)
@@ -46,8 +49,9 @@ def score(policy: Policy, tokens_BP: Tensor, mask_BP: Tensor, codes_BGL: Tensor,
             nodes_BG = nodes_BGL[:, : hidden_BGD.shape[1], level].clamp(min=0)
             step_BGK = masked_log_softmax(logits_BGK, trie.step(level, nodes_BG) >= 0)
         steps.append(step_BGK)
+        hidden.append(hidden_BGD)
         chosen.append(step_BGK.expand(-1, group, -1).gather(-1, codes_BGL[..., level : level + 1]))
-    return Scores(torch.cat(chosen, -1), tuple(steps))
+    return Scores(torch.cat(chosen, -1), tuple(steps), tuple(hidden))
 
 
 def states(policy: Policy, tokens_BP: Tensor, mask_BP: Tensor, codes_BGL: Tensor) -> tuple[Tensor, ...]:

@@ -1,0 +1,13 @@
+"""Reward terms: pure functions of a group, weighted by the config and added up.
+
+A term that is constant over its group vanishes wherever groups are centred (A = r - mean, divided or not), so
+diversity is paid as each candidate's marginal contribution, and the rank penalty counts only beside terms that pay
+the others.
+"""
+
+from genrec.learning.rewards.custom import load_terms
+from genrec.learning.rewards.knowledge import Ahead, Knowledge, Term
+from genrec.learning.rewards.pay import choose, pay
+from genrec.learning.rewards.terms import TERMS
+
+__all__ = ["TERMS", "Ahead", "Knowledge", "Term", "choose", "load_terms", "pay"]
