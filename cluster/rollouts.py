@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 from cluster.jobs import Job
@@ -68,6 +69,7 @@ class RayRollouts:
         )
         self.actors = [make.remote(job) for _ in range(actors)]
         self._chunk = job.config.learning.grpo.rollout_chunk
+        self._turn = cycle(self.actors)
         self._sent: tuple[int, Any] | None = None
 
     def submit(self, queries: Sequence[Query], policy: Snapshot) -> RayTicket:
@@ -78,11 +80,8 @@ class RayRollouts:
 
         if self._sent is None or self._sent[0] != policy.version:
             self._sent = (policy.version, ray.put(policy))
-        parts = [
-            self.actors[index % len(self.actors)].generate.remote(self._sent[1], part)
-            for index, part in enumerate(chunks(queries, self._chunk))
-        ]
-        return RayTicket(parts)
+        sent = self._sent[1]
+        return RayTicket([next(self._turn).generate.remote(sent, part) for part in chunks(queries, self._chunk)])
 
     def collect(self, ticket: RayTicket) -> list[Group]:
         """Wait for the groups of ``ticket``, in the order of its queries."""

@@ -1,6 +1,6 @@
 """bench: alternatives measured side by side in one run.
 
-python -m workflows.bench assign|decode [CONFIG...] [key=value ...] [--json]
+python -m workflows.bench assign|decode|rl [CONFIG...] [key=value ...] [--json]
 python -m workflows.bench insert CONFIG... [bench.items=200]       new items in a live catalogue, without retraining
 python -m workflows.bench tokenizers CONFIG... [bench.rows=[rqkmeans,rqvae] bench.seeds=3]
 """
@@ -15,7 +15,7 @@ from genrec.errors import InputError
 from workflows import embed, prepare
 from workflows.door import parser, read_config, refused
 
-NEEDS = {"assign": (), "decode": (), "insert": (prepare, embed), "tokenizers": (prepare, embed)}
+NEEDS = {"assign": (), "decode": (), "rl": (), "insert": (prepare, embed), "tokenizers": (prepare, embed)}
 
 
 def main() -> None:
