@@ -162,8 +162,9 @@ def _examples(data: Path, form: str, max_history: int) -> tuple[Any, Any]:
 def grpo_loop(job: Job) -> None:
     """What every GRPO learner runs, each with its share of the rollout actors; rank 0 writes the result."""
     prepare_environment(job.config)
-    from genrec.data.tables import read_items, read_queries
-    from genrec.evaluation.validate import Validator
+    from genrec.data.tables import read_items, read_queries, read_sequences
+    from genrec.evaluation.baselines import train_log
+    from genrec.evaluation.validate import LocalJudge, Validator
     from genrec.learning.grpo import GrpoLearner, GrpoRun
     from genrec.learning.queries import QueryStream
     from genrec.learning.rewards import Knowledge
@@ -191,7 +192,9 @@ def grpo_loop(job: Job) -> None:
         count=settings.eval_queries,
         width=50,
         batch_size=config.decode.batch_size,
+        train_counts_N=train_log(read_sequences(job.data), len(catalog)).counts_N,
     )
+    judge = rollouts.judge(validator) if actors else LocalJudge(validator, policy)
     train = read_queries(job.data, "train")
     run = GrpoRun(
         learner,
@@ -200,7 +203,7 @@ def grpo_loop(job: Job) -> None:
         settings=settings,
         accelerator=accelerator,
         checkpoints=_checkpoints(job),
-        validate=validator,
+        judge=judge,
     )
     _keep(job, policy, catalog, run.run(), accelerator)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +15,12 @@ from genrec.config import Grpo, Rewards
 from genrec.errors import InputError
 from genrec.learning.advantages import EPSILON, advantages
 from genrec.learning.checkpoints import Checkpoints, TrainingState
-from genrec.learning.loop import improve
+from genrec.learning.guard import GUARDED, Guard, Judge
+from genrec.learning.loop import Watch, ignore, improve
 from genrec.learning.objectives import clipped_surrogate, exact_kl
 from genrec.learning.rewards import Knowledge, pay, term_shares
 from genrec.learning.schedule import learning_rate
-from genrec.learning.sft import Validate, parameter_groups
+from genrec.learning.sft import parameter_groups
 from genrec.policy.model import Policy
 from genrec.policy.prompts import Prompts
 from genrec.policy.score import Scores, score
@@ -53,6 +55,7 @@ class GrpoLearner:
         wrapped: Any = accelerator.prepare(policy, optimizer)
         self._wrapped, self.optimizer = wrapped
         self.version = 0
+        self._began: int | None = None
         self._snapshot: Snapshot | None = None
 
     def snapshot(self) -> Snapshot:
@@ -64,6 +67,7 @@ class GrpoLearner:
     def update(self, groups: list[Group]) -> dict[str, float]:
         """One clipped policy-gradient step on this worker's groups (averaged over workers)."""
         settings = self._settings
+        self._began = self.version if self._began is None else self._began
         pay(groups, self._knowledge, self._rewards)
         rewards_BG = torch.stack([group.rewards_G for group in groups])
         advantage_BG = advantages(settings.advantage, rewards_BG)
@@ -111,12 +115,15 @@ class GrpoLearner:
         return torch.stack([loss, surrogate, kl, sft]).detach()
 
     def _check_agreement(self, groups: Sequence[Group], new_BGL: Tensor, old_BGL: Tensor, valid_BG: Tensor) -> None:
-        """On the first update the rollouts come from these very weights: the same log-probabilities must come out."""
-        if self.version > 0 or groups[0].version > 0:
+        """On the first update, of a resumed run too, the rollouts come from these very weights.
+
+        The same log-probabilities must come out.
+        """
+        if self.version != self._began or groups[0].version != self.version or not bool(valid_BG.any()):
             return
         gap = float((new_BGL - old_BGL).detach()[valid_BG].abs().max())
         limit = AGREEMENT if next(self.policy.parameters()).dtype == torch.float32 else 0.2
-        if gap > limit:
+        if not gap <= limit:
             raise InputError(
                 f"the rollouts' log-probabilities differ from the learner's by {gap:.2g} (limit {limit:g}) on the "
                 "first update: the rollout actors do not run the learner's policy; both must load the same SFT output"
@@ -135,8 +142,8 @@ class GrpoLearner:
 class GrpoRun:
     """Improves a policy and keeps its best version by validation; the SFT policy is version 0.
 
-    The guard: when validation NDCG@10 or HR@50 falls below the SFT policy's by more than ``guard_drop`` (relative),
-    the run stops. What comes back is always the best version whose HR@50 is not below that line, be it version 0.
+    When the guard finds a version worse than version 0 the run stops and rolls back: the policy is then the best
+    version that the guard let pass, be it version 0.
     """
 
     def __init__(
@@ -148,12 +155,14 @@ class GrpoRun:
         settings: Grpo,
         accelerator: Accelerator,
         checkpoints: Checkpoints,
-        validate: Validate,
+        judge: Judge,
+        watch: Watch = ignore,
     ) -> None:
         self._learner, self._rollouts, self._queries = learner, rollouts, queries
         self._settings, self._accelerator = settings, accelerator
-        self._checkpoints, self._validate = checkpoints, validate
+        self._checkpoints, self._watch = checkpoints, watch
         self.state = TrainingState()
+        self._guard = Guard(judge, settings, self.state)
 
     def run(self) -> TrainingState:
         """Run to the last step or until the guard stops it; resumes from the latest checkpoint."""
@@ -161,55 +170,63 @@ class GrpoRun:
         if self.state.stopped:
             return self.state
         started, first = time.monotonic(), self.state.step
-        if not self.state.curve:
-            self._check({"step": 0.0})
         steps, staleness = self._settings.steps, self._settings.max_staleness
         for record in improve(self._learner, self._rollouts, self._queries, steps=steps, max_staleness=staleness):
             self.state.step = self._learner.version
-            checked = self.state.step % self._settings.eval_every == 0 or self.state.step == steps
-            if checked:
-                self._check(record)
-            else:
-                self.state.curve.append(record)
-            if checked or self.state.step % 10 == 0:
-                self._say(record, (time.monotonic() - started) / (self.state.step - first))
+            self.state.curve.append(record)
+            checked = self._is_check()
             if checked or self.state.step % self._settings.checkpoint_every == 0:
+                self._settle()
+                if checked and not self.state.stopped:
+                    self._guard.begin(self._learner.snapshot())
                 self._save()
+            self._watch(record)
+            if checked or self.state.step % 10 == 0:
+                self._say(record, (time.monotonic() - started) / max(1, self.state.step - first))
             if self.state.stopped:
                 break
+        if self._settle():
+            self._save()
         return self.state
 
     def _resume(self) -> None:
         with self._checkpoints.latest() as directory:
             if directory is not None:
                 self.state.read(self._learner.policy, self._learner.optimizer, directory)
+                self._guard.read(directory)
                 self._learner.version = self.state.step
+        if not self.state.curve:
+            self.state.curve.append({"step": 0.0})
+        if self._is_check() and not self._guard.judged(self.state.step):
+            self._guard.begin(self._learner.snapshot())
 
-    def _check(self, record: dict[str, float]) -> None:
-        self._learner.policy.eval()
-        metrics = self._validate(self._learner.policy)
-        record |= metrics
-        self.state.curve.append(record)
-        first = self.state.curve[0]
-        floor = 1 - self._settings.guard_drop
-        fallen = [name for name in ("ndcg@10", "hr@50") if metrics[name] < floor * first[name]]
-        if fallen:
-            self.state.stopped = f"validation {fallen[0]} fell below the SFT policy's by more than the guard allows"
-        elif metrics["ndcg@10"] > self.state.best_score:
-            self.state.best_score = metrics["ndcg@10"]
-            self.state.best = dict(self._learner.snapshot().tensors)
-            self.state.best_step = self.state.step
+    def _is_check(self) -> bool:
+        return self.state.step % self._settings.eval_every == 0 or self.state.step == self._settings.steps
+
+    def _settle(self) -> bool:
+        """Wait for a verdict that is under way; False if there is none."""
+        if not self._guard.settle():
+            return False
+        checked = [record for record in self.state.curve if "ndcg@10" in record][-1]
+        if self._accelerator.is_main_process:
+            shown = "  ".join(f"{name} {checked[name]:.4f}" for name in GUARDED if name in checked)
+            print(f"[grpo] version {checked['step']:.0f} validated  {shown}", flush=True)
+        return True
 
     def _save(self) -> None:
+        if self.state.stopped:
+            self._learner.policy.adopt(self.state.best)
         metrics = {"step": self.state.step, "ndcg@10": self.state.best_score}
-        self._checkpoints.save(
-            lambda path: self.state.write(self._learner.policy, self._learner.optimizer, path), metrics
-        )
+        self._checkpoints.save(self._write, metrics)
+
+    def _write(self, directory: Path) -> None:
+        self.state.write(self._learner.policy, self._learner.optimizer, directory)
+        self._guard.write(directory)
 
     def _say(self, record: dict[str, float], step_s: float) -> None:
         if not self._accelerator.is_main_process:
             return
         left = step_s * (self._settings.steps - self.state.step)
-        names = ("reward", "dead_groups", "kl", "ndcg@10", "hr@50")
+        names = ("reward", "dead_groups", "kl", "staleness", *GUARDED)
         shown = "  ".join(f"{name} {record[name]:.4f}" for name in names if name in record)
         print(f"[grpo] step {self.state.step}/{self._settings.steps}  {shown}  about {left:.0f} s left", flush=True)

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from genrec.types import Group, Query, Rollouts, Snapshot
+
+Watch = Callable[[Mapping[str, float]], None]
+"""Is told each update's measurements; must not change them."""
+
+
+def ignore(record: Mapping[str, float]) -> None:
+    """Watch nothing."""
 
 
 class Learner(Protocol):
