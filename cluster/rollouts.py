@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cluster.jobs import Job
+from cluster.meter import cap_memory
 from genrec.types import Group, Query, Snapshot
 
 if TYPE_CHECKING:
@@ -29,9 +30,14 @@ class RolloutWorker:
     def __init__(self, job: Job) -> None:
         import torch
 
+        from cluster.watching import Busy
+
         torch.set_num_threads(job.config.compute.rollout_threads)
+        self._busy = Busy()
         self._policy, self._prompts, catalog = job.build()
-        device = "cuda" if job.config.compute.rollout_gpus and torch.cuda.is_available() else "cpu"
+        gpus = job.config.compute.rollout_gpus
+        device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
+        cap_memory(gpus)
         self._policy.to(device)
         self._trie = catalog.trie.to(device)
         self._settings, self._seed = job.config.learning.grpo, job.config.seed
@@ -41,16 +47,19 @@ class RolloutWorker:
         """Groups of ``queries`` under ``snapshot``."""
         from genrec.learning.rollout import generate
 
-        self._adopt(snapshot)
         version, seed = snapshot.version, self._seed + snapshot.version
-        return generate(self._policy, self._prompts, self._trie, queries, self._settings, version=version, seed=seed)
+        where = (self._policy, self._prompts, self._trie)
+        with self._busy:
+            self._adopt(snapshot)
+            return generate(*where, queries, self._settings, version=version, seed=seed)
 
     def ranks(self, snapshot: Snapshot, queries: Sequence[Query], width: int) -> Any:
         """Ranks (Q,) of the targets of ``queries`` under ``snapshot``."""
         from genrec.evaluation.validate import target_ranks
 
-        self._adopt(snapshot)
-        return target_ranks(self._policy, self._prompts, self._trie, queries, width)
+        with self._busy:
+            self._adopt(snapshot)
+            return target_ranks(self._policy, self._prompts, self._trie, queries, width)
 
     def _adopt(self, snapshot: Snapshot) -> None:
         """Take over a snapshot unless it is in use already; every tensor must be bound and its bytes must be the same.

@@ -13,7 +13,9 @@ from typing import Any
 
 from cluster.jobs import Job
 from cluster.machine import connect, prepare_environment, require
+from cluster.meter import cap_memory
 from cluster.progress import shown, told
+from cluster.watching import Telemetry, TimedRollouts, require_mlflow, sinks
 from genrec.data.files import write_json, write_text
 from genrec.errors import InputError
 
@@ -23,6 +25,9 @@ REFUSED = "refused.txt"
 
 class RayCheckpoints:
     """Checkpoints that Ray Train keeps and hands back after a failure or a restart (``Checkpoints`` protocol)."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
 
     @contextmanager
     def latest(self) -> Generator[Path | None]:
@@ -40,7 +45,9 @@ class RayCheckpoints:
         """Report ``metrics`` and, from rank 0, what ``write`` puts into a directory."""
         import ray.train
 
-        with tempfile.TemporaryDirectory() as directory:
+        from genrec.learning.checkpoints import refusing_failed_writes
+
+        with refusing_failed_writes(self._where), tempfile.TemporaryDirectory() as directory:
             checkpoint = None
             if ray.train.get_context().get_world_rank() == 0:
                 write(Path(directory))
@@ -60,6 +67,7 @@ def fit(loop: Callable[[Job], None], job: Job, name: str) -> None:
     compute = job.config.compute
     if (job.out / "curve.json").is_file():
         return
+    require_mlflow(job.config)
     if compute.workers == 0:
         loop(job)
         return
@@ -89,20 +97,38 @@ def fit(loop: Callable[[Job], None], job: Job, name: str) -> None:
     refused = job.out / REFUSED
     refused.unlink(missing_ok=True)
     with shown(job.out):
-        trainer.fit()
+        _fit(trainer)
     if refused.is_file():
         raise InputError(refused.read_text(encoding="utf-8"))
+
+
+def _fit(trainer: Any) -> None:
+    """Fit; where the restarts are used up, an InputError of a worker comes out as itself."""
+    from ray.train import WorkerGroupError
+
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        causes = [getattr(failure, "_base_exc", failure) for failure in error.worker_failures.values()]
+        if refusal := next((cause for cause in causes if isinstance(cause, InputError)), None):
+            raise refusal from None
+        raise
 
 
 def _quietly(loop: Callable[[Job], None], job: Job) -> None:
     """In a Ray Train worker: progress goes to the driver's terminal by file, Ray's own reports to its logs."""
     import logging
 
+    import ray.train
+
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     with told(job.out):
         try:
             loop(job)
         except InputError as error:
+            # Where workers are many, one that ends quietly would leave the others waiting for it.
+            if ray.train.get_context().get_world_size() > 1:
+                raise
             write_text(str(error), job.out / REFUSED)
 
 
@@ -196,14 +222,16 @@ def grpo_loop(job: Job) -> None:
     )
     judge = rollouts.judge(validator) if actors else LocalJudge(validator, policy)
     train = read_queries(job.data, "train")
+    timed = TimedRollouts(rollouts)
     run = GrpoRun(
         learner,
-        rollouts,
+        timed,
         QueryStream(train, settings.queries, seed=config.seed, rank=rank, world=world),
         settings=settings,
         accelerator=accelerator,
         checkpoints=_checkpoints(job),
         judge=judge,
+        watch=Telemetry(timed, sinks(config, job.out, rank=rank)),
     )
     _keep(job, policy, catalog, run.run(), accelerator)
 
@@ -214,13 +242,19 @@ def _accelerator(job: Job) -> Any:
 
     torch.set_num_threads(job.config.compute.threads)
     cuda = torch.cuda.is_available() and job.config.compute.device != "cpu"
+    if cuda:
+        cap_memory(job.config.compute.worker_gpus)
     return Accelerator(cpu=not cuda)
 
 
 def _checkpoints(job: Job) -> Any:
     from genrec.learning.checkpoints import DirectoryCheckpoints
 
-    return RayCheckpoints() if job.config.compute.workers else DirectoryCheckpoints(job.out / "checkpoints")
+    return (
+        RayCheckpoints(str(job.out / "train"))
+        if job.config.compute.workers
+        else DirectoryCheckpoints(job.out / "checkpoints")
+    )
 
 
 def _keep(job: Job, policy: Any, catalog: Any, state: Any, accelerator: Any) -> None:

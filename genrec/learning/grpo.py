@@ -180,9 +180,9 @@ class GrpoRun:
                 if checked and not self.state.stopped:
                     self._guard.begin(self._learner.snapshot())
                 self._save()
-            self._watch(record)
+            seen = {**record, **self._watch(record)}
             if checked or self.state.step % 10 == 0:
-                self._say(record, (time.monotonic() - started) / max(1, self.state.step - first))
+                self._say(seen, (time.monotonic() - started) / max(1, self.state.step - first))
             if self.state.stopped:
                 break
         if self._settle():
@@ -208,6 +208,7 @@ class GrpoRun:
         if not self._guard.settle():
             return False
         checked = [record for record in self.state.curve if "ndcg@10" in record][-1]
+        self._watch({name: checked[name] for name in ("step", *GUARDED) if name in checked})
         if self._accelerator.is_main_process:
             shown = "  ".join(f"{name} {checked[name]:.4f}" for name in GUARDED if name in checked)
             print(f"[grpo] version {checked['step']:.0f} validated  {shown}", flush=True)
@@ -227,6 +228,6 @@ class GrpoRun:
         if not self._accelerator.is_main_process:
             return
         left = step_s * (self._settings.steps - self.state.step)
-        names = ("reward", "dead_groups", "kl", "staleness", *GUARDED)
+        names = ("reward", "dead_groups", "kl", "staleness", "rollouts_per_s", *GUARDED)
         shown = "  ".join(f"{name} {record[name]:.4f}" for name in names if name in record)
         print(f"[grpo] step {self.state.step}/{self._settings.steps}  {shown}  about {left:.0f} s left", flush=True)

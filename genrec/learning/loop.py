@@ -8,12 +8,13 @@ from typing import Any, Protocol
 
 from genrec.types import Group, Query, Rollouts, Snapshot
 
-Watch = Callable[[Mapping[str, float]], None]
-"""Is told each update's measurements; must not change them."""
+Watch = Callable[[Mapping[str, float]], Mapping[str, float]]
+"""Is told each update's measurements, and returns further figures for the run's status line."""
 
 
-def ignore(record: Mapping[str, float]) -> None:
+def ignore(record: Mapping[str, float]) -> Mapping[str, float]:
     """Watch nothing."""
+    return {}
 
 
 class Learner(Protocol):
