@@ -41,7 +41,7 @@ class RolloutWorker:
         self._policy.to(device)
         self._trie = catalog.trie.to(device)
         self._settings, self._seed = job.config.learning.grpo, job.config.seed
-        self._digest = ""
+        self._digest: str | None = None
 
     def generate(self, snapshot: Snapshot, queries: Sequence[Query]) -> list[Group]:
         """Groups of ``queries`` under ``snapshot``."""
@@ -72,7 +72,7 @@ class RolloutWorker:
 
         if self._digest == snapshot.digest:
             return
-        self._digest = ""
+        self._digest = None
         self._policy.adopt(snapshot.tensors)
         found = digest({name: tensor.detach().cpu() for name, tensor in self._policy.trainable().items()})
         if found != snapshot.digest:
