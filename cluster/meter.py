@@ -1,4 +1,4 @@
-"""How much memory a stage took, over this process and all it started."""
+"""Memory: what a stage took, over this process and all it started, and what a process may take of a shared card."""
 
 from __future__ import annotations
 
@@ -44,3 +44,14 @@ def _unique_mb(process: psutil.Process) -> float:
         return process.memory_full_info().uss / 2**20
     except psutil.Error:
         return 0.0
+
+
+def cap_memory(share: float) -> None:
+    """Let this process take no more than ``share`` of its CUDA card's memory, where the card is shared (share < 1).
+
+    Beyond it PyTorch raises an out-of-memory error here, instead of taking the room of the card's other processes.
+    """
+    import torch
+
+    if 0 < share < 1 and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(share)

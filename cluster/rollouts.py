@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.jobs import Job
+from cluster.meter import cap_memory
 from genrec.types import Group, Query, Snapshot
+
+if TYPE_CHECKING:
+    from genrec.evaluation.validate import Validator
 
 RETRIES = 3
 """How often Ray replaces a dead actor and replays its calls."""
@@ -26,33 +30,64 @@ class RolloutWorker:
     def __init__(self, job: Job) -> None:
         import torch
 
+        from cluster.watching import Busy
+
         torch.set_num_threads(job.config.compute.rollout_threads)
+        self._busy = Busy()
         self._policy, self._prompts, catalog = job.build()
-        device = "cuda" if job.config.compute.rollout_gpus and torch.cuda.is_available() else "cpu"
+        gpus = job.config.compute.rollout_gpus
+        device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
+        cap_memory(gpus)
         self._policy.to(device)
         self._trie = catalog.trie.to(device)
         self._settings, self._seed = job.config.learning.grpo, job.config.seed
-        self._digest = ""
+        self._digest: str | None = None
 
     def generate(self, snapshot: Snapshot, queries: Sequence[Query]) -> list[Group]:
         """Groups of ``queries`` under ``snapshot``."""
-        from genrec.errors import InputError
         from genrec.learning.rollout import generate
+
+        version, seed = snapshot.version, self._seed + snapshot.version
+        where = (self._policy, self._prompts, self._trie)
+        with self._busy:
+            self._adopt(snapshot)
+            return generate(*where, queries, self._settings, version=version, seed=seed)
+
+    def ranks(self, snapshot: Snapshot, queries: Sequence[Query], width: int) -> Any:
+        """Ranks (Q,) of the targets of ``queries`` under ``snapshot``."""
+        from genrec.evaluation.validate import target_ranks
+
+        with self._busy:
+            self._adopt(snapshot)
+            return target_ranks(self._policy, self._prompts, self._trie, queries, width)
+
+    def _adopt(self, snapshot: Snapshot) -> None:
+        """Take over a snapshot unless it is in use already; every tensor must be bound and its bytes must be the same.
+
+        Raises:
+            InputError: the snapshot is not of this policy, or its weights changed on the way.
+        """
+        from genrec.errors import InputError
         from genrec.policy.model import digest
 
-        if self._digest != snapshot.digest:
-            self._policy.adopt(snapshot.tensors)
-            self._digest = digest({n: p.detach().cpu() for n, p in self._policy.trainable().items()})
-            if self._digest != snapshot.digest:
-                raise InputError(
-                    f"the rollout actor adopted version {snapshot.version}, but its weights differ from it"
-                )
-        version, seed = snapshot.version, self._seed + snapshot.version
-        return generate(self._policy, self._prompts, self._trie, queries, self._settings, version=version, seed=seed)
+        if self._digest == snapshot.digest:
+            return
+        self._digest = None
+        self._policy.adopt(snapshot.tensors)
+        found = digest({name: tensor.detach().cpu() for name, tensor in self._policy.trainable().items()})
+        if found != snapshot.digest:
+            raise InputError(
+                f"the rollout actor adopted version {snapshot.version} with digest {found[:12]}, the learner sent "
+                f"{snapshot.digest[:12]}: the weights changed on the way; policy.dtype must be the same on both sides"
+            )
+        self._digest = snapshot.digest
 
 
 class RayRollouts:
-    """Sends fixed chunks of queries to actors in turn; the snapshot goes to the object store once per version."""
+    """Sends fixed chunks of queries to the least busy actors; the snapshot goes to the object store once per version.
+
+    Which actor answers does not change the answer, so results do not depend on the number of actors or their speed.
+    """
 
     def __init__(self, job: Job, actors: int) -> None:
         import ray
@@ -67,25 +102,82 @@ class RayRollouts:
             scheduling_strategy="DEFAULT",
         )
         self.actors = [make.remote(job) for _ in range(actors)]
+        self._owed: list[list[Any]] = [[] for _ in self.actors]
         self._chunk = job.config.learning.grpo.rollout_chunk
         self._sent: tuple[int, Any] | None = None
 
     def submit(self, queries: Sequence[Query], policy: Snapshot) -> RayTicket:
         """Ask for groups; returns at once."""
-        import ray
-
         from genrec.learning.rollout import chunks
 
-        if self._sent is None or self._sent[0] != policy.version:
-            self._sent = (policy.version, ray.put(policy))
-        parts = [
-            self.actors[index % len(self.actors)].generate.remote(self._sent[1], part)
-            for index, part in enumerate(chunks(queries, self._chunk))
-        ]
+        sent = self.send(policy)
+        parts: list[Any] = []
+        for part in chunks(queries, self._chunk):
+            index = self.least_busy()
+            parts.append(self.actors[index].generate.remote(sent, part))
+            self._owed[index].append(parts[-1])
         return RayTicket(parts)
 
     def collect(self, ticket: RayTicket) -> list[Group]:
         """Wait for the groups of ``ticket``, in the order of its queries."""
+        return [group for part in _fetched(ticket.parts) for group in part]
+
+    def judge(self, validator: Validator) -> RayJudge:
+        """Validation of snapshots on one of these actors, while the others generate."""
+        return RayJudge(self, validator)
+
+    def ranks(self, snapshot: Snapshot, requests: Sequence[Sequence[Query]], width: int) -> RayTicket:
+        """Ask the least busy actor for the targets' ranks of ``requests``; returns at once."""
+        index, sent = self.least_busy(), self.send(snapshot)
+        parts = [self.actors[index].ranks.remote(sent, part, width) for part in requests]
+        self._owed[index] += parts
+        return RayTicket(parts)
+
+    def send(self, snapshot: Snapshot) -> Any:
+        """The snapshot's reference in the object store; it is put there once per version."""
         import ray
 
-        return [group for part in ray.get(ticket.parts) for group in part]
+        if self._sent is None or self._sent[0] != snapshot.version:
+            self._sent = (snapshot.version, ray.put(snapshot))
+        return self._sent[1]
+
+    def least_busy(self) -> int:
+        """The number of the actor that owes the fewest requests."""
+        import ray
+
+        for owed in self._owed:
+            if owed:
+                owed[:] = ray.wait(owed, num_returns=len(owed), timeout=0, fetch_local=False)[1]
+        return min(range(len(self._owed)), key=lambda index: len(self._owed[index]))
+
+
+class RayJudge:
+    """Validates snapshots on a rollout actor while the learner goes on (``Judge`` protocol)."""
+
+    waits = False
+
+    def __init__(self, rollouts: RayRollouts, validator: Validator) -> None:
+        self._rollouts, self._validator = rollouts, validator
+
+    def submit(self, snapshot: Snapshot) -> RayTicket:
+        """Ask for the ranks of this worker's share; returns at once."""
+        return self._rollouts.ranks(snapshot, self._validator.requests, self._validator.width)
+
+    def collect(self, ticket: RayTicket) -> Mapping[str, Any]:
+        """Metrics per query, of all workers' shares."""
+        return self._validator.values(_fetched(ticket.parts))
+
+
+def _fetched(parts: list[Any]) -> list[Any]:
+    """The answers of actors. An InputError of an actor comes out as itself: replaying its request would not help."""
+    import ray
+    from ray.exceptions import RayTaskError
+
+    from genrec.errors import InputError
+
+    try:
+        return ray.get(parts)
+    except RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise error.cause from None
+        raise

@@ -14,7 +14,9 @@ from typing import Any
 from cluster.instruct import is_wanted, run_stages
 from cluster.jobs import Job
 from cluster.machine import connect, prepare_environment, require
+from cluster.meter import cap_memory
 from cluster.progress import shown, told
+from cluster.watching import Telemetry, TimedRollouts, require_mlflow, sinks
 from genrec.config import Config
 from genrec.data.files import write_json, write_text
 from genrec.errors import InputError
@@ -25,6 +27,9 @@ REFUSED = "refused.txt"
 
 class RayCheckpoints:
     """Checkpoints that Ray Train keeps and hands back after a failure or a restart (``Checkpoints`` protocol)."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
 
     @contextmanager
     def latest(self) -> Generator[Path | None]:
@@ -42,7 +47,9 @@ class RayCheckpoints:
         """Report ``metrics`` and, from rank 0, what ``write`` puts into a directory."""
         import ray.train
 
-        with tempfile.TemporaryDirectory() as directory:
+        from genrec.learning.checkpoints import refusing_failed_writes
+
+        with refusing_failed_writes(self._where), tempfile.TemporaryDirectory() as directory:
             checkpoint = None
             if ray.train.get_context().get_world_rank() == 0:
                 write(Path(directory))
@@ -62,6 +69,7 @@ def fit(loop: Callable[[Job], None], job: Job, name: str) -> None:
     compute = job.config.compute
     if (job.out / "curve.json").is_file():
         return
+    require_mlflow(job.config)
     if compute.workers == 0:
         loop(job)
         return
@@ -104,20 +112,38 @@ def train(loop: Callable[[], None], config: Config, out: Path, *, name: str, wor
     refused = out / REFUSED
     refused.unlink(missing_ok=True)
     with shown(out):
-        trainer.fit()
+        _fit(trainer)
     if refused.is_file():
         raise InputError(refused.read_text(encoding="utf-8"))
+
+
+def _fit(trainer: Any) -> None:
+    """Fit; where the restarts are used up, an InputError of a worker comes out as itself."""
+    from ray.train import WorkerGroupError
+
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        causes = [getattr(failure, "_base_exc", failure) for failure in error.worker_failures.values()]
+        if refusal := next((cause for cause in causes if isinstance(cause, InputError)), None):
+            raise refusal from None
+        raise
 
 
 def _quietly(loop: Callable[[], None], out: Path) -> None:
     """In a Ray Train worker: progress goes to the driver's terminal by file, Ray's own reports to its logs."""
     import logging
 
+    import ray.train
+
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     with told(out):
         try:
             loop()
         except InputError as error:
+            # Where workers are many, one that ends quietly would leave the others waiting for it.
+            if ray.train.get_context().get_world_size() > 1:
+                raise
             write_text(str(error), out / REFUSED)
 
 
@@ -196,9 +222,10 @@ def _examples(data: Path, form: str, max_history: int) -> tuple[Any, Any]:
 def grpo_loop(job: Job) -> None:
     """What every GRPO learner runs, each with its share of the rollout actors; rank 0 writes the result."""
     prepare_environment(job.config)
-    from genrec.data.tables import read_queries
+    from genrec.data.tables import read_queries, read_sequences
+    from genrec.evaluation.baselines import train_log
     from genrec.evaluation.knowledge import read_knowledge
-    from genrec.evaluation.validate import Validator
+    from genrec.evaluation.validate import LocalJudge, Validator
     from genrec.learning.grpo import GrpoRun
     from genrec.learning.learner import GrpoLearner
     from genrec.learning.queries import QueryStream
@@ -228,16 +255,20 @@ def grpo_loop(job: Job) -> None:
         count=settings.eval_queries,
         width=50,
         batch_size=config.decode.batch_size,
+        train_counts_N=train_log(read_sequences(job.data), len(catalog)).counts_N,
     )
+    judge = rollouts.judge(validator) if actors else LocalJudge(validator, policy)
     train = read_queries(job.data, "train")
+    timed = TimedRollouts(rollouts)
     run = GrpoRun(
         learner,
-        rollouts,
+        timed,
         QueryStream(train, settings.queries * settings.oversample, seed=config.seed, rank=rank, world=world),
         settings=settings,
         accelerator=accelerator,
         checkpoints=_checkpoints(job),
-        validate=validator,
+        judge=judge,
+        watch=Telemetry(timed, sinks(config, job.out, rank=rank)),
     )
     _keep(job, policy, catalog, run.run(), accelerator)
 
@@ -248,13 +279,19 @@ def _accelerator(job: Job) -> Any:
 
     torch.set_num_threads(job.config.compute.threads)
     cuda = torch.cuda.is_available() and job.config.compute.device != "cpu"
+    if cuda:
+        cap_memory(job.config.compute.worker_gpus)
     return Accelerator(cpu=not cuda)
 
 
 def _checkpoints(job: Job) -> Any:
     from genrec.learning.checkpoints import DirectoryCheckpoints
 
-    return RayCheckpoints() if job.config.compute.workers else DirectoryCheckpoints(job.out / "checkpoints")
+    return (
+        RayCheckpoints(str(job.out / "train"))
+        if job.config.compute.workers
+        else DirectoryCheckpoints(job.out / "checkpoints")
+    )
 
 
 def _keep(job: Job, policy: Any, catalog: Any, state: Any, accelerator: Any) -> None:

@@ -87,7 +87,7 @@ def test_the_versions_differ_in_tokenizer_loss_and_rewards() -> None:
     assert [c.sid.quantizer for c in (v1, v2, v3, v4)] == ["rqvae", "rqkmeans_balanced", "rqvae", "rqvae"]
     assert v4.sid.codebook == "ema" != v1.sid.codebook
     assert [c.learning.sft.loss.weights for c in (v1, v2, v3, v4)] == [(), ("rare",), ("focal",), ("hard",)]
-    assert len({c.rewards for c in (v1, v2, v3, v4)}) == 4
+    assert len({c.rewards.model_dump_json() for c in (v1, v2, v3, v4)}) == 4
 
 
 def test_show_prints_the_config_without_importing_torch() -> None:

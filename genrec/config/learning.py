@@ -100,9 +100,13 @@ class Grpo(Section):
     eval_every: PositiveInt = Field(default=50, description="updates between validations (the guard)")
     eval_queries: PositiveInt = 1000
     checkpoint_every: PositiveInt = 25
-    guard_drop: float = Field(
-        default=0.05, ge=0, description="relative loss of validation NDCG@10 or HR@50 that stops the run"
+    guard_noise: float = Field(
+        default=2.0,
+        ge=0,
+        description="standard errors (paired, over queries) that NDCG@10, HR@50 or the tail's HR@50 may fall below "
+        "the SFT policy's on validation before the run stops and rolls back",
     )
+    guard_drop: float = Field(default=0.01, ge=0, description="relative loss of them that is let pass, noise or not")
 
     @model_validator(mode="after")
     def _target_has_a_weight(self) -> Grpo:

@@ -78,6 +78,7 @@ class Compute(Section):
     data_gpus: float = Field(default=0.0, ge=0)
     max_failures: int = Field(default=2, ge=0, description="restarts of a training worker")
     object_store_mb: PositiveInt = 512
+    mlflow: str | None = Field(default=None, description="MLflow tracking server that GRPO's figures go to")
 
     @property
     def data_threads(self) -> int:

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import pyarrow as pa
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
+from genrec.data.tables import to_queries
+from genrec.evaluation.metrics import IntArray
+from genrec.evaluation.slices import popularity_bucket
 from genrec.policy.decode import beam
 from genrec.policy.model import Policy
 from genrec.policy.prompts import Prompts
 from genrec.sid.trie import Trie
+from genrec.types import Query, Snapshot
+
+
+def target_ranks(policy: Policy, prompts: Prompts, trie: Trie, queries: Sequence[Query], width: int) -> Tensor:
+    """Rank (from 1) of each query's target among ``width`` beams, 0 where it is missing; (Q,) on the CPU."""
+    policy.eval()
+    tokens_BP, mask_BP = (t.to(policy.device) for t in prompts.encode([query.history for query in queries]))
+    items_BW = beam(policy, tokens_BP, mask_BP, trie, width).items_BW.cpu()
+    hits_BW = items_BW == torch.tensor([query.target for query in queries])[:, None]
+    return torch.where(hits_BW.any(-1), hits_BW.int().argmax(-1) + 1, 0)
 
 
 class Validator:
     """HR@10, HR@50 and NDCG@10 of a policy on ``count`` validation queries (item level, beam search).
 
-    The queries are split over the workers of ``accelerator`` and the sums are reduced, so every worker gets the
-    metrics of all of them.
+    The queries are split over the workers of ``accelerator`` and their ranks are brought together, so every worker
+    gets the values of all of them. ``train_counts_N`` (train events per item) adds HR@50 of the tail: targets of the
+    last third of the train traffic, or without any.
     """
 
     def __init__(
@@ -30,30 +47,59 @@ class Validator:
         count: int,
         width: int,
         batch_size: int,
+        train_counts_N: IntArray | None = None,
     ) -> None:
-        chosen = np.random.default_rng(0).permutation(queries.num_rows)[:count]
-        own = np.sort(chosen)[accelerator.process_index :: accelerator.num_processes]
-        sample = queries.take(own)
-        self._histories: list[list[int]] = sample["history"].to_pylist()
-        self._targets = torch.tensor(sample["target"].to_pylist(), dtype=torch.long)
-        self._prompts, self._accelerator = prompts, accelerator
+        sample = to_queries(queries.take(np.sort(np.random.default_rng(0).permutation(queries.num_rows)[:count])))
+        own = sample[accelerator.process_index :: accelerator.num_processes]
+        self.requests = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
+        self.width = width
+        self._count, self._accelerator, self._prompts = len(sample), accelerator, prompts
         self._trie = trie.to(accelerator.device)
-        self._width, self._batch = width, batch_size
+        self._tail_Q: Tensor | None = None
+        if train_counts_N is not None:
+            bucket_Q = popularity_bucket(train_counts_N)[[query.target for query in sample]]
+            self._tail_Q = torch.from_numpy(bucket_Q >= 2)
 
     def __call__(self, policy: Policy) -> dict[str, float]:
-        """The metrics; ``policy`` must be in evaluation mode."""
-        sums = torch.zeros(4, device=self._accelerator.device)
-        for start in range(0, len(self._histories), self._batch):
-            part = slice(start, start + self._batch)
-            tokens_BP, mask_BP = (t.to(policy.device) for t in self._prompts.encode(self._histories[part]))
-            items_BW = beam(policy, tokens_BP, mask_BP, self._trie, self._width).items_BW
-            hits_BW = (items_BW == self._targets[part, None].to(policy.device)).float()
-            gains_W = 1 / torch.arange(2, hits_BW.shape[1] + 2, device=policy.device).log2()
-            ndcg = (hits_BW * gains_W)[:, :10].sum()
-            sums += torch.stack(
-                [sums.new_tensor(float(len(hits_BW))), hits_BW[:, :10].sum(), hits_BW[:, :50].sum(), ndcg]
-            )
-        total: torch.Tensor = self._accelerator.reduce(sums, "sum")  # pyright: ignore[reportAssignmentType]
-        count, hr10, hr50, ndcg10 = total.tolist()
-        found = {"hr@10": hr10 / count, "ndcg@10": ndcg10 / count}
-        return found | ({"hr@50": hr50 / count} if self._width >= 50 else {})
+        """The metrics of ``policy`` as it stands."""
+        return {name: float(values_Q.nanmean()) for name, values_Q in self.values(self.ranks(policy)).items()}
+
+    def ranks(self, policy: Policy) -> list[Tensor]:
+        """The targets' ranks for each of this worker's ``requests``."""
+        return [target_ranks(policy, self._prompts, self._trie, part, self.width) for part in self.requests]
+
+    def values(self, ranks: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Metrics per query (Q,) from the ranks of every worker's ``requests``; NaN where one does not apply."""
+        accelerator = self._accelerator
+        whole_Q = torch.zeros(self._count, device=accelerator.device)
+        if ranks:
+            own_Q = torch.cat(list(ranks)).to(whole_Q)
+            whole_Q[accelerator.process_index :: accelerator.num_processes] = own_Q
+        reduced: Tensor = accelerator.reduce(whole_Q, "sum")  # pyright: ignore[reportAssignmentType]
+        ranks_Q = reduced.cpu().double()
+        hit10_Q = ((ranks_Q > 0) & (ranks_Q <= 10)).double()
+        values = {"hr@10": hit10_Q, "ndcg@10": hit10_Q / (ranks_Q + 1).clamp(min=2).log2()}
+        if self.width < 50:
+            return values
+        values["hr@50"] = ((ranks_Q > 0) & (ranks_Q <= 50)).double()
+        if self._tail_Q is not None and bool(self._tail_Q.any()):
+            values["tail_hr@50"] = values["hr@50"].masked_fill(~self._tail_Q, torch.nan)
+        return values
+
+
+class LocalJudge:
+    """Validates snapshots at once, in this process and on its own policy (``Judge`` protocol)."""
+
+    waits = True
+
+    def __init__(self, validator: Validator, policy: Policy) -> None:
+        self._validator, self._policy = validator, policy
+
+    def submit(self, snapshot: Snapshot) -> list[Tensor]:
+        """The ranks of this worker's share."""
+        with self._policy.using(snapshot.tensors):
+            return self._validator.ranks(self._policy)
+
+    def collect(self, ticket: list[Tensor]) -> Mapping[str, Tensor]:
+        """Metrics per query, of all workers' shares."""
+        return self._validator.values(ticket)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from genrec.data.files import write_json
+from genrec.errors import InputError
 from genrec.policy.model import Policy
 
 
@@ -28,6 +30,24 @@ class Checkpoints(Protocol):
     def save(self, write: Callable[[Path], None], metrics: Mapping[str, Any]) -> None:
         """Keep what ``write`` puts into an empty directory as the newest checkpoint."""
         ...
+
+
+@contextmanager
+def refusing_failed_writes(where: str) -> Generator[None]:
+    """Turn an error of writing a checkpoint, such as a full disk, into one that says what is left and what to do.
+
+    Raises:
+        InputError: the block could not write.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
+        raise InputError(
+            f"the checkpoint could not be written to {where} ({str(error).splitlines()[0]}); the one before it is "
+            "whole: free space there, then run the same command, which goes on from it"
+        ) from error
 
 
 class DirectoryCheckpoints:
@@ -46,8 +66,9 @@ class DirectoryCheckpoints:
         fresh = self._directory / f"step-{int(metrics['step']):09d}"
         working = self._directory / "writing"
         shutil.rmtree(working, ignore_errors=True)
-        working.mkdir(parents=True)
-        write(working)
+        with refusing_failed_writes(str(self._directory)):
+            working.mkdir(parents=True)
+            write(working)
         older = [path for path in self._directory.glob("step-*") if path != fresh]
         shutil.rmtree(fresh, ignore_errors=True)
         working.rename(fresh)

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from genrec.types import Group, Query, Rollouts, Snapshot
+
+Watch = Callable[[Mapping[str, float]], Mapping[str, float]]
+"""Is told each update's measurements, and returns further figures for the run's status line."""
+
+
+def ignore(record: Mapping[str, float]) -> Mapping[str, float]:
+    """Watch nothing."""
+    return {}
 
 
 class Learner(Protocol):

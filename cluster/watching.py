@@ -1,0 +1,185 @@
+"""What a GRPO run lets be seen while it learns: Ray metrics, TensorBoard scalars, MLflow, and figures for its status.
+
+None of it enters the result: these figures depend on the machine, the curve does not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from genrec.config import Config
+from genrec.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from genrec.types import Group, Query, Rollouts, Snapshot
+
+Sink = Callable[[int, Mapping[str, float]], None]
+"""Takes the figures of a step."""
+
+GAUGES = {
+    "rollouts_per_s": "candidates that this learner was handed per second",
+    "queue_age_s": "seconds from the request for a batch to its use",
+    "staleness": "versions between a batch's snapshot and its update",
+}
+UTILISATION = "share of the time that this process worked: a learner that did not wait, an actor that was not idle"
+
+
+def require_mlflow(config: Config) -> None:
+    """Refuse ``compute.mlflow`` where MLflow is missing, before any work.
+
+    Raises:
+        InputError: MLflow is asked for and not installed.
+    """
+    if config.compute.mlflow and find_spec("mlflow") is None:
+        raise InputError(
+            f"compute.mlflow={config.compute.mlflow} needs mlflow, which is not installed: pip install mlflow, "
+            "or take compute.mlflow=null"
+        )
+
+
+class TimedRollouts:
+    """Rollouts that keep the time (``Rollouts`` protocol)."""
+
+    def __init__(self, rollouts: Rollouts) -> None:
+        self._rollouts = rollouts
+        self._made, self._waited_s, self._age_s, self._since = 0, 0.0, 0.0, time.monotonic()
+
+    def submit(self, queries: Sequence[Query], policy: Snapshot) -> tuple[float, Any]:
+        """Ask for groups; the ticket knows when."""
+        with self._waiting() as asked:
+            return asked, self._rollouts.submit(queries, policy)
+
+    def collect(self, ticket: tuple[float, Any]) -> list[Group]:
+        """Wait for the groups of ``ticket``."""
+        with self._waiting() as now:
+            self._age_s = now - ticket[0]
+            groups = self._rollouts.collect(ticket[1])
+        self._made += sum(len(group.items_G) for group in groups)
+        return groups
+
+    def figures(self) -> dict[str, float]:
+        """Rollouts/s and the learner's utilisation since the last call, and the age of the last batch."""
+        now = time.monotonic()
+        elapsed_s = max(now - self._since, 1e-9)
+        found = {
+            "rollouts_per_s": self._made / elapsed_s,
+            "queue_age_s": self._age_s,
+            "learner_utilisation": max(0.0, 1 - self._waited_s / elapsed_s),
+        }
+        self._made, self._waited_s, self._since = 0, 0.0, now
+        return found
+
+    @contextmanager
+    def _waiting(self) -> Generator[float]:
+        start = time.monotonic()
+        try:
+            yield start
+        finally:
+            self._waited_s += time.monotonic() - start
+
+
+class Telemetry:
+    """Gives each update's measurements, and the machine's part in them, to every sink (``Watch``)."""
+
+    def __init__(self, rollouts: TimedRollouts, sinks: Sequence[Sink]) -> None:
+        self._rollouts, self._sinks = rollouts, sinks
+
+    def __call__(self, record: Mapping[str, float]) -> Mapping[str, float]:
+        """Returns the machine's part; there is none in a validation that came later than its update."""
+        figures = self._rollouts.figures() if "staleness" in record else {}
+        for sink in self._sinks:
+            sink(int(record["step"]), {**record, **figures})
+        return figures
+
+
+def sinks(config: Config, out: Path, *, rank: int) -> list[Sink]:
+    """Where a learner's figures go: Ray metrics on a cluster; from rank 0 TensorBoard and MLflow, as installed."""
+    found: list[Sink] = [ray_metrics(rank)] if config.compute.workers else []
+    if rank == 0:
+        writer = _summary_writer()
+        found += [tensorboard(writer(str(out / "tensorboard")))] if writer else []
+        found += [mlflow(config)] if config.compute.mlflow else []
+    return found
+
+
+def ray_metrics(rank: int) -> Sink:
+    """Gauges ``genrec_<figure>``, and ``genrec_utilisation`` by role."""
+    from ray.util.metrics import Gauge
+
+    tags = {"rank": str(rank)}
+    gauges = {name: Gauge(f"genrec_{name}", about, ("rank",)) for name, about in GAUGES.items()}
+    utilisation = Gauge("genrec_utilisation", UTILISATION, ("role",))
+
+    def write(step: int, figures: Mapping[str, float]) -> None:
+        if "staleness" not in figures:
+            return
+        for name, gauge in gauges.items():
+            gauge.set(figures[name], tags)
+        utilisation.set(figures["learner_utilisation"], {"role": "learner"})
+
+    return write
+
+
+class Busy:
+    """Context manager around an actor's requests: its utilisation, from one request's end to the next one's."""
+
+    def __init__(self) -> None:
+        from ray.util.metrics import Gauge
+
+        self._gauge = Gauge("genrec_utilisation", UTILISATION, ("role",))
+        self._start = self._end = time.monotonic()
+
+    def __enter__(self) -> None:
+        self._start = time.monotonic()
+
+    def __exit__(self, *error: object) -> None:
+        now = time.monotonic()
+        self._gauge.set((now - self._start) / max(now - self._end, 1e-9), {"role": "rollout"})
+        self._end = now
+
+
+def tensorboard(writer: Any) -> Sink:
+    """A scalar per figure, written out at once so that the page is live."""
+
+    def write(step: int, figures: Mapping[str, float]) -> None:
+        for name, value in figures.items():
+            if name != "step":
+                writer.add_scalar(f"grpo/{name}", value, step)
+        writer.flush()
+
+    return write
+
+
+def _summary_writer() -> Callable[[str], Any] | None:
+    """TensorBoard's writer, or tensorboardX's, which Ray Tune brings; both write the same files."""
+    if find_spec("tensorboard"):
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter
+    if find_spec("tensorboardX"):
+        from tensorboardX import SummaryWriter
+
+        return SummaryWriter
+    return None
+
+
+def mlflow(config: Config) -> Sink:
+    """Metrics of a new MLflow run, in the experiment ``genrec`` of the tracking server ``compute.mlflow``."""
+    import mlflow as client
+
+    client.set_tracking_uri(config.compute.mlflow)
+    client.set_experiment("genrec")
+    client.start_run(run_name=f"{config.name}-grpo")
+    client.log_params({f"rewards.{name}": weight for name, weight in config.rewards.model_dump().items()})
+
+    def write(step: int, figures: Mapping[str, float]) -> None:
+        client.log_metrics({name.replace("@", "_at_"): value for name, value in figures.items()}, step=step)
+
+    return write
