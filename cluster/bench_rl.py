@@ -104,7 +104,7 @@ def _updates(made: _Made, bench: Bench) -> float:
     from genrec.learning.losses import SftLoss
 
     policy, queries = made.policy, made.queries
-    loss = SftLoss(made.prompts, made.catalog, trie_softmax=True, smoothing=0.0)
+    loss = SftLoss(made.prompts, made.catalog)
     rows = Rows([query.history for query in queries], torch.tensor([query.target for query in queries]))
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, fused=True)
 
