@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Collection
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from genrec.errors import InputError
 from genrec.learning.rewards.knowledge import Term
@@ -54,10 +54,9 @@ def _from_file(file: Path) -> dict[str, Any]:
 
 
 def _add(terms: dict[str, Term], found: dict[str, Any], where: str) -> None:
-    term: Any
     for name, term in found.items():
         if not callable(term):
             raise InputError(f"{where}: term {name!r} is a {type(term).__name__}, a function was expected")
         if name in terms:
             raise InputError(f"{where}: the name {name!r} of a reward term is taken; choose another")
-        terms[name] = term
+        terms[name] = cast("Term", term)
