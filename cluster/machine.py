@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 from genrec.config import Config
@@ -27,6 +28,26 @@ def prepare_environment(config: Config) -> None:
         os.environ.setdefault(name, value)
     if not _names_a_hub_model(config):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def require_packages(config: Config) -> None:
+    """Refuse a config whose optional packages are not installed, before any work.
+
+    Raises:
+        InputError: ``policy.form=qlora`` without bitsandbytes, or a ZeRO strategy without DeepSpeed.
+    """
+    pretrained = config.policy.kind == "pretrained"
+    wanted = {
+        "bitsandbytes": (pretrained and config.policy.form == "qlora", "policy.form=qlora", "policy.form=lora"),
+        "deepspeed": (
+            config.compute.strategy != "ddp",
+            f"compute.strategy={config.compute.strategy}",
+            "compute.strategy=ddp",
+        ),
+    }
+    for package, (is_wanted, key, instead) in wanted.items():
+        if is_wanted and find_spec(package) is None:
+            raise InputError(f"{key} needs {package}, which is not installed: pip install {package}, or take {instead}")
 
 
 def connect(config: Config) -> None:

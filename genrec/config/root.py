@@ -45,7 +45,13 @@ class Config(Section):
         unknown = sorted(set(self.tune.space) - set(Rewards.model_fields))
         wrong = {
             "learning.sft.form=dense is for scratch policies; a pretrained one needs rows": dense and pretrained,
-            "policy.dtype=bfloat16 is for pretrained policies": not pretrained and self.policy.dtype == "bfloat16",
+            "policy.form=qlora is for pretrained policies": not pretrained and self.policy.form == "qlora",
+            "compute.strategy=zero3 cannot shard the packed weights of policy.form=qlora; take zero2 or ddp": (
+                self.policy.form == "qlora" and self.compute.strategy == "zero3"
+            ),
+            f"compute.strategy={self.compute.strategy} runs on Ray Train: compute.workers must be 1 or more": (
+                self.compute.strategy != "ddp" and not self.compute.workers
+            ),
             "policy.hidden must be a multiple of policy.heads": not pretrained
             and self.policy.hidden % self.policy.heads,
             f"learning.grpo.queries must be a multiple of the {workers} workers": grpo.queries % workers,

@@ -115,7 +115,7 @@ class GrpoLearner:
         if self.version > 0 or groups[0].version > 0:
             return
         gap = float((new_BGL - old_BGL).detach()[valid_BG].abs().max())
-        limit = AGREEMENT if next(self.policy.parameters()).dtype == torch.float32 else 0.2
+        limit = AGREEMENT if self.policy.precision == torch.float32 else 0.2
         if gap > limit:
             raise InputError(
                 f"the rollouts' log-probabilities differ from the learner's by {gap:.2g} (limit {limit:g}) on the "
