@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 from genrec.config import Config
@@ -27,6 +28,20 @@ def prepare_environment(config: Config) -> None:
         os.environ.setdefault(name, value)
     if not _names_a_hub_model(config):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def require_packages(config: Config) -> None:
+    """Refuse a config whose optional packages are not installed, before any work.
+
+    Raises:
+        InputError: ``policy.form=qlora`` without bitsandbytes.
+    """
+    packed = config.policy.kind == "pretrained" and config.policy.form == "qlora"
+    if packed and find_spec("bitsandbytes") is None:
+        raise InputError(
+            "policy.form=qlora needs bitsandbytes, which is not installed: pip install bitsandbytes, or take "
+            "policy.form=lora"
+        )
 
 
 def connect(config: Config) -> None:

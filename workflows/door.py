@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from cluster.machine import prepare_environment
+from cluster.machine import prepare_environment, require_packages
 from genrec.config import Config, load_config, to_yaml
 from genrec.errors import InputError
 
@@ -29,6 +29,7 @@ def main(
     came = vars(door.parse_intermixed_args(arguments)) if options else {}
     prepare_environment(config)
     try:
+        require_packages(config)
         run(config, **{name: came[name] for name in options or {} if came[name] is not None})
     except InputError as error:
         sys.exit(refused(error))

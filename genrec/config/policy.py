@@ -12,8 +12,8 @@ from genrec.config.section import Section
 class Lora(Section):
     """Low-rank adapters on a pretrained backbone."""
 
-    rank: PositiveInt = 16
-    alpha: PositiveInt = 32
+    rank: PositiveInt = 64
+    alpha: PositiveInt = 128
     dropout: float = Field(default=0.05, ge=0, lt=1)
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
 
@@ -30,9 +30,14 @@ class Policy(Section):
         default=0.3, ge=0, lt=1, description="scratch: embeddings, attention, residuals (qwen3: attention)"
     )
     path: str = Field(default="smollm2", description="pretrained: 'smollm2' (packaged), or a model name or path")
+    form: Literal["full", "lora", "qlora"] = Field(
+        default="lora", description="pretrained: train all of it, adapters, or adapters on 4-bit weights"
+    )
     lora: Lora = Lora()
     sid_init: Literal["text", "mean", "random"] = Field(
         default="text",
         description="pretrained: SID rows start as the mean of their items' title tokens, of all tokens, or as noise",
     )
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of frozen weights and matrix products; what trains is kept in float32"
+    )

@@ -48,7 +48,7 @@ class Config(Section):
         wrong = {
             "learning.sft.form=dense is for scratch policies; a pretrained one needs rows": dense and pretrained,
             **_tasks_fit(self.learning, pretrained),
-            "policy.dtype=bfloat16 is for pretrained policies": not pretrained and self.policy.dtype == "bfloat16",
+            "policy.form=qlora is for pretrained policies": not pretrained and self.policy.form == "qlora",
             "policy.hidden must be a multiple of policy.heads": not pretrained
             and self.policy.hidden % self.policy.heads,
             f"learning.grpo.queries must be a multiple of the {workers} workers": grpo.queries % workers,

@@ -220,7 +220,7 @@ class GrpoLearner:
         if self.version != self._began or groups[0].version != self.version or not bool(valid_BG.any()):
             return
         gap = float((new_BGL - old_BGL).detach()[valid_BG].abs().max())
-        limit = AGREEMENT if next(self.policy.parameters()).dtype == torch.float32 else 0.2
+        limit = AGREEMENT if self.policy.precision == torch.float32 else 0.2
         if not gap <= limit:
             raise InputError(
                 f"the rollouts' log-probabilities differ from the learner's by {gap:.2g} (limit {limit:g}) on the "

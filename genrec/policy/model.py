@@ -30,6 +30,7 @@ class Policy(nn.Module):
         sids: where the block lies.
         sid_in: the block's rows of the input embedding, when they are a parameter of their own (else: a slice).
         sid_out: likewise of the output embedding; None where the embeddings are tied.
+        precision: of the matrix products (bfloat16: by autocast), wherever the policy runs; logits are float32.
     """
 
     def __init__(
@@ -38,10 +39,13 @@ class Policy(nn.Module):
         sids: SidTokens,
         sid_in: nn.Parameter | None = None,
         sid_out: nn.Parameter | None = None,
+        *,
+        precision: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.model = model
         self.sids = sids
+        self.precision = precision
         # Lists keep these out of the module's own parameters: they belong to the model already.
         self._sid_in = [sid_in]
         self._sid_out = [sid_in if sid_out is None else sid_out]
@@ -70,15 +74,15 @@ class Policy(nn.Module):
             mask_B1SK: bool, True where a new token may look; K counts the cached tokens, then the S new ones.
             cache: extended in place when given.
         """
-        embedded_BSD = self._embed(tokens_BS)
         body: Any = self.model.base_model
-        return body(
-            inputs_embeds=embedded_BSD,
-            position_ids=positions_BS,
-            attention_mask=mask_B1SK,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        ).last_hidden_state
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+            return body(
+                inputs_embeds=self._embed(tokens_BS),
+                position_ids=positions_BS,
+                attention_mask=mask_B1SK,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            ).last_hidden_state
 
     def level_logits(self, hidden_xD: Tensor, level: int) -> Tensor:
         """Logits over the K codes of ``level``, (…, K)."""
@@ -87,7 +91,7 @@ class Policy(nn.Module):
         rows = self._sid_out[0]
         if rows is None:
             rows, start = self._head(), start + self.sids.base
-        return F.linear(hidden_xD, rows[start : start + size].to(hidden_xD.dtype))
+        return F.linear(hidden_xD.to(rows.dtype), rows[start : start + size])
 
     def vocabulary_logits(self, hidden_xD: Tensor) -> Tensor:
         """Logits over every token of the model, (…, V); code c of level l is token ``sids.token(l, c)``."""
@@ -167,10 +171,9 @@ class Policy(nn.Module):
         if rows is None:
             return table(tokens_BS)
         # The adapter's own forward would copy the whole vocabulary's table; the block is looked up in its rows instead.
-        base = table.token_adapter.base_layer.weight
         is_sid_BS = (tokens_BS >= self.sids.base) & (tokens_BS < self.sids.base + self.sids.count)
         index_BS = torch.where(is_sid_BS, tokens_BS - self.sids.base, 0)
-        text_BSD = F.embedding(torch.where(is_sid_BS, 0, tokens_BS), base)
+        text_BSD = table.token_adapter.base_layer(torch.where(is_sid_BS, 0, tokens_BS))
         return torch.where(is_sid_BS[..., None], F.embedding(index_BS, rows).to(text_BSD.dtype), text_BSD)
 
 
