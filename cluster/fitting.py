@@ -27,6 +27,7 @@ class RayWorkers(RayCheckpoints):
         import ray.train
         from ray.train.torch import get_device
 
+        super().__init__(f"{config.storage} (the quantizer's checkpoints)")
         context = ray.train.get_context()
         self.rank, self.size = context.get_world_rank(), context.get_world_size()
         self.device = str(get_device()) if config.compute.worker_gpus > 0 else "cpu"
