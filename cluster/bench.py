@@ -9,11 +9,16 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from genrec.config import Config
+
+if TYPE_CHECKING:
+    import torch
+
+    from genrec.sid.catalog import Catalog
 
 
 @dataclass
@@ -45,29 +50,41 @@ class Bench:
         return json.dumps({"bench": self.name, "machine": machine, "figures": self.figures, "ratios": self.ratios})
 
 
-def take_turns(alternatives: Mapping[str, Callable[[], Any]], rounds: int = 5) -> dict[str, list[float]]:
-    """Seconds of each alternative per round; all run once before the first round, and in turn within a round."""
+def seconds_of(work: Callable[[], Any]) -> float:
+    """Seconds of one call, what it left to a GPU included."""
     import torch
 
-    def timed(work: Callable[[], Any]) -> float:
-        start = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
+    start = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
+
+def take_turns(alternatives: Mapping[str, Callable[[], Any]], rounds: int = 5) -> dict[str, list[float]]:
+    """Seconds of each alternative per round; all run once before the first round, and in turn within a round."""
     for work in alternatives.values():
         work()
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
     for _ in range(rounds):
         for name, work in alternatives.items():
-            seconds[name].append(timed(work))
+            seconds[name].append(seconds_of(work))
     return seconds
 
 
 def ratio(slow: list[float], fast: list[float]) -> float:
     """Median over rounds of slow / fast, pair by pair: a drift of the machine's speed cancels."""
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+def random_catalog(items: int, generator: torch.Generator) -> Catalog:
+    """``items`` distinct SIDs of 3 × 256 codes, drawn at random."""
+    import torch
+
+    from genrec.sid.catalog import Catalog
+
+    flat = torch.randperm(256**3, generator=generator)[:items]
+    return Catalog(torch.stack([flat // 65536, flat // 256 % 256, flat % 256], 1), (256, 256, 256))
 
 
 def in_process(config: Config, place: str = "") -> Config:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.bench import Bench, ratio, take_turns
+from cluster.bench import Bench, ratio, seconds_of, take_turns
 from genrec.config import Config, Sid
 
 SIZES, DIMS, FIT_ITEMS = (10_000, 100_000, 1_000_000), 384, 65_536
@@ -113,9 +113,9 @@ def _encode(bench: Bench, work: Path, label: str, settings: Sid) -> None:
     for _ in range(max(1, WARM_ITEMS // len(vectors))):
         turn = {"encode": 0.0, "faiss": 0.0}
         for shard, start in enumerate(range(0, len(vectors), settings.shard_items)):
-            turn["encode"] += _seconds(lambda shard=shard: encode(shard))
+            turn["encode"] += seconds_of(lambda shard=shard: encode(shard))
             part_ND = vectors.read(start, start + settings.shard_items)
-            turn["faiss"] += _seconds(lambda part_ND=part_ND: search(part_ND))
+            turn["faiss"] += seconds_of(lambda part_ND=part_ND: search(part_ND))
         for name, value in turn.items():
             seconds[name].append(value)
     for name, values in seconds.items():
@@ -155,15 +155,9 @@ def _finish(bench: Bench, work: Path, label: str, size: int, quantizer: Any) -> 
     start = time.perf_counter()
     codes_NL = torch.from_numpy(resolve(before_NL, vectors_ND, quantizer))
     figures[f"resolve_us_per_item_{label}"] = (time.perf_counter() - start) / size * 1e6
-    figures[f"trie_build_s_{label}"] = _seconds(lambda: Trie.from_codes(codes_NL, sizes))
+    figures[f"trie_build_s_{label}"] = seconds_of(lambda: Trie.from_codes(codes_NL, sizes))
     catalog = Catalog(codes_NL, sizes)
     stored = sum(tensor.numel() * tensor.element_size() for tensor in catalog.trie.tensors.values())
     figures[f"trie_bytes_per_item_{label}"] = stored / size
     catalog.save(work / "catalog")
-    figures[f"catalog_load_s_{label}"] = _seconds(lambda: Catalog.load(work / "catalog"))
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    figures[f"catalog_load_s_{label}"] = seconds_of(lambda: Catalog.load(work / "catalog"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from cluster.bench import Bench, ratio, take_turns
+from cluster.bench import Bench, random_catalog, ratio, take_turns
 from genrec.config import Config, Policy
 
 BATCH, ITEMS, WIDTH, GROUP = 16, 3686, 20, 16
@@ -19,12 +19,10 @@ def run(config: Config) -> Bench:
     from genrec.policy.decode import beam
     from genrec.policy.score import score
     from genrec.policy.tree import prompt_mask, prompt_positions
-    from genrec.sid.catalog import Catalog
 
     torch.set_num_threads(config.compute.threads)
     generator = torch.Generator().manual_seed(config.seed)
-    flat = torch.randperm(256**3, generator=generator)[:ITEMS]
-    catalog = Catalog(torch.stack([flat // 65536, flat // 256 % 256, flat % 256], 1), (256, 256, 256))
+    catalog = random_catalog(ITEMS, generator)
     shape = Policy(arch="qwen3", hidden=256, layers=6, heads=8, dropout=0.0)
     policy, prompts = build(shape, catalog, max_history=21, seed=config.seed)
     policy.eval()

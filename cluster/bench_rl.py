@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cluster.bench import Bench, ratio, take_turns
+from cluster.bench import Bench, random_catalog, ratio, seconds_of, take_turns
 from cluster.bench_decode import generate
 from cluster.jobs import Job
 from cluster.simulation import Service
@@ -72,12 +71,10 @@ class _Made:
         from genrec.learning.learner import GrpoLearner
         from genrec.learning.rewards import Knowledge
         from genrec.learning.rollout import LocalRollouts
-        from genrec.sid.catalog import Catalog
         from genrec.types import Query
 
         generator = torch.Generator().manual_seed(config.seed)
-        flat = torch.randperm(256**3, generator=generator)[: size.items]
-        self.catalog = Catalog(torch.stack([flat // 65536, flat // 256 % 256, flat % 256], 1), (256, 256, 256))
+        self.catalog = random_catalog(size.items, generator)
         self.catalog.save(directory)
         self.size, self.settings = size, config.learning.grpo
         self.job = Job(config, directory, directory, directory)
@@ -180,14 +177,10 @@ def _actors(made: _Made, bench: Bench) -> tuple[float, list[float]]:
     alone, requests = RayRollouts(made.job, 1), made.all[: made.size.chunk]
 
     def ask(rollouts: Any, queries: Sequence[Any]) -> float:
-        start = time.perf_counter()
-        rollouts.collect(rollouts.submit(queries, snapshot))
-        return time.perf_counter() - start
+        return seconds_of(lambda: rollouts.collect(rollouts.submit(queries, snapshot)))
 
     def mail() -> float:
-        start = time.perf_counter()
-        ray.get(ray.put(snapshot))
-        return time.perf_counter() - start
+        return seconds_of(lambda: ray.get(ray.put(snapshot)))
 
     ask(alone, requests)
     request_s = [ask(alone, requests) for _ in range(2 * made.size.rounds)]

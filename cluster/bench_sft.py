@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from cluster.bench import Bench, ratio, take_turns
+from cluster.bench import Bench, random_catalog, ratio, take_turns
 from genrec.config import Config, Lora, Policy, Sft
 
 ITEMS, HISTORY = 3686, 20
@@ -92,6 +92,7 @@ def _forms(seed: int) -> tuple[Turn, Turn]:
     """The same untrained scratch policy with whole sequences, and with a sample of the rows that they hold."""
     import numpy as np
     import pyarrow as pa
+    import torch
 
     from genrec.learning.batches import DenseExamples, RowExamples
     from genrec.policy.backbone import build
@@ -107,7 +108,7 @@ def _forms(seed: int) -> tuple[Turn, Turn]:
             "target": [users[user][at] for user, at in chosen],
         }
     )
-    catalog = _catalog(seed)
+    catalog = random_catalog(ITEMS, torch.Generator().manual_seed(seed))
     policy, prompts = build(Policy(dropout=0.0), catalog, max_history=HISTORY, seed=seed)
     dense, rows = DenseExamples(sequences, HISTORY), RowExamples(queries)
     return _turn(policy, prompts, catalog, dense, seed), _turn(policy, prompts, catalog, rows, seed)
@@ -141,7 +142,7 @@ def _pretrained(bench: Bench, seed: int, directory: Path) -> None:
     from genrec.policy.backbone import build
 
     _save_model(directory, seed)
-    catalog = _catalog(seed)
+    catalog = random_catalog(ITEMS, torch.Generator().manual_seed(seed))
     settings = Policy(kind="pretrained", path=str(directory), lora=Lora(rank=16, alpha=32, dropout=0.0))
     policy, prompts = build(settings, catalog, max_history=LORA_HISTORY, seed=seed)
     items = torch.randint(
@@ -260,15 +261,6 @@ def _collate(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
 
 def _between(starts: list[float]) -> list[float]:
     return [after - before for before, after in pairwise(starts)]
-
-
-def _catalog(seed: int) -> Any:
-    import torch
-
-    from genrec.sid.catalog import Catalog
-
-    flat = torch.randperm(256**3, generator=torch.Generator().manual_seed(seed))[:ITEMS]
-    return Catalog(torch.stack([flat // 65536, flat // 256 % 256, flat % 256], 1), (256, 256, 256))
 
 
 def _save_model(directory: Path, seed: int) -> None:

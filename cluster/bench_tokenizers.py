@@ -15,11 +15,10 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 from cluster import steps
-from cluster.bench import in_process
+from cluster.bench import in_process, seconds_of
 from cluster.bench_tables import page
 from cluster.contests import METRICS, Comparison, Row, compare, score_rows
 from cluster.stages import Output, run_stage
@@ -135,18 +134,15 @@ def _text_neighbours(row: Row, vectors: Path, level_sizes: Sequence[int]) -> lis
 
 def _encode_s(row: Row, vectors: Path) -> float:
     """Seconds to encode all items on the CPU, from those of the first block of them."""
-    import torch
-
     from genrec.sid.inputs import BLOCK, open_inputs
     from genrec.sid.quantizers import load_quantizer
+    from genrec.threads import limit_threads
 
     threads, inputs = row.config.compute.threads, open_inputs(vectors, row.catalog.path, row.config.sid)
-    torch.set_num_threads(threads)
+    limit_threads(threads)
     quantizer = load_quantizer(row.catalog.path / "quantizer", threads=threads)
     inputs_ND = inputs.read(range(min(len(inputs), BLOCK)))
-    start = perf_counter()
-    quantizer.encode(inputs_ND)
-    return (perf_counter() - start) * len(inputs) / len(inputs_ND)
+    return seconds_of(lambda: quantizer.encode(inputs_ND)) * len(inputs) / len(inputs_ND)
 
 
 def _written(config: Config, found: Mapping[str, Any]) -> Comparison:

@@ -222,8 +222,7 @@ def _examples(data: Path, form: str, max_history: int) -> tuple[Any, Any]:
 def grpo_loop(job: Job) -> None:
     """What every GRPO learner runs, each with its share of the rollout actors; rank 0 writes the result."""
     prepare_environment(job.config)
-    from genrec.data.tables import read_queries, read_sequences
-    from genrec.evaluation.baselines import train_log
+    from genrec.data.tables import read_queries
     from genrec.evaluation.knowledge import read_knowledge
     from genrec.evaluation.validate import LocalJudge, Validator
     from genrec.learning.grpo import GrpoRun
@@ -255,7 +254,7 @@ def grpo_loop(job: Job) -> None:
         count=settings.eval_queries,
         width=50,
         batch_size=config.decode.batch_size,
-        train_counts_N=train_log(read_sequences(job.data), len(catalog)).counts_N,
+        train_counts_N=knowledge.counts_N.numpy(),
     )
     judge = rollouts.judge(validator) if actors else LocalJudge(validator, policy)
     train = read_queries(job.data, "train")

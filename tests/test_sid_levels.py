@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 import torch
 from sid_worlds import N, build, sid_world
-from test_sid_quantizers import FAST, grid
+from test_sid_quantizers import FAST, grid, inputs_of
 
 from genrec.config import Sid, load_config
 from genrec.errors import InputError
@@ -13,7 +13,6 @@ from genrec.sid.assign import resolve
 from genrec.sid.catalog import Catalog
 from genrec.sid.published import published_codes
 from genrec.sid.quantizers import REGISTRY, load_quantizer, make_quantizer
-from genrec.sid.quantizers.controls import title_words
 from genrec.sid.quantizers.lattice import fsq_steps
 from genrec.sid.suffix import add_suffix
 
@@ -25,22 +24,20 @@ def settings_of(kind: str, **more) -> Sid:
     return Sid(**{**FAST, "quantizer": kind, "epochs": 10, **sizes, **more})
 
 
-def inputs_of(kind: str) -> np.ndarray:
-    if kind != "title":
-        return grid()[0]
-    return title_words([f"{'abcd'[n % 16 // 4]} {n % 4} no {n}" for n in range(320)], settings_of(kind))
+def own_inputs(quantizer) -> np.ndarray:
+    return inputs_of(quantizer.settings.quantizer, quantizer.settings)
 
 
 @pytest.fixture(params=sorted(REGISTRY), scope="module")
 def quantizer(request):
     """Each kind, fitted on the grid with 8, 4 and 12 codes."""
     quantizer = make_quantizer(settings_of(request.param), seed=0, device="cpu")
-    quantizer.fit(inputs_of(request.param))
+    quantizer.fit(own_inputs(quantizer))
     return quantizer
 
 
 def test_every_level_has_its_own_number_of_codes(quantizer):
-    vectors, sizes = inputs_of(quantizer.settings.quantizer), quantizer.level_sizes
+    vectors, sizes = own_inputs(quantizer), quantizer.level_sizes
     codes = quantizer.encode(vectors)
     assert codes.shape == (320, len(sizes)) and codes.min() >= 0 and (codes.max(axis=0) < sizes).all()
     for level, size in enumerate(sizes):
@@ -53,7 +50,7 @@ def test_every_level_has_its_own_number_of_codes(quantizer):
 
 def test_collisions_of_unequal_levels_are_resolved_or_counted(quantizer):
     sizes = quantizer.level_sizes
-    vectors = inputs_of(quantizer.settings.quantizer)[: np.prod(sizes)]
+    vectors = own_inputs(quantizer)[: np.prod(sizes)]
     vectors[::3] = vectors[0]
     codes = quantizer.encode(vectors)
     resolved = Catalog(torch.from_numpy(resolve(codes, vectors, quantizer)), sizes)
@@ -66,7 +63,7 @@ def test_collisions_of_unequal_levels_are_resolved_or_counted(quantizer):
 def test_a_saved_quantizer_keeps_its_levels(quantizer, tmp_path):
     quantizer.save(tmp_path)
     loaded = load_quantizer(tmp_path)
-    vectors = inputs_of(quantizer.settings.quantizer)
+    vectors = own_inputs(quantizer)
     assert loaded.level_sizes == quantizer.level_sizes
     np.testing.assert_array_equal(loaded.encode(vectors), quantizer.encode(vectors))
 
@@ -103,9 +100,9 @@ def test_too_few_items_are_told_a_list_that_works(quantizer):
     if quantizer.settings.quantizer == "vq":
         pytest.skip("it has one level")
     with pytest.raises(InputError, match=r"7 items cannot fill 12 codes.*sid\.codes=\[4,4,4\]|sid\.codes=4 "):
-        make_quantizer(quantizer.settings).fit(inputs_of(quantizer.settings.quantizer)[:7])
+        make_quantizer(quantizer.settings).fit(own_inputs(quantizer)[:7])
     with pytest.raises(InputError, match=r"11 items cannot fill 12 codes.*sid\.codes=\[8,4,8\]"):
-        make_quantizer(quantizer.settings).fit(inputs_of(quantizer.settings.quantizer)[:11])
+        make_quantizer(quantizer.settings).fit(own_inputs(quantizer)[:11])
 
 
 def test_published_codes_beyond_their_level_are_told_a_list_that_works():

@@ -37,11 +37,12 @@ def settings_of(kind: str, **more) -> Sid:
     return Sid(**{"quantizer": kind, **FAST, "levels": 1 if kind == "vq" else 3, **fewer, **more})
 
 
-def inputs_of(kind: str) -> np.ndarray:
+def inputs_of(kind: str, settings: Sid | None = None) -> np.ndarray:
     """The grid, or for ``title`` a title each: 16 kinds of things, 20 of each."""
     if kind != "title":
         return grid()[0]
-    return title_words([f"{'abcd'[n % 16 // 4]} {n % 4} no {n}" for n in range(320)], settings_of(kind))
+    titles = [f"{'abcd'[n % 16 // 4]} {n % 4} no {n}" for n in range(320)]
+    return title_words(titles, settings or settings_of(kind))
 
 
 @pytest.fixture(params=sorted(REGISTRY), scope="module")

@@ -76,6 +76,5 @@ def _vectors(vectors: Path | None, items: int) -> Tensor:
     if vectors is None:
         raise InputError("rewards.semantic wants item vectors and the run has none; run `python -m workflows.embed`")
     found = VectorFiles(vectors)
-    if len(found) != items:
-        raise InputError(f"{vectors} holds vectors of {len(found)} items, the item table has {items}; embed them again")
+    found.require(items)
     return torch.from_numpy(unit_rows(found.read()).copy())

@@ -14,12 +14,6 @@ from genrec.policy.searches import Drawn
 from genrec.sid.trie import Trie
 
 
-def by_probability(beams: Beams) -> tuple[Beams, Tensor]:
-    """The candidates best first, empty ones last, and the order (B, G) that was taken."""
-    order_BG = beams.logp_BW.sort(dim=-1, descending=True, stable=True).indices
-    return beams.ordered(order_BG), order_BG
-
-
 def importance(drawn: Drawn) -> Tensor:
     """Weights (B, G) of a sample without replacement: π / inclusion probability, scaled to mean 1 over the real ones.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from genrec.config import Grpo
-from genrec.learning.candidates import by_probability, importance, mixed, with_target
+from genrec.learning.candidates import importance, mixed, with_target
 from genrec.policy.decode import beam, sample
 from genrec.policy.model import Policy
 from genrec.policy.prompts import Prompts
@@ -37,9 +37,9 @@ def generate(
     else:
         drawn = stochastic_beam(*arguments, generator=generator)
         found = mixed(beam(*arguments), drawn.beams) if settings.generation == "mixed" else drawn.beams
-        beams, order_BG = by_probability(found)
+        beams = found.ordered(found.best_first_BW)
         if settings.generation == "stochastic_beam":
-            weights = importance(drawn).gather(1, order_BG).cpu()
+            weights = importance(drawn).gather(1, found.best_first_BW).cpu()
     if settings.add_target:
         beams = with_target(policy, tokens_BP, mask_BP, trie, beams, [query.target for query in queries])
     columns = zip(queries, beams.items_BW.cpu(), beams.codes_BWL.cpu(), beams.logp_BWL.cpu(), weights, strict=True)

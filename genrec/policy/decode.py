@@ -64,6 +64,11 @@ class Beams:
         """Log-probability of each candidate, -inf at the empty ones."""
         return self.logp_BWL.sum(-1)
 
+    @property
+    def best_first_BW(self) -> Tensor:
+        """The candidates' places by probability, empty ones last; equal ones keep their order."""
+        return self.logp_BW.sort(dim=-1, descending=True, stable=True).indices
+
     def ordered(self, order_BW: Tensor) -> Beams:
         """The candidates at these places, in this order."""
         rows_B1 = torch.arange(len(order_BW), device=order_BW.device)[:, None]
@@ -129,7 +134,7 @@ def sample(
         return Chosen(parents_BW, drawn_BW, torch.ones_like(drawn_BW, dtype=torch.bool))
 
     drawn = search(policy, tokens_BP, mask_BP, trie, draw, roots=count)
-    return drawn.ordered(torch.sort(drawn.logp_BW, dim=-1, descending=True, stable=True).indices)
+    return drawn.ordered(drawn.best_first_BW)
 
 
 def masked_log_softmax(logits_xK: Tensor, allowed_xK: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ def diverse_beam(
         raise InputError(f"{width} beams do not split into {groups} equal groups; choose a multiple")
     choose = _Groups(groups, width // groups, penalty, trie.depth)
     found = search(policy, tokens_BP, mask_BP, trie, choose, roots=1)
-    return found.ordered(found.logp_BW.sort(dim=-1, descending=True, stable=True).indices)
+    return found.ordered(found.best_first_BW)
 
 
 class _Groups:

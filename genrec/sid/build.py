@@ -21,7 +21,7 @@ import torch
 from genrec.config import Sid
 from genrec.data.files import write_json
 from genrec.data.tables import read_items, read_sequences
-from genrec.sid.assign import prefix_numbers, resolve
+from genrec.sid.assign import resolve
 from genrec.sid.catalog import Catalog, save_codes
 from genrec.sid.codes import read_codes, write_codes, write_sids
 from genrec.sid.health import measure, summary
@@ -91,7 +91,7 @@ def _finish(items: pa.Table, codes_NL: Ints, health: dict[str, Any], out: Path) 
     write_json(health, out / "sid_health.json")
     write_page(items, codes_NL, health, out / "sid_health.html")
     write_sids(items["id"], codes_NL, out / "sids.parquet")
-    if len(np.unique(prefix_numbers(codes_NL, health["level_sizes"]))) == len(codes_NL):
+    if health["collisions_after"]["items"] == 0:
         Catalog(torch.from_numpy(codes_NL), health["level_sizes"]).save(out)
     else:
         save_codes(torch.from_numpy(codes_NL), health["level_sizes"], out)

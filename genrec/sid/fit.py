@@ -23,6 +23,7 @@ from genrec.sid.quantizers.controls import title_words
 from genrec.sid.quantizers.workers import Workers
 from genrec.sid.stream import Longs, Stream
 from genrec.sid.vectors import VectorFiles, check_vectors, shard_path, write_vectors
+from genrec.threads import limit_threads
 
 
 def prepare_fit(data: Path, vectors: Path, out: Path, settings: Sid, seed: int) -> int:
@@ -31,9 +32,9 @@ def prepare_fit(data: Path, vectors: Path, out: Path, settings: Sid, seed: int) 
     Raises:
         InputError: vectors that do not fit the item table, fewer items than codes, or more items than SIDs.
     """
-    items, found = read_items(data).num_rows, len(VectorFiles(vectors))
-    if items != found:
-        raise InputError(f"{vectors} holds vectors of {found} items, the item table has {items}; embed them again")
+    table = read_items(data)
+    items = table.num_rows
+    VectorFiles(vectors).require(items)
     if settings.collisions == "resolve":
         if settings.quantizer == "vq" and items > settings.level_sizes[0]:
             raise InputError(f"{items} items, {settings.level_sizes[0]} codes: {VQ_SHARES}")
@@ -43,7 +44,7 @@ def prepare_fit(data: Path, vectors: Path, out: Path, settings: Sid, seed: int) 
     if settings.cf_weight > 0 and not is_fitted(out):
         _write_factors(data, vectors, out, settings, seed)
     if settings.quantizer == "title" and not is_fitted(out):
-        words_NL = title_words(read_items(data)["title"].to_pylist(), settings)
+        words_NL = title_words(table["title"].to_pylist(), settings)
         write_vectors(words_NL, 0, shard_path(out / "titles", 0))
     return items
 
@@ -69,6 +70,7 @@ def fit_quantizer(data: Path, vectors: Path, out: Path, settings: Sid, *, seed: 
     """
     items = prepare_fit(data, vectors, out, settings, seed)
     if not is_fitted(out):
+        limit_threads(threads)
         inputs_ND = open_inputs(vectors, out, settings).read(fit_rows(items, settings, seed))
         quantizer = make_quantizer(settings, seed=seed, threads=threads, device=device)
         _save(quantizer, lambda: quantizer.fit(inputs_ND), out)
@@ -81,6 +83,7 @@ def fit_share(vectors: Path, out: Path, settings: Sid, workers: Workers, *, seed
     Raises:
         InputError: vectors that cannot be quantized; on every worker.
     """
+    limit_threads(threads)
     inputs = open_inputs(vectors, out, settings)
     rows = fit_rows(len(inputs), settings, seed)
     stream = Stream(inputs, rows, rank=workers.rank, workers=workers.size, seed=seed)

@@ -21,12 +21,20 @@ class VectorFiles:
     """The ``part-*.parquet`` files of a directory as one (N, D) array that is read by row range."""
 
     def __init__(self, directory: Path) -> None:
+        self._directory = directory
         self._files = sorted(Path(directory).glob("part-*.parquet"))
         if not self._files:
             raise InputError(f"{directory} holds no part-*.parquet with vectors; run `python -m workflows.embed` first")
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    def require(self, items: int) -> None:
+        """Refuse (InputError) vectors of another number of items than the item table has."""
+        if len(self) != items:
+            raise InputError(
+                f"{self._directory} holds vectors of {len(self)} items, the item table has {items}; embed them again"
+            )
 
     @cached_property
     def _starts(self) -> npt.NDArray[np.int64]:
