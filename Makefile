@@ -1,5 +1,6 @@
 # make demo   the whole path on a year of retail purchases: .venv, install, run, report
 # make test   the tests
+# make quick  the tests that start no Ray cluster
 # make lint   ruff and pyright
 #
 # TORCH_INDEX=URL takes torch from another wheel index, such as PyTorch's own index of CPU builds:
@@ -13,13 +14,16 @@ GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 CONFIG := configs/demo.yaml $(if $(filter gpu,$(GPU)),configs/a100.yaml,configs/cpu.yaml)
 
-.PHONY: demo test lint clean
+.PHONY: demo test quick lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m workflows.full $(CONFIG)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
+
+quick: $(VENV)/.test
+	$(BIN)/python -m pytest -m "not ray"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

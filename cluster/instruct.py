@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,7 @@ def is_wanted(config: Config) -> bool:
     return config.learning.sft.form == "tasks" or bool(config.learning.stages.on())
 
 
-def run_stages(
-    job: Job, policy: Any, prompts: Any, catalog: Any, loss: Any, accelerator: Any, checkpoints: Any, validator: Any
-) -> Any:
+def run_stages(job: Job, policy: Any, prompts: Any, catalog: Any, loss: Any, *, options: Mapping[str, Any]) -> Any:
     """Every stage of ``learning.stages`` that is on, then ``learning.sft``; the ``TrainingState`` of the last."""
     from genrec.data.tables import read_queries
     from genrec.learning.batches import Epochs, RowExamples
@@ -30,7 +29,7 @@ def run_stages(
     from genrec.learning.tasks.loss import MixedLoss
     from genrec.learning.tasks.mixture import MixtureEpochs, table
 
-    config, learning = job.config, job.config.learning
+    config, learning, accelerator = job.config, job.config.learning, options["accelerator"]
     queries = RowExamples(read_queries(job.data, "train"))
     make = _mixtures(job, policy, prompts, catalog, queries)
     mixed = MixedLoss(loss, catalog.trie.to(accelerator.device))
@@ -50,8 +49,7 @@ def run_stages(
     if accelerator.is_main_process:
         write_json(statistics, job.out / MIXTURE)
         print("\n".join(f"[sft] mixture of {name}:\n{table(found)}" for name, found in statistics.items()), flush=True)
-    options: dict[str, Any] = {"accelerator": accelerator, "checkpoints": checkpoints, "validate": validator}
-    return run_phases(policy, phases, seed=config.seed, **options)
+    return run_phases(policy, phases, **options)
 
 
 def _mixtures(job: Job, policy: Any, prompts: Any, catalog: Any, queries: Any) -> Any:

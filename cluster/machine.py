@@ -34,14 +34,16 @@ def require_packages(config: Config) -> None:
     """Refuse a config whose optional packages are not installed, before any work.
 
     Raises:
-        InputError: ``policy.form=qlora`` without bitsandbytes.
+        InputError: ``policy.form=qlora`` without bitsandbytes, or a ZeRO strategy without DeepSpeed.
     """
-    packed = config.policy.kind == "pretrained" and config.policy.form == "qlora"
-    if packed and find_spec("bitsandbytes") is None:
-        raise InputError(
-            "policy.form=qlora needs bitsandbytes, which is not installed: pip install bitsandbytes, or take "
-            "policy.form=lora"
-        )
+    packed, strategy = config.policy.kind == "pretrained" and config.policy.form == "qlora", config.compute.strategy
+    wanted = {
+        "bitsandbytes": (packed, "policy.form=qlora", "policy.form=lora"),
+        "deepspeed": (strategy != "ddp", f"compute.strategy={strategy}", "compute.strategy=ddp"),
+    }
+    for package, (is_wanted, key, instead) in wanted.items():
+        if is_wanted and find_spec(package) is None:
+            raise InputError(f"{key} needs {package}, which is not installed: pip install {package}, or take {instead}")
 
 
 def connect(config: Config) -> None:

@@ -24,6 +24,9 @@ from genrec.errors import InputError
 REFUSED = "refused.txt"
 """Where a worker leaves the message of an InputError: as an exception it would be retried and arrive wrapped."""
 
+DEEPSPEED = Path(__file__).parent.parent / "configs" / "deepspeed"
+"""A file per ZeRO strategy, in DeepSpeed's own format."""
+
 
 class RayCheckpoints:
     """Checkpoints that Ray Train keeps and hands back after a failure or a restart (``Checkpoints`` protocol)."""
@@ -158,6 +161,8 @@ def sft_loop(job: Job) -> None:
     accelerator = _accelerator(job)
     policy, prompts, catalog = job.build()
     examples, valid = _examples(job.data, settings.form, config.data.max_history)
+    if config.compute.gradient_checkpointing:
+        policy.recompute_activations()
     validator = Validator(
         valid,
         prompts,
@@ -168,21 +173,19 @@ def sft_loop(job: Job) -> None:
         batch_size=config.decode.batch_size,
     )
     loss = _sft_loss(job, prompts, catalog, accelerator.device)
+    options: dict[str, Any] = {
+        "seed": config.seed,
+        "accelerator": accelerator,
+        "checkpoints": _checkpoints(job),
+        "validate": validator,
+        "deepspeed": deepspeed_config(config.compute.strategy),
+    }
     if is_wanted(config):
-        places = (accelerator, _checkpoints(job), validator)
-        _keep(job, policy, catalog, run_stages(job, policy, prompts, catalog, loss, *places), accelerator)
-        return
-    run = SftRun(
-        policy,
-        loss,
-        Epochs(examples, settings.batch_size, config.seed),
-        settings,
-        seed=config.seed,
-        accelerator=accelerator,
-        checkpoints=_checkpoints(job),
-        validate=validator,
-    )
-    _keep(job, policy, catalog, run.run(), accelerator)
+        state = run_stages(job, policy, prompts, catalog, loss, options=options)
+    else:
+        epochs = Epochs(examples, settings.batch_size, config.seed)
+        state = SftRun(policy, loss, epochs, settings, **options).run()
+    _keep(job, policy, catalog, state, accelerator)
 
 
 def _sft_loss(job: Job, prompts: Any, catalog: Any, device: Any) -> Any:
@@ -281,6 +284,13 @@ def _accelerator(job: Job) -> Any:
     if cuda:
         cap_memory(job.config.compute.worker_gpus)
     return Accelerator(cpu=not cuda)
+
+
+def deepspeed_config(strategy: str) -> dict[str, Any] | None:
+    """DeepSpeed's own config for ``strategy``; None for ddp."""
+    if strategy == "ddp":
+        return None
+    return json.loads((DEEPSPEED / f"{strategy}.json").read_text(encoding="utf-8"))
 
 
 def _checkpoints(job: Job) -> Any:

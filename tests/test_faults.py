@@ -145,7 +145,7 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before_it(job: Job, tmp_path:
 
     def save(step: int) -> None:
         state = TrainingState(step=step)
-        checkpoints.save(lambda path: state.write(learner.policy, learner.optimizer, path), {"step": step})
+        checkpoints.save(lambda path: learner.write(path, state), {"step": step})
 
     save(1)
     for size in (0, 100, 20_000):
@@ -154,7 +154,7 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before_it(job: Job, tmp_path:
         with checkpoints.latest() as directory:
             assert directory is not None and directory.name == "step-000000001"
             state = TrainingState()
-            state.read(learner.policy, learner.optimizer, directory)
+            learner.read(directory, state)
             assert state.step == 1
     save(2)
     with checkpoints.latest() as directory:

@@ -136,6 +136,21 @@ def test_grpo_steps_from_every_form_and_its_reference_stays(tmp_path: Path, cata
     assert all(torch.equal(learner.reference[name], tensor) for name, tensor in first.tensors.items())
 
 
+def test_recomputed_activations_give_the_same_gradients(tmp_path: Path, catalog: Catalog) -> None:
+    path = tiny_backbone(tmp_path)
+    grads = []
+    for recompute in (False, True):
+        policy, prompts = build(settings(path, "lora"), catalog, max_history=4, seed=0)
+        if recompute:
+            policy.recompute_activations()
+        policy.train()
+        loss = SftLoss(prompts, catalog, softmax="trie", smoothing=0.0)
+        loss(policy, Rows([*HISTORIES], torch.tensor(TARGETS))).backward()
+        grads.append([p.grad for p in policy.trainable().values()])
+    assert policy.model.is_gradient_checkpointing
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*grads, strict=True))
+
+
 def test_a_tokenizer_that_has_sid_tokens_is_refused(tmp_path: Path, catalog: Catalog) -> None:
     path = tiny_backbone(tmp_path, "<a_0>")
     with pytest.raises(InputError, match="already has 1 of the SID tokens"):

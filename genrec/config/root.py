@@ -49,6 +49,7 @@ class Config(Section):
             "learning.sft.form=dense is for scratch policies; a pretrained one needs rows": dense and pretrained,
             **_tasks_fit(self.learning, pretrained),
             "policy.form=qlora is for pretrained policies": not pretrained and self.policy.form == "qlora",
+            **_strategy_fits(self),
             "policy.hidden must be a multiple of policy.heads": not pretrained
             and self.policy.hidden % self.policy.heads,
             f"learning.grpo.queries must be a multiple of the {workers} workers": grpo.queries % workers,
@@ -64,6 +65,20 @@ class Config(Section):
         if found := [message for message, is_wrong in wrong.items() if is_wrong]:
             raise ValueError("; ".join(found))
         return self
+
+
+def _strategy_fits(config: Config) -> dict[str, bool]:
+    """What is wrong with how workers share a policy: message -> whether it applies."""
+    strategy, workers = config.compute.strategy, config.compute.workers
+    sharded = strategy == "zero3"
+    return {
+        f"compute.strategy={strategy} runs on Ray Train: compute.workers must be 1 or more": strategy != "ddp"
+        and not workers,
+        "compute.strategy=zero3 cannot shard the packed weights of policy.form=qlora; take zero2 or ddp": sharded
+        and config.policy.form == "qlora",
+        "compute.strategy=zero3 trains in one stage; take zero2 or ddp for learning.stages": sharded
+        and bool(config.learning.stages.on()),
+    }
 
 
 def _tasks_fit(learning: Learning, pretrained: bool) -> dict[str, bool]:

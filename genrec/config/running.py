@@ -59,8 +59,10 @@ class Compute(Section):
     address: str | None = Field(default=None, description="Ray cluster; null starts or joins a local one")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: int = Field(default=1, ge=0, description="Ray Train workers")
+    strategy: Literal["ddp", "zero2", "zero3"] = Field(
+        default="ddp", description="of sft: whole copies, or optimizer state and gradients (2) and weights (3) sharded"
+    )
     gradient_checkpointing: bool = Field(default=False, description="sft: recompute activations to save memory")
-    compile: bool = Field(default=False, description="sft: torch.compile of the training forward")
     threads: PositiveInt = Field(default=2, description="torch threads per training worker")
     rollout_actors: int = Field(default=1, ge=0, description="0 generates in the learner's process")
     rollout_threads: PositiveInt = 1

@@ -10,14 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from genrec.data.files import write_json
 from genrec.errors import InputError
-from genrec.policy.model import Policy
 
 
 class Checkpoints(Protocol):
@@ -88,22 +86,19 @@ class TrainingState:
     stopped: str = ""
     curve: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
 
-    def write(self, policy: Policy, optimizer: torch.optim.Optimizer, directory: Path) -> None:
-        """Save this state, the policy's trainable part and the optimizer."""
-        save_file(
-            {name: p.detach().contiguous() for name, p in policy.trainable().items()}, directory / "policy.safetensors"
-        )
+    def write(self, tensors: Mapping[str, Tensor], moments: Mapping[str, Tensor], directory: Path) -> None:
+        """Save this state, the policy's trainable ``tensors`` and the optimizer's ``moments``, all of them whole."""
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, directory / "policy.safetensors")
+        save_file({name: tensor.contiguous() for name, tensor in moments.items()}, directory / "optimizer.safetensors")
         if self.best:
             save_file(self.best, directory / "best.safetensors")
-        torch.save(optimizer.state_dict(), directory / "optimizer.pt")
         fields = ("step", "best_score", "best_step", "checks_since_best", "stopped", "curve")
         write_json({name: getattr(self, name) for name in fields}, directory / "state.json")
 
-    def read(self, policy: Policy, optimizer: torch.optim.Optimizer, directory: Path) -> None:
-        """Restore what ``write`` saved, in place."""
-        policy.adopt(load_file(directory / "policy.safetensors"))
+    def read(self, directory: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Restore what ``write`` saved; the tensors and the moments are returned."""
         best = directory / "best.safetensors"
         self.best = load_file(best) if best.is_file() else {}
-        optimizer.load_state_dict(torch.load(directory / "optimizer.pt", weights_only=True, map_location=policy.device))
         for name, value in json.loads((directory / "state.json").read_text(encoding="utf-8")).items():
             setattr(self, name, value)
+        return load_file(directory / "policy.safetensors"), load_file(directory / "optimizer.safetensors")

@@ -69,10 +69,8 @@ class GrpoRun:
     def _resume(self) -> None:
         with self._checkpoints.latest() as directory:
             if directory is not None:
-                self.state.read(self._learner.policy, self._learner.optimizer, directory)
-                self._learner.read(directory)
+                self._learner.read(directory, self.state)
                 self._guard.read(directory)
-                self._learner.version = self.state.step
         if not self.state.curve:
             self.state.curve.append({"step": 0.0})
         if self._is_check() and not self._guard.judged(self.state.step):
@@ -99,8 +97,7 @@ class GrpoRun:
         self._checkpoints.save(self._write, metrics)
 
     def _write(self, directory: Path) -> None:
-        self.state.write(self._learner.policy, self._learner.optimizer, directory)
-        self._learner.write(directory)
+        self._learner.write(directory, self.state)
         self._guard.write(directory)
 
     def _say(self, record: dict[str, float], step_s: float) -> None:

@@ -16,11 +16,13 @@ from genrec.config import Grpo, Rewards
 from genrec.errors import InputError
 from genrec.learning.advantages import EPSILON, advantages
 from genrec.learning.audit import dead_share, level_credit, mass_moved, term_shares
+from genrec.learning.checkpoints import TrainingState
 from genrec.learning.critic import Critic, gae, normalised, value_loss
 from genrec.learning.objectives import OBJECTIVES, Batch, exact_entropy, exact_kl
 from genrec.learning.rewards import Knowledge, Term, choose, pay
 from genrec.learning.schedule import learning_rate
 from genrec.learning.sft import parameter_groups
+from genrec.learning.strategies import read_moments, write_moments
 from genrec.policy.model import Policy
 from genrec.policy.prompts import Prompts
 from genrec.policy.score import Scores, score
@@ -110,14 +112,20 @@ class GrpoLearner:
         shares = {f"share/{name}": share for name, share in term_shares(groups, advantage_BG).items()}
         return {"step": float(self.version), **measured, **shares, "staleness": float(staleness)}
 
-    def write(self, directory: Path) -> None:
-        """Save what a resumed run needs beside the policy and its optimizer."""
+    def write(self, directory: Path, run: TrainingState) -> None:
+        """Save ``run``, and all that a resumed run needs of this learner."""
+        tensors = {name: parameter.detach() for name, parameter in self.policy.trainable().items()}
+        run.write(tensors, read_moments(self.policy, self.optimizer), directory)
         if self._critic is not None:
             state = {"critic": self._critic.state_dict(), "optimizer": self._critic_optimizer.state_dict()}
             torch.save(state, directory / "critic.pt")
 
-    def read(self, directory: Path) -> None:
-        """Restore what ``write`` saved."""
+    def read(self, directory: Path, run: TrainingState) -> None:
+        """Restore what ``write`` saved, ``run`` too."""
+        tensors, moments = run.read(directory)
+        self.policy.adopt(tensors)
+        write_moments(self.policy, self.optimizer, moments, run.step)
+        self.version = run.step
         if self._critic is not None:
             state = torch.load(directory / "critic.pt", weights_only=True, map_location=self.policy.device)
             self._critic.load_state_dict(state["critic"])

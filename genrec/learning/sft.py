@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from genrec.config import Sft
 from genrec.learning.batches import Epochs
 from genrec.learning.checkpoints import Checkpoints, TrainingState
 from genrec.learning.losses import SftLoss
 from genrec.learning.schedule import learning_rate
+from genrec.learning.strategies import Copies, Strategy, Zero
 from genrec.policy.model import Policy
 from genrec.policy.rows import RowWatch
 
@@ -40,17 +41,13 @@ class SftRun:
         accelerator: Accelerator,
         checkpoints: Checkpoints,
         validate: Validate,
+        deepspeed: Mapping[str, Any] | None = None,
     ) -> None:
-        self._settings, self._seed = settings, seed
+        self._settings, self._seed, self._deepspeed = settings, seed, deepspeed
         self._loss, self._epochs = loss, epochs
         self._accelerator, self._checkpoints, self._validate = accelerator, checkpoints, validate
         self._policy = policy.to(accelerator.device)
         self._watch = RowWatch(policy)
-        optimizer = torch.optim.AdamW(
-            parameter_groups(policy, settings.weight_decay), lr=settings.lr, betas=(0.9, 0.98), fused=True
-        )
-        wrapped: Any = accelerator.prepare(policy, optimizer)
-        self._wrapped, self._optimizer = wrapped
         self.state = TrainingState()
         total = settings.epochs * epochs.steps
         self.total_steps = min(total, settings.max_steps) if settings.max_steps else total
@@ -61,9 +58,7 @@ class SftRun:
         Raises:
             InputError: no SID row learned.
         """
-        with self._checkpoints.latest() as directory:
-            if directory is not None:
-                self.state.read(self._policy, self._optimizer, directory)
+        self._resume()
         started, first = time.monotonic(), self.state.step
         while self.state.step < self.total_steps and not self.state.stopped:
             record = self._step(self.state.step)
@@ -81,6 +76,28 @@ class SftRun:
         )
         return self.state
 
+    def close(self) -> None:
+        """Undo the wrapping, so that the policy can be trained by another run."""
+        self._strategy.close()
+
+    def _resume(self) -> None:
+        """The latest checkpoint's tensors go into the policy before it may be sharded, its moments go in after."""
+        moments: dict[str, Tensor] = {}
+        with self._checkpoints.latest() as directory:
+            if directory is not None:
+                tensors, moments = self.state.read(directory)
+                self._policy.adopt(tensors)
+        groups = parameter_groups(self._policy, self._settings.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=self._settings.lr, betas=(0.9, 0.98), fused=True)
+        clip = self._settings.clip
+        self._strategy: Strategy = (
+            Copies(self._policy, optimizer, self._accelerator, clip)
+            if self._deepspeed is None
+            else Zero(self._policy, optimizer, self._deepspeed, clip)
+        )
+        if moments:
+            self._strategy.restore(moments, self.state.step)
+
     def _step(self, step: int) -> dict[str, float]:
         rate = learning_rate(
             step,
@@ -89,24 +106,20 @@ class SftRun:
             low=self._settings.min_lr,
             warmup=self._settings.warmup,
         )
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
         rank, world = self._accelerator.process_index, self._accelerator.num_processes
         torch.manual_seed((self._seed * 1_000_003 + step) * 1_009 + rank)
         pieces, targets = self._epochs.micro_batches(step, self._settings.micro_batch, rank, world)
-        self._wrapped.train()
+        weights = [world / targets] * len(pieces)
+        if self._strategy.lockstep:
+            most = -(-len(self._epochs.index(step)) // world)
+            missing = -(-most // self._settings.micro_batch) - len(pieces)
+            pieces, weights = pieces + pieces[:1] * missing, weights + [0.0] * missing
         total = torch.zeros((), device=self._accelerator.device)
-        for index, piece in enumerate(pieces):
-            accumulating = index < len(pieces) - 1
-            with self._accelerator.no_sync(self._wrapped) if accumulating else nullcontext():
-                loss = self._wrapped("call", self._loss, piece)
-                self._accelerator.backward(loss * (world / targets))
-            total += loss.detach()
-        self._accelerator.clip_grad_norm_(self._wrapped.parameters(), self._settings.clip)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        for index, (piece, weight) in enumerate(zip(pieces, weights, strict=True)):
+            total += self._strategy.add(self._loss, piece, weight, last=index == len(pieces) - 1) * weight / world
+        self._strategy.step(rate)
         whole: Any = self._accelerator.reduce(total, "sum")
-        return {"step": step + 1, "loss": float(whole) / targets, "lr": rate}
+        return {"step": step + 1, "loss": float(whole), "lr": rate}
 
     def _is_check(self, step: int) -> bool:
         every = self._settings.eval_every * self._epochs.steps
@@ -114,10 +127,12 @@ class SftRun:
 
     def _check(self) -> dict[str, float]:
         self._policy.eval()
-        metrics = self._validate(self._policy)
+        with self._strategy.whole():
+            metrics = self._validate(self._policy)
+            tensors = dict(self._policy.snapshot(self.state.step).tensors)
         if metrics["ndcg@10"] > self.state.best_score:
             self.state.best_score = metrics["ndcg@10"]
-            self.state.best = dict(self._policy.snapshot(self.state.step).tensors)
+            self.state.best = tensors
             self.state.best_step = self.state.step
             self.state.checks_since_best = 0
         else:
@@ -128,7 +143,10 @@ class SftRun:
 
     def _save(self) -> None:
         metrics = {"step": self.state.step, "ndcg@10": self.state.best_score}
-        self._checkpoints.save(lambda path: self.state.write(self._policy, self._optimizer, path), metrics)
+        with self._strategy.whole():
+            tensors = self._policy.snapshot(self.state.step).tensors
+        moments = self._strategy.moments()
+        self._checkpoints.save(lambda path: self.state.write(tensors, moments, path), metrics)
 
     def _say(self, record: dict[str, float], step_s: float) -> None:
         if not self._accelerator.is_main_process:
@@ -139,9 +157,8 @@ class SftRun:
 
 
 def parameter_groups(policy: Policy, decay: float) -> list[dict[str, Any]]:
-    """Weight decay on matrices only (Loshchilov & Hutter 2019)."""
+    """Weight decay on matrices only (Loshchilov & Hutter 2019); no group is empty."""
     parameters = list(policy.trainable().values())
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    matrices, others = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]

@@ -52,6 +52,7 @@ def run_phases(
     accelerator: Accelerator,
     checkpoints: Checkpoints,
     validate: Validate,
+    deepspeed: Mapping[str, Any] | None = None,
 ) -> TrainingState:
     """Train ``policy`` through all phases, from the latest checkpoint of any of them.
 
@@ -69,16 +70,22 @@ def run_phases(
         offset += NEVER
         if number < first:
             continue
-        accelerator.free_memory()
-        options: dict[str, Any] = {"seed": seed, "accelerator": accelerator, "validate": validate}
+        options: dict[str, Any] = {
+            "seed": seed,
+            "accelerator": accelerator,
+            "validate": validate,
+            "deepspeed": deepspeed,
+        }
         with only_sid_rows(policy) if phase.rows_only else nullcontext():
             run = SftRun(policy, phase.loss, phase.epochs, phase.settings, checkpoints=kept, **options)
             if accelerator.is_main_process:
                 print(f"[sft] stage {number + 1} of {len(phases)}: {phase.name}", flush=True)
             state = run.run()
+            run.close()
         if number < len(phases) - 1:
             earlier += [{"stage": number + 1, **record} for record in state.curve]
-    state.best = {**policy.snapshot(state.step).tensors, **state.best}
+    if phases[-1].rows_only:
+        state.best = {**policy.snapshot(state.step).tensors, **state.best}
     state.curve = [*earlier, *state.curve]
     return state
 

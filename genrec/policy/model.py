@@ -62,6 +62,14 @@ class Policy(nn.Module):
         """Where the weights are."""
         return next(self.model.parameters()).device
 
+    def own_rows(self) -> list[nn.Parameter]:
+        """The SID rows that are parameters of their own, which ``hidden`` and ``level_logits`` read directly."""
+        return [rows for rows in (*self._sid_in, *self._sid_out) if rows is not None]
+
+    def recompute_activations(self) -> None:
+        """Gradient checkpointing from here on: training keeps layer inputs alone, for a second forward's time."""
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+
     def new_cache(self) -> DynamicCache:
         """An empty KV cache."""
         return DynamicCache()
