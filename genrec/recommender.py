@@ -26,6 +26,7 @@ from genrec.policy.constraints import Constraints
 from genrec.policy.conversations import ChatFormat, load_tokenizer
 from genrec.policy.decode import beam
 from genrec.policy.phrasings import Item, Message, load_language
+from genrec.policy.prompt_cache import PromptCache
 from genrec.policy.prompts import Prompts
 from genrec.policy.rules import Constraint, Facts, read_facts
 from genrec.sid import live as catalogs
@@ -86,6 +87,8 @@ class Recommender:
         places: dict[str, Any] = {"max_history": history, "seed": config.seed, "cache": self._backbones}
         self._policy, self._prompts = load_policy(config.policy, catalog, parts["policy"], **places)
         self._digest = catalog.digest
+        kept = config.decode.prompt_cache_mb * 2**20
+        self._read = PromptCache(self._policy, kept) if kept else None
         self._stock = self._read_stock(self._present())
         self._prior, self._mask_seen = about["prior"], bool(about["mask_seen"])
         self._knn: ItemKNN | None = None
@@ -200,7 +203,7 @@ class Recommender:
         tokens_BP, mask_BP = stock.prompts.encode([rows])
         width = max(k + (len(rows) if self._mask_seen else 0), self._config.decode.width)
         masks = stock.constraints.masks([mask_N])
-        found = beam(self._policy, tokens_BP, mask_BP, stock.catalog.trie, width, masks=masks)
+        found = beam(self._policy, tokens_BP, mask_BP, stock.catalog.trie, width, masks=masks, prompts=self._read)
         beams = Beams(found.items_BW.numpy(), found.logp_BW.numpy())
         recent_QH = np.array([rows[::-1]])
         if self._mask_seen:

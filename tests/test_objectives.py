@@ -16,6 +16,7 @@ from genrec.config import Grpo, Rewards
 from genrec.learning.advantages import ADVANTAGES, LIMIT, advantages
 from genrec.learning.audit import dead_share, level_credit, mass_moved, term_shares
 from genrec.learning.candidates import mixed, with_target
+from genrec.learning.checkpoints import TrainingState
 from genrec.learning.critic import Critic, gae, normalised
 from genrec.learning.learner import GrpoLearner, informative_first
 from genrec.learning.objectives import LOG_RATIO_LIMIT, OBJECTIVES, Batch, exact_entropy, exact_kl
@@ -339,10 +340,10 @@ def test_a_resumed_value_head_is_the_one_that_was_saved(tmp_path: Path) -> None:
     first, again = learner(), learner()
     rollouts = LocalRollouts(first.policy, small_policy(CATALOG)[1], CATALOG.trie, Grpo(group=4), seed=0)
     first.update(rollouts.collect(rollouts.submit(QUERIES, first.snapshot())))
-    first.write(tmp_path)
-    again.read(tmp_path)
+    first.write(tmp_path, TrainingState())
+    again.read(tmp_path, TrainingState())
     (tmp_path / "again").mkdir()
-    again.write(tmp_path / "again")
+    again.write(tmp_path / "again", TrainingState())
     states = [
         torch.load(folder / "critic.pt", weights_only=True)["critic"] for folder in (tmp_path, tmp_path / "again")
     ]

@@ -14,6 +14,9 @@ class Decode(Section):
 
     width: PositiveInt = Field(default=50, le=512, description="beams")
     batch_size: PositiveInt = Field(default=64, description="queries per forward")
+    prompt_cache_mb: int = Field(
+        default=256, ge=0, description="serving: keys and values of the last prompts that are kept; 0 keeps none"
+    )
     prior: Literal["none", "itemknn"] = Field(default="none", description="item scores mixed with the policy's")
     prior_weight: Annotated[float, Field(ge=0, le=1)] | Literal["tuned"] = Field(
         default="tuned", description="lambda in [0, 1]; tuned on validation"

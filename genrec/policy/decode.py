@@ -16,7 +16,8 @@ from torch import Tensor
 
 from genrec.policy.constraints import LeafMasks
 from genrec.policy.model import Policy
-from genrec.policy.tree import add_self, node_mask, prompt_mask, prompt_positions
+from genrec.policy.prompt_cache import PromptCache, read
+from genrec.policy.tree import add_self, node_mask
 from genrec.sid.trie import CompleteTrie, Trie
 
 Scale = Literal["trie", "vocabulary"]
@@ -86,6 +87,7 @@ def beam(
     *,
     masks: LeafMasks | None = None,
     scale: Scale = "trie",
+    prompts: PromptCache | None = None,
 ) -> Beams:
     """The ``width`` most probable items by beam search; identical to HF ``generate`` with ``num_beams=width``,
     ``prefix_allowed_tokens_fn`` and ``renormalize_logits=True`` (``scale="vocabulary"``: without it).
@@ -95,12 +97,13 @@ def beam(
         mask_BP: True at real tokens.
         masks: what each request may be answered with; the probabilities stay those of the whole catalogue, and a
             request with fewer items than ``width`` gets fewer.
+        prompts: prompts of this policy that were read before, and take this one in.
     """
 
     def best(frontier: Frontier) -> Chosen:
         return pick(frontier.total_BW[..., None] + frontier.step_BWK, width)
 
-    return search(policy, tokens_BP, mask_BP, trie, best, roots=1, masks=masks, scale=scale)
+    return search(policy, tokens_BP, mask_BP, trie, best, roots=1, masks=masks, scale=scale, prompts=prompts)
 
 
 def pick(scores_BWK: Tensor, width: int) -> Chosen:
@@ -153,16 +156,16 @@ def search(
     roots: int,
     masks: LeafMasks | None = None,
     scale: Scale = "trie",
+    prompts: PromptCache | None = None,
 ) -> Beams:
     """Any search down the trie: ``choose`` says which children of the frontier go on, from ``roots`` equal starts."""
     batch = len(tokens_BP)
-    cache = policy.new_cache()
-    hidden_BPD = policy.hidden(tokens_BP, prompt_positions(mask_BP), prompt_mask(mask_BP), cache)
-    hidden_BWD = hidden_BPD[:, -1:].expand(-1, roots, -1)
+    hidden_B1D, cache = prompts.read(tokens_BP, mask_BP) if prompts is not None else read(policy, tokens_BP, mask_BP)
+    hidden_BWD = hidden_B1D.expand(-1, roots, -1)
     lengths_B1 = mask_BP.sum(-1, keepdim=True)
     nodes_BW = torch.zeros(batch, roots, dtype=torch.long, device=tokens_BP.device)
     codes_BWL = nodes_BW.new_empty(batch, roots, 0)
-    logp_BWL = hidden_BPD.new_empty(batch, roots, 0, dtype=torch.float32)
+    logp_BWL = hidden_B1D.new_empty(batch, roots, 0, dtype=torch.float32)
     ancestors_BWT = torch.empty(batch, roots, 0, dtype=torch.bool, device=tokens_BP.device)
     rows_B1 = torch.arange(batch, device=tokens_BP.device)[:, None]
     for level in range(trie.depth):
