@@ -1,4 +1,4 @@
-"""Markdown tables of what policies are compared by: tokenizers and losses."""
+"""Markdown tables of what policies are compared by: tokenizers, losses and rewards."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ level, after. *error*: squared error as a share of the variance of what is quant
 before → after; inputs differ between text, cf and fused rows. *neighbours*: share of the 10 items with the nearest text
 vectors under the same prefix, per length of the prefix short of the whole SID. *bought together*: the same share of
 pairs bought one after the other. *assign s*: to encode all items and to settle collisions."""
+
+
+REWARD_SCORES = ("ndcg@10", "hr@10", "hr@50", "hr@50/tail", "coverage@10", "category_entropy@10")
 
 
 def page(rows: Mapping[str, Mapping[str, Any]], policies: Mapping[str, Mapping[str, Any]]) -> str:
@@ -94,6 +97,58 @@ def contest_by_popularity(policies: Mapping[str, Mapping[str, Any]], metric: str
         "",
         f"The first row is {first}'s {metric.upper()}, the others' are differences to it.",
     ]
+
+
+def rewards_page(policies: Mapping[str, Mapping[str, Any]]) -> str:
+    """Three tables of policies by rewards: their scores, what they gained over the first, and their audits."""
+    first = next(iter(policies))
+    seeds = min(len(row["seeds"]) for row in policies.values())
+    scores = [name for name in REWARD_SCORES if name in policies[first]]
+    gains = list(policies[first]["paired"])
+    audited = {name: row["audit"] for name, row in policies.items() if "audit" in row}
+    columns = list(dict.fromkeys(name for audit in audited.values() for name in audit if not name.startswith("share/")))
+    lines = [
+        *_table(
+            ("rewards", *scores),
+            ([name, *(_estimate(row[score], ".4f") for score in scores)] for name, row in policies.items()),
+        ),
+        "",
+        f"Test split, item level: mean of {seeds} seeds [95 % t interval].",
+        "",
+        *_table(
+            ("rewards", *gains),
+            (
+                [name, *(_gain(row, policies[first], gain) for gain in gains)]
+                for name, row in policies.items()
+                if name != first
+            ),
+        ),
+        "",
+        f"Gains over {first}: mean over seeds [95 % paired bootstrap over queries] (relative).",
+        "",
+        *_table(
+            ("rewards", *columns, "shares of the advantages' variance"),
+            (
+                [name, *(_or_dash(audit.get(column), ".3g") for column in columns), _shares(audit)]
+                for name, audit in audited.items()
+            ),
+        ),
+        "",
+        "Means over updates and seeds; *best_step*: the version that was kept, *stopped*: share of runs rolled back.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _gain(row: Mapping[str, Any], base: Mapping[str, Any], name: str) -> str:
+    found = row["paired"][name]
+    before = base[name]["mean"]
+    relative = f" ({found['difference'] / before:+.1%})" if before else ""
+    return f"{found['difference']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]{relative}"
+
+
+def _shares(audit: Mapping[str, float]) -> str:
+    shares = {name.removeprefix("share/"): share for name, share in audit.items() if name.startswith("share/")}
+    return ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share)
 
 
 def _estimate(estimate: Mapping[str, float | None], form: str) -> str:

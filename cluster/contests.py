@@ -5,11 +5,11 @@ Policies and scores are stages under ``<storage>/bench/<place>``, one per row an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cluster import steps
 from cluster.answers import answer
@@ -19,11 +19,22 @@ from genrec.config import Config
 from genrec.data.files import write_json, write_text
 from genrec.data.tables import read_items, read_queries, read_sequences
 
-VERSION = 2
+VERSION = 3
 METRICS = ("ndcg@10", "hr@10")
+QUERIES = "queries.parquet"
+"""Beside the scores: per test query the ``rank`` of its target (0: missed) and the ``bucket`` of its popularity."""
 
-Scores = dict[str, dict[int, dict[str, float]]]
-"""Test metrics by row and seed; those of a popularity bucket are named ``ndcg@10/tail``."""
+
+class Scored(NamedTuple):
+    """A policy's test metrics (those of a popularity bucket are named ``ndcg@10/tail``), and where both lie."""
+
+    values: dict[str, float]
+    policy: Path
+    where: Path
+
+
+Scores = dict[str, dict[int, Scored]]
+"""By row and seed."""
 
 
 @dataclass
@@ -45,10 +56,11 @@ class Comparison(Bench):
 
 @dataclass(frozen=True)
 class Row:
-    """One contestant: a config, and the catalogue that its policy answers from."""
+    """One contestant: a config, the catalogue that its policy answers from, and how it is trained on data and that."""
 
     config: Config
     catalog: Output
+    train: Callable[[Config, Output, Output], Output] = steps.sft
 
 
 def score_rows(place: str, data: Output, rows: Mapping[str, Row]) -> Iterator[Scores]:
@@ -59,36 +71,47 @@ def score_rows(place: str, data: Output, rows: Mapping[str, Row]) -> Iterator[Sc
     for turn, (seed, name) in enumerate(((seed, name) for seed in seeds for name in rows), start=1):
         catalog = rows[name].catalog
         config = in_process(rows[name].config.model_copy(update={"seed": seed}), place)
-        policy = steps.sft(config, data, catalog)
+        policy = rows[name].train(config, data, catalog)
         settings = {"width": config.decode.width}
         work = partial(_score, config, data.path, catalog.path, policy.path)
         inputs = [data, catalog, policy]
         stage = run_stage(config, "scores", version=VERSION, settings=settings, inputs=inputs, work=work)
-        scores[name][seed] = stage.metrics["scores"]
-        shown = "  ".join(f"{metric} {scores[name][seed][metric]:.4f}" for metric in METRICS)
+        values = stage.metrics["scores"]
+        scores[name][seed] = Scored(values, policy.path, stage.path)
+        shown = "  ".join(f"{metric} {values[metric]:.4f}" for metric in METRICS)
         print(f"[{place}] {turn}/{len(seeds) * len(rows)} {name}, seed {seed}: {shown}", flush=True)
         yield scores
 
 
 def _score(config: Config, data: Path, catalog: Path, policy: Path, out: Path) -> Mapping[str, Any]:
-    """Item-level metrics of the test queries, of all and by popularity of the target.
+    """Item-level metrics of the test queries, of all and by popularity of the target, and how wide the answers spread.
 
     As in ``evaluate``, seen items are masked where the log never repeats.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     from genrec.evaluation.baselines import train_log
     from genrec.evaluation.metrics import means, per_query, target_ranks
-    from genrec.evaluation.slices import by_bucket, popularity_bucket
+    from genrec.evaluation.slices import by_bucket, category_entropy, category_numbers, coverage, popularity_bucket
 
-    log = train_log(read_sequences(data), read_items(data).num_rows)
+    items = read_items(data)
+    log = train_log(read_sequences(data), items.num_rows)
     beams = answer(config, data, catalog, policy, out / "answers", mask_seen=log.repeat_share == 0.0)
     targets_Q = read_queries(data, "test")["target"].to_numpy().astype("int64")
-    values = per_query(target_ranks(beams.items_QK, targets_Q), (10, 50))
-    buckets = by_bucket(values, targets_Q, popularity_bucket(log.counts_N))
-    sliced = {f"{metric}/{name}": bucket[metric] for name, bucket in buckets.items() for metric in METRICS}
-    return {"scores": means(values) | sliced, "queries": {name: part["queries"] for name, part in buckets.items()}}
+    ranks_Q, bucket_N = target_ranks(beams.items_QK, targets_Q), popularity_bucket(log.counts_N)
+    values = per_query(ranks_Q, (10, 50))
+    buckets = by_bucket(values, targets_Q, bucket_N)
+    sliced = {f"{metric}/{name}": bucket[metric] for name, bucket in buckets.items() for metric in values}
+    spread = {"coverage@10": coverage(beams.items_QK, items.num_rows)}
+    if (entropy := category_entropy(beams.items_QK, category_numbers(items))) is not None:
+        spread["category_entropy@10"] = entropy
+    pq.write_table(pa.table({"rank": ranks_Q, "bucket": bucket_N[targets_Q]}), out / QUERIES)
+    counts = {name: part["queries"] for name, part in buckets.items()}
+    return {"scores": means(values) | sliced | spread, "queries": counts}
 
 
-def compare(scores: Mapping[str, Mapping[int, Mapping[str, float]]]) -> dict[str, Any]:
+def compare(scores: Scores) -> dict[str, Any]:
     """Each row's scores by seed, their means with t intervals, and those of the differences to the first row.
 
     Only seeds that every row has count, so that a run in the making compares like with like.
@@ -99,9 +122,9 @@ def compare(scores: Mapping[str, Mapping[int, Mapping[str, float]]]) -> dict[str
     seeds = [seed for seed in scores[first] if all(seed in by_seed for by_seed in scores.values())]
     found: dict[str, Any] = {}
     for name, by_seed in scores.items():
-        found[name] = {"seeds": {str(seed): dict(score) for seed, score in by_seed.items()}, "compared_with": first}
-        for metric in [key for key in by_seed[seeds[0]] if key.startswith(METRICS)]:
-            found[name][metric] = over_runs([by_seed[seed][metric] for seed in seeds])
-            less = [by_seed[seed][metric] - scores[first][seed][metric] for seed in seeds]
+        found[name] = {"seeds": {str(seed): scored.values for seed, scored in by_seed.items()}, "compared_with": first}
+        for metric in by_seed[seeds[0]].values:
+            found[name][metric] = over_runs([by_seed[seed].values[metric] for seed in seeds])
+            less = [by_seed[seed].values[metric] - scores[first][seed].values[metric] for seed in seeds]
             found[name][f"{metric}_difference"] = over_runs(less)
     return found

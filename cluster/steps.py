@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,15 @@ from typing import Any
 from cluster import fitting, teacher
 from cluster.instruct import key_of
 from cluster.jobs import Job
-from cluster.runs import fit, sft_loop, summary
+from cluster.runs import fit, grpo_loop, sft_loop, summary
 from cluster.shards import map_shards
 from cluster.stages import Output, run_stage
+from cluster.terms import kept_terms, terms_settings
 from genrec.config import Config
 
 ASSIGN_VERSION = 1
 SFT_VERSION = 1
+GRPO_VERSION = 2
 
 
 def assign(config: Config, data: Output, vectors: Output | None) -> Output:
@@ -64,4 +66,27 @@ def sft(config: Config, data: Output, catalog: Output) -> Output:
 def _train(config: Config, data: Path, catalog: Path, out: Path) -> Mapping[str, Any]:
     teacher.ask(config, data, out)
     fit(sft_loop, Job(config, data, catalog, out), "sft")
+    return summary(out)
+
+
+def grpo(
+    config: Config, data: Output, catalog: Output, start: Output, vectors: Output | None, terms: str | None = None
+) -> Output:
+    """What rewards made of ``start``; ``vectors`` are for ``rewards.semantic``, ``terms`` is a file of own terms."""
+    settings = {
+        "policy": config.policy.model_dump(mode="json"),
+        "grpo": config.learning.grpo.model_dump(mode="json"),
+        "rewards": config.rewards.model_dump(mode="json"),
+        "workers": config.compute.workers,
+        "seed": config.seed,
+        **terms_settings(terms),
+    }
+    needed = [vectors] if vectors is not None and config.rewards.semantic else []
+    job = partial(Job, config, data.path, catalog.path, start=start.path, vectors=needed[0].path if needed else None)
+    work, inputs = partial(_reinforce, job, terms), [data, catalog, start, *needed]
+    return run_stage(config, "grpo", version=GRPO_VERSION, settings=settings, inputs=inputs, work=work)
+
+
+def _reinforce(job: Callable[..., Job], terms: str | None, out: Path) -> Mapping[str, Any]:
+    fit(grpo_loop, job(out=out, rewards=kept_terms(terms, out)), "grpo")
     return summary(out)

@@ -7,7 +7,7 @@ import pytest
 from worlds import chain_shop, tiny_config
 
 from cluster import bench_losses
-from cluster.contests import compare
+from cluster.contests import Scored, compare
 from genrec.config import Sft
 from genrec.errors import InputError
 from workflows import assign, prepare
@@ -46,7 +46,9 @@ def test_every_loss_has_a_row_and_each_differs_from_plain_cross_entropy():
 
 
 def test_only_seeds_that_every_row_has_are_compared():
-    scores = {"a": {0: {"ndcg@10": 0.1}, 1: {"ndcg@10": 0.9}}, "b": {0: {"ndcg@10": 0.3}}}
-    found = compare(scores)
+    values = {"a": {0: 0.1, 1: 0.9}, "b": {0: 0.3}}
+    found = compare(
+        {row: {s: Scored({"ndcg@10": x}, Path(), Path()) for s, x in r.items()} for row, r in values.items()}
+    )
     assert found["b"]["ndcg@10_difference"]["mean"] == pytest.approx(0.2)
     assert found["a"]["ndcg@10"]["mean"] == 0.1

@@ -47,11 +47,11 @@ class Bench(Section):
 
     rows: tuple[str, ...] = Field(
         default=(),
-        description="tokenizers, losses: rows that policies are trained for, compared with the first; "
-        "empty: none of the tokenizers, all of the losses",
+        description="tokenizers, losses, rewards: rows that policies are trained for, compared with the first; "
+        "empty: none of the tokenizers, all of the others",
     )
     seeds: PositiveInt = Field(
-        default=3, description="tokenizers, losses: policies per row, trained from seed, seed + 1, …"
+        default=3, description="tokenizers, losses, rewards: policies per row, trained from seed, seed + 1, …"
     )
     items: PositiveInt = Field(default=200, description="insert: items that are held out")
 
