@@ -1,8 +1,9 @@
 """Rewards side by side: the same SFT policies, each improved with every row's rewards, judged on the test queries.
 
 The first row is the SFT policy itself. The others are GRPO stages of the config with other rewards or settings; those
-of the recipes take rewards and objective of ``configs/versions``. ``bench.rows`` chooses, ``bench.seeds`` says how many
-SFT policies there are. See ``cluster.contests`` for what is kept; the page and all figures lie beside it as
+of the recipes take rewards and objective of ``configs/versions``; ``supervised`` has no reward, but the same updates by
+the supervised term and the KL: what rewards add is the difference to it. ``bench.rows`` chooses, ``bench.seeds`` says
+how many SFT policies there are. See ``cluster.contests`` for what is kept; the page and all figures lie beside it as
 ``<name>.md`` and ``<name>.json``, written again after every policy.
 """
 
@@ -56,8 +57,8 @@ def changes(config: Config) -> dict[str, Change]:
     for name in ("v1", "v2", "v3", "v4"):
         recipe = load_config([RECIPES / f"{name}.yaml"])
         found[name] = ({"objective": recipe.learning.grpo.objective}, recipe.rewards)
-    hit = Rewards(hit=1.0, rank_log=0.0)
-    found["hit"] = ({}, hit)
+    hit, none = Rewards(hit=1.0, rank_log=0.0), Rewards(hit=0.0, rank_log=0.0)
+    found |= {"hit": ({}, hit), "supervised": ({}, none)}
     for name in ("ndcg_rank", "prefix", "future", "collaborative", "semantic"):
         found[name] = ({}, hit.weighted({name: 1.0 if name == "ndcg_rank" else 0.5}))
     found |= {name: ({"generation": name}, {}) for name in ("sample", "stochastic_beam", "mixed")}

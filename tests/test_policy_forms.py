@@ -1,5 +1,6 @@
 """Full, LoRA and QLoRA training of a tiny pretrained backbone, in float32 and bfloat16."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -165,3 +166,17 @@ def test_histories_longer_than_the_context_are_refused_with_what_fits(tmp_path: 
     build(settings(path, "lora"), catalog, max_history=fits, seed=0)
     with pytest.raises(InputError):
         build(settings(path, "lora"), catalog, max_history=fits + 1, seed=0)
+
+
+@pytest.mark.parametrize("window", [16, 400])
+def test_an_attention_window_that_a_prompt_exceeds_is_refused(tmp_path: Path, catalog: Catalog, window: int) -> None:
+    path = Path(tiny_backbone(tmp_path))
+    about = json.loads((path / "config.json").read_text())
+    kinds = ["sliding_attention"] * about["num_hidden_layers"]
+    changed = {"sliding_window": window, "use_sliding_window": True, "layer_types": kinds}
+    (path / "config.json").write_text(json.dumps(about | changed))
+    if window == 400:
+        build(settings(str(path), "lora"), catalog, max_history=4, seed=0)
+        return
+    with pytest.raises(InputError, match=r"has attention windows of 16 tokens; data\.max_history=0 fits"):
+        build(settings(str(path), "lora"), catalog, max_history=4, seed=0)

@@ -207,15 +207,29 @@ def _adapted(model: PreTrainedModel, sids: SidTokens, policy: settings.Policy) -
 
 def _refuse_long_prompts(model: PreTrainedModel, prompts: Prompts, path: str) -> None:
     """A prompt and its answer must fit the positions that the model knows."""
-    room: Any = getattr(model.config, "max_position_embeddings", None)
     levels = len(prompts.sids.level_sizes)
     need = prompts.max_tokens + levels
+    what, room = _reach(model)
     if room is not None and need > room:
         fixed = need - levels * prompts.max_items
         raise InputError(
             f"prompts of data.max_history={prompts.max_items} items take up to {need} tokens, policy.path={path!r} "
-            f"has {room} positions; data.max_history={max((room - fixed) // levels, 0)} fits"
+            f"has {what}; data.max_history={max((room - fixed) // levels, 0)} fits"
         )
+
+
+def _reach(model: PreTrainedModel) -> tuple[str, int | None]:
+    """How many tokens the model sees at once: its positions, or the narrowest window of its attention.
+
+    The decoder's masks say who may look where; a window narrower than a prompt would be overruled by them.
+    """
+    config: Any = model.config
+    kinds: list[str] = getattr(config, "layer_types", None) or []
+    window = getattr(config, "sliding_window", None)
+    room = getattr(config, "max_position_embeddings", None)
+    if window and (not kinds or "sliding_attention" in kinds) and (room is None or window < room):
+        return f"attention windows of {window} tokens", int(window)
+    return f"{room} positions", room
 
 
 def _refuse_unusual_embeddings(model: PreTrainedModel, path: str) -> None:
@@ -226,10 +240,12 @@ def _refuse_unusual_embeddings(model: PreTrainedModel, path: str) -> None:
         unusual.append("a bias of the output embedding")
     if str(model.config.model_type).startswith("gemma"):
         unusual.append("scaled input embeddings")
+    kinds: set[str] = set(getattr(model.config, "layer_types", None) or ())
+    unusual += sorted(f"layers of {kind}" for kind in kinds - {"full_attention", "sliding_attention"})
     if unusual:
         raise InputError(
             f"policy.path={path!r} has {', '.join(unusual)}, which the decoder does not apply; "
-            "use a model with plain embeddings (Qwen, Llama, SmolLM, GPT-2, Mistral)"
+            "use a model with plain embeddings and attention (Qwen2, Qwen3, Llama, SmolLM, GPT-2, Mistral)"
         )
 
 
