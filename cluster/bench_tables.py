@@ -1,4 +1,4 @@
-"""Markdown tables of what policies are compared by: tokenizers, losses and rewards."""
+"""Markdown tables of what policies are compared by: tokenizers, losses, rewards and searches."""
 
 from __future__ import annotations
 
@@ -135,6 +135,28 @@ def rewards_page(policies: Mapping[str, Mapping[str, Any]]) -> str:
         ),
         "",
         "Means over updates and seeds; *best_step*: the version that was kept, *stopped*: share of runs rolled back.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def searches_page(
+    rows: Mapping[str, Mapping[str, Any]], validity: Mapping[str, Any], weights: Sequence[Mapping[str, Any]]
+) -> str:
+    """Two tables: searches by their scores, and how often a SID is in the catalogue without its constraint, by rank."""
+    metrics = list(next(iter(rows.values())))
+    tuned = "; ".join(", ".join(f"{name} {value:g}" for name, value in one.items()) for one in weights)
+    lines = [
+        *_table(
+            ("search", *metrics),
+            ([name, *(_estimate(row[metric], ".4f") for metric in metrics)] for name, row in rows.items()),
+        ),
+        "",
+        f"Test split, item level: mean of {len(weights)} seeds [95 % t interval]. Tuned on validation: {tuned}.",
+        "",
+        *_table(
+            ("without constraint", *(f"rank {rank}" if rank.isdigit() else rank for rank in validity)),
+            [["share in the catalogue", *(_estimate(share, ".3f") for share in validity.values())]],
+        ),
     ]
     return "\n".join(lines) + "\n"
 

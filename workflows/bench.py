@@ -8,6 +8,7 @@ python -m workflows.bench insert CONFIG... [bench.items=200]       new items in 
 python -m workflows.bench tokenizers CONFIG... [bench.rows=[rqkmeans,rqvae] bench.seeds=3]
 python -m workflows.bench losses CONFIG... [bench.rows=[cross_entropy,focal] bench.seeds=5]
 python -m workflows.bench rewards CONFIG... [bench.rows=[config,v1,v3] bench.seeds=5]
+python -m workflows.bench searches CONFIG... [bench.seeds=5]
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ NEEDS = {
     "tokenizers": (prepare, embed),
     "losses": (prepare, assign),
     "rewards": (prepare, assign, embed),
+    "searches": (prepare, assign),
 }
 
 

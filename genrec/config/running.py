@@ -51,7 +51,7 @@ class Bench(Section):
         "empty: none of the tokenizers, all of the others",
     )
     seeds: PositiveInt = Field(
-        default=3, description="tokenizers, losses, rewards: policies per row, trained from seed, seed + 1, …"
+        default=3, description="tokenizers, losses, rewards, searches: policies per row, trained from seed, seed + 1, …"
     )
     items: PositiveInt = Field(default=200, description="insert: items that are held out")
 

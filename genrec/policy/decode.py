@@ -16,6 +16,7 @@ from torch import Tensor
 
 from genrec.policy.constraints import LeafMasks
 from genrec.policy.model import Policy
+from genrec.policy.node_prior import NodePrior
 from genrec.policy.prompt_cache import PromptCache, read
 from genrec.policy.tree import add_self, node_mask
 from genrec.sid.trie import CompleteTrie, Trie
@@ -26,12 +27,13 @@ Scale = Literal["trie", "vocabulary"]
 
 @dataclass(frozen=True)
 class Frontier:
-    """Where a search stands before it chooses.
+    """Where a search stands before it chooses the codes of ``level``.
 
     ``total_BW`` log-probability so far, -inf at beams that ended; ``step_BWK`` of each next code, -inf where none may
     follow; ``children_BWK`` the node each code leads to, -1 where none.
     """
 
+    level: int
     total_BW: Tensor
     step_BWK: Tensor
     children_BWK: Tensor
@@ -88,6 +90,7 @@ def beam(
     masks: LeafMasks | None = None,
     scale: Scale = "trie",
     prompts: PromptCache | None = None,
+    prior: NodePrior | None = None,
 ) -> Beams:
     """The ``width`` most probable items by beam search; identical to HF ``generate`` with ``num_beams=width``,
     ``prefix_allowed_tokens_fn`` and ``renormalize_logits=True`` (``scale="vocabulary"``: without it).
@@ -98,10 +101,14 @@ def beam(
         masks: what each request may be answered with; the probabilities stay those of the whole catalogue, and a
             request with fewer items than ``width`` gets fewer.
         prompts: prompts of this policy that were read before, and take this one in.
+        prior: item scores that the order heeds, at every level; the log-probabilities stay the policy's own.
     """
 
     def best(frontier: Frontier) -> Chosen:
-        return pick(frontier.total_BW[..., None] + frontier.step_BWK, width)
+        scores_BWK = frontier.total_BW[..., None] + frontier.step_BWK
+        if prior is not None:
+            scores_BWK = scores_BWK + prior.worth(frontier.level, frontier.children_BWK)
+        return pick(scores_BWK, width)
 
     return search(policy, tokens_BP, mask_BP, trie, best, roots=1, masks=masks, scale=scale, prompts=prompts)
 
@@ -203,7 +210,7 @@ def _frontier(
     if masks is not None:
         children_BWK = masks.keep(level, children_BWK)
         step_BWK = step_BWK.masked_fill(children_BWK < 0, -torch.inf)
-    return Frontier(logp_BWL.sum(-1).masked_fill(nodes_BW < 0, -torch.inf), step_BWK, children_BWK)
+    return Frontier(level, logp_BWL.sum(-1).masked_fill(nodes_BW < 0, -torch.inf), step_BWK, children_BWK)
 
 
 def _finished(trie: Trie | CompleteTrie, nodes_BW: Tensor, codes_BWL: Tensor, logp_BWL: Tensor) -> Beams:

@@ -161,13 +161,30 @@ class Trie:
         """The item of each leaf, (…) int64."""
         return self.leaf_items[leaves_x].long()
 
+    def path(self, codes_xL: Tensor) -> Tensor:
+        """The root and the node after each level of each SID, (…, L + 1); -1 from where the SID leaves the trie."""
+        node = torch.zeros(codes_xL.shape[:-1], dtype=torch.long, device=codes_xL.device)
+        path = [node]
+        for depth, level in enumerate(self.levels):
+            node = torch.where(node < 0, node, level.child(node.clamp(min=0), codes_xL[..., depth]))
+            path.append(node)
+        return torch.stack(path, dim=-1)
+
+    def leaves_under(self) -> tuple[Tensor, ...]:
+        """Per depth 1 … L how many items lie under each node, (n_d,) int64."""
+        counts = [torch.ones(len(self.leaf_items), dtype=torch.long, device=self.leaf_items.device)]
+        for level in reversed(self.levels[1:]):
+            before = torch.cat([counts[-1].new_zeros(1), counts[-1].cumsum(0)])
+            counts.append(before[level.starts[1:].long()] - before[level.starts[:-1].long()])
+        return tuple(reversed(counts))
+
     def walk(self, codes_xL: Tensor) -> Tensor:
         """The node before each level of each SID, (…, L); -1 from where the SID leaves the trie."""
-        return self._path(codes_xL)[..., :-1]
+        return self.path(codes_xL)[..., :-1]
 
     def find(self, codes_xL: Tensor) -> Tensor:
         """The item of each SID (…, L), (…,) int64; -1 where there is none."""
-        leaf_x = self._path(codes_xL)[..., -1]
+        leaf_x = self.path(codes_xL)[..., -1]
         return torch.where(leaf_x < 0, -1, self.items_at(leaf_x.clamp(min=0)))
 
     def save(self, file: Path, about: Mapping[str, str]) -> None:
@@ -192,14 +209,6 @@ class Trie:
                 return cls(tuple(levels), tensor("leaf_items"))
         except (OSError, ValueError, SafetensorError):
             return None
-
-    def _path(self, codes_xL: Tensor) -> Tensor:
-        node = torch.zeros(codes_xL.shape[:-1], dtype=torch.long, device=codes_xL.device)
-        path = [node]
-        for depth, level in enumerate(self.levels):
-            node = torch.where(node < 0, node, level.child(node.clamp(min=0), codes_xL[..., depth]))
-            path.append(node)
-        return torch.stack(path, dim=-1)
 
 
 @dataclass(frozen=True)
