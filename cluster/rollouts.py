@@ -1,7 +1,11 @@
-"""Rollout actors: each request carries its snapshot, so an actor is stateless and lost work is replayed exactly."""
+"""Rollout actors: each request carries its snapshot, so an actor is stateless and lost work is replayed exactly.
+
+An actor that dies is started again, where there is room; what it owed goes to the others at once.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,15 +17,27 @@ from genrec.types import Group, Query, Snapshot
 if TYPE_CHECKING:
     from genrec.evaluation.validate import Validator
 
-RETRIES = 3
-"""How often Ray replaces a dead actor and replays its calls."""
+REST_S = 30.0
+"""Seconds that an actor which failed is asked last: it is being started again, or its node is gone."""
+PATIENCE_S = 600.0
+"""How long a request that keeps failing is sent again: time for a new actor, an end for a request that kills actors."""
+
+
+@dataclass
+class Request:
+    """A call of a rollout actor: the method and its arguments, which actor was asked last, and what will come of it."""
+
+    method: str
+    arguments: tuple[Any, ...]
+    actor: int
+    answer: Any
 
 
 @dataclass(frozen=True)
 class RayTicket:
-    """References to the groups of each request, in order."""
+    """The requests, in order."""
 
-    parts: list[Any]
+    requests: list[Request]
 
 
 class RolloutWorker:
@@ -96,13 +112,13 @@ class RayRollouts:
         make = ray.remote(RolloutWorker).options(
             num_cpus=compute.rollout_cpus,
             num_gpus=compute.rollout_gpus,
-            max_restarts=RETRIES,
-            max_task_retries=RETRIES,
+            max_restarts=-1,
             # An actor made inside a trial would otherwise wait for room in the trial's placement group.
             scheduling_strategy="DEFAULT",
         )
         self.actors = [make.remote(job) for _ in range(actors)]
         self._owed: list[list[Any]] = [[] for _ in self.actors]
+        self._failed_at = [-REST_S] * actors
         self._chunk = job.config.learning.grpo.rollout_chunk
         self._sent: tuple[int, Any] | None = None
 
@@ -111,16 +127,11 @@ class RayRollouts:
         from genrec.learning.rollout import chunks
 
         sent = self.send(policy)
-        parts: list[Any] = []
-        for part in chunks(queries, self._chunk):
-            index = self.least_busy()
-            parts.append(self.actors[index].generate.remote(sent, part))
-            self._owed[index].append(parts[-1])
-        return RayTicket(parts)
+        return RayTicket([self._ask("generate", (sent, part)) for part in chunks(queries, self._chunk)])
 
     def collect(self, ticket: RayTicket) -> list[Group]:
         """Wait for the groups of ``ticket``, in the order of its queries."""
-        return [group for part in _fetched(ticket.parts) for group in part]
+        return [group for part in self.fetched(ticket) for group in part]
 
     def judge(self, validator: Validator) -> RayJudge:
         """Validation of snapshots on one of these actors, while the others generate."""
@@ -129,9 +140,46 @@ class RayRollouts:
     def ranks(self, snapshot: Snapshot, requests: Sequence[Sequence[Query]], width: int) -> RayTicket:
         """Ask the least busy actor for the targets' ranks of ``requests``; returns at once."""
         index, sent = self.least_busy(), self.send(snapshot)
-        parts = [self.actors[index].ranks.remote(sent, part, width) for part in requests]
-        self._owed[index] += parts
-        return RayTicket(parts)
+        return RayTicket([self._ask("ranks", (sent, part, width), index) for part in requests])
+
+    def fetched(self, ticket: RayTicket) -> list[Any]:
+        """Wait for all answers. What dead actors and lost nodes owed is asked of the others.
+
+        Raises:
+            InputError: an actor refused its input; asking again would not help.
+            ray.exceptions.RayActorError: no actor could be built, or a request failed for ``PATIENCE_S``.
+        """
+        return [self._answer(request) for request in ticket.requests]
+
+    def _ask(self, method: str, arguments: tuple[Any, ...], actor: int | None = None) -> Request:
+        index = self.least_busy() if actor is None else actor
+        answer = getattr(self.actors[index], method).remote(*arguments)
+        self._owed[index].append(answer)
+        return Request(method, arguments, index, answer)
+
+    def _answer(self, request: Request) -> Any:
+        import ray
+        from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+
+        from genrec.errors import InputError
+
+        began, wait_s = time.monotonic(), 0.5
+        while True:
+            try:
+                return ray.get(request.answer)
+            except RayTaskError as error:
+                if isinstance(error.cause, InputError):
+                    raise error.cause from None
+                raise
+            except (RayActorError, ObjectLostError) as error:
+                now = time.monotonic()
+                if getattr(error, "actor_init_failed", False) or now - began > PATIENCE_S:
+                    raise
+                self._failed_at[request.actor] = now
+                if all(now - failed_at < REST_S for failed_at in self._failed_at):
+                    time.sleep(wait_s)
+                    wait_s = min(2 * wait_s, REST_S)
+                request = self._ask(request.method, request.arguments)
 
     def send(self, snapshot: Snapshot) -> Any:
         """The snapshot's reference in the object store; it is put there once per version."""
@@ -142,13 +190,15 @@ class RayRollouts:
         return self._sent[1]
 
     def least_busy(self) -> int:
-        """The number of the actor that owes the fewest requests."""
+        """The number of the actor that owes the fewest requests, of those that did not fail lately."""
         import ray
 
         for owed in self._owed:
             if owed:
                 owed[:] = ray.wait(owed, num_returns=len(owed), timeout=0, fetch_local=False)[1]
-        return min(range(len(self._owed)), key=lambda index: len(self._owed[index]))
+        now = time.monotonic()
+        failed = [now - failed_at < REST_S for failed_at in self._failed_at]
+        return min(range(len(self._owed)), key=lambda index: (failed[index], len(self._owed[index])))
 
 
 class RayJudge:
@@ -165,19 +215,4 @@ class RayJudge:
 
     def collect(self, ticket: RayTicket) -> Mapping[str, Any]:
         """Metrics per query, of all workers' shares."""
-        return self._validator.values(_fetched(ticket.parts))
-
-
-def _fetched(parts: list[Any]) -> list[Any]:
-    """The answers of actors. An InputError of an actor comes out as itself: replaying its request would not help."""
-    import ray
-    from ray.exceptions import RayTaskError
-
-    from genrec.errors import InputError
-
-    try:
-        return ray.get(parts)
-    except RayTaskError as error:
-        if isinstance(error.cause, InputError):
-            raise error.cause from None
-        raise
+        return self._validator.values(self._rollouts.fetched(ticket))
