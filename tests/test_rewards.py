@@ -21,7 +21,7 @@ TRAIN = pa.table(
         "id": [10, 11, 12, 20],
         "user": [0, 0, 0, 1],
         "target": [0, 2, 1, 3],
-        "event": ["click", None, "purchase", "click"],
+        "event": ["click", "seen", "purchase", "click"],
     }
 )
 
@@ -195,8 +195,14 @@ def test_knowledge_that_the_data_does_not_have_is_refused_before_the_run(world: 
     data, _ = world
     with pytest.raises(InputError, match="wants item vectors"):
         read_knowledge(data, CODES, ["semantic"], RewardSettings())
-    with pytest.raises(InputError, match="event types are unknown"):
-        read_knowledge(data, CODES, ["event"], RewardSettings())
+    with pytest.raises(InputError, match=r"event types are \['unknown'\]"):
+        read_knowledge(data, CODES, ["event"], RewardSettings(events={"click": 1.0}))
+
+
+def test_a_log_without_event_types_pays_for_every_event_alike(world: tuple[Path, Path]) -> None:
+    knowledge = read_knowledge(world[0], CODES, ["event", "future"], RewardSettings())
+    asked = group([2, 1, 0], 1, query=1)
+    assert TERMS["event"](asked, knowledge).tolist() == TERMS["future"](asked, knowledge).tolist() == [0.5, 1, 0]
 
 
 @pytest.fixture

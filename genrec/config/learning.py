@@ -133,7 +133,8 @@ class RewardSettings(Section):
     )
     discount: float = Field(default=0.5, ge=0, le=1, description="future, event: per step behind the target")
     events: dict[str, float] = Field(
-        default={"click": 1.0, "purchase": 3.0}, description="event: what an event of this type is worth; others 0"
+        default={"click": 1.0, "purchase": 3.0, "unknown": 1.0},
+        description="event: what an event of this type is worth, 'unknown' where the log has no type; others 0",
     )
     rare: int = Field(default=4, ge=0, description="novelty: items with more train events earn nothing")
 

@@ -66,7 +66,7 @@ def _ahead(queries: pa.Table, terms: Collection[str], settings: RewardSettings) 
     ahead = Ahead(queries)
     if "event" in terms and not ahead.event_types & set(settings.events):
         raise InputError(
-            f"rewards.event: the train log's event types are {sorted(ahead.event_types) or 'unknown'}, "
+            f"rewards.event: the train log's event types are {sorted(ahead.event_types)}, "
             f"rewards.settings.events values {sorted(settings.events)}; give a value to a type that occurs"
         )
     return ahead

@@ -16,6 +16,9 @@ from genrec.types import Group
 
 Known = TypeVar("Known")
 
+UNKNOWN = "unknown"
+"""The type of an event that the log gives none."""
+
 
 class Ahead:
     """For each train query, its target and the train targets of the same user after it, with their event types.
@@ -29,21 +32,21 @@ class Ahead:
         self._items_Q = queries["target"].to_numpy()[order_Q]
         self._ends_Q = np.searchsorted(users_Q[order_Q], users_Q[order_Q], side="right")
         self._place = dict(zip(ids_Q[order_Q].tolist(), range(len(order_Q)), strict=True))
-        self._events = queries["event"].take(pa.array(order_Q)) if "event" in queries.column_names else None
+        self._events = queries["event"].take(pa.array(order_Q)).fill_null(UNKNOWN)
 
     @property
     def event_types(self) -> set[str]:
-        """The types that occur; empty where the log has none."""
-        return set() if self._events is None else set(self._events.unique().drop_null().to_pylist())
+        """The types that occur, ``UNKNOWN`` among them where the log has events without one."""
+        return set(self._events.unique().to_pylist())
 
     def items(self, query: int, count: int) -> list[int]:
         """The target of the query with this id and what follows it, at most ``count`` items in order of time."""
         return self._items_Q[self._part(query, count)].tolist()
 
-    def events(self, query: int, count: int) -> list[str | None]:
+    def events(self, query: int, count: int) -> list[str]:
         """The event types of ``items``."""
         part = self._part(query, count)
-        return [] if self._events is None else self._events.slice(part.start, part.stop - part.start).to_pylist()
+        return self._events.slice(part.start, part.stop - part.start).to_pylist()
 
     def _part(self, query: int, count: int) -> slice:
         if query not in self._place:

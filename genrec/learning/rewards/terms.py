@@ -57,7 +57,7 @@ def event(group: Group, knowledge: Knowledge) -> Tensor:
     settings, ahead = knowledge.settings, known(knowledge.ahead, "the users' next training events")
     items = ahead.items(group.query.id, settings.horizon)
     kinds = ahead.events(group.query.id, settings.horizon)
-    worth = [settings.discount**d * settings.events.get(kind or "", 0.0) for d, kind in enumerate(kinds)]
+    worth = [settings.discount**d * settings.events.get(kind, 0.0) for d, kind in enumerate(kinds)]
     return _credit(group, items, worth)
 
 
