@@ -178,7 +178,7 @@ class RayRollouts:
                 self._failed_at[request.actor] = now
                 if all(now - failed_at < REST_S for failed_at in self._failed_at):
                     time.sleep(wait_s)
-                    wait_s = min(2 * wait_s, REST_S)
+                    wait_s = min(2 * wait_s, REST_S / 6)
                 request = self._ask(request.method, request.arguments)
 
     def send(self, snapshot: Snapshot) -> Any:

@@ -5,6 +5,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +54,17 @@ def learner_of(job: Job) -> tuple[GrpoLearner, LocalRollouts]:
     return learner, LocalRollouts(policy, prompts, catalog.trie, settings, job.config.seed)
 
 
+def pid_of(actor: Any) -> int:
+    """The process of an actor, which may be starting again."""
+    import ray
+
+    while True:
+        try:
+            return ray.get(actor.__ray_call__.remote(lambda self: os.getpid()))
+        except ray.exceptions.RayActorError:
+            time.sleep(0.5)
+
+
 class Deadly:
     """Rollouts whose actor ``victim`` gets SIGKILL right after the requests of version 1 went out."""
 
@@ -60,10 +72,8 @@ class Deadly:
         self._rollouts, self._victim, self.killed = rollouts, victim, 0
 
     def submit(self, queries: Sequence[Query], policy: Snapshot) -> Any:
-        import ray
-
         if policy.version == 1:
-            pid = ray.get(self._rollouts.actors[self._victim].__ray_call__.remote(lambda self: os.getpid()))
+            pid = pid_of(self._rollouts.actors[self._victim])
         ticket = self._rollouts.submit(queries, policy)
         if policy.version == 1:
             os.kill(pid, signal.SIGKILL)
