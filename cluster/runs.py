@@ -89,7 +89,7 @@ def train(loop: Callable[[], None], config: Config, out: Path, *, name: str, wor
         InputError: a worker refused its input, or the machine is too small for what ``compute`` asks.
     """
     connect(config)
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     compute = config.compute
@@ -115,39 +115,35 @@ def train(loop: Callable[[], None], config: Config, out: Path, *, name: str, wor
     refused = out / REFUSED
     refused.unlink(missing_ok=True)
     with shown(out):
-        _fit(trainer)
+        try:
+            trainer.fit()
+        except WorkerGroupError:
+            if not refused.is_file():
+                raise
     if refused.is_file():
         raise InputError(refused.read_text(encoding="utf-8"))
 
 
-def _fit(trainer: Any) -> None:
-    """Fit; where the restarts are used up, an InputError of a worker comes out as itself."""
-    from ray.train import WorkerGroupError
-
-    try:
-        trainer.fit()
-    except WorkerGroupError as error:
-        causes = [getattr(failure, "_base_exc", failure) for failure in error.worker_failures.values()]
-        if refusal := next((cause for cause in causes if isinstance(cause, InputError)), None):
-            raise refusal from None
-        raise
-
-
 def _quietly(loop: Callable[[], None], out: Path) -> None:
-    """In a Ray Train worker: progress goes to the driver's terminal by file, Ray's own reports to its logs."""
+    """In a Ray Train worker: progress goes to the driver's terminal by file, Ray's own reports to its logs.
+
+    A loop that refused its input is not tried again: workers that are started after that end at once.
+    """
     import logging
 
     import ray.train
 
+    if (out / REFUSED).is_file():
+        return
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     with told(out):
         try:
             loop()
         except InputError as error:
+            write_text(str(error), out / REFUSED)
             # Where workers are many, one that ends quietly would leave the others waiting for it.
             if ray.train.get_context().get_world_size() > 1:
                 raise
-            write_text(str(error), out / REFUSED)
 
 
 def sft_loop(job: Job) -> None:

@@ -174,10 +174,12 @@ def test_ray_train_and_rollout_actors_give_the_weights_of_one_process(
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
 def test_bad_input_in_a_training_worker_is_one_clear_error(config: Config, report: Output, tmp_path: Path) -> None:
-    on_ray = config.model_copy(update={"compute": config.compute.model_copy(update={"workers": 1})})
-    lost = Job(on_ray, prepare.run(config).path, tmp_path / "nowhere", tmp_path)
-    with pytest.raises(InputError, match="no readable catalogue"):
-        fit(sft_loop, lost, "sft")
+    data = prepare.run(config).path
+    for workers in (2, 1):
+        on_ray = config.model_copy(update={"compute": config.compute.model_copy(update={"workers": workers})})
+        lost = Job(on_ray, data, tmp_path / "nowhere", tmp_path / str(workers))
+        with pytest.raises(InputError, match="no readable catalogue"):
+            fit(sft_loop, lost, "sft")
     greedy = on_ray.compute.model_copy(update={"worker_cpus": 64.0})
     with pytest.raises(InputError, match="asks for 64 CPUs"):
         fit(sft_loop, Job(on_ray.model_copy(update={"compute": greedy}), lost.data, lost.catalog, tmp_path), "sft")
