@@ -1,9 +1,6 @@
 """bench: alternatives measured side by side in one run.
 
-python -m workflows.bench assign [CONFIG...] [key=value ...] [--json]
-python -m workflows.bench decode [CONFIG...] [key=value ...] [--json]
-python -m workflows.bench sft [CONFIG...] [key=value ...] [--json]
-python -m workflows.bench rl [CONFIG...] [key=value ...] [--json]
+python -m workflows.bench {assign,decode,sft,rl} [CONFIG...] [key=value ...] [--json]      speed and memory
 python -m workflows.bench insert CONFIG... [bench.items=200]       new items in a live catalogue, without retraining
 python -m workflows.bench tokenizers CONFIG... [bench.rows=[rqkmeans,rqvae] bench.seeds=3]
 python -m workflows.bench losses CONFIG... [bench.rows=[cross_entropy,focal] bench.seeds=5]
@@ -22,10 +19,7 @@ from workflows import assign, embed, prepare
 from workflows.door import parser, read_config, refused
 
 NEEDS = {
-    "assign": (),
-    "decode": (),
-    "sft": (),
-    "rl": (),
+    **dict.fromkeys(("assign", "decode", "sft", "rl"), ()),
     "insert": (prepare, embed),
     "tokenizers": (prepare, embed),
     "losses": (prepare, assign),
