@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cluster.bench_tables import contest, contest_by_popularity
-from cluster.contests import METRICS, Comparison, Row, Scores, compare, score_rows
+from cluster.contests import Comparison, Row, side_by_side
 from cluster.stages import Output
 from genrec.config import Config, Sft
 from genrec.errors import InputError
@@ -28,10 +27,7 @@ def run(config: Config, data: Output, catalog: Output) -> Comparison:
     if unknown := [name for name in config.bench.rows if name not in settings]:
         raise InputError(f"bench.rows names {unknown}; the rows are {list(settings)}")
     rows = {name: Row(_with(config, settings[name]), catalog) for name in config.bench.rows or settings}
-    comparison = Comparison(PLACE)
-    for scores in score_rows(PLACE, data, rows):
-        comparison = _written(config, scores)
-    return comparison
+    return side_by_side(PLACE, "loss", config, data, rows)
 
 
 def sections(sft: Sft) -> dict[str, Sft]:
@@ -56,21 +52,3 @@ def sections(sft: Sft) -> dict[str, Sft]:
 
 def _with(config: Config, sft: Sft) -> Config:
     return config.model_copy(update={"learning": config.learning.model_copy(update={"sft": sft})})
-
-
-def _written(config: Config, scores: Scores) -> Comparison:
-    """The comparison of what there is, once every row has a policy."""
-    comparison = Comparison(PLACE)
-    if not all(scores.values()):
-        return comparison
-    found = compare(scores)
-    tables = [contest("loss", found), *(contest_by_popularity(found, metric) for metric in METRICS)]
-    comparison.text = "\n\n".join("\n".join(lines) for lines in tables) + "\n"
-    comparison.figures = {
-        f"{name}.{metric}": row[metric]["mean"]
-        for name, row in found.items()
-        for metric in row
-        if metric.startswith(METRICS)
-    }
-    comparison.keep(config, found)
-    return comparison

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from cluster import steps
 from cluster.answers import answer
 from cluster.bench import Bench, in_process
+from cluster.bench_tables import contest, contest_by_popularity
 from cluster.stages import Output, run_stage
 from genrec.config import Config
 from genrec.data.files import write_json, write_text
@@ -61,6 +62,25 @@ class Row:
     config: Config
     catalog: Output
     train: Callable[[Config, Output, Output], Output] = steps.sft
+
+
+def side_by_side(place: str, what: str, config: Config, data: Output, rows: Mapping[str, Row]) -> Comparison:
+    """Train and score the rows; the page of tables (``what`` heads the names) is written after every policy."""
+    comparison = Comparison(place)
+    for scores in score_rows(place, data, rows):
+        if not all(scores.values()):
+            continue
+        found = compare(scores)
+        tables = [contest(what, found), *(contest_by_popularity(found, metric) for metric in METRICS)]
+        comparison.text = "\n\n".join("\n".join(lines) for lines in tables) + "\n"
+        comparison.figures = {
+            f"{name}.{metric}": row[metric]["mean"]
+            for name, row in found.items()
+            for metric in row
+            if metric.startswith(METRICS)
+        }
+        comparison.keep(config, found)
+    return comparison
 
 
 def score_rows(place: str, data: Output, rows: Mapping[str, Row]) -> Iterator[Scores]:

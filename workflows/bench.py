@@ -4,6 +4,7 @@ python -m workflows.bench {assign,decode,sft,rl} [CONFIG...] [key=value ...] [--
 python -m workflows.bench insert CONFIG... [bench.items=200]       new items in a live catalogue, without retraining
 python -m workflows.bench tokenizers CONFIG... [bench.rows=[rqkmeans,rqvae] bench.seeds=3]
 python -m workflows.bench losses CONFIG... [bench.rows=[cross_entropy,focal] bench.seeds=5]
+python -m workflows.bench tasks CONFIG... learning.sft.max_steps=50 [bench.rows=[next_item,all] bench.seeds=1]
 python -m workflows.bench rewards CONFIG... [bench.rows=[config,v1,v3] bench.seeds=5]
 python -m workflows.bench searches CONFIG... [bench.seeds=5]
 """
@@ -23,6 +24,7 @@ NEEDS = {
     "insert": (prepare, embed),
     "tokenizers": (prepare, embed),
     "losses": (prepare, assign),
+    "tasks": (prepare, assign),
     "rewards": (prepare, assign, embed),
     "searches": (prepare, assign),
 }

@@ -47,11 +47,12 @@ class Bench(Section):
 
     rows: tuple[str, ...] = Field(
         default=(),
-        description="tokenizers, losses, rewards: rows that policies are trained for, compared with the first; "
+        description="tokenizers, losses, tasks, rewards: rows that policies are trained for, compared with the first; "
         "empty: none of the tokenizers, all of the others",
     )
     seeds: PositiveInt = Field(
-        default=3, description="tokenizers, losses, rewards, searches: policies per row, trained from seed, seed + 1, …"
+        default=3,
+        description="tokenizers, losses, tasks, rewards, searches: policies per row, trained from seed, seed + 1, …",
     )
     items: PositiveInt = Field(default=200, description="insert: items that are held out")
 
