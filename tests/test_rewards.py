@@ -26,7 +26,7 @@ TRAIN = pa.table(
 )
 
 
-def scores(history: Sequence[int], items_G: torch.Tensor) -> torch.Tensor:
+def scores(user: int, history: Sequence[int], items_G: torch.Tensor) -> torch.Tensor:
     return (items_G == history[-1] + 1).float()
 
 
@@ -184,10 +184,11 @@ def test_knowledge_is_read_from_train_rows_alone(world: tuple[Path, Path]) -> No
     assert knowledge.vectors_ND is not None
     assert knowledge.vectors_ND.norm(dim=1).tolist() == pytest.approx([1.0] * 4)
     assert knowledge.neighbours is not None
-    near = knowledge.neighbours((0,), torch.tensor([1, 2, 3]))
+    near = knowledge.neighbours(1, (0,), torch.tensor([1, 2, 3]))
     assert float(near[0]) == 1.0
     assert near.tolist() == sorted(near.tolist(), reverse=True)
     assert float(near[2]) == 0.0
+    assert knowledge.neighbours(0, (0,), torch.tensor([1, 2, 3])).tolist() == [0.0] * 3, "the user's own steps count"
     assert knowledge.buckets["unseen"].tolist() == [False, False, False, True]
 
 

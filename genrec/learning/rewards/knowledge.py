@@ -60,8 +60,8 @@ class Knowledge:
     """What the terms may look up. What was not loaded is None, and a term that asks for it is refused.
 
     ``codes_NL`` SIDs; ``categories`` the leaf category of each item, '' if none; ``counts_N`` train events per item;
-    ``vectors_ND`` item vectors of length 1; ``neighbours`` maps a history (oldest first) and candidate items to
-    collaborative scores in [0, 1], (G,); ``buckets`` has the items of each popularity bucket as a mask (N,).
+    ``vectors_ND`` item vectors of length 1; ``neighbours`` maps a user, a history (oldest first) and candidate
+    items to collaborative scores in [0, 1], (G,); ``buckets`` has the items of each popularity bucket as a mask (N,).
     """
 
     codes_NL: Tensor
@@ -70,7 +70,7 @@ class Knowledge:
     counts_N: Tensor | None = None
     ahead: Ahead | None = None
     vectors_ND: Tensor | None = None
-    neighbours: Callable[[Sequence[int], Tensor], Tensor] | None = None
+    neighbours: Callable[[int, Sequence[int], Tensor], Tensor] | None = None
     buckets: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 

@@ -68,8 +68,9 @@ def semantic(group: Group, knowledge: Knowledge) -> Tensor:
 
 
 def collaborative(group: Group, knowledge: Knowledge) -> Tensor:
-    """The train-only ItemKNN's score of the candidate for the history, divided by that of its best item."""
-    return known(knowledge.neighbours, "item neighbours")(group.query.history, group.items_G)
+    """The candidate's score after the history by an ItemKNN of other users' train events, over its best item's."""
+    neighbours = known(knowledge.neighbours, "item neighbours")
+    return neighbours(group.query.user, group.query.history, group.items_G)
 
 
 def diversity(group: Group, knowledge: Knowledge) -> Tensor:
