@@ -188,13 +188,13 @@ class GrpoLearner:
         return found | {"loss": loss * total, "kl": kl_L.sum()}
 
     def _score(self, groups: Sequence[Group], policy: Any) -> Scores:
-        """Scores of the candidates and, as one more, of the target."""
+        """Scores of the candidates and, as one more, of the target; with all the states where a critic reads them."""
         device = self._accelerator.device
         tokens_BP, mask_BP = (t.to(device) for t in self._prompts.encode([g.query.history for g in groups]))
         codes_BGL = torch.stack([group.codes_GL for group in groups])
         target_B1L = self._knowledge.codes_NL[[group.query.target for group in groups]][:, None]
         candidates = torch.cat([codes_BGL, target_B1L], dim=1).to(device)
-        return policy("call", score, tokens_BP, mask_BP, candidates, self._trie)
+        return policy("call", score, tokens_BP, mask_BP, candidates, self._trie, self._critic is not None)
 
     def _reference(self, groups: Sequence[Group]) -> Scores | None:
         """Scores under the SFT policy, where the settings have a use for them."""

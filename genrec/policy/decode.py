@@ -1,8 +1,10 @@
 """Tree decoding: beam search and sampling over the catalogue's trie, one forward per level.
 
 The prompt is run once and its KV cache stays at batch B. At each level the W chosen tokens of all beams are appended
-as one sequence of W nodes under a tree mask, so nothing is reordered or copied per beam: P + (L - 1)·W tokens in all.
-Probabilities are of the trie-renormalised policy: a softmax over the codes that exist under the beam's prefix.
+as one sequence of W nodes under a tree mask, so nothing is reordered or copied per beam: P + (L - 1)·W tokens at most.
+Probabilities are of the trie-renormalised policy: a softmax over the codes that exist under the beam's prefix. A node
+with one item under it asks the model nothing, since the rest of its SID is certain: it is not appended. Nor is a node
+twice that several beams (of i.i.d. samples) stand at.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from genrec.policy.constraints import LeafMasks
 from genrec.policy.model import Policy
 from genrec.policy.node_prior import NodePrior
 from genrec.policy.prompt_cache import PromptCache, read
-from genrec.policy.tree import add_self, node_mask
+from genrec.policy.tree import grow, node_mask
 from genrec.sid.trie import CompleteTrie, Trie
 
 Scale = Literal["trie", "vocabulary"]
@@ -173,7 +175,7 @@ def search(
     nodes_BW = torch.zeros(batch, roots, dtype=torch.long, device=tokens_BP.device)
     codes_BWL = nodes_BW.new_empty(batch, roots, 0)
     logp_BWL = hidden_B1D.new_empty(batch, roots, 0, dtype=torch.float32)
-    ancestors_BWT = torch.empty(batch, roots, 0, dtype=torch.bool, device=tokens_BP.device)
+    seen_BWT = torch.empty(batch, roots, 0, dtype=torch.bool, device=tokens_BP.device)
     rows_B1 = torch.arange(batch, device=tokens_BP.device)[:, None]
     for level in range(trie.depth):
         frontier = _frontier(policy, trie, level, nodes_BW, hidden_BWD, logp_BWL, masks, scale)
@@ -183,11 +185,23 @@ def search(
         codes_BWL = torch.cat([codes_BWL[rows_B1, parents_BW], chosen_BW[..., None]], -1)
         logp_BWL = torch.cat([logp_BWL[rows_B1, parents_BW], step_BW1], -1)
         if level < trie.depth - 1:
-            ancestors_BWT = add_self(ancestors_BWT[rows_B1, parents_BW])
-            tokens_BW = policy.sids.token(level, chosen_BW)
-            positions_BW = (lengths_B1 + level).expand_as(tokens_BW)
-            hidden_BWD = policy.hidden(tokens_BW, positions_BW, node_mask(mask_BP, ancestors_BWT), cache)
+            open_BW = (nodes_BW >= 0) & ~certain(trie, level + 1, nodes_BW.clamp(min=0), scale)
+            places_BM, slots_BW, seen_BWT = grow(seen_BWT[rows_B1, parents_BW], nodes_BW, open_BW)
+            hidden_BWD = hidden_B1D.expand(-1, nodes_BW.shape[1], -1)
+            if places_BM.shape[1]:
+                tokens_BM = policy.sids.token(level, chosen_BW[rows_B1, places_BM])
+                positions_BM = (lengths_B1 + level).expand_as(tokens_BM)
+                mask_B1MK = node_mask(mask_BP, seen_BWT[rows_B1, places_BM])
+                hidden_BMD = policy.hidden(tokens_BM, positions_BM, mask_B1MK, cache)
+                hidden_BWD = hidden_BMD[rows_B1, slots_BW.clamp(max=places_BM.shape[1] - 1)]
     return _finished(trie, nodes_BW, codes_BWL, logp_BWL)
+
+
+def certain(trie: Trie | CompleteTrie, depth: int, nodes_x: Tensor, scale: Scale = "trie") -> Tensor:
+    """True at nodes of ``depth`` under which every further step has probability 1, whatever the policy."""
+    if isinstance(trie, CompleteTrie) or scale == "vocabulary":
+        return torch.zeros_like(nodes_x, dtype=torch.bool)
+    return trie.single(depth)[nodes_x]
 
 
 def _frontier(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from genrec.errors import InputError
+from genrec.policy import last_layer
 from genrec.policy.prompts import SidTokens
 from genrec.types import Snapshot
 
@@ -49,6 +50,7 @@ class Policy(nn.Module):
         # Lists keep these out of the module's own parameters: they belong to the model already.
         self._sid_in = [sid_in]
         self._sid_out = [sid_in if sid_out is None else sid_out]
+        last_layer.prepare(model.base_model, int(model.config.num_hidden_layers))
 
     def forward(self, method: str, *arguments: Any) -> Any:
         """Call a function of this policy by way of ``forward``, which is what DDP and DeepSpeed wrap."""
@@ -74,16 +76,20 @@ class Policy(nn.Module):
         """An empty KV cache."""
         return DynamicCache()
 
-    def hidden(self, tokens_BS: Tensor, positions_BS: Tensor, mask_B1SK: Tensor, cache: Any = None) -> Tensor:
+    def hidden(
+        self, tokens_BS: Tensor, positions_BS: Tensor, mask_B1SK: Tensor, cache: Any = None, *, start: int = 0
+    ) -> Tensor:
         """Last hidden states (B, S, D) of S new tokens.
 
         Args:
             positions_BS: position of each token, from 0.
             mask_B1SK: bool, True where a new token may look; K counts the cached tokens, then the S new ones.
             cache: extended in place when given.
+            start: the first of the S tokens whose state is wanted; what stands before it is undefined.
         """
         body: Any = self.model.base_model
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+        lower = torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
+        with lower, last_layer.states_from(start):
             return body(
                 inputs_embeds=self._embed(tokens_BS),
                 position_ids=positions_BS,

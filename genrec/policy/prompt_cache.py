@@ -30,7 +30,8 @@ class Kept(NamedTuple):
 def read(policy: Policy, tokens_BP: Tensor, mask_BP: Tensor) -> Read:
     """Read left-padded prompts from their beginning."""
     cache = policy.new_cache()
-    hidden_BPD = policy.hidden(tokens_BP, prompt_positions(mask_BP), prompt_mask(mask_BP), cache)
+    last = tokens_BP.shape[1] - 1
+    hidden_BPD = policy.hidden(tokens_BP, prompt_positions(mask_BP), prompt_mask(mask_BP), cache, start=last)
     return Read(hidden_BPD[:, -1:], cache)
 
 
@@ -69,8 +70,9 @@ class PromptCache:
             kept, known = found
             for layer, (keys, values) in enumerate(kept.layers):
                 cache.update(keys[:, :, :known], values[:, :, :known], layer)
-        positions_BP, mask_B1PP = prompt_positions(mask_BP), prompt_mask(mask_BP)
-        hidden_BSD = self._policy.hidden(tokens_BP[:, known:], positions_BP[:, known:], mask_B1PP[:, :, known:], cache)
+        rest_BS, positions_BS = tokens_BP[:, known:], prompt_positions(mask_BP)[:, known:]
+        mask_B1SP, last = prompt_mask(mask_BP)[:, :, known:], rest_BS.shape[1] - 1
+        hidden_BSD = self._policy.hidden(rest_BS, positions_BS, mask_B1SP, cache, start=last)
         # The search behind this appends to the cache by making longer tensors: these stay as they are.
         read_layers: Any = cache.layers
         layers = [(layer.keys, layer.values) for layer in read_layers]

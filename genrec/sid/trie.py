@@ -178,6 +178,14 @@ class Trie:
             counts.append(before[level.starts[1:].long()] - before[level.starts[:-1].long()])
         return tuple(reversed(counts))
 
+    @cached_property
+    def _single(self) -> tuple[Tensor, ...]:
+        return tuple(count_n == 1 for count_n in self.leaves_under())
+
+    def single(self, depth: int) -> Tensor:
+        """True at the nodes of ``depth`` (from 1) with one item under them, (n_d,): the rest of its SID is certain."""
+        return self._single[depth - 1]
+
     def walk(self, codes_xL: Tensor) -> Tensor:
         """The node before each level of each SID, (…, L); -1 from where the SID leaves the trie."""
         return self.path(codes_xL)[..., :-1]
