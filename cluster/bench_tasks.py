@@ -1,9 +1,10 @@
 """Mixtures of tasks side by side: does the next item gain or lose by what else the policy learns (the seesaw)?
 
 All rows have the config's steps (``learning.sft.max_steps``), so a task that joins takes its share from the others;
-``next_item_x3`` has three times the steps, which is what the same money buys without other tasks. ``bench.rows``
-chooses rows, ``bench.seeds`` says how many policies each gets. See ``cluster.contests`` for what is kept; the page and
-all figures lie beside it as ``<name>.md`` and ``<name>.json``, written again after every policy.
+``next_item_x3`` has three times the steps, which is what the same money buys without other tasks. The other tasks are
+those with a weight in ``learning.tasks``, or all nine. ``bench.rows`` chooses rows, ``bench.seeds`` says how many
+policies each gets. See ``cluster.contests`` for what is kept; the page and all figures lie beside it as ``<name>.md``
+and ``<name>.json``, written again after every policy.
 """
 
 from __future__ import annotations
@@ -49,12 +50,13 @@ def run(config: Config, data: Output, catalog: Output) -> Comparison:
 
 def mixtures(learning: Learning) -> dict[str, Learning]:
     """The learning section of each row, by name: every task alike, the next item three times, and it alone."""
+    others = tuple(name for name in learning.tasks.chosen if name != NEXT) or OTHERS
     long = {"max_steps": 3 * learning.sft.max_steps, "epochs": 3 * learning.sft.epochs}
     rows: dict[str, tuple[int, tuple[str, ...], dict[str, Any]]] = {
         "next_item": (1, (), {}),
         "next_item_x3": (1, (), long),
-        "all": (1, OTHERS, {}),
-        "all_next_item_x3": (3, OTHERS, {}),
+        "all": (1, others, {}),
+        "all_next_item_x3": (3, others, {}),
     }
     return {name: _mixed(learning, *row) for name, row in rows.items()}
 

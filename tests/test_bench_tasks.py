@@ -7,7 +7,7 @@ from tiny_lm import tiny_lm
 from worlds import chain_shop, tiny_config
 
 from cluster import bench_tasks
-from genrec.config import Learning, Sft
+from genrec.config import Learning, Sft, Tasks
 from genrec.errors import InputError
 from workflows import assign, prepare
 
@@ -29,6 +29,13 @@ def test_rows_differ_in_tasks_and_the_long_one_in_steps_alone():
         "all_next_item_x3": (7, 2),
     }
     assert all(row.sft.form == "tasks" for row in rows.values())
+
+
+def test_a_config_that_weighs_tasks_chooses_which_join():
+    tasks = Tasks.model_validate({"next_item": {"weight": 0.7}, "semantic_anchoring": {"weight": 0.3}})
+    rows = bench_tasks.mixtures(Learning(tasks=tasks, sft=Sft(max_steps=7)))
+    assert set(rows["all"].tasks.chosen) == {"next_item", "semantic_anchoring"}
+    assert set(rows["next_item"].tasks.chosen) == {"next_item"}
 
 
 def test_mixtures_are_trained_and_compared_on_a_pretrained_model(tmp_path):
