@@ -57,7 +57,8 @@ def changes(config: Config) -> dict[str, Change]:
     for name in ("v1", "v2", "v3", "v4"):
         recipe = load_config([RECIPES / f"{name}.yaml"])
         found[name] = ({"objective": recipe.learning.grpo.objective}, recipe.rewards)
-    hit, none = Rewards(hit=1.0, rank_log=0.0), Rewards(hit=0.0, rank_log=0.0)
+    hit = Rewards(hit=1.0, rank_log=0.0, settings=config.rewards.settings)
+    none = hit.weighted({"hit": 0.0})
     found |= {"hit": ({}, hit), "supervised": ({}, none)}
     for name in ("ndcg_rank", "prefix", "future", "collaborative", "semantic"):
         found[name] = ({}, hit.weighted({name: 1.0 if name == "ndcg_rank" else 0.5}))

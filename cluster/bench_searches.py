@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from genrec.evaluation.prior import Beams
 
 PLACE = "searches"
-VERSION = 1
-NODE_WEIGHTS = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
+VERSION = 2
+NODE_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 SMOOTH = 0.1
 VALIDATED = 1000
 """Validation queries for the prior on nodes, whose beams are searched anew for each weight."""
