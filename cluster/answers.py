@@ -11,7 +11,7 @@ from genrec.config import Config
 from genrec.data.tables import read_queries
 
 if TYPE_CHECKING:
-    from genrec.evaluation.predict import Split
+    from genrec.evaluation.predict import KnnPrior, Split
     from genrec.evaluation.prior import Beams
 
 
@@ -24,6 +24,8 @@ def answer(
     *,
     split: Split = "test",
     mask_seen: bool = False,
+    prior: KnnPrior | None = None,
+    count: int | None = None,
     label: str = "answers",
 ) -> Beams:
     """The ``decode.width`` best items of each query of ``split``, in query order.
@@ -32,6 +34,8 @@ def answer(
         data, catalog, policy: directories of the queries, of the SIDs that may be answered, and of the policy.
         where: directory of the answers, one file per shard; shards that are there are not asked again.
         mask_seen: leave out items of a query's own history (a wider beam makes up for them).
+        prior: steers the search; the answers come in its order.
+        count: the first queries alone, so many or the rest of their shard more.
     """
     from genrec.evaluation.baselines import recent_history
     from genrec.evaluation.predict import make_predictor, missing, read_predictions, without_seen
@@ -39,7 +43,10 @@ def answer(
     width, history = config.decode.width, config.data.max_history
     queries = read_queries(data, split)
     wide = width + history if mask_seen else width
-    make = partial(make_predictor, config, data, catalog, policy, split, where, wide)
-    map_shards(config, make, missing(where, len(queries), config.evaluation.shard_queries), label=label)
+    make = partial(make_predictor, config, data, catalog, policy, split, where, wide, prior)
+    asked = len(queries) if count is None else min(count, len(queries))
+    map_shards(config, make, missing(where, asked, config.evaluation.shard_queries), label=label)
     beams = read_predictions(where)
-    return without_seen(beams, recent_history(queries, history), width) if mask_seen else beams
+    if not mask_seen:
+        return beams
+    return without_seen(beams, recent_history(queries.slice(0, len(beams.items_QK)), history), width)

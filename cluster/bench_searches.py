@@ -16,6 +16,7 @@ from cluster import steps
 from cluster.bench import in_process
 from cluster.bench_tables import searches_page
 from cluster.contests import Comparison
+from cluster.priors import NODE_QUERIES, NODE_WEIGHTS
 from cluster.stages import Output, run_stage
 from genrec.config import Config
 from genrec.data.tables import read_items, read_queries, read_sequences
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
 
 PLACE = "searches"
 VERSION = 2
-NODE_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
-SMOOTH = 0.1
-VALIDATED = 1000
-"""Validation queries for the prior on nodes, whose beams are searched anew for each weight."""
 GROUPS, PENALTY = 5, 1.0
 RANKS = (1, 5, 10, 20, 50)
 
@@ -159,8 +156,8 @@ class _Asked:
     def with_node_prior(self) -> tuple[Beams, float]:
         """Beams under ItemKNN's scores on the trie's nodes, and the weight that validation chose."""
         found = {
-            weight: self.metrics(self.answers("valid", self._node_search("valid", weight), VALIDATED), "valid")
-            for weight in NODE_WEIGHTS
+            weight: self.metrics(self.answers("valid", self._node_search("valid", weight), NODE_QUERIES), "valid")
+            for weight in (0.0, *NODE_WEIGHTS)
         }
         best = max(found, key=lambda weight: (found[weight]["ndcg@10"], -weight))
         return self.answers("test", self._node_search("test", best)), best
@@ -176,24 +173,13 @@ class _Asked:
         return found if entropy is None else {**found, "category_entropy@10": entropy}
 
     def _node_search(self, split: str, weight: float) -> Search:
-        import torch
-
+        from genrec.evaluation.predict import on_nodes
         from genrec.policy.decode import beam
-        from genrec.policy.node_prior import NodePrior
 
         scores = self._scores(split)
 
         def search(tokens: Any, mask: Any, part: slice) -> Any:
-            own = scores[part].tocoo()
-            prior = NodePrior(
-                self.trie,
-                self._catalog.codes_NL[torch.from_numpy(own.col.astype("int64"))],
-                torch.from_numpy(own.row.astype("int64")),
-                torch.from_numpy(own.data),
-                batch=len(tokens),
-                weight=weight,
-                smooth=SMOOTH,
-            )
+            prior = on_nodes(self.trie, self._catalog.codes_NL, scores[part], weight)
             return beam(self.policy, tokens, mask, self.trie, self._config.decode.width, prior=prior)
 
         return search

@@ -7,15 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.answers import answer
+from cluster.priors import Asked
 from cluster.stages import Output
 from genrec.config import Config
 from genrec.data.files import write_json
 from genrec.data.tables import read_items, read_queries, read_sequences
 
 if TYPE_CHECKING:
-    from genrec.evaluation.predict import Split
-    from genrec.evaluation.prior import Beams
     from genrec.evaluation.tuning import Lineup
 
 SAMPLES = 10
@@ -42,14 +40,15 @@ def evaluate(config: Config, stages: Mapping[str, Output], out: Path) -> dict[st
     policies = [name for name in ("grpo", "sft") if name in stages]
     best = policies[0]
     lineup = fit_baselines(read_sequences(data), valid, len(items), config.data.max_history, seed=config.seed)
-    answers = {name: _answers(config, stages, name, "test", lineup, out) for name in policies}
-    prior = _tuned_prior(config, stages, best, lineup, valid, out)
+    asked = {name: Asked(config, stages, name, lineup, out / "predictions") for name in policies}
+    answers = {name: one.answers("test") for name, one in asked.items()}
+    prior = asked[best].tuned_prior(valid)
     recent_QH = recent_history(test, config.data.max_history)
     others = {"sft": answers["sft"].items_QK} if best != "sft" else {}
     model = answers[best].items_QK
     if prior["weight"]:
         others |= {"policy": model}
-        model = _mixed(answers[best], recent_QH, lineup, prior, config.decode.width)
+        model = asked[best].with_prior(answers[best], recent_QH, prior)
     targets_Q = test["target"].to_numpy().astype(np.int64)
     contest = Contest(
         targets_Q=targets_Q,
@@ -83,58 +82,6 @@ def evaluate(config: Config, stages: Mapping[str, Output], out: Path) -> dict[st
     _write_pointer(config, stages, best, prior, lineup, out)
     print(print_table(metrics), flush=True)
     return {"verdict": metrics["verdict"], "model": metrics["model"]["item"]}
-
-
-def _answers(config: Config, stages: Mapping[str, Output], name: str, split: Split, lineup: Lineup, out: Path) -> Beams:
-    """A policy's ``decode.width`` best items per query; masked seen items come from a wider beam."""
-    return answer(
-        config,
-        stages["prepare"].path,
-        stages["assign"].path,
-        stages[name].path,
-        out / "predictions" / name / split,
-        split=split,
-        mask_seen=lineup.mask_seen,
-        label=f"evaluate {name} on {split}",
-    )
-
-
-def _tuned_prior(
-    config: Config, stages: Mapping[str, Output], name: str, lineup: Lineup, valid: Any, out: Path
-) -> dict[str, Any]:
-    """The weight and power of the prior that the model is served with; weight 0 when there is none."""
-    import numpy as np
-
-    from genrec.evaluation.baselines import recent_history
-    from genrec.evaluation.prior import WEIGHTS, tune_weight
-
-    if config.decode.prior == "none":
-        return {"kind": "none", "weight": 0.0, "power": 1.0}
-    recent_QH = recent_history(valid, config.data.max_history)
-    beams = _answers(config, stages, name, "valid", lineup, out)
-    scores = _prior_scores(lineup, recent_QH)
-    targets_Q = valid["target"].to_numpy().astype(np.int64)
-    fixed = config.decode.prior_weight
-    weights = WEIGHTS if fixed == "tuned" else (float(fixed),)
-    found = tune_weight(beams.items_QK, beams.logp_QK, scores, targets_Q, weights=weights)
-    return {"kind": "itemknn", "weight": found.weight, "power": found.power, "valid_ndcg@10": found.ndcg}
-
-
-def _prior_scores(lineup: Lineup, recent_QH: Any) -> Any:
-    from genrec.evaluation.itemknn import ItemKNN
-    from genrec.evaluation.predict import strike_seen
-
-    knn = lineup.models["itemknn"]
-    assert isinstance(knn, ItemKNN)
-    scores = knn.scores(recent_QH)
-    return strike_seen(scores, recent_QH) if lineup.mask_seen else scores
-
-
-def _mixed(beams: Beams, recent_QH: Any, lineup: Lineup, prior: Mapping[str, Any], k: int) -> Any:
-    from genrec.evaluation.prior import mix
-
-    scores = _prior_scores(lineup, recent_QH)
-    return mix(beams.items_QK, beams.logp_QK, scores, prior["weight"], power=prior["power"], k=k)
 
 
 def _samples(items: Any, test: Any, model_QK: Any) -> list[dict[str, Any]]:

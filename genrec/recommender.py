@@ -18,7 +18,7 @@ from genrec.errors import InputError
 from genrec.evaluation.baselines import train_log
 from genrec.evaluation.csr import Sparse
 from genrec.evaluation.itemknn import ItemKNN, KnnSettings, Pairs
-from genrec.evaluation.predict import strike_seen, without_seen
+from genrec.evaluation.predict import on_nodes, strike_seen, without_seen
 from genrec.evaluation.prior import Beams, normalise
 from genrec.policy import chat
 from genrec.policy.backbone import load as load_policy
@@ -35,7 +35,10 @@ from genrec.sid.catalog import Catalog
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One recommended item; ``score`` is its probability under the model, prior included where the run uses one."""
+    """One recommended item; ``score`` is its probability under the model, prior included where the run uses one.
+
+    With a prior on the trie's nodes it is a share of what the search found.
+    """
 
     id: str
     title: str
@@ -201,24 +204,36 @@ class Recommender:
 
     def _ranked(self, stock: Stock, rows: list[int], k: int, mask_N: Tensor | None) -> list[tuple[int, float]]:
         tokens_BP, mask_BP = stock.prompts.encode([rows])
-        width = max(k + (len(rows) if self._mask_seen else 0), self._config.decode.width)
-        masks = stock.constraints.masks([mask_N])
-        found = beam(self._policy, tokens_BP, mask_BP, stock.catalog.trie, width, masks=masks, prompts=self._read)
-        beams = Beams(found.items_BW.numpy(), found.logp_BW.numpy())
         recent_QH = np.array([rows[::-1]])
+        scores, trie = self._scores(stock, recent_QH, mask_N), stock.catalog.trie
+        width = max(k + (len(rows) if self._mask_seen else 0), self._config.decode.width)
+        masks, weight = stock.constraints.masks([mask_N]), self._prior["weight"]
+        nodes = None
+        if scores is not None and self._prior["kind"] == "itemknn_nodes":
+            nodes = on_nodes(trie, stock.catalog.codes_NL, scores, weight)
+        found = beam(self._policy, tokens_BP, mask_BP, trie, width, masks=masks, prompts=self._read, prior=nodes)
+        logp_BW = found.logp_BW
+        if nodes is not None:
+            logp_BW = logp_BW + nodes.worth(trie.depth - 1, trie.path(found.codes_BWL)[..., -1:])[..., 0]
+        beams = Beams(found.items_BW.numpy(), logp_BW.numpy())
         if self._mask_seen:
             beams = without_seen(beams, recent_QH, width - len(rows))
         probabilities = beams.probabilities(len(stock.ids))
-        if self._knn is not None:
-            scores = _prior_scores(self._knn, stock, recent_QH)
-            scores = strike_seen(scores, recent_QH) if self._mask_seen else scores
-            if mask_N is not None:
-                scores = scores.multiply(mask_N.numpy()[None]).tocsr()
-            weight = self._prior["weight"]
+        if nodes is not None:
+            probabilities = probabilities / probabilities.sum()
+        elif scores is not None:
             probabilities = (1 - weight) * probabilities + weight * normalise(scores, self._prior["power"])
         row: Any = probabilities.tocsr()
         best = np.argsort(-row.data, kind="stable")[:k]
         return [(int(row.indices[i]), float(row.data[i])) for i in best]
+
+    def _scores(self, stock: Stock, recent_QH: np.ndarray, mask_N: Tensor | None) -> Sparse | None:
+        """ItemKNN's scores (1, N) of what may be recommended; None where the run has no prior."""
+        if self._knn is None:
+            return None
+        scores = _prior_scores(self._knn, stock, recent_QH)
+        scores = strike_seen(scores, recent_QH) if self._mask_seen else scores
+        return scores if mask_N is None else scores.multiply(mask_N.numpy()[None]).tocsr()
 
 
 def _prior_scores(knn: ItemKNN, stock: Stock, recent_QH: np.ndarray) -> Sparse:

@@ -36,7 +36,7 @@ def new_items(*rows: tuple[str, int]) -> pa.Table:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A chain shop's SFT policy with two records: the policy alone, and the policy mixed with ItemKNN."""
+    """A chain shop's SFT policy with three records: alone, mixed with ItemKNN, and steered by it on the nodes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("genrec.sid.embed.make_encoder", lambda settings, device: Numbers())
         storage = tmp_path_factory.mktemp("storage")
@@ -44,7 +44,8 @@ def run(tmp_path_factory):
         config = tiny_config(storage, chain_shop(tmp_path_factory.mktemp("shop")), *settings)
         parts = {"data": prepare.run(config), "catalog": assign.run(config), "policy": sft.run(config)}
         knn = {"kind": "itemknn", "weight": 0.5, "power": 1.0, "settings": asdict(KnnSettings())}
-        for name, prior in (("alone", {"weight": 0.0}), ("mixed", knn)):
+        nodes = knn | {"kind": "itemknn_nodes"}
+        for name, prior in (("alone", {"weight": 0.0}), ("mixed", knn), ("steered", nodes)):
             about = {
                 "parts": {part: f"{output.name}/{output.key}" for part, output in parts.items()},
                 "prior": prior,
@@ -98,7 +99,7 @@ def test_a_new_item_is_recommended_where_its_likes_are_and_may_stand_in_a_histor
     assert len(recommender.recommend(["new"])) == 10
 
 
-@pytest.mark.parametrize("name", ["alone", "mixed"])
+@pytest.mark.parametrize("name", ["alone", "mixed", "steered"])
 def test_a_removed_item_is_never_recommended_but_may_stand_in_a_history(shop, name):
     shop.insert(("new", 6))
     shop.remove("i6", "new")
@@ -119,7 +120,7 @@ def test_the_assigned_catalogue_can_still_be_asked_for(shop):
         recommender.recommend(["new"])
 
 
-@pytest.mark.parametrize("name", ["alone", "mixed"])
+@pytest.mark.parametrize("name", ["alone", "mixed", "steered"])
 def test_a_served_recommender_takes_over_later_changes(shop, name):
     recommender = shop.load(name)
     assert not recommender.refresh()

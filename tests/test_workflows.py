@@ -13,10 +13,13 @@ from worlds import chain_shop, tiny_config
 
 import genrec
 from cluster.jobs import Job
+from cluster.priors import NODE_WEIGHTS
 from cluster.runs import fit, grpo_loop, sft_loop
 from cluster.stages import Output, run_stage
 from genrec.config import Config, to_yaml
+from genrec.data.tables import read_items, read_queries
 from genrec.errors import InputError
+from genrec.evaluation.predict import read_predictions
 from workflows import assign, full, grpo, prepare, sft, tune
 
 ROOT = Path(__file__).parent.parent
@@ -95,6 +98,29 @@ def test_the_policy_alone_is_judged_before_the_mixture(config: Config, report: O
     assert "trained policy alone" in metrics["verdict"].split(":")[0]
     found = genrec.load(Path(config.storage) / "runs" / "mixed").recommend(["i3", "i4", "i5"], k=3)
     assert found[0].id == "i6"
+
+
+def test_a_prior_on_nodes_is_tuned_judged_and_served_alike(config: Config, report: Output) -> None:
+    steered = config.model_copy(
+        update={"name": "steered", "decode": config.decode.model_copy(update={"prior": "itemknn_nodes"})}
+    )
+    judged = full.run(steered)
+    metrics = json.loads((judged.path / "metrics.json").read_text())
+    prior = metrics["prior"]
+    searched = {path.name for path in (judged.path / "predictions" / "grpo").iterdir()}
+    assert {f"valid-nodes-{weight:g}" for weight in NODE_WEIGHTS} | {"valid", "test"} <= searched
+    assert prior["kind"] == "itemknn_nodes" and 0 < prior["weight"] <= max(NODE_WEIGHTS)
+    assert metrics["policy"]["item"] == json.loads((report.path / "metrics.json").read_text())["model"]["item"]
+    recommender = genrec.load(Path(config.storage) / "runs" / "steered")
+    data = prepare.run(config).path
+    ids, queries = read_items(data)["id"].to_pylist(), read_queries(data, "test")
+    beams = read_predictions(judged.path / "predictions" / "grpo" / f"test-nodes-{prior['weight']:g}")
+    for history, items_K in zip(queries["history"].to_pylist()[:5], beams.items_QK, strict=False):
+        found = recommender.recommend([ids[item] for item in history], k=3)
+        scores = [one.score for one in found]
+        unseen = [ids[item] for item in items_K.tolist() if item >= 0 and item not in history]
+        assert [one.id for one in found] == unseen[:3], "the shop's users never repeat an item"
+        assert scores == sorted(scores, reverse=True) and 0 < sum(scores) <= 1
 
 
 def test_a_run_that_its_guard_stopped_stays_stopped(config: Config, report: Output, tmp_path: Path) -> None:

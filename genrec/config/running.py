@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from genrec.config.section import Section
 
@@ -17,10 +17,20 @@ class Decode(Section):
     prompt_cache_mb: int = Field(
         default=256, ge=0, description="serving: keys and values of the last prompts that are kept; 0 keeps none"
     )
-    prior: Literal["none", "itemknn"] = Field(default="none", description="item scores mixed with the policy's")
-    prior_weight: Annotated[float, Field(ge=0, le=1)] | Literal["tuned"] = Field(
-        default="tuned", description="lambda in [0, 1]; tuned on validation"
+    prior: Literal["none", "itemknn", "itemknn_nodes"] = Field(
+        default="none",
+        description="item scores beside the policy's: itemknn mixes them into its answers, (1 - w) p + w prior; "
+        "itemknn_nodes steers its search on the trie's nodes, p * prior ^ w",
     )
+    prior_weight: Annotated[float, Field(ge=0)] | Literal["tuned"] = Field(
+        default="tuned", description="weight of the prior (itemknn: at most 1); tuned on validation"
+    )
+
+    @model_validator(mode="after")
+    def _weight_is_a_share(self) -> Decode:
+        if self.prior == "itemknn" and self.prior_weight != "tuned" and self.prior_weight > 1:
+            raise ValueError(f"decode.prior_weight={self.prior_weight:g} of decode.prior=itemknn must lie in [0, 1]")
+        return self
 
 
 class Evaluation(Section):

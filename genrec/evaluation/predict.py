@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,14 +14,55 @@ import torch
 
 from genrec.config import Config
 from genrec.data.files import write_parquet
-from genrec.data.tables import read_queries
+from genrec.data.tables import read_queries, read_sequences
+from genrec.evaluation.baselines import recent_history, train_log
 from genrec.evaluation.csr import Sparse
+from genrec.evaluation.itemknn import ItemKNN, KnnSettings, Pairs
+from genrec.evaluation.metrics import IntArray
 from genrec.evaluation.prior import Beams
 from genrec.policy.backbone import load
 from genrec.policy.decode import beam
+from genrec.policy.node_prior import NodePrior
 from genrec.sid.catalog import Catalog
+from genrec.sid.trie import Trie
 
 Split = Literal["valid", "test"]
+
+SMOOTH = 0.1
+"""Share of a prior on the trie's nodes that all items have alike."""
+
+
+@dataclass(frozen=True)
+class KnnPrior:
+    """An ItemKNN on the trie's nodes, by what makes it again from the train log: small enough to mail.
+
+    ``mask_seen``: items of a query's own history get no score.
+    """
+
+    settings: KnnSettings
+    weight: float
+    mask_seen: bool
+
+    def scorer(self, data: Path, n_items: int) -> Callable[[IntArray], Sparse]:
+        """Scores (Q, N) of recent histories (Q, H), newest first."""
+        knn = ItemKNN(Pairs(train_log(read_sequences(data), n_items)), self.settings)
+        if not self.mask_seen:
+            return knn.scores
+        return lambda recent_QH: strike_seen(knn.scores(recent_QH), recent_QH)
+
+
+def on_nodes(trie: Trie, codes_NL: torch.Tensor, scores: Sparse, weight: float) -> NodePrior:
+    """The scores (B, N) of a batch's requests as a prior on the trie's nodes."""
+    scored, device = scores.tocoo(), trie.leaf_items.device
+    return NodePrior(
+        trie,
+        codes_NL[torch.from_numpy(scored.col.astype("int64"))].to(device),
+        torch.from_numpy(scored.row.astype("int64")).to(device),
+        torch.from_numpy(scored.data).to(device),
+        batch=scores.shape[0],
+        weight=weight,
+        smooth=SMOOTH,
+    )
 
 
 def shard_file(directory: Path, shard: int) -> Path:
@@ -35,11 +77,19 @@ def missing(directory: Path, queries: int, shard_queries: int) -> list[int]:
 
 
 def make_predictor(
-    config: Config, data: Path, catalog_dir: Path, policy_dir: Path, split: Split, out: Path, width: int
+    config: Config,
+    data: Path,
+    catalog_dir: Path,
+    policy_dir: Path,
+    split: Split,
+    out: Path,
+    width: int,
+    prior: KnnPrior | None = None,
 ) -> Callable[[int], Mapping[str, Any]]:
     """Load the policy once; the work that comes back answers a shard of ``split`` and writes ``shard_file``.
 
-    Columns: ``id`` of the query, ``items`` (beam order) and ``logp`` of each item's SID.
+    Columns: ``id`` of the query, ``items`` (beam order, that of the ``prior`` where there is one) and ``logp`` of each
+    item's SID under the policy alone.
     """
     torch.set_num_threads(config.compute.data_threads)
     cuda = torch.cuda.is_available() and config.compute.device != "cpu"
@@ -51,15 +101,21 @@ def make_predictor(
     trie = catalog.trie.to(device)
     queries = read_queries(data, split)
     size = config.evaluation.shard_queries
+    scores_of = prior.scorer(data, len(catalog)) if prior is not None else None
+
+    def steered(part: pa.Table) -> NodePrior | None:
+        if prior is None or scores_of is None:
+            return None
+        return on_nodes(trie, catalog.codes_NL, scores_of(recent_history(part, history)), prior.weight)
 
     def answer(shard: int) -> Mapping[str, Any]:
         part = queries.slice(shard * size, size)
-        histories: list[list[int]] = part["history"].to_pylist()
         items: list[list[int]] = []
         logp: list[list[float]] = []
-        for start in range(0, len(histories), config.decode.batch_size):
-            tokens_BP, mask_BP = prompts.encode(histories[start : start + config.decode.batch_size])
-            beams = beam(policy, tokens_BP.to(device), mask_BP.to(device), trie, width)
+        for start in range(0, len(part), config.decode.batch_size):
+            batch = part.slice(start, config.decode.batch_size)
+            tokens_BP, mask_BP = prompts.encode(batch["history"].to_pylist())
+            beams = beam(policy, tokens_BP.to(device), mask_BP.to(device), trie, width, prior=steered(batch))
             items += beams.items_BW.tolist()
             logp += beams.logp_BW.tolist()
         table = pa.table(
@@ -70,7 +126,7 @@ def make_predictor(
             }
         )
         write_parquet(table, shard_file(out, shard))
-        return {"queries": len(histories)}
+        return {"queries": len(part)}
 
     return answer
 
