@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from genrec.evaluation.prior import Beams
     from genrec.evaluation.tuning import Lineup
 
-NODE_WEIGHTS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+NODE_WEIGHTS = (0.25, 0.5, 1.0, 1.5, 2.0)
 NODE_QUERIES = 1000
 """Validation queries that a weight of the prior on the trie's nodes is tuned on: each weight is a search of its own."""
 
