@@ -23,13 +23,13 @@ class Decode(Section):
         "itemknn_nodes steers its search on the trie's nodes, p * prior ^ w",
     )
     prior_weight: Annotated[float, Field(ge=0)] | Literal["tuned"] = Field(
-        default="tuned", description="weight of the prior (itemknn: at most 1); tuned on validation"
+        default="tuned", description="weight of the prior, at most 1 but for itemknn_nodes; tuned on validation"
     )
 
     @model_validator(mode="after")
     def _weight_is_a_share(self) -> Decode:
-        if self.prior == "itemknn" and self.prior_weight != "tuned" and self.prior_weight > 1:
-            raise ValueError(f"decode.prior_weight={self.prior_weight:g} of decode.prior=itemknn must lie in [0, 1]")
+        if self.prior != "itemknn_nodes" and self.prior_weight != "tuned" and self.prior_weight > 1:
+            raise ValueError(f"decode.prior_weight={self.prior_weight:g} must lie in [0, 1] for prior={self.prior}")
         return self
 
 
