@@ -47,6 +47,9 @@ class _KeysAlone:
         self._cache.update(*arguments, **settings)
         raise _Kept
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
 
 def prepare(body: nn.Module, layers: int) -> None:
     """Make ``body``, a model of so many layers, heed ``states_from``. A body of unknown shape is left alone."""
@@ -76,11 +79,9 @@ def _hand_in(layer: nn.Module, positional: tuple[Any, ...], named: dict[str, Any
         return None
     call = inspect.signature(layer.forward).bind(*positional, **named)
     values = call.arguments
-    name = next(iter(values))
     if "past_key_values" not in call.signature.parameters:
         return None
-    length = values[name].shape[1]
-    cache = values.get("past_key_values")
+    length, cache = next(iter(values.values())).shape[1], values.get("past_key_values")
     cache = DynamicCache() if cache is None else cache
     values["past_key_values"] = _KeysAlone(cache)
     first, rest = _cut(values, length, slice(0, wish.start)), _cut(values, length, slice(wish.start, None))
