@@ -205,7 +205,7 @@ class Recommender:
     def _ranked(self, stock: Stock, rows: list[int], k: int, mask_N: Tensor | None) -> list[tuple[int, float]]:
         tokens_BP, mask_BP = stock.prompts.encode([rows])
         recent_QH = np.array([rows[::-1]])
-        scores, trie = self._scores(stock, recent_QH, mask_N), stock.catalog.trie
+        scores, trie = self._scores(stock, recent_QH), stock.catalog.trie
         width = max(k + (len(rows) if self._mask_seen else 0), self._config.decode.width)
         masks, weight = stock.constraints.masks([mask_N]), self._prior["weight"]
         nodes = None
@@ -222,18 +222,18 @@ class Recommender:
         if nodes is not None:
             probabilities = probabilities / probabilities.sum()
         elif scores is not None:
+            scores = scores if mask_N is None else scores.multiply(mask_N.numpy()[None]).tocsr()
             probabilities = (1 - weight) * probabilities + weight * normalise(scores, self._prior["power"])
         row: Any = probabilities.tocsr()
         best = np.argsort(-row.data, kind="stable")[:k]
         return [(int(row.indices[i]), float(row.data[i])) for i in best]
 
-    def _scores(self, stock: Stock, recent_QH: np.ndarray, mask_N: Tensor | None) -> Sparse | None:
-        """ItemKNN's scores (1, N) of what may be recommended; None where the run has no prior."""
+    def _scores(self, stock: Stock, recent_QH: np.ndarray) -> Sparse | None:
+        """ItemKNN's scores (1, N) over the present catalogue; None where the run has no prior."""
         if self._knn is None:
             return None
         scores = _prior_scores(self._knn, stock, recent_QH)
-        scores = strike_seen(scores, recent_QH) if self._mask_seen else scores
-        return scores if mask_N is None else scores.multiply(mask_N.numpy()[None]).tocsr()
+        return strike_seen(scores, recent_QH) if self._mask_seen else scores
 
 
 def _prior_scores(knn: ItemKNN, stock: Stock, recent_QH: np.ndarray) -> Sparse:

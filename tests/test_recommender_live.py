@@ -145,8 +145,9 @@ def test_a_catalogue_of_other_sids_is_refused(shop, tmp_path):
     assert ids(recommender, ["i3", "i4", "i5"], 1) == ["i6"]
 
 
-def test_a_constraint_gives_allowed_items_in_the_order_of_the_whole_ranking(shop) -> None:
-    recommender = shop.load("mixed")
+@pytest.mark.parametrize("name", ["alone", "mixed", "steered"])
+def test_a_constraint_gives_allowed_items_in_the_order_of_the_whole_ranking(shop, name: str) -> None:
+    recommender = shop.load(name)
     everything = [found.id for found in recommender.recommend(["i3", "i4"], k=24)]
     hair = genrec.Constraint(category="hair")
     assert [r.id for r in recommender.recommend(["i3", "i4"], 24, hair)] == [

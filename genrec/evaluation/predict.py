@@ -52,8 +52,9 @@ class KnnPrior:
 
 
 def on_nodes(trie: Trie, codes_NL: torch.Tensor, scores: Sparse, weight: float) -> NodePrior:
-    """The scores (B, N) of a batch's requests as a prior on the trie's nodes."""
-    scored, device = scores.tocoo(), trie.leaf_items.device
+    """The scores (B, N) of a batch's requests as a prior on the trie's nodes; a score of 0 is none."""
+    scored, device = scores.tocoo(copy=True), trie.leaf_items.device
+    scored.eliminate_zeros()
     return NodePrior(
         trie,
         codes_NL[torch.from_numpy(scored.col.astype("int64"))].to(device),
