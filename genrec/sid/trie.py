@@ -171,7 +171,11 @@ class Trie:
         return torch.stack(path, dim=-1)
 
     def leaves_under(self) -> tuple[Tensor, ...]:
-        """Per depth 1 … L how many items lie under each node, (n_d,) int64."""
+        """Per depth 1 … L how many items lie under each node, (n_d,) int64; counted once."""
+        return self._leaves
+
+    @cached_property
+    def _leaves(self) -> tuple[Tensor, ...]:
         counts = [torch.ones(len(self.leaf_items), dtype=torch.long, device=self.leaf_items.device)]
         for level in reversed(self.levels[1:]):
             before = torch.cat([counts[-1].new_zeros(1), counts[-1].cumsum(0)])
@@ -180,7 +184,7 @@ class Trie:
 
     @cached_property
     def _single(self) -> tuple[Tensor, ...]:
-        return tuple(count_n == 1 for count_n in self.leaves_under())
+        return tuple(count_n == 1 for count_n in self._leaves)
 
     def single(self, depth: int) -> Tensor:
         """True at the nodes of ``depth`` (from 1) with one item under them, (n_d,): the rest of its SID is certain."""
