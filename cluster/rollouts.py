@@ -84,13 +84,12 @@ class RolloutWorker:
             InputError: the snapshot is not of this policy, or its weights changed on the way.
         """
         from genrec.errors import InputError
-        from genrec.policy.model import digest
 
         if self._digest == snapshot.digest:
             return
         self._digest = None
         self._policy.adopt(snapshot.tensors)
-        found = digest({name: tensor.detach().cpu() for name, tensor in self._policy.trainable().items()})
+        found = self._policy.snapshot(snapshot.version).digest
         if found != snapshot.digest:
             raise InputError(
                 f"the rollout actor adopted version {snapshot.version} with digest {found[:12]}, the learner sent "

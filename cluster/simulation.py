@@ -52,7 +52,7 @@ class _Learner:
         self._clock, self._learn_s = clock, learn_s
 
     def snapshot(self) -> Snapshot:
-        return Snapshot(self.version, {}, "")
+        return Snapshot(self.version, {})
 
     def update(self, groups: list[Group]) -> dict[str, float]:
         self._clock.now += self._learn_s

@@ -7,8 +7,10 @@ K codes per level, P prompt tokens, N items, D dimensions.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -33,13 +35,29 @@ class Query:
     target: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Snapshot:
-    """The trainable part of a policy at one version, small enough to mail; ``digest`` is the SHA-256 of its bytes."""
+    """The trainable part of a policy at one version, on the CPU, small enough to mail.
+
+    It is mailed with the digest that it had at its sender: a receiver that computes its own can tell damage.
+    """
 
     version: int
     tensors: Mapping[str, Tensor]
-    digest: str
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over names and bytes, in name order."""
+        import torch
+
+        total = hashlib.sha256()
+        for name in sorted(self.tensors):
+            total.update(name.encode())
+            total.update(self.tensors[name].contiguous().flatten().view(torch.uint8).numpy().data)
+        return total.hexdigest()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"version": self.version, "tensors": self.tensors, "digest": self.digest}
 
 
 @dataclass(slots=True)

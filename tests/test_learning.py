@@ -78,7 +78,7 @@ class CountingLearner:
         self.staleness: list[int] = []
 
     def snapshot(self) -> Snapshot:
-        return Snapshot(self.version, {}, "")
+        return Snapshot(self.version, {})
 
     def update(self, groups: list[Group]) -> dict[str, float]:
         self.staleness.append(self.version - groups[0].version)

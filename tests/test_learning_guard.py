@@ -33,7 +33,7 @@ def hits(*found: int) -> Tensor:
 
 
 def snapshot(version: int) -> Snapshot:
-    return Snapshot(version, {"w": torch.tensor([float(version)])}, "")
+    return Snapshot(version, {"w": torch.tensor([float(version)])})
 
 
 def test_a_drop_counts_only_beyond_its_noise_and_the_share_that_is_let_pass() -> None:

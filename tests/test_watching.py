@@ -29,7 +29,7 @@ class Slow:
 
 def test_rollouts_are_counted_and_the_learner_is_idle_while_it_waits() -> None:
     timed = TimedRollouts(Slow())
-    ticket = timed.submit([Query(i, 0, (1,), 0) for i in range(3)], Snapshot(0, {}, ""))
+    ticket = timed.submit([Query(i, 0, (1,), 0) for i in range(3)], Snapshot(0, {}))
     time.sleep(0.05)
     assert len(timed.collect(ticket)) == 3
     found = timed.figures()

@@ -7,7 +7,6 @@ owns, never from the whole vocabulary.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -140,9 +139,9 @@ class Policy(nn.Module):
         return [(table, slice(self.sids.base, self.sids.base + self.sids.count)) for table in tables.values()]
 
     def snapshot(self, version: int) -> Snapshot:
-        """A copy of the trainable part on the CPU, with its digest."""
+        """A copy of the trainable part on the CPU."""
         tensors = {name: parameter.detach().to("cpu", copy=True) for name, parameter in self.trainable().items()}
-        return Snapshot(version, tensors, digest(tensors))
+        return Snapshot(version, tensors)
 
     @torch.no_grad()
     def adopt(self, tensors: Mapping[str, Tensor]) -> None:
@@ -189,12 +188,3 @@ class Policy(nn.Module):
         index_BS = torch.where(is_sid_BS, tokens_BS - self.sids.base, 0)
         text_BSD = table.token_adapter.base_layer(torch.where(is_sid_BS, 0, tokens_BS))
         return torch.where(is_sid_BS[..., None], F.embedding(index_BS, rows).to(text_BSD.dtype), text_BSD)
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names and bytes, in name order."""
-    total = hashlib.sha256()
-    for name in sorted(tensors):
-        total.update(name.encode())
-        total.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
