@@ -185,14 +185,7 @@ class _Asked:
         return search
 
     def _scores(self, split: str) -> Any:
-        """ItemKNN's scores (Q, N), without seen items where the log never repeats."""
-        from genrec.evaluation.itemknn import ItemKNN
-        from genrec.evaluation.predict import strike_seen
-
-        knn = self._lineup.models["itemknn"]
-        assert isinstance(knn, ItemKNN)
-        scores = knn.scores(self._recent[split])
-        return strike_seen(scores, self._recent[split]) if self._lineup.mask_seen else scores
+        return self._lineup.scores(self._recent[split])
 
     def _targets(self, split: str) -> Any:
         return self._queries[split]["target"].to_numpy().astype("int64")

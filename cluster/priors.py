@@ -11,7 +11,6 @@ from cluster.stages import Output
 from genrec.config import Config
 
 if TYPE_CHECKING:
-    from genrec.evaluation.itemknn import ItemKNN
     from genrec.evaluation.predict import KnnPrior, Split
     from genrec.evaluation.prior import Beams
     from genrec.evaluation.tuning import Lineup
@@ -57,7 +56,7 @@ class Asked:
             return {"kind": "none", "weight": 0.0, "power": 1.0}
         if decode.prior == "itemknn_nodes":
             return self._tuned_on_nodes(targets_Q)
-        beams, scores = self.answers("valid"), self._scores(recent_history(valid, self._config.data.max_history))
+        beams, scores = self.answers("valid"), self._lineup.scores(recent_history(valid, self._config.data.max_history))
         weights = WEIGHTS if decode.prior_weight == "tuned" else (float(decode.prior_weight),)
         found = tune_weight(beams.items_QK, beams.logp_QK, scores, targets_Q, weights=weights)
         return {"kind": "itemknn", "weight": found.weight, "power": found.power, "valid_ndcg@10": found.ndcg}
@@ -68,7 +67,7 @@ class Asked:
 
         if prior["kind"] == "itemknn_nodes":
             return self.answers("test", self._on_nodes(prior["weight"])).items_QK
-        width, scores = self._config.decode.width, self._scores(recent_QH)
+        width, scores = self._config.decode.width, self._lineup.scores(recent_QH)
         return mix(beams.items_QK, beams.logp_QK, scores, prior["weight"], power=prior["power"], k=width)
 
     def _tuned_on_nodes(self, targets_Q: Any) -> dict[str, Any]:
@@ -85,20 +84,7 @@ class Asked:
         best = max(tried, key=lambda weight: (tried[weight], -weight))
         return {"kind": "itemknn_nodes", "weight": best, "valid_ndcg@10": tried[best]}
 
-    def _knn(self) -> ItemKNN:
-        from genrec.evaluation.itemknn import ItemKNN
-
-        knn = self._lineup.models["itemknn"]
-        assert isinstance(knn, ItemKNN)
-        return knn
-
     def _on_nodes(self, weight: float) -> KnnPrior:
         from genrec.evaluation.predict import KnnPrior
 
-        return KnnPrior(self._knn().settings, weight, self._lineup.mask_seen)
-
-    def _scores(self, recent_QH: Any) -> Any:
-        from genrec.evaluation.predict import strike_seen
-
-        scores = self._knn().scores(recent_QH)
-        return strike_seen(scores, recent_QH) if self._lineup.mask_seen else scores
+        return KnnPrior(self._lineup.itemknn.settings, weight, self._lineup.mask_seen)

@@ -16,9 +16,9 @@ from genrec.config import Config
 from genrec.data.tables import read_items, read_sequences
 from genrec.errors import InputError
 from genrec.evaluation.baselines import train_log
-from genrec.evaluation.csr import Sparse
+from genrec.evaluation.csr import Sparse, strike_seen
 from genrec.evaluation.itemknn import ItemKNN, KnnSettings, Pairs
-from genrec.evaluation.predict import on_nodes, strike_seen, without_seen
+from genrec.evaluation.predict import on_nodes, without_seen
 from genrec.evaluation.prior import Beams, normalise
 from genrec.policy import chat
 from genrec.policy.backbone import load as load_policy

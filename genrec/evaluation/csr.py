@@ -58,3 +58,13 @@ def top_columns(matrix: Sparse, k: int) -> NDArray[np.int64]:
         order_E = np.argsort(-values_E[kept_E], kind="stable")[:k]
         top_RK[row, : len(order_E)] = matrix.indices[start:end][kept_E[order_E]]
     return top_RK
+
+
+def strike_seen(scores: Sparse, recent_QH: np.ndarray) -> Sparse:
+    """Item scores (Q, N) with the items of each query's own history set to 0."""
+    struck = scores.tolil(copy=True)
+    query_QH = np.broadcast_to(np.arange(len(recent_QH))[:, None], recent_QH.shape)
+    struck[query_QH[recent_QH >= 0], recent_QH[recent_QH >= 0]] = 0.0
+    result = struck.tocsr()
+    result.eliminate_zeros()
+    return result

@@ -16,7 +16,7 @@ from genrec.config import Config
 from genrec.data.files import write_parquet
 from genrec.data.tables import read_queries, read_sequences
 from genrec.evaluation.baselines import recent_history, train_log
-from genrec.evaluation.csr import Sparse
+from genrec.evaluation.csr import Sparse, strike_seen
 from genrec.evaluation.itemknn import ItemKNN, KnnSettings, Pairs
 from genrec.evaluation.metrics import IntArray
 from genrec.evaluation.prior import Beams
@@ -150,13 +150,3 @@ def without_seen(beams: Beams, recent_QH: np.ndarray, width: int) -> Beams:
 def _matrix(column: pa.ChunkedArray) -> np.ndarray:
     width = len(column[0])
     return np.asarray(column.combine_chunks().flatten().to_numpy(zero_copy_only=False)).reshape(-1, width)
-
-
-def strike_seen(scores: Sparse, recent_QH: np.ndarray) -> Sparse:
-    """Item scores (Q, N) with the items of each query's own history set to 0."""
-    struck = scores.tolil(copy=True)
-    query_QH = np.broadcast_to(np.arange(len(recent_QH))[:, None], recent_QH.shape)
-    struck[query_QH[recent_QH >= 0], recent_QH[recent_QH >= 0]] = 0.0
-    result = struck.tocsr()
-    result.eliminate_zeros()
-    return result

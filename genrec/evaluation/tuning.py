@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from genrec.evaluation.baselines import Baseline, Popularity, TrainLog, Transition, rank, recent_history, train_log
-from genrec.evaluation.csr import at, row_of_entry
+from genrec.evaluation.csr import Sparse, at, row_of_entry, strike_seen
 from genrec.evaluation.itemknn import ItemKNN, KnnSettings, Pairs
 from genrec.evaluation.metrics import IntArray, measure, per_query
 
@@ -51,6 +51,18 @@ class Lineup:
     def rank(self, recent_QH: IntArray, k: int) -> dict[str, NDArray[np.int64]]:
         """Each baseline's k best items for each history: name to (Q, k)."""
         return {name: rank(model, recent_QH, k, mask_seen=self.mask_seen) for name, model in self.models.items()}
+
+    @property
+    def itemknn(self) -> ItemKNN:
+        """The tuned ItemKNN, whose scores are the prior that a policy is served with."""
+        knn = self.models["itemknn"]
+        assert isinstance(knn, ItemKNN)
+        return knn
+
+    def scores(self, recent_QH: IntArray) -> Sparse:
+        """ItemKNN's scores (Q, N), without seen items where the log never repeats."""
+        scores = self.itemknn.scores(recent_QH)
+        return strike_seen(scores, recent_QH) if self.mask_seen else scores
 
 
 def fit_baselines(

@@ -48,17 +48,17 @@ def score(
     ``all_states`` computes the hidden states that no log-probability needs, too.
     """
     group = codes_BGL.shape[1]
-    nodes_BGL = trie.walk(codes_BGL) if trie is not None else None
+    paths_BGL = trie.path(codes_BGL) if trie is not None else None
     steps: list[Tensor] = []
     hidden: list[Tensor] = []
     chosen: list[Tensor] = []
-    where = None if all_states else trie
-    for level, hidden_BGD in enumerate(states(policy, tokens_BP, mask_BP, codes_BGL, where)):
+    known_BGL = None if all_states else paths_BGL
+    for level, hidden_BGD in enumerate(states(policy, tokens_BP, mask_BP, codes_BGL, trie, known_BGL)):
         logits_BGK = policy.level_logits(hidden_BGD, level)
-        if trie is None or nodes_BGL is None:
+        if trie is None or paths_BGL is None:
             step_BGK = logits_BGK.float().log_softmax(-1)
         else:
-            nodes_BG = nodes_BGL[:, : hidden_BGD.shape[1], level].clamp(min=0)
+            nodes_BG = paths_BGL[:, : hidden_BGD.shape[1], level].clamp(min=0)
             step_BGK = masked_log_softmax(logits_BGK, trie.step(level, nodes_BG) >= 0)
         steps.append(step_BGK)
         hidden.append(hidden_BGD)
@@ -67,17 +67,22 @@ def score(
 
 
 def states(
-    policy: Policy, tokens_BP: Tensor, mask_BP: Tensor, codes_BGL: Tensor, trie: Trie | None = None
+    policy: Policy,
+    tokens_BP: Tensor,
+    mask_BP: Tensor,
+    codes_BGL: Tensor,
+    trie: Trie | None = None,
+    paths_BGL: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Per level the hidden states that its codes are read from: (B, 1, D) at level 1, then (B, G, D).
 
-    With a ``trie``, a state from which the trie-renormalised policy has one way to go is undefined.
+    With ``paths_BGL``, what the ``trie`` says of the codes (``Trie.path``, L + 1 nodes), a state from which the
+    trie-renormalised policy has one way to go is undefined.
     """
     batch, group, levels = codes_BGL.shape
     prompt, rows_B1 = tokens_BP.shape[1], torch.arange(batch, device=tokens_BP.device)[:, None]
     lengths_B1 = mask_BP.sum(-1, keepdim=True)
     tokens, positions, masks = [tokens_BP], [prompt_positions(mask_BP)], [prompt_mask(mask_BP)]
-    paths_BGL = trie.path(codes_BGL)[..., 1:] if trie is not None else None
     seen_BGT = torch.empty(batch, group, 0, dtype=torch.bool, device=tokens_BP.device)
     nodes_BG = torch.zeros(batch, group, dtype=torch.long, device=tokens_BP.device)
     places: list[Tensor] = []
@@ -87,7 +92,7 @@ def states(
             nodes_BG = nodes_BG * policy.sids.level_sizes[level] + codes_BGL[..., level]
             open_BG = torch.ones_like(nodes_BG, dtype=torch.bool)
         else:
-            nodes_BG = paths_BGL[..., level]
+            nodes_BG = paths_BGL[..., level + 1]
             open_BG = (nodes_BG >= 0) & ~certain(trie, level + 1, nodes_BG.clamp(min=0))
         places_BM, slots_BG, seen_BGT = grow(seen_BGT, nodes_BG, open_BG)
         nodes_BG = slots_BG
