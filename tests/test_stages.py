@@ -203,7 +203,7 @@ def test_a_chat_that_cannot_be_is_one_clear_error(settings: Policy) -> None:
     for wrong in ({"max_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}):
         with pytest.raises(InputError, match="cannot write with"):
             chat.Sampling(**wrong)
-    with pytest.raises(InputError, match=r"chat and tasks need policy\.kind=pretrained"):
+    with pytest.raises(InputError, match=r"chat and tasks need policy\.kind=pretrained or policy\.text=bytes"):
         load_tokenizer(Policy(), None)
 
 

@@ -29,6 +29,9 @@ class Policy(Section):
     dropout: float = Field(
         default=0.3, ge=0, lt=1, description="scratch: embeddings, attention, residuals (qwen3: attention)"
     )
+    text: Literal["none", "bytes"] = Field(
+        default="none", description="scratch: semantic IDs alone, or with the bytes of text, for tasks and chat (qwen3)"
+    )
     path: str = Field(default="smollm2", description="pretrained: 'smollm2' (packaged), or a model name or path")
     form: Literal["full", "lora", "qlora"] = Field(
         default="lora", description="pretrained: train all of it, adapters, or adapters on 4-bit weights"
@@ -41,3 +44,8 @@ class Policy(Section):
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="of frozen weights and matrix products; what trains is kept in float32"
     )
+
+    @property
+    def knows_text(self) -> bool:
+        """Whether it reads and writes more than semantic IDs."""
+        return self.kind == "pretrained" or self.text != "none"

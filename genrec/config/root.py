@@ -47,7 +47,10 @@ class Config(Section):
         sid = self.sid
         wrong = {
             "learning.sft.form=dense is for scratch policies; a pretrained one needs rows": dense and pretrained,
-            **_tasks_fit(self.learning, pretrained),
+            **_tasks_fit(self.learning, self.policy.knows_text),
+            "policy.text=bytes needs policy.arch=qwen3: conversations are longer than learned positions reach": (
+                self.policy.text == "bytes" and not pretrained and self.policy.arch != "qwen3"
+            ),
             "policy.form=qlora is for pretrained policies": not pretrained and self.policy.form == "qlora",
             **_strategy_fits(self),
             "policy.hidden must be a multiple of policy.heads": not pretrained
@@ -81,12 +84,14 @@ def _strategy_fits(config: Config) -> dict[str, bool]:
     }
 
 
-def _tasks_fit(learning: Learning, pretrained: bool) -> dict[str, bool]:
+def _tasks_fit(learning: Learning, knows_text: bool) -> dict[str, bool]:
     """What is wrong with instruction tuning: message -> whether it applies."""
     tasks, stages = learning.sft.form == "tasks", learning.stages.on()
     return {
-        "learning.sft.form=tasks and learning.stages are for pretrained policies": bool(tasks or stages)
-        and not pretrained,
+        "learning.sft.form=tasks and learning.stages need policy.kind=pretrained or policy.text=bytes": bool(
+            tasks or stages
+        )
+        and not knows_text,
         "learning.sft.form=tasks needs a weight above 0 in learning.tasks": tasks and not learning.tasks.chosen,
         "learning.tasks has weights that nothing reads: they need learning.sft.form=tasks": bool(learning.tasks.chosen)
         and not tasks,

@@ -22,6 +22,7 @@ from transformers import (
 from genrec import config as settings
 from genrec.data.files import write_atomically, write_json
 from genrec.errors import InputError
+from genrec.policy.letters import byte_tokenizer
 from genrec.policy.model import Policy
 from genrec.policy.prompts import Prompts, SidTokens, instruction, sid_names
 from genrec.policy.rows import add_rows
@@ -29,7 +30,10 @@ from genrec.policy.weights import load_weights, pack_embeddings
 from genrec.sid.catalog import Catalog
 
 PAD, BOS, SPECIALS = 0, 1, 2
-"""The scratch vocabulary: padding, begin of sequence, then the SID block."""
+"""The scratch vocabulary: padding, begin of sequence, any text there is, then the SID block."""
+
+TEXT_POSITIONS = 8192
+"""How long conversations in bytes may be; rotary positions cost nothing."""
 
 UNUSUAL = ("embedding_multiplier", "logit_scale", "logits_scaling", "final_logit_softcapping", "scale_emb")
 """Config fields of models that scale embeddings or logits."""
@@ -107,9 +111,12 @@ def load(
 def _scratch(policy: settings.Policy, catalog: Catalog, max_history: int) -> tuple[Policy, Prompts]:
     if policy.hidden % policy.heads:
         raise InputError(f"policy.hidden={policy.hidden} is not a multiple of policy.heads={policy.heads}")
-    sids = SidTokens(SPECIALS, catalog.level_sizes)
+    base = SPECIALS if policy.text == "none" else len(byte_tokenizer())
+    sids = SidTokens(base, catalog.level_sizes)
     positions = 1 + catalog.levels * (DENSE_WINDOW * max_history + 1)
-    model = (_gpt2 if policy.arch == "gpt2" else _qwen3)(policy, SPECIALS + sids.count, positions)
+    if policy.text != "none":
+        positions = max(positions, TEXT_POSITIONS)
+    model = (_gpt2 if policy.arch == "gpt2" else _qwen3)(policy, base + sids.count, positions)
     wrapped = Policy(model, sids, precision=getattr(torch, policy.dtype))
     return wrapped, Prompts(catalog, sids, [BOS], [], PAD, max_history)
 

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from genrec import config as settings
 from genrec.errors import InputError
+from genrec.policy.letters import byte_tokenizer
 from genrec.policy.phrasings import Item, Message
 from genrec.policy.prompts import SidTokens
 from genrec.policy.weights import packaged_smollm2
@@ -140,15 +141,18 @@ class ChatFormat:
 
 
 def load_tokenizer(policy: settings.Policy, cache: Path | None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a pretrained policy, from ``cache`` where ``backbone.build`` has kept a packaged one.
+    """The tokenizer of a policy that knows text, from ``cache`` where ``backbone.build`` has kept a packaged one.
 
     Raises:
-        InputError: a scratch policy, or no tokenizer at ``policy.path``.
+        InputError: a scratch policy without text, or no tokenizer at ``policy.path``.
     """
-    if policy.kind != "pretrained":
+    if not policy.knows_text:
         raise InputError(
-            "a scratch policy knows semantic IDs only, no text; chat and tasks need policy.kind=pretrained"
+            "this policy knows semantic IDs only, no text; chat and tasks need policy.kind=pretrained or "
+            "policy.text=bytes"
         )
+    if policy.kind == "scratch":
+        return byte_tokenizer()
     where: dict[str, Any] = {"pretrained_model_name_or_path": policy.path}
     if policy.path == "smollm2":
         kept = cache / "smollm2" if cache is not None else None
