@@ -82,6 +82,19 @@ def test_every_version_goes_with_every_data_set_and_machine(version: Path, data:
     assert config.name == version.stem
 
 
+@pytest.mark.parametrize("version", sorted(CONFIGS.glob("versions/*.yaml")), ids=lambda f: f.stem)
+def test_every_version_goes_with_the_large_model_and_keeps_its_own_method(version: Path) -> None:
+    small = load_config([CONFIGS / "industrial.yaml", version, CONFIGS / "a100.yaml"])
+    large = load_config([CONFIGS / "industrial.yaml", version, CONFIGS / "qwen2.5-3b.yaml", CONFIGS / "a100.yaml"])
+    assert large.policy.path == "Qwen/Qwen2.5-3B-Instruct" != small.policy.path
+    assert large.compute.gradient_checkpointing and large.learning.sft.batch_size == 256
+    for name in ("sid", "rewards"):
+        assert getattr(large, name) == getattr(small, name)
+    assert large.policy.form == small.policy.form
+    assert large.learning.sft.loss == small.learning.sft.loss
+    assert large.learning.grpo.objective == small.learning.grpo.objective
+
+
 def test_the_versions_differ_in_tokenizer_loss_and_rewards() -> None:
     v1, v2, v3, v4 = (load_config([CONFIGS / "versions" / f"v{number}.yaml"]) for number in (1, 2, 3, 4))
     assert [c.sid.quantizer for c in (v1, v2, v3, v4)] == ["rqvae", "rqkmeans_balanced", "rqvae", "rqvae"]
