@@ -70,7 +70,8 @@ def test_the_shown_config_loads_back_to_itself(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("**/*.yaml")), ids=lambda f: f.name)
 def test_every_shipped_config_is_valid(file: Path) -> None:
-    load_config([file])
+    before = [CONFIGS / "versions" / "v1.yaml"] if file.name == "qwen2.5-3b.yaml" else []
+    load_config([*before, file])
 
 
 @pytest.mark.parametrize("version", sorted(CONFIGS.glob("versions/*.yaml")), ids=lambda f: f.stem)
