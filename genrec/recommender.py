@@ -145,7 +145,7 @@ class Recommender:
             temperature: 0 takes the best token, more draws from the ``top_p`` most probable mass, by ``seed``.
 
         Raises:
-            InputError: no text in the policy, no user's message at the end, an unknown role or item, or too many tokens.
+            InputError: a policy of SIDs alone, no user's message at the end, an unknown role or item, too many tokens.
         """
         sampling = chat.Sampling(max_tokens, temperature, top_p, seed)
         tokenizer, stock = self._tokenizer, self._stock

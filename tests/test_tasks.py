@@ -197,6 +197,28 @@ def test_an_epoch_visits_every_example_once_and_the_next_one_in_other_words() ->
     assert sorted(following) == list(range(len(mixed), 2 * len(mixed)))
 
 
+def test_pieces_of_a_batch_hold_all_of_it_and_conversations_alike_in_length() -> None:
+    mixed = mixture(
+        next_item=Task(weight=1), semantic_anchoring=Task(weight=1), recommendation_reasoning=Task(weight=1)
+    )
+    epochs = MixtureEpochs(mixed, 16, seed=0)
+
+    def padded(pieces: Sequence[Any]) -> int:
+        return sum(piece.tokens_CS.numel() for piece in pieces)
+
+    spared = 0
+    for step in range(epochs.steps):
+        pieces, targets = epochs.micro_batches(step, 4, 0, 1)
+        index = epochs.index(step)
+        plain = [mixed.take(index[at : at + 4]) for at in range(0, len(index), 4)]
+        assert targets == sum(piece.targets for piece in plain) == len(index)
+        assert sum(int(piece.mask_CS.sum()) for piece in pieces) == sum(int(one.mask_CS.sum()) for one in plain)
+        longest = [piece.tokens_CS.shape[1] for piece in pieces]
+        assert longest == sorted(longest)
+        spared += padded(plain) - padded(pieces)
+    assert spared > 0
+
+
 def loss_by_hand(policy: Any, own: ChatFormat, messages: Sequence[Message]) -> Tensor:
     """Token by token from the plain model's logits: text among text, SIDs among the catalogue's."""
     encoded = own.encode(messages)
@@ -302,7 +324,7 @@ def test_the_config_refuses_unknown_tasks_and_mixtures_that_nothing_reads() -> N
         ([*pretrained, "learning.tasks.next_itme.weight=1"], "nearest known key is 'learning.tasks.next_item.weight'"),
         (pretrained, "needs a weight above 0 in learning.tasks"),
         (["learning.tasks.next_item.weight=1"], "weights that nothing reads"),
-        (["learning.stages.rows.steps=3"], "are for pretrained policies"),
+        (["learning.stages.rows.steps=3"], "need policy.kind=pretrained"),
         ([*pretrained, "learning.tasks.next_item.weight=-1"], "greater than or equal to 0"),
     ):
         with pytest.raises(InputError, match=message):

@@ -161,10 +161,14 @@ class Epochs:
         index = self.index(step)
         if len(index) < world:
             index = np.resize(index, world)
-        own = index[rank::world]
+        own = self._arranged(index[rank::world])
         pieces = [self._examples.take(own[at : at + size]) for at in range(0, len(own), size)]
         total = self._examples.take(index).targets if world > 1 else sum(piece.targets for piece in pieces)
         return pieces, total
+
+    def _arranged(self, index: np.ndarray) -> np.ndarray:
+        """A worker's share of a batch in the order in which it is cut into pieces."""
+        return index
 
     def _shuffled(self, epoch: int) -> list[np.ndarray]:
         rng = np.random.default_rng([self._seed, epoch])

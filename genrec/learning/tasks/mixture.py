@@ -130,6 +130,10 @@ class Mixture:
             torch.tensor(factor_C),
         )
 
+    def sizes(self, index: np.ndarray) -> np.ndarray:
+        """Tokens of the conversations among the examples of ``take``, 0 for next items."""
+        return np.array([int(self.take(index[at : at + 1]).mask_CS.sum()) for at in range(len(index))])
+
     def write(self, task: str, row: int, epoch: int, visit: int = 0) -> list[Message]:
         """The conversation of a task about a row, in the words of this epoch and visit."""
         rng = np.random.default_rng([self._seed, epoch, ORDER.index(task), row, visit])
@@ -188,15 +192,18 @@ class Mixture:
 
 
 class MixtureEpochs(Epochs):
-    """Batches of a mixture whose examples are written anew each epoch."""
+    """Batches of a mixture whose examples are written anew each epoch; pieces of a batch are alike in length."""
 
     def __init__(self, mixture: Mixture, batch_size: int, seed: int) -> None:
         super().__init__(mixture, batch_size, seed)
-        self._count = len(mixture)
+        self._mixture, self._count = mixture, len(mixture)
 
     def index(self, step: int) -> np.ndarray:
         """Example numbers of the batch of ``step``, with its epoch."""
         return super().index(step) + step // self.steps * self._count
+
+    def _arranged(self, index: np.ndarray) -> np.ndarray:
+        return index[np.argsort(self._mixture.sizes(index), kind="stable")]
 
 
 def table(statistics: Mapping[str, Any]) -> str:
