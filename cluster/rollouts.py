@@ -119,7 +119,7 @@ class RayRollouts:
         self._owed: list[list[Any]] = [[] for _ in self.actors]
         self._failed_at = [-REST_S] * actors
         self._chunk = job.config.learning.grpo.rollout_chunk
-        self._sent: tuple[int, Any] | None = None
+        self._sent: tuple[Snapshot, Any] | None = None
 
     def submit(self, queries: Sequence[Query], policy: Snapshot) -> RayTicket:
         """Ask for groups; returns at once."""
@@ -181,11 +181,11 @@ class RayRollouts:
                 request = self._ask(request.method, request.arguments)
 
     def send(self, snapshot: Snapshot) -> Any:
-        """The snapshot's reference in the object store; it is put there once per version."""
+        """The snapshot's reference in the object store; it is put there once."""
         import ray
 
-        if self._sent is None or self._sent[0] != snapshot.version:
-            self._sent = (snapshot.version, ray.put(snapshot))
+        if self._sent is None or self._sent[0] is not snapshot:
+            self._sent = (snapshot, ray.put(snapshot))
         return self._sent[1]
 
     def least_busy(self) -> int:

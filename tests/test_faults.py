@@ -85,6 +85,30 @@ class Deadly:
         return self._rollouts.collect(ticket)
 
 
+def test_what_is_judged_is_the_running_mean_of_the_weights_and_a_checkpoint_keeps_it(job: Job, tmp_path: Path) -> None:
+    queries = to_queries(read_queries(job.data, "train"))[:16]
+    grpo = job.config.learning.grpo.model_copy(update={"average": 0.75, "lr": 1e-2, "warmup": 0.0})
+    learning = job.config.learning.model_copy(update={"grpo": grpo})
+    averaged = Job(job.config.model_copy(update={"learning": learning}), job.data, job.catalog, job.out, job.start)
+    learner, local = learner_of(averaged)
+    expected = dict(learner.reference)
+    assert learner.candidate().digest == learner.snapshot().digest
+    for _ in improve(learner, local, lambda step: queries, steps=3, max_staleness=0):
+        now = learner.snapshot().tensors
+        expected = {name: 0.75 * mean + 0.25 * now[name] for name, mean in expected.items()}
+        kept = learner.candidate()
+        assert kept.version == learner.version and kept.digest != learner.snapshot().digest
+        for name, mean in expected.items():
+            torch.testing.assert_close(kept.tensors[name], mean)
+    learner.write(tmp_path, TrainingState(step=3, curve=[{"step": 3.0}]))
+    resumed, rollouts = learner_of(averaged)
+    resumed.read(tmp_path, TrainingState())
+    assert resumed.candidate().digest == learner.candidate().digest
+    for one, where in ((learner, local), (resumed, rollouts)):
+        list(improve(one, where, lambda step: queries, steps=4, max_staleness=0))
+    assert resumed.candidate().digest == learner.candidate().digest
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")

@@ -97,6 +97,12 @@ class Grpo(Section):
     rollout_chunk: PositiveInt = Field(
         default=32, description="queries per rollout request; fixed, so results do not depend on the number of actors"
     )
+    average: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="decay of a running mean of the weights, which validation judges and the run keeps; 0: no mean",
+    )
     eval_every: PositiveInt = Field(default=50, description="updates between validations (the guard)")
     eval_queries: PositiveInt = 1000
     checkpoint_every: PositiveInt = 25

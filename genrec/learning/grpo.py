@@ -55,7 +55,7 @@ class GrpoRun:
             if checked or self.state.step % self._settings.checkpoint_every == 0:
                 self._settle()
                 if checked and not self.state.stopped:
-                    self._guard.begin(self._learner.snapshot())
+                    self._guard.begin(self._learner.candidate())
                 self._save()
             seen = {**record, **self._watch(record)}
             if checked or self.state.step % 10 == 0:
@@ -74,7 +74,7 @@ class GrpoRun:
         if not self.state.curve:
             self.state.curve.append({"step": 0.0})
         if self._is_check() and not self._guard.judged(self.state.step):
-            self._guard.begin(self._learner.snapshot())
+            self._guard.begin(self._learner.candidate())
 
     def _is_check(self) -> bool:
         return self.state.step % self._settings.eval_every == 0 or self.state.step == self._settings.steps

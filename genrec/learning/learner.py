@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from genrec.config import Grpo, Rewards
@@ -28,6 +29,8 @@ from genrec.policy.prompts import Prompts
 from genrec.policy.score import Scores, score
 from genrec.sid.trie import Trie
 from genrec.types import Group, Snapshot
+
+AVERAGE = "average.safetensors"
 
 AGREEMENT = 1e-3
 """The learner's log-probabilities of a fresh rollout may differ from the rollout's by this much (fp32; bf16: 0.2)."""
@@ -86,12 +89,24 @@ class GrpoLearner:
         self.version = 0
         self._began: int | None = None
         self._snapshot: Snapshot | None = None
+        self._average: dict[str, Tensor] = {}
+        if settings.average:
+            self._average = {name: tensor.clone() for name, tensor in self.reference.items()}
 
     def snapshot(self) -> Snapshot:
         """The policy as it stands; made once per version."""
         if self._snapshot is None or self._snapshot.version != self.version:
             self._snapshot = self.policy.snapshot(self.version)
         return self._snapshot
+
+    def candidate(self) -> Snapshot:
+        """What may be kept of this version: the running mean of the weights since the SFT policy, where there is one.
+
+        Polyak & Juditsky 1992, with exponential weights: it does not have the noise of a high learning rate.
+        """
+        if not self._average:
+            return self.snapshot()
+        return Snapshot(self.version, {name: mean.to("cpu", copy=True) for name, mean in self._average.items()})
 
     def update(self, groups: list[Group]) -> dict[str, float]:
         """One optimizer step on this worker's groups (averaged over workers), and the audit of it."""
@@ -116,6 +131,8 @@ class GrpoLearner:
         """Save ``run``, and all that a resumed run needs of this learner."""
         tensors = {name: parameter.detach() for name, parameter in self.policy.trainable().items()}
         run.write(tensors, read_moments(self.policy, self.optimizer), directory)
+        if self._average:
+            save_file({name: mean.contiguous() for name, mean in self._average.items()}, directory / AVERAGE)
         if self._critic is not None:
             state = {"critic": self._critic.state_dict(), "optimizer": self._critic_optimizer.state_dict()}
             torch.save(state, directory / "critic.pt")
@@ -126,6 +143,9 @@ class GrpoLearner:
         self.policy.adopt(tensors)
         write_moments(self.policy, self.optimizer, moments, run.step)
         self.version = run.step
+        if self._average:
+            saved = load_file(directory / AVERAGE)
+            self._average = {name: saved[name].to(mean.device) for name, mean in self._average.items()}
         if self._critic is not None:
             state = torch.load(directory / "critic.pt", weights_only=True, map_location=self.policy.device)
             self._critic.load_state_dict(state["critic"])
@@ -216,6 +236,9 @@ class GrpoLearner:
         self._accelerator.clip_grad_norm_(self._wrapped.parameters(), settings.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        own = self.policy.trainable()
+        for name, mean in self._average.items():
+            mean.lerp_(own[name].detach(), 1 - settings.average)
         if self._critic is not None:
             self._critic_optimizer.step()
             self._critic_optimizer.zero_grad(set_to_none=True)
