@@ -178,7 +178,11 @@ def test_chat_with_a_cache_writes_what_it_writes_without_and_items_are_of_the_ca
     assert found
     shown = chat.show([found[0]], CATALOG.codes_NL, CATALOG.level_sizes, [f"title {i}" for i in range(24)])
     assert shown.startswith("[[<a_")
-    assert shown.endswith(f"]] (title {found[0].row})")
+    title = f" (title {found[0].row})"
+    assert shown.endswith(f"]]{title}")
+    titles = [f"title {i}" for i in range(24)]
+    said = chat.show([found[0], f"{title}, and", found[0]], CATALOG.codes_NL, CATALOG.level_sizes, titles)
+    assert said == f"{shown}, and{shown}"
 
 
 def test_what_a_user_writes_is_read_as_text_and_items() -> None:

@@ -93,15 +93,17 @@ def read(text: str, rows: Mapping[str, int], catalog: Catalog) -> Parts:
 
 
 def show(parts: Sequence[str | Item], codes_NL: Tensor, level_sizes: Sequence[int], titles: Sequence[str]) -> str:
-    """Parts as text, each item as its SID with the title beside it: ``[[<a_1><b_2><c_3>]] (title)``."""
+    """Parts as text, each item as its SID and, unless the text has it, its title: ``[[<a_1><b_2>]] (title)``."""
     names, offsets = sid_names(level_sizes), [sum(level_sizes[:level]) for level in range(len(level_sizes))]
     shown: list[str] = []
-    for part in parts:
+    for part, after in zip(parts, [*parts[1:], ""], strict=True):
         if isinstance(part, str):
             shown.append(part)
             continue
         sid = "".join(names[offset + code] for offset, code in zip(offsets, codes_NL[part.row].tolist(), strict=True))
-        shown.append(f"{OPEN}{sid}{CLOSE} ({titles[part.row]})" if titles[part.row] else f"{OPEN}{sid}{CLOSE}")
+        title = f" ({titles[part.row]})" if titles[part.row] else ""
+        said = isinstance(after, str) and after.startswith(title)
+        shown.append(f"{OPEN}{sid}{CLOSE}" if said else f"{OPEN}{sid}{CLOSE}{title}")
     return "".join(shown)
 
 
