@@ -181,7 +181,9 @@ def test_chat_with_a_cache_writes_what_it_writes_without_and_items_are_of_the_ca
     title = f" (title {found[0].row})"
     assert shown.endswith(f"]]{title}")
     titles = [f"title {i}" for i in range(24)]
-    said = chat.show([found[0], f"{title}, and", found[0]], CATALOG.codes_NL, CATALOG.level_sizes, titles)
+    said = chat.show(
+        [found[0], title[:3], f"{title[3:]}, and", found[0]], CATALOG.codes_NL, CATALOG.level_sizes, titles
+    )
     assert said == f"{shown}, and{shown}"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -96,13 +97,14 @@ def show(parts: Sequence[str | Item], codes_NL: Tensor, level_sizes: Sequence[in
     """Parts as text, each item as its SID and, unless the text has it, its title: ``[[<a_1><b_2>]] (title)``."""
     names, offsets = sid_names(level_sizes), [sum(level_sizes[:level]) for level in range(len(level_sizes))]
     shown: list[str] = []
-    for part, after in zip(parts, [*parts[1:], ""], strict=True):
+    for place, part in enumerate(parts, start=1):
         if isinstance(part, str):
             shown.append(part)
             continue
         sid = "".join(names[offset + code] for offset, code in zip(offsets, codes_NL[part.row].tolist(), strict=True))
         title = f" ({titles[part.row]})" if titles[part.row] else ""
-        said = isinstance(after, str) and after.startswith(title)
+        text = takewhile(lambda after: isinstance(after, str), parts[place:])
+        said = "".join(map(str, text)).startswith(title)
         shown.append(f"{OPEN}{sid}{CLOSE}" if said else f"{OPEN}{sid}{CLOSE}{title}")
     return "".join(shown)
 
