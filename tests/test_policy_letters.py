@@ -46,7 +46,11 @@ def test_text_wants_positions_without_a_table_and_a_policy_without_text_cannot_t
         tiny_config(tmp_path, tmp_path, "learning.sft.form=tasks", "learning.tasks.next_item.weight=1")
 
 
-def test_a_policy_from_scratch_learns_tasks_and_talks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_policy_from_scratch_learns_tasks_and_talks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_chat, "CONVERSATIONS", 3)
+    monkeypatch.setattr(bench_chat, "MAX_TOKENS", 30)
     overrides = (
         "policy={kind: scratch, arch: qwen3, text: bytes, hidden: 32, layers: 1, heads: 2}",
         "learning.sft={form: tasks, epochs: 1, max_steps: 4, lr: 5e-3, batch_size: 16, eval_queries: 20}",
