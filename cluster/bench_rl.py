@@ -197,11 +197,13 @@ def _actors(made: _Made, bench: Bench) -> tuple[float, list[float]]:
 
 def _snapshots(made: _Made, bench: Bench, mail_s: float) -> None:
     """Copy, digest, object store, adoption and its check, as a share of an update of ``step_queries``."""
+    from genrec.types import Snapshot
 
     def snapshot() -> None:
         taken = made.policy.snapshot(0)
         made.policy.adopt(taken.tensors)
-        assert made.policy.snapshot(0).digest == taken.digest
+        own = {name: parameter.detach() for name, parameter in made.policy.trainable().items()}
+        assert Snapshot(0, own).digest == taken.digest
 
     seconds = take_turns({"snapshot": snapshot, "step": lambda: made.update(made.all)}, rounds=1)
     bench.figures["snapshot_s"] = seconds["snapshot"][0] + mail_s

@@ -89,7 +89,8 @@ class RolloutWorker:
             return
         self._digest = None
         self._policy.adopt(snapshot.tensors)
-        found = self._policy.snapshot(snapshot.version).digest
+        own = {name: tensor.detach().cpu() for name, tensor in self._policy.trainable().items()}
+        found = Snapshot(snapshot.version, own).digest
         if found != snapshot.digest:
             raise InputError(
                 f"the rollout actor adopted version {snapshot.version} with digest {found[:12]}, the learner sent "
