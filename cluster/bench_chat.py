@@ -8,11 +8,11 @@ came to an end, of those that hold an item exactly where the templates' answer d
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from cluster import steps
+from cluster import instruct, steps
 from cluster.contests import Comparison
+from cluster.jobs import Job
 from cluster.stages import Output
 from genrec.config import Config
 from genrec.errors import InputError
@@ -35,7 +35,7 @@ def run(config: Config, data: Output, catalog: Output) -> Comparison:
     if not chosen:
         raise InputError("bench chat talks about what a policy learned; give learning.tasks weights")
     policy = steps.sft(config, data, catalog)
-    partner = _Partner(config, data.path, catalog.path, policy.path)
+    partner = _Partner(Job(config, data.path, catalog.path, policy.path, start=policy.path))
     found = {task: partner.talk(task) for task in config.bench.rows or chosen}
     comparison = Comparison("chat", text=_page(found))
     comparison.figures = {
@@ -47,34 +47,17 @@ def run(config: Config, data: Output, catalog: Output) -> Comparison:
 class _Partner:
     """The user's side of the conversations, and what is counted of the other's."""
 
-    def __init__(self, config: Config, data: Path, catalog_dir: Path, policy_dir: Path) -> None:
+    def __init__(self, job: Job) -> None:
         import torch
 
-        from genrec.data.tables import read_items, read_queries
-        from genrec.learning.tasks.shop import Shop
-        from genrec.learning.tasks.writer import Writer
-        from genrec.policy.backbone import load
-        from genrec.policy.conversations import ChatFormat, load_tokenizer
-        from genrec.policy.phrasings import load_language
-        from genrec.sid.catalog import Catalog
+        from genrec.data.tables import read_items
 
-        torch.set_num_threads(config.compute.threads)
-        self._catalog = Catalog.load(catalog_dir)
-        cache, history = Path(config.storage).absolute() / "backbones", config.data.max_history
-        options: dict[str, Any] = {"max_history": history, "seed": config.seed, "cache": cache}
-        self._policy, prompts = load(config.policy, self._catalog, policy_dir, **options)
-        self._form = ChatFormat(load_tokenizer(config.policy, cache), prompts.sids, self._catalog)
-        items, queries = read_items(data), read_queries(data, "test")
-        self._titles = [title or "" for title in items["title"].to_pylist()]
-        settings = config.learning.instruction
-        self._writer = Writer(
-            Shop(items, settings),
-            [load_language(settings.languages[0])],
-            settings,
-            queries["history"].to_pylist(),
-            queries["target"].to_pylist(),
-            absent=self._catalog.removed,
-        )
+        torch.set_num_threads(job.config.compute.threads)
+        self._policy, prompts, self._catalog = job.build()
+        self._form = instruct.chat_format(job, prompts, self._catalog)
+        self._titles = [title or "" for title in read_items(job.data)["title"].to_pylist()]
+        languages = job.config.learning.instruction.languages[:1]
+        self._writer = instruct.make_writer(job, self._catalog, "test", languages)
 
     def talk(self, task: str) -> dict[str, Any]:
         """The first conversation as lines of (role, text), and the shares over all."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.jobs import Job
@@ -54,32 +53,43 @@ def run_stages(job: Job, policy: Any, prompts: Any, catalog: Any, loss: Any, *, 
 
 def _mixtures(job: Job, policy: Any, prompts: Any, catalog: Any, queries: Any) -> Any:
     """A function from ``Tasks`` to their mixture over the job's items and train queries."""
-    from genrec.data.tables import read_items, read_queries
     from genrec.learning.tasks.mixture import Mixture
-    from genrec.learning.tasks.shop import Shop
-    from genrec.learning.tasks.writer import Writer
-    from genrec.policy.conversations import ChatFormat, load_tokenizer
-    from genrec.policy.phrasings import load_language
 
-    config, settings = job.config, job.config.learning.instruction
-    train = read_queries(job.data, "train")
-    writer = Writer(
-        Shop(read_items(job.data), settings),
-        [load_language(name) for name in settings.languages],
-        settings,
-        train["history"].to_pylist(),
-        train["target"].to_pylist(),
-        absent=catalog.removed,
-        reasons=read_reasons(job.out),
-    )
-    tokenizer = load_tokenizer(config.policy, Path(config.storage).absolute() / "backbones")
-    form = ChatFormat(tokenizer, prompts.sids, catalog)
+    config = job.config
+    writer = make_writer(job, catalog, "train", config.learning.instruction.languages, read_reasons(job.out))
+    form = chat_format(job, prompts, catalog)
     room = int(policy.model.config.max_position_embeddings)
 
     def mixture(tasks: Tasks) -> Mixture:
         return Mixture(tasks, writer, queries, form, seed=config.seed, max_tokens=room)
 
     return mixture
+
+
+def make_writer(job: Job, catalog: Any, split: str, languages: Sequence[str], reasons: Any = None) -> Any:
+    """Writes conversations about the job's items and the queries of ``split``."""
+    from genrec.data.tables import read_items, read_queries
+    from genrec.learning.tasks.shop import Shop
+    from genrec.learning.tasks.writer import Writer
+    from genrec.policy.phrasings import load_language
+
+    settings, queries = job.config.learning.instruction, read_queries(job.data, split)
+    return Writer(
+        Shop(read_items(job.data), settings),
+        [load_language(name) for name in languages],
+        settings,
+        queries["history"].to_pylist(),
+        queries["target"].to_pylist(),
+        absent=catalog.removed,
+        reasons=reasons,
+    )
+
+
+def chat_format(job: Job, prompts: Any, catalog: Any) -> Any:
+    """The conversations of the job's policy as tokens."""
+    from genrec.policy.conversations import ChatFormat, load_tokenizer
+
+    return ChatFormat(load_tokenizer(job.config.policy, job.backbones), prompts.sids, catalog)
 
 
 def key_of(config: Config) -> dict[str, Any]:

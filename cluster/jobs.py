@@ -30,6 +30,11 @@ class Job:
     vectors: Path | None = None
     rewards: Path | None = None
 
+    @property
+    def backbones(self) -> Path:
+        """Where packaged models are kept in a form that loads fast."""
+        return Path(self.config.storage).absolute() / "backbones"
+
     def build(self) -> tuple[Policy, Prompts, Catalog]:
         """The policy (with the tensors of ``start``), its prompts and the catalogue."""
         from genrec.data.tables import read_items
@@ -38,9 +43,8 @@ class Job:
 
         catalog = Catalog.load(self.catalog)
         config = self.config
-        cache = Path(config.storage).absolute() / "backbones"
         history = config.data.max_history
-        options: dict[str, Any] = {"max_history": history, "seed": config.seed, "cache": cache}
+        options: dict[str, Any] = {"max_history": history, "seed": config.seed, "cache": self.backbones}
         if self.start is None:
             if config.policy.kind == "pretrained":
                 options["titles"] = [title or "" for title in read_items(self.data)["title"].to_pylist()]

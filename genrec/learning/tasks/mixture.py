@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,15 @@ from genrec.config import Tasks
 from genrec.errors import InputError
 from genrec.learning.batches import Epochs, RowExamples, Rows
 from genrec.learning.tasks.writer import Writer
-from genrec.policy.conversations import ChatFormat
+from genrec.policy.conversations import ChatFormat, Encoded
 from genrec.policy.phrasings import TASKS, Message
 
 NEXT_ITEM = "next_item"
 ORDER = (NEXT_ITEM, *TASKS)
 """A task's number in the seeds of its examples is its place here."""
+
+KEPT = 1024
+"""Conversations that are kept as tokens: those of the batch at hand."""
 
 SAMPLE = 64
 """Examples per task that the statistics look at."""
@@ -81,6 +85,8 @@ class Mixture:
     ) -> None:
         self._writer, self._queries, self._form, self._seed = writer, queries, form, seed
         self._max_tokens = max_tokens
+        # A batch is measured before it is cut into pieces: its conversations are written once all the same.
+        self._encoded = lru_cache(maxsize=KEPT)(self._encode)
         chosen = tasks.chosen
         rows = {name: self._rows(name) for name in chosen}
         total = sum(len(rows[name]) * task.repeat for name, task in chosen.items())
@@ -118,7 +124,7 @@ class Mixture:
                 rows.append(row)
                 factor_R.append(share.factor)
                 continue
-            found = self._form.encode(self.write(share.name, row, epoch, visit))
+            found = self._encoded(share.name, row, epoch, visit)
             self._refuse_long(share.name, row, len(found.tokens_S))
             encoded.append((found.tokens_S, found.label_S))
             factor_C.append(share.factor)
@@ -157,6 +163,9 @@ class Mixture:
             labels += share.count * found["label_tokens"]
             sids += share.count * found["label_tokens"] * found["sid_share"]
         return {"examples": len(self), "sid_share": round(sids / labels, 4), "tasks": tasks}
+
+    def _encode(self, task: str, row: int, epoch: int, visit: int) -> Encoded:
+        return self._form.encode(self.write(task, row, epoch, visit))
 
     def _rows(self, name: str) -> np.ndarray:
         if name != NEXT_ITEM:
