@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cluster.jobs import Job
-from cluster.meter import cap_memory
+from cluster.resources import cap_memory
+from cluster.run_spec import Job
 from genrec.types import Group, Query, Snapshot
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class RolloutWorker:
     def __init__(self, job: Job) -> None:
         import torch
 
-        from cluster.watching import Busy
+        from cluster.telemetry import Busy
 
         torch.set_num_threads(job.config.compute.rollout_threads)
         self._busy = Busy()
@@ -61,7 +61,7 @@ class RolloutWorker:
 
     def generate(self, snapshot: Snapshot, queries: Sequence[Query]) -> list[Group]:
         """Groups of ``queries`` under ``snapshot``."""
-        from genrec.learning.rollout import generate
+        from genrec.learning.rl.rollout import generate
 
         version, seed = snapshot.version, self._seed + snapshot.version
         where = (self._policy, self._prompts, self._trie)
@@ -124,7 +124,7 @@ class RayRollouts:
 
     def submit(self, queries: Sequence[Query], policy: Snapshot) -> RayTicket:
         """Ask for groups; returns at once."""
-        from genrec.learning.rollout import chunks
+        from genrec.learning.rl.rollout import chunks
 
         sent = self.send(policy)
         return RayTicket([self._ask("generate", (sent, part)) for part in chunks(queries, self._chunk)])

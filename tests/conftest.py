@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster.machine import prepare_environment
+from cluster.session import prepare_environment
 from genrec.config import Config
 
 

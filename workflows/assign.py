@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cluster import steps
-from cluster.stages import Output
+from cluster.artifacts import Output
+from cluster.stages import steps
 from genrec.config import Config
 from workflows import embed, prepare
 from workflows.change import OPTIONS, change

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-from cluster.machine import prepare_environment
+from cluster.session import prepare_environment
 from genrec.errors import InputError
 from workflows import assign, embed, prepare
 from workflows.door import parser, read_config, refused
@@ -45,7 +45,7 @@ def main() -> None:
     prepare_environment(config)
     try:
         inputs = [step.run(config) for step in NEEDS[name]]
-        bench = import_module(f"cluster.bench_{name}").run(config, *inputs)
+        bench = import_module(f"benchmarks.{name}").run(config, *inputs)
     except InputError as error:
         sys.exit(refused(error))
     except KeyboardInterrupt:

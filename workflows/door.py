@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from cluster.machine import prepare_environment, require_packages
+from cluster.session import prepare_environment, require_packages
 from genrec.config import Config, load_config, to_yaml
 from genrec.errors import InputError
 

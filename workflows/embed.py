@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.shards import map_shards
-from cluster.stages import Output, run_stage
+from cluster.artifacts import Output, run_stage
+from cluster.data import map_shards
 from genrec.config import Config
 from genrec.data.tables import read_items
 from workflows import prepare

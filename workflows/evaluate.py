@@ -9,8 +9,8 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-from cluster.judging import evaluate
-from cluster.stages import Output, run_stage
+from cluster.artifacts import Output, run_stage
+from cluster.stages.evaluate import evaluate
 from genrec.config import Config
 from workflows import assign, embed, grpo, prepare, sft
 from workflows.door import main

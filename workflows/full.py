@@ -5,7 +5,7 @@ python -m workflows.full configs/demo.yaml configs/cpu.yaml
 
 from __future__ import annotations
 
-from cluster.stages import Output
+from cluster.artifacts import Output
 from genrec.config import Config
 from workflows import assign, embed, evaluate, grpo, prepare, sft
 from workflows.door import main

@@ -6,8 +6,8 @@ python -m workflows.grpo configs/demo.yaml configs/cpu.yaml rewards.custom.mine=
 
 from __future__ import annotations
 
-from cluster import steps
-from cluster.stages import Output
+from cluster.artifacts import Output
+from cluster.stages import steps
 from genrec.config import Config
 from workflows import assign, embed, prepare, sft
 from workflows.door import main

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cluster.preparing import prepare
-from cluster.stages import Output, run_stage
+from cluster.artifacts import Output, run_stage
+from cluster.stages.prepare import prepare
 from genrec.config import Config
 from genrec.data.filters import window
 from genrec.data.sources import open_source

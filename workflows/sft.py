@@ -5,8 +5,8 @@ python -m workflows.sft configs/demo.yaml configs/cpu.yaml
 
 from __future__ import annotations
 
-from cluster import steps
-from cluster.stages import Output
+from cluster.artifacts import Output
+from cluster.stages import steps
 from genrec.config import Config
 from workflows import assign, prepare
 from workflows.door import main

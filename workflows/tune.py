@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.jobs import Job
-from cluster.search import search, write_table
-from cluster.stages import Output, run_stage
-from cluster.terms import kept_terms, terms_settings
+from cluster.artifacts import Output, run_stage
+from cluster.reward_file import kept_terms, terms_settings
+from cluster.run_spec import Job
+from cluster.stages.tune import search, write_table
 from genrec.config import Config
 from genrec.data.files import write_json
 from workflows import assign, embed, grpo, prepare, sft

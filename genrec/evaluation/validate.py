@@ -13,7 +13,7 @@ from torch import Tensor
 from genrec.data.tables import to_queries
 from genrec.evaluation.metrics import IntArray
 from genrec.evaluation.slices import popularity_bucket
-from genrec.policy.decode import beam
+from genrec.policy.decoding.beam import beam
 from genrec.policy.model import Policy
 from genrec.policy.prompts import Prompts
 from genrec.sid.trie import Trie

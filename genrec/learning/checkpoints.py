@@ -1,4 +1,4 @@
-"""Where a training loop keeps its state: in a directory here, or with Ray Train (see ``cluster.runs``)."""
+"""Where a training loop keeps its state: in a directory here, or with Ray Train (see ``cluster.train``)."""
 
 from __future__ import annotations
 

@@ -22,11 +22,11 @@ from transformers import (
 from genrec import config as settings
 from genrec.data.files import write_atomically, write_json
 from genrec.errors import InputError
-from genrec.policy.letters import byte_tokenizer
+from genrec.policy.chat.byte_tokenizer import byte_tokenizer
 from genrec.policy.model import Policy
+from genrec.policy.pretrained import load_weights, pack_embeddings
 from genrec.policy.prompts import Prompts, SidTokens, instruction, sid_names
-from genrec.policy.rows import add_rows
-from genrec.policy.weights import load_weights, pack_embeddings
+from genrec.policy.sid_embeddings import add_rows
 from genrec.sid.catalog import Catalog
 
 PAD, BOS, SPECIALS = 0, 1, 2

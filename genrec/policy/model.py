@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from genrec.errors import InputError
-from genrec.policy import last_layer
+from genrec.policy.decoding import last_layer
 from genrec.policy.prompts import SidTokens
 from genrec.types import Snapshot
 

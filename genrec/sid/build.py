@@ -21,15 +21,15 @@ import torch
 from genrec.config import Sid
 from genrec.data.files import write_json
 from genrec.data.tables import read_items, read_sequences
-from genrec.sid.assign import resolve
 from genrec.sid.catalog import Catalog, save_codes
 from genrec.sid.codes import read_codes, write_codes, write_sids
+from genrec.sid.collisions import resolve
+from genrec.sid.distributed.vector_stream import Reader
 from genrec.sid.health import measure, summary
 from genrec.sid.health_page import write_page
 from genrec.sid.inputs import FusedFiles, open_inputs
 from genrec.sid.published import published_codes, resolve_published
 from genrec.sid.quantizers import Quantizer, load_quantizer
-from genrec.sid.stream import Reader
 from genrec.sid.suffix import add_suffix
 from genrec.sid.vectors import Ints, shard_path
 from genrec.threads import limit_threads

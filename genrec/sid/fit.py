@@ -15,13 +15,13 @@ from genrec.config.sid import VQ_SHARES, Sid
 from genrec.data.files import write_json
 from genrec.data.tables import read_items, read_sequences
 from genrec.errors import InputError
-from genrec.sid.assign import refuse_full, refuse_many
+from genrec.sid.collisions import refuse_full, refuse_many
+from genrec.sid.distributed.collectives import Workers
+from genrec.sid.distributed.vector_stream import Longs, Stream
 from genrec.sid.inputs import collaborative_vectors, open_inputs
 from genrec.sid.quantizers import Quantizer, make_quantizer
 from genrec.sid.quantizers.base import refuse_few
 from genrec.sid.quantizers.controls import title_words
-from genrec.sid.quantizers.workers import Workers
-from genrec.sid.stream import Longs, Stream
 from genrec.sid.vectors import VectorFiles, check_vectors, shard_path, write_vectors
 from genrec.threads import limit_threads
 

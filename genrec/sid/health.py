@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from genrec.sid.assign import prefix_numbers
+from genrec.sid.collisions import prefix_numbers
 from genrec.sid.inputs import TRAIN, train_pairs
 from genrec.sid.quantizers.base import Quantizer
 from genrec.sid.vectors import Floats, Ints, unit_rows

@@ -16,7 +16,7 @@ import pyarrow as pa
 from matplotlib.figure import Figure
 
 from genrec.data.files import write_text
-from genrec.sid.assign import prefix_numbers
+from genrec.sid.collisions import prefix_numbers
 from genrec.sid.vectors import Ints
 
 mpl.use("Agg")

@@ -13,7 +13,7 @@ from scipy.sparse.linalg import svds
 from genrec.config import Sid
 from genrec.data.tables import SPLIT_CODES
 from genrec.errors import InputError
-from genrec.sid.stream import Longs, Reader
+from genrec.sid.distributed.vector_stream import Longs, Reader
 from genrec.sid.vectors import Floats, VectorFiles, check_vectors, unit_rows
 
 BLOCK = 65536

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from genrec.errors import InputError
-from genrec.sid.assign import prefix_codes, prefix_numbers, refuse_full
 from genrec.sid.codes import codes_option
+from genrec.sid.collisions import prefix_codes, prefix_numbers, refuse_full
 from genrec.sid.vectors import Ints
 
 NUMBER = re.compile(r"\d+")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from genrec.sid.assign import Longs, prefix_numbers, refuse_full
+from genrec.sid.collisions import Longs, prefix_numbers, refuse_full
 from genrec.sid.quantizers.base import Quantizer
 from genrec.sid.vectors import Floats, Ints
 

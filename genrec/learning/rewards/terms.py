@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from genrec.learning.rewards.knowledge import Knowledge, Term, known
+from genrec.learning.rewards.context import Knowledge, Term, known
 from genrec.types import Group
 
 

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from genrec.learning.batches import Dense, Rows
+from genrec.learning.sft.batches import Dense, Rows
 from genrec.learning.tasks.mixture import Mixed
-from genrec.policy.decode import masked_log_softmax
+from genrec.policy.decoding.beam import masked_log_softmax
+from genrec.policy.decoding.tree import prompt_mask, prompt_positions
 from genrec.policy.model import Policy
-from genrec.policy.tree import prompt_mask, prompt_positions
 from genrec.sid.trie import Trie
 
 CHUNK = 256

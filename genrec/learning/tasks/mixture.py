@@ -17,10 +17,10 @@ from torch import Tensor
 
 from genrec.config import Tasks
 from genrec.errors import InputError
-from genrec.learning.batches import Epochs, RowExamples, Rows
-from genrec.learning.tasks.writer import Writer
-from genrec.policy.conversations import ChatFormat, Encoded
-from genrec.policy.phrasings import TASKS, Message
+from genrec.learning.sft.batches import Epochs, RowExamples, Rows
+from genrec.learning.tasks.examples import Writer
+from genrec.policy.chat.chat_format import ChatFormat, Encoded
+from genrec.policy.chat.templates import TASKS, Message
 
 NEXT_ITEM = "next_item"
 ORDER = (NEXT_ITEM, *TASKS)

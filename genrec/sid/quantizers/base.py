@@ -17,8 +17,8 @@ from genrec.config.sid import FIT_PARALLEL, Sid, cannot_share
 from genrec.data.files import write_atomically, write_json
 from genrec.errors import InputError
 from genrec.sid.codes import codes_option
-from genrec.sid.quantizers.workers import Workers
-from genrec.sid.stream import Stream
+from genrec.sid.distributed.collectives import Workers
+from genrec.sid.distributed.vector_stream import Stream
 from genrec.sid.vectors import Floats, Ints, check_vectors
 
 Tensors = Mapping[str, npt.NDArray[Any]]

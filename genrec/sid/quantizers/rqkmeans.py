@@ -7,11 +7,11 @@ import torch
 
 from genrec.config import Sid
 from genrec.errors import InputError
+from genrec.sid.distributed.collectives import Workers
+from genrec.sid.distributed.lloyd import ResidualLloyd
+from genrec.sid.distributed.vector_stream import Stream
 from genrec.sid.quantizers.base import ResidualQuantizer, nearest
 from genrec.sid.quantizers.kmeans import kmeans
-from genrec.sid.quantizers.lloyd import ResidualLloyd
-from genrec.sid.quantizers.workers import Workers
-from genrec.sid.stream import Stream
 from genrec.sid.vectors import Floats
 
 

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from genrec.sid.distributed.collectives import Workers, survey
+from genrec.sid.distributed.rqvae_parallel import ParallelTraining
+from genrec.sid.distributed.vector_stream import Stream
 from genrec.sid.quantizers.autoencoder import (
     RESTART_UNTIL,
     Autoencoder,
@@ -18,9 +21,6 @@ from genrec.sid.quantizers.autoencoder import (
 )
 from genrec.sid.quantizers.base import BLOCK, ResidualQuantizer, Tensors, nearest
 from genrec.sid.quantizers.kmeans import kmeans
-from genrec.sid.quantizers.rqvae_parallel import ParallelTraining
-from genrec.sid.quantizers.workers import Workers, survey
-from genrec.sid.stream import Stream
 from genrec.sid.vectors import Floats
 
 

@@ -1,0 +1,161 @@
+"""What is a new item worth before anything is trained on it? Items are held out, and inserted into the live catalogue.
+
+``bench.items`` items are taken out of the catalogue, the log and all histories; SIDs are assigned to the others and a
+policy is trained on them. Then the test queries are asked three times, of the same policy and with the same histories:
+against the catalogue as assigned, with the held-out items at their nearest free SIDs, and with them at random ones.
+Everything lies under ``<storage>/bench/insert``, stage by stage, so a killed run goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.harness import Bench, in_process
+from cluster.artifacts import Output, run_stage
+from cluster.batch_inference import answer
+from cluster.stages import steps
+from genrec.config import Config
+from genrec.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from genrec.sid.catalog import Catalog
+
+VERSION = 1
+
+
+def run(config: Config, data: Output, vectors: Output) -> Bench:
+    """HR of the queries for held-out items, and of the others, before and after the insert; no prior is mixed in.
+
+    Raises:
+        InputError: published SIDs, which cannot place a new item, or more held-out items than half.
+    """
+    if config.sid.quantizer == "given":
+        raise InputError("sid.quantizer=given cannot place a new item; choose another sid.quantizer for this benchmark")
+    config = in_process(config, "insert")
+    chosen = {"items": config.bench.items, "seed": config.seed}
+    work = partial(_hold_out, config, data.path, vectors.path)
+    reduced = run_stage(config, "reduced", version=VERSION, settings=chosen, inputs=[data, vectors], work=work)
+    inputs = [replace(reduced, path=reduced.path / name) for name in ("data", "vectors")]
+    catalog = steps.assign(config, inputs[0], inputs[1])
+    policy = steps.sft(config, inputs[0], catalog)
+    settings = {"width": config.decode.width, "fields": config.embed.fields, "seed": config.seed}
+    work = partial(_measure, config, reduced.path, catalog.path, policy.path)
+    done = [reduced, catalog, policy]
+    found = run_stage(config, "insert", version=VERSION, settings=settings, inputs=done, work=work)
+    return Bench("insert", found.metrics["figures"], found.metrics["ratios"])
+
+
+def _hold_out(config: Config, data: Path, vectors: Path, out: Path) -> Mapping[str, Any]:
+    """The reduced data directory (``genrec.data.holdout``), and the vectors of its items and of the held-out ones."""
+    import numpy as np
+
+    from genrec.data.holdout import hold_out, pick_items
+    from genrec.data.tables import read_queries
+    from genrec.sid.vectors import VectorFiles, shard_path, write_vectors
+
+    vectors_ND = VectorFiles(vectors).read()
+    held = pick_items(read_queries(data, "test"), len(vectors_ND), config.bench.items, config.seed)
+    write_vectors(np.delete(vectors_ND, held, axis=0), 0, shard_path(out / "vectors", 0))
+    write_vectors(vectors_ND[held], 0, shard_path(out / "held_vectors", 0))
+    return hold_out(data, held, out)
+
+
+class Kept:
+    """In place of a text encoder: the vectors (M, D) that these texts have been given already, in this order."""
+
+    def __init__(self, vectors_MD: np.ndarray) -> None:
+        self._vectors_MD = vectors_MD
+
+    def encode(self, texts: Any) -> Any:
+        """The vectors of all M texts."""
+        assert len(texts) == len(self._vectors_MD)
+        return self._vectors_MD
+
+
+def _measure(config: Config, reduced: Path, assigned: Path, policy: Path, out: Path) -> Mapping[str, Any]:
+    from genrec.baselines.models import train_log
+    from genrec.data.tables import read_queries, read_sequences
+    from genrec.sid.catalog import Catalog
+
+    catalog = Catalog.load(assigned)
+    catalogs = {
+        "absent": assigned,
+        "nearest": _insert_nearest(config, reduced, assigned, out),
+        "random": _insert_random(catalog, reduced, config.seed, out),
+    }
+    mask_seen = train_log(read_sequences(reduced / "data"), len(catalog)).repeat_share == 0.0
+    ranked = {
+        name: answer(config, reduced / "asked", path, policy, out / "answers" / name, mask_seen=mask_seen, label=name)
+        for name, path in catalogs.items()
+    }
+    targets_Q = read_queries(reduced / "asked", "test")["target"].to_numpy().astype("int64")
+    return figures({name: beams.items_QK for name, beams in ranked.items()}, targets_Q, len(catalog), config)
+
+
+def _insert_nearest(config: Config, reduced: Path, assigned: Path, out: Path) -> Path:
+    """A live insert as ``workflows.assign --insert`` makes it; the texts have their vectors already."""
+    import pyarrow.parquet as pq
+
+    from genrec.sid import catalog_updates
+    from genrec.sid.vectors import VectorFiles
+
+    items = pq.ParquetFile(reduced / "held.parquet").read()
+    held_MD = VectorFiles(reduced / "held_vectors").read()
+    catalog_updates.insert(
+        assigned, out / "live", items, lambda: Kept(held_MD), vectors=reduced / "vectors", embed=config.embed
+    )
+    return catalog_updates.current(assigned, out / "live")
+
+
+def _insert_random(catalog: Catalog, reduced: Path, seed: int, out: Path) -> Path:
+    """The same items at SIDs drawn from all free ones: what the place is worth."""
+    import math
+
+    import numpy as np
+    import pyarrow.parquet as pq
+    import torch
+
+    from genrec.sid.catalog import Catalog
+    from genrec.sid.collisions import prefix_codes, prefix_numbers
+
+    count, sizes = pq.read_metadata(reduced / "held.parquet").num_rows, catalog.level_sizes
+    taken = set(prefix_numbers(catalog.codes_NL.numpy().astype(np.int32), sizes).tolist())
+    rng, total, drawn = np.random.default_rng(seed), math.prod(sizes), dict[int, None]()
+    while len(drawn) < count:
+        number = int(rng.integers(total))
+        if number not in taken:
+            drawn[number] = None
+    codes_ML = prefix_codes(np.array(list(drawn)), sizes)
+    codes_NL = torch.cat([catalog.codes_NL, torch.from_numpy(codes_ML).long()])
+    Catalog(codes_NL, sizes, grown_from=[len(catalog)]).save(out / "random")
+    return out / "random"
+
+
+def figures(ranked: Mapping[str, np.ndarray], targets_Q: np.ndarray, kept: int, config: Config) -> dict[str, Any]:
+    """HR@10 and HR@50 by catalogue, of queries for held-out items (rows from ``kept`` on) and of all others.
+
+    ``others_hr@10_change`` is nearest less absent, with its 95 % interval over queries.
+    """
+    from genrec.evaluation.intervals import paired
+    from genrec.evaluation.metrics import means, per_query, target_ranks
+
+    held_Q = targets_Q >= kept
+    found: dict[str, float] = {"held_queries": float(held_Q.sum()), "other_queries": float((~held_Q).sum())}
+    values = {name: per_query(target_ranks(items_QK, targets_Q), (10, 50)) for name, items_QK in ranked.items()}
+    for group, chosen_Q in (("held", held_Q), ("others", ~held_Q)):
+        for name, by_metric in values.items():
+            mean = means({metric: value_Q[chosen_Q] for metric, value_Q in by_metric.items()})
+            found |= {f"{group}_{metric}_{name}": mean[metric] for metric in ("hr@10", "hr@50")}
+    others = {name: {"hr@10": values[name]["hr@10"][~held_Q]} for name in ("nearest", "absent")}
+    changed = paired(others["nearest"], others["absent"], config.evaluation.bootstrap, config.seed)
+    if changed:
+        found["others_hr@10_change"] = changed["hr@10"]["difference"]
+        found |= {f"others_hr@10_change_{end}": changed["hr@10"][end] for end in ("low", "high")}
+    before, after = found["others_hr@10_absent"], found["others_hr@10_nearest"]
+    return {"figures": found, "ratios": {"others_hr@10_nearest_over_absent": after / before if before else 0.0}}

@@ -1,0 +1,85 @@
+"""Ray Data over shards: each shard's work writes its own file, so a killed run loses one shard at most."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from cluster.session import connect, require
+from genrec.config import Config
+from genrec.errors import InputError
+
+Work = Callable[[int], Mapping[str, Any]]
+
+
+def map_shards(config: Config, make: Callable[[], Work], shards: Sequence[int], *, label: str) -> list[dict[str, Any]]:
+    """Run ``make()(shard)`` for every shard, and return the small rows that come back, in shard order.
+
+    ``make`` is called once per actor and loads what the work needs; it must be picklable. The work writes its result
+    itself, atomically; callers pass only the shards whose file is missing. ``compute.data_actors: 0`` works in this
+    process without Ray.
+
+    Raises:
+        InputError: the work refused its input.
+    """
+    if not shards:
+        return []
+    if config.compute.data_actors == 0:
+        work = make()
+        rows = [dict(work(shard), shard=shard) for shard in _counted(shards, len(shards), label)]
+    else:
+        rows = [_accepted(row) for row in _counted(_on_ray(config, make, shards), len(shards), label)]
+    return sorted(rows, key=lambda row: row["shard"])
+
+
+class _Actor:
+    """Bad input comes back as a row: an actor's exception would arrive wrapped, after retries."""
+
+    def __init__(self, make: Callable[[], Work]) -> None:
+        self._make = make
+        self._work: Work | None = None
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        shard = int(row["shard"])
+        try:
+            if self._work is None:
+                self._work = self._make()
+            return dict(self._work(shard), shard=shard, refused="")
+        except InputError as error:
+            return {"shard": shard, "refused": str(error)}
+
+
+def _accepted(row: dict[str, Any]) -> dict[str, Any]:
+    if refused := row.pop("refused"):
+        raise InputError(refused)
+    return row
+
+
+def _on_ray(config: Config, make: Callable[[], Work], shards: Sequence[int]) -> Any:
+    connect(config)
+    import ray.data
+    from ray.data import ActorPoolStrategy
+
+    compute = config.compute
+    require(config, "an actor of Ray Data", compute.data_cpus, compute.data_gpus)
+    rows = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
+    results = rows.map(
+        _Actor,
+        fn_constructor_args=(make,),
+        compute=ActorPoolStrategy(size=min(compute.data_actors, len(shards))),
+        num_cpus=compute.data_cpus,
+        num_gpus=compute.data_gpus or None,
+    )
+    return results.iter_rows()
+
+
+def _counted(rows: Any, total: int, label: str) -> Any:
+    start = shown = time.monotonic()
+    for done, row in enumerate(rows, start=1):
+        yield row
+        now = time.monotonic()
+        if now - shown > 5 or done == total:
+            left = (now - start) / done * (total - done)
+            print(f"[{label}] {done}/{total} shards, about {left:.0f} s left", flush=True)
+            shown = now

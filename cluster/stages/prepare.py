@@ -1,0 +1,277 @@
+"""prepare on Ray Data: a log larger than memory goes through as parts, then as buckets of users.
+
+    parts ─scatter→ buckets ─thin→ sorted, filtered buckets ─k-core, numbers (here)→ ─write→ sequences, queries
+
+Each arrow but the middle one is a ``map_shards`` over files that are skipped when complete. In between, this process
+holds catalogue-sized counts and one bucket's columns at a time. The functions of the data live in ``genrec.data``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.data import map_shards
+from genrec.config import Config
+from genrec.data.files import write_json, write_parquet
+from genrec.data.filters import Bools, Ints, k_core, keep_titles, users_per_item, window
+from genrec.data.partition import read_bucket, scatter_part, total_counts
+from genrec.data.sequences import Numbering, Users, read_users, sort_events, split_codes, thin_events, write_users
+from genrec.data.sources.source import Source
+from genrec.data.splits import Codes, Cut, cut_points
+from genrec.data.statistics import (
+    NEVER,
+    Survey,
+    refuse_missing_splits,
+    refuse_nothing_left,
+    statistics,
+    survey_users,
+)
+from genrec.data.tables import ITEMS
+from genrec.errors import InputError
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the workers of a phase need: small, picklable, the same for every shard."""
+
+    source: Source
+    config: Config
+    folder: Path
+    by_position: bool = False
+    timed: bool = True
+    cuts: tuple[Cut | None, ...] = ()
+    numbering: tuple[Numbering, ...] = ()
+
+    @property
+    def scratch(self) -> Path:
+        """Where everything lies that goes when the stage is done."""
+        return self.folder / "scratch"
+
+    def kept(self, bucket: int) -> Path:
+        """A bucket's sorted and thinned events."""
+        return self.scratch / "kept" / f"part-{bucket:05d}.parquet"
+
+    def alive(self, step: str) -> Bools:
+        """Which items of the source's table were left after a step."""
+        return np.load(self.scratch / f"{step}.npy")
+
+    def todo(self, pattern: str) -> list[int]:
+        """The buckets whose file, named by ``pattern``, does not exist."""
+        return [j for j in range(self.config.data.shards) if not (self.folder / pattern.format(j)).is_file()]
+
+
+def prepare(source: Source, config: Config, folder: Path) -> dict[str, Any]:
+    """Fill ``folder`` with the data directory (``genrec.data.tables``) and return its statistics.
+
+    Raises InputError for data that cannot be used; then nothing stays in ``folder``.
+    """
+    job = Job(source, config, folder)
+    if not (folder / "stats.json").is_file():
+        try:
+            _prepare(job)
+        except InputError:
+            shutil.rmtree(folder)
+            raise
+    shutil.rmtree(job.scratch, ignore_errors=True)
+    return json.loads((folder / "stats.json").read_text(encoding="utf-8"))
+
+
+def _prepare(job: Job) -> None:
+    catalogue = _catalogue(job)
+    job, counts = _scatter(job)
+    left = _thin(job, catalogue.num_rows)
+    alive = _core(job)
+    job, survey = _number(job, int(alive.sum()))
+    refuse_nothing_left(counts, left, survey.events, job.config.data)
+    refuse_missing_splits(survey, job.config.data, job.source.whole_histories)
+    _map(job, _writer, job.todo("sequences/part-{:05d}.parquet"), "prepare: write sequences and queries")
+    items = _final_items(catalogue, alive, survey if job.timed else None)
+    write_parquet(items, job.folder / "items.parquet")
+    written = {split: _rows(job.folder / "queries" / split) for split in survey.targets}
+    write_json(statistics(survey, written, counts, left, items.num_rows), job.folder / "stats.json")
+
+
+def _map(job: Job, make: Callable[[Job], Callable[[int], None]], shards: list[int], label: str) -> None:
+    map_shards(job.config, partial(_silent, make, job), shards, label=label)
+
+
+def _silent(make: Callable[[Job], Callable[[int], None]], job: Job) -> Callable[[int], dict[str, Any]]:
+    work = make(job)
+
+    def done(shard: int) -> dict[str, Any]:
+        work(shard)
+        return {}
+
+    return done
+
+
+def _catalogue(job: Job) -> pa.Table:
+    file = job.scratch / "catalogue.parquet"
+    if not file.is_file():
+        items = job.source.items()
+        if items.num_rows == 0:
+            raise InputError("the catalogue is empty; at least one item was expected")
+        write_parquet(items, file)
+    catalogue = pq.ParquetFile(file).read()
+    np.save(job.scratch / "titles.npy", keep_titles(catalogue["title"], job.config.data.filters))
+    return catalogue
+
+
+def _scatter(job: Job) -> tuple[Job, dict[str, Any]]:
+    folder = job.scratch / "scatter"
+    parts = range(len(job.source.parts()))
+    todo = [part for part in parts if not (folder / f"part-{part:05d}" / "counts.json").is_file()]
+    _map(job, _scatterer, todo, "prepare: read the log")
+    counts = total_counts(folder)
+    _refuse_unusable_log(counts, job)
+    return replace(job, by_position=counts["no_position"] == 0, timed=counts["no_time"] == 0), counts
+
+
+def _scatterer(job: Job) -> Callable[[int], None]:
+    parts = job.source.parts()
+    ids = pq.ParquetFile(job.scratch / "catalogue.parquet").read(columns=["id"])["id"].combine_chunks()
+    keep, inside = job.alive("titles"), window(job.config.data.filters)
+
+    def work(index: int) -> None:
+        folder = job.scratch / "scatter" / f"part-{index:05d}"
+        shards = job.config.data.shards
+        scatter_part(
+            job.source, parts[index], index, ids=ids, keep_N=keep, window=inside, buckets=shards, folder=folder
+        )
+
+    return work
+
+
+def _refuse_unusable_log(counts: dict[str, Any], job: Job) -> None:
+    rows, kept, split = counts["rows"], counts["kept"], job.config.data.split
+    if rows == 0:
+        raise InputError("the log is empty; at least one interaction was expected")
+    if counts["unknown"] and not job.source.drops_unknown:
+        examples = ", ".join(repr(name) for name in counts["unknown_examples"])
+        raise InputError(
+            f"{counts['unknown']:,} of {rows:,} interactions name an item that the catalogue lacks, e.g. {examples}; "
+            "add these items to the item table, or take the interactions out"
+        )
+    refuse_nothing_left(counts, {}, kept, job.config.data)
+    if 0 < counts["no_position"] < kept:
+        raise InputError(
+            f"{counts['no_position']:,} of {kept:,} interactions have no position, others have one; "
+            "give all of them one, or leave the column out"
+        )
+    if counts["no_time"] and counts["no_position"]:
+        raise InputError(
+            f"{counts['no_time']:,} of {kept:,} interactions have no timestamp (and no position); "
+            "their order cannot be known"
+        )
+    if counts["no_time"] and split == "chronological":
+        raise InputError(
+            f"{counts['no_time']:,} of {kept:,} interactions have no timestamp; data.split=chronological "
+            "needs all of them (leave_one_out and given do not)"
+        )
+    if split == "given" and counts["no_split"] == kept:
+        raise InputError("data.split=given needs a split for each interaction, and this log has none")
+
+
+def _thin(job: Job, items: int) -> dict[str, int]:
+    least = job.config.data.filters.item_users
+    alive = job.alive("titles")
+    if least:
+        _map(job, _user_counter, job.todo("scratch/item_users/{:05d}.npy"), "prepare: count each item's users")
+        files = sorted((job.scratch / "item_users").glob("*.npy"))
+        alive &= sum((np.load(file) for file in files), np.zeros(items, np.int64)) >= least
+    np.save(job.scratch / "item_users.npy", alive)
+    _map(job, _thinner, job.todo("scratch/kept/part-{:05d}.json"), "prepare: sort and filter")
+    left = [json.loads(job.kept(j).with_suffix(".json").read_text()) for j in range(job.config.data.shards)]
+    return {step: sum(counts[step] for counts in left) for step in left[0]}
+
+
+def _user_counter(job: Job) -> Callable[[int], None]:
+    items = len(job.alive("titles"))
+    folder = job.scratch / "item_users"
+    folder.mkdir(exist_ok=True)
+
+    def work(bucket: int) -> None:
+        events = read_bucket(job.scratch / "scatter", bucket, ["user_id", "item"])
+        user = events["user_id"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+        counts = users_per_item(user, events["item"].to_numpy().astype(np.int64), items)
+        np.save(folder / f"{bucket:05d}.tmp.npy", counts)
+        (folder / f"{bucket:05d}.tmp.npy").rename(folder / f"{bucket:05d}.npy")
+
+    return work
+
+
+def _thinner(job: Job) -> Callable[[int], None]:
+    alive = job.alive("item_users")
+
+    def work(bucket: int) -> None:
+        events = sort_events(read_bucket(job.scratch / "scatter", bucket), job.by_position)
+        events, left = thin_events(events, job.config.data.filters, alive)
+        write_parquet(events, job.kept(bucket))
+        write_json(left, job.kept(bucket).with_suffix(".json"))
+
+    return work
+
+
+def _core(job: Job) -> Bools:
+    def pairs() -> Iterator[tuple[Ints, Ints]]:
+        for bucket in range(job.config.data.shards):
+            table = pq.ParquetFile(job.kept(bucket)).read(columns=["user", "item"])
+            yield tuple(table[name].to_numpy().astype(np.int64) for name in ("user", "item"))
+
+    filters = job.config.data.filters
+    alive = k_core(pairs, job.alive("item_users"), filters.user_core, filters.item_core)
+    np.save(job.scratch / "alive.npy", alive)
+    return alive
+
+
+def _number(job: Job, items: int) -> tuple[Job, Survey]:
+    data = job.config.data
+    if data.split == "chronological":
+        job = replace(job, cuts=cut_points(lambda: (users.targets() for users in _all_users(job))))
+    coded = ((users, split_codes(users, data.split, job.cuts)) for users in _all_users(job))
+    survey = survey_users(coded, items, data.eval_queries)
+    return replace(job, numbering=survey.numbering()), survey
+
+
+def _all_users(job: Job) -> Iterator[Users]:
+    alive = job.alive("alive")
+    for bucket in range(job.config.data.shards):
+        yield read_users(job.kept(bucket), alive, job.config.data.filters.user_core, timed=job.timed)
+
+
+def _writer(job: Job) -> Callable[[int], None]:
+    alive, data = job.alive("alive"), job.config.data
+
+    def work(bucket: int) -> None:
+        users = read_users(job.kept(bucket), alive, data.filters.user_core, timed=job.timed)
+        codes: Codes = split_codes(users, data.split, job.cuts)
+        write_users(users, codes, job.numbering[bucket], data.max_history, job.folder, bucket)
+
+    return work
+
+
+def _final_items(catalogue: pa.Table, alive: Bools, survey: Survey | None) -> pa.Table:
+    items = catalogue.filter(pa.array(alive))
+    first = np.full(items.num_rows, NEVER) if survey is None else survey.first_seen_N
+    columns: dict[str, Any] = {"item": pa.array(np.arange(items.num_rows, dtype=np.int32))}
+    for name in items.column_names:
+        columns[name] = items[name]
+        if name == "categories":
+            columns["first_seen"] = pa.array(first, mask=first == NEVER)
+    table = pa.table(columns)
+    extra = [table.schema.field(name) for name in table.column_names if name not in ITEMS.names]
+    return table.cast(pa.schema([*ITEMS, *extra]))
+
+
+def _rows(folder: Path) -> int:
+    return sum(pq.ParquetFile(file).metadata.num_rows for file in folder.glob("part-*.parquet"))

@@ -1,0 +1,97 @@
+"""Ray Tune around GRPO: each trial is a short run from the same SFT policy with its own reward weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cluster.run_spec import Job
+from cluster.session import connect, prepare_environment
+from cluster.train import fit, grpo_loop
+from genrec.errors import InputError
+
+FIGURES = ("ndcg@10", "gain", "last", "hr@50")
+
+
+def search(job: Job) -> list[dict[str, Any]]:
+    """Run ``tune.trials`` trials over ``tune.space`` and return them, best validation NDCG@10 first.
+
+    A killed search goes on where it was: finished trials are kept, the others run again.
+
+    Raises:
+        InputError: no trial finished.
+    """
+    config = job.config
+    connect(config)
+    from ray import tune
+
+    trainable = tune.with_resources(partial(_trial, job=job), {"cpu": 0.1})
+    storage = job.out / "trials"
+    if tune.Tuner.can_restore(str(storage / "search")):
+        tuner = tune.Tuner.restore(str(storage / "search"), trainable, restart_errored=True)
+    else:
+        space = {name: tune.uniform(low, high) for name, (low, high) in config.tune.space.items()}
+        tuner = tune.Tuner(
+            trainable,
+            param_space=space,
+            tune_config=tune.TuneConfig(
+                metric="ndcg@10",
+                mode="max",
+                num_samples=config.tune.trials,
+                max_concurrent_trials=config.tune.max_concurrent,
+                search_alg=tune.search.BasicVariantGenerator(random_state=config.seed),
+            ),
+            run_config=tune.RunConfig(name="search", storage_path=str(storage), verbose=0),
+        )
+    results = tuner.fit()
+    for error in results.errors:
+        print(f"[tune] a trial failed: {error}", flush=True)
+    trials = [
+        {"rewards": result.config, **{k: result.metrics[k] for k in FIGURES}}
+        for result in results
+        if result.metrics and "ndcg@10" in result.metrics
+    ]
+    if not trials:
+        raise InputError(f"no trial of the search finished; their errors are under {storage}")
+    return sorted(trials, key=lambda trial: (-trial["ndcg@10"], -trial["last"]))
+
+
+def _trial(weights: dict[str, float], job: Job) -> dict[str, float]:
+    """One GRPO run with ``weights`` over the config's; returns its best validation and its gain over the SFT policy."""
+    prepare_environment(job.config)
+    from ray import tune
+
+    name = tune.get_context().get_trial_id()
+    rewards = job.config.rewards.weighted(weights)
+    steps = job.config.tune.steps
+    grpo = job.config.learning.grpo.model_copy(update={"steps": steps, "eval_every": max(1, steps // 4)})
+    learning = job.config.learning.model_copy(update={"grpo": grpo})
+    config = job.config.model_copy(update={"rewards": rewards, "learning": learning})
+    out = job.out / "runs" / name
+    out.mkdir(parents=True, exist_ok=True)
+    fit(grpo_loop, replace(job, config=config, out=out), name)
+    return _best(json.loads((out / "curve.json").read_text(encoding="utf-8")))
+
+
+def _best(about: dict[str, Any]) -> dict[str, float]:
+    """The version that the guard kept, and how the run ended: ties between harmful weights go by the last check."""
+    checks = {int(point["step"]): point for point in about["curve"] if "ndcg@10" in point}
+    kept, last = checks[about["best_step"]], checks[max(checks)]
+    found = {"ndcg@10": kept["ndcg@10"], "hr@50": kept["hr@50"], "last": last["ndcg@10"]}
+    return found | {"gain": kept["ndcg@10"] - checks[0]["ndcg@10"]}
+
+
+def write_table(trials: list[dict[str, Any]], path: Path) -> str:
+    """The trials as text, also written to ``path``."""
+    names = sorted(trials[0]["rewards"])
+    head = "".join(f"{name:>12}" for name in (*names, *FIGURES))
+    rows = [
+        "".join(f"{value:12.4f}" for value in (*(t["rewards"][n] for n in names), *(t[f] for f in FIGURES)))
+        for t in trials
+    ]
+    text = "\n".join([head, *rows]) + "\n"
+    path.write_text(text, encoding="utf-8")
+    return text

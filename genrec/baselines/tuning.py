@@ -1,0 +1,183 @@
+"""Baselines tuned on validation NDCG@10, as a model's own settings are: an untuned baseline is no baseline.
+
+ItemKNN climbs a grid one setting at a time, keeping on in a direction while it helps, until nothing helps or
+``budget`` settings have been tried. A setting is judged by exact ranks that are counted on sparse scores, so
+its cost does not grow with the size of the catalogue.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from genrec.baselines.itemknn import ItemKNN, KnnSettings, Pairs
+from genrec.baselines.models import Baseline, Popularity, TrainLog, Transition, rank, recent_history, train_log
+from genrec.baselines.sparse import Sparse, at, row_of_entry, strike_seen
+from genrec.evaluation.metrics import IntArray, measure, per_query
+
+BUDGET = 40
+MAX_QUERIES = 5000
+RECENT_SHARES = (1.0, 0.5, 0.2, 0.1, 0.05)
+
+GRID: Mapping[str, Sequence[float]] = {
+    "target_power": (0.0, 0.25, 0.5, 0.75, 1.0),
+    "backward": (0.0, 0.25, 0.5, 0.75, 1.0),
+    "recency_decay": (0.0, 0.5, 1.0, 1.5, 2.0, 3.0),
+    "source_power": (0.0, 0.25, 0.5, 0.75, 1.0),
+    "window": (1, 2, 3, 5, 8, 10),
+    "shrink": (0.0, 2.0, 5.0, 10.0, 30.0, 100.0),
+    "self_weight": (0.0, 0.5, 1.0, 2.0, 4.0),
+    "distance_decay": (0.0, 0.5, 1.0, 2.0),
+    "popularity": (1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
+    "neighbours": (20, 100, 500, 2000),
+}
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """The fitted baselines by name, what was tuned, and whether seen items are masked (see ``baselines``)."""
+
+    log: TrainLog
+    models: Mapping[str, Baseline]
+    settings: Mapping[str, Mapping[str, Any]]
+    mask_seen: bool
+
+    def rank(self, recent_QH: IntArray, k: int) -> dict[str, NDArray[np.int64]]:
+        """Each baseline's k best items for each history: name to (Q, k)."""
+        return {name: rank(model, recent_QH, k, mask_seen=self.mask_seen) for name, model in self.models.items()}
+
+    @property
+    def itemknn(self) -> ItemKNN:
+        """The tuned ItemKNN, whose scores are the prior that a policy is served with."""
+        knn = self.models["itemknn"]
+        assert isinstance(knn, ItemKNN)
+        return knn
+
+    def scores(self, recent_QH: IntArray) -> Sparse:
+        """ItemKNN's scores (Q, N), without seen items where the log never repeats."""
+        scores = self.itemknn.scores(recent_QH)
+        return strike_seen(scores, recent_QH) if self.mask_seen else scores
+
+
+def fit_baselines(
+    sequences: pa.Table, valid: pa.Table, n_items: int, max_history: int, *, seed: int = 0, budget: int = BUDGET
+) -> Lineup:
+    """Popularity, transition counts and ItemKNN: trained on train positions, tuned on the ``valid`` queries.
+
+    ``sequences`` needs ``items``, ``split`` (and ``times`` if known); ``valid`` needs ``history`` and ``target``.
+    """
+    log = train_log(sequences, n_items)
+    mask_seen = log.repeat_share == 0.0
+    recent_QH = recent_history(valid, max_history)
+    targets_Q = valid.column("target").to_numpy().astype(np.int64)
+    popularity = tune_popularity(log, recent_QH, targets_Q, mask_seen=mask_seen)
+    tuned = tune_itemknn(log, recent_QH, targets_Q, mask_seen=mask_seen, seed=seed, budget=budget)
+    settings: dict[str, dict[str, Any]] = {
+        "popularity": {"recent": popularity.recent},
+        "transition": {},
+        "itemknn": {
+            **asdict(tuned.knn.settings),
+            "valid_ndcg@10": tuned.ndcg,
+            "tried": tuned.tried,
+            "seconds": round(tuned.seconds, 2),
+        },
+    }
+    models = {"popularity": popularity, "transition": Transition(log), "itemknn": tuned.knn}
+    return Lineup(log, models, settings, mask_seen)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """An ItemKNN with the best settings found, their validation NDCG@10, how many were tried, and the seconds."""
+
+    knn: ItemKNN
+    ndcg: float
+    tried: int
+    seconds: float
+
+
+def tune_itemknn(
+    log: TrainLog, recent_QH: IntArray, targets_Q: IntArray, *, mask_seen: bool, seed: int = 0, budget: int = BUDGET
+) -> Tuned:
+    """Tune ItemKNN, trained on ``log``, on validation queries (a seeded sample of 5,000 when there are more)."""
+    start = time.perf_counter()
+    if len(targets_Q) > MAX_QUERIES:
+        rows = np.sort(np.random.default_rng(seed).choice(len(targets_Q), MAX_QUERIES, replace=False))
+        recent_QH, targets_Q = recent_QH[rows], targets_Q[rows]
+    pairs = Pairs(log)
+    seen: dict[KnnSettings, float] = {}
+
+    def value(settings: KnnSettings) -> float:
+        if settings not in seen:
+            ranks_Q = exact_ranks(ItemKNN(pairs, settings), recent_QH, targets_Q, mask_seen=mask_seen)
+            seen[settings] = float(per_query(ranks_Q, (10,))["ndcg@10"].mean()) if len(ranks_Q) else 0.0
+        return seen[settings]
+
+    best = _climb(value, lambda: len(seen) < budget)
+    return Tuned(ItemKNN(pairs, best), value(best), len(seen), time.perf_counter() - start)
+
+
+def _climb(value: Callable[[KnnSettings], float], may_try: Callable[[], bool]) -> KnnSettings:
+    best, before = KnnSettings(), None
+    while best != before and may_try():
+        before = best
+        for name in GRID:
+            for step in (1, -1):
+                while (move := _move(best, name, step)) and may_try() and value(move) > value(best):
+                    best = move
+    return best
+
+
+def _move(settings: KnnSettings, name: str, step: int) -> KnnSettings | None:
+    """The settings one grid step away; None beyond the grid's end."""
+    values = GRID[name]
+    place = values.index(getattr(settings, name)) + step
+    return replace(settings, **{name: values[place]}) if 0 <= place < len(values) else None
+
+
+def exact_ranks(knn: ItemKNN, recent_QH: IntArray, targets_Q: IntArray, *, mask_seen: bool) -> NDArray[np.int64]:
+    """Rank (from 1) of each target among all N items, without a dense (Q, N) array; 0 for a masked target.
+
+    Equals the rank in ``baselines.rank``, but for ties among items that no neighbour votes for.
+    """
+    votes = knn.scores(recent_QH)
+    backoff_N = knn.backoff_N
+    query_Q = np.arange(len(targets_Q))
+    score_Q = at(votes, query_Q, targets_Q) + backoff_N[targets_Q]
+    row_E = row_of_entry(votes)
+    value_E, level_E = votes.data + backoff_N[votes.indices], score_Q[row_E]
+    above_E = (value_E > level_E) | ((value_E == level_E) & (votes.indices < targets_Q[row_E]))
+    rest_E = backoff_N[votes.indices] > level_E  # counted by popularity below, though a vote decides
+    ranks_Q = 1 + len(backoff_N) - np.searchsorted(np.sort(backoff_N), score_Q, side="right")
+    ranks_Q += np.bincount(row_E, above_E.astype(np.int64) - rest_E, minlength=len(targets_Q)).astype(np.int64)
+    if not mask_seen:
+        return ranks_Q
+    seen_query_S, seen_item_S = _distinct_pairs(recent_QH, len(backoff_N))
+    seen_value_S = at(votes, seen_query_S, seen_item_S) + backoff_N[seen_item_S]
+    ranks_Q -= np.bincount(seen_query_S, seen_value_S > score_Q[seen_query_S], minlength=len(targets_Q)).astype(
+        np.int64
+    )
+    return np.where((recent_QH == targets_Q[:, None]).any(axis=1), 0, ranks_Q)
+
+
+def tune_popularity(log: TrainLog, recent_QH: IntArray, targets_Q: IntArray, *, mask_seen: bool) -> Popularity:
+    """Popularity over the share of newest train events that serves validation best."""
+    rows = slice(None, None, max(1, len(targets_Q) // MAX_QUERIES))
+
+    def ndcg(model: Popularity) -> float:
+        return measure(rank(model, recent_QH[rows], 10, mask_seen=mask_seen), targets_Q[rows], (10,))["ndcg@10"]
+
+    return max((Popularity(log, recent) for recent in RECENT_SHARES), key=ndcg)
+
+
+def _distinct_pairs(recent_QH: IntArray, n_items: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Each (query, seen item) once."""
+    query_QH = np.broadcast_to(np.arange(len(recent_QH))[:, None], recent_QH.shape)
+    keys = np.unique(query_QH[recent_QH >= 0] * n_items + recent_QH[recent_QH >= 0])
+    return keys // n_items, keys % n_items

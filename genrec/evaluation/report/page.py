@@ -1,0 +1,149 @@
+"""``report.html``: one self-contained page, the verdict first, and the same figures as a terminal table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from genrec.data.files import write_text
+from genrec.evaluation.report import plots
+
+TITLES = {
+    "model": "Model",
+    "sft": "SFT policy",
+    "policy": "Policy without prior",
+    "popularity": "Popularity",
+    "transition": "Last-item transitions",
+    "itemknn": "ItemKNN, tuned",
+}
+CHART = ("hr@10", "ndcg@10", "hr@50")
+SFT_PANELS = (("loss", "Training loss"), ("ndcg@10", "Validation NDCG@10"), ("lr", "Learning rate"))
+GRPO_PANELS = (
+    ("reward", "Mean reward"),
+    ("dead_groups", "Zero-advantage groups"),
+    ("kl", "KL to the SFT policy"),
+    ("mass/head", "Mass moved to head items"),
+    ("mass/tail", "Mass moved to tail items"),
+    ("ndcg@10", "Validation NDCG@10"),
+    ("hr@50", "Validation HR@50"),
+)
+RESERVED = {"baselines", "ci95", "stages", "paired", "buckets", "spread", "grpo_minus_sft"}
+
+
+def write_report(
+    directory: Path,
+    metrics: Mapping[str, Any],
+    *,
+    curves: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    sid_stats: Mapping[str, Any] | None = None,
+    samples: Sequence[Mapping[str, Any]] = (),
+    config_text: str = "",
+    title: str = "genrec",
+) -> Path:
+    """Write ``directory/report.html`` atomically and return its path.
+
+    ``metrics`` is what ``judge.judge`` returned, ``sid_stats`` what ``slices.sid_use`` returned. ``curves`` maps
+    "sft" and "grpo" to points with "step" and any of the panels' keys; a panel without values is left out. A sample has
+    "history" and "recommended" (titles, oldest and best first), and may have "target" and "rank" (from 1, 0: missed).
+    """
+    curves = curves or {}
+    context = {
+        "title": title,
+        "metrics": metrics,
+        "lost": bool(metrics.get("baseline_wins")),
+        "item_table": item_table(metrics),
+        "sid_table": _rows(metrics, "sid"),
+        "columns": list(metrics["model"]["item"]),
+        "titles": TITLES,
+        "chart": Markup(_chart(metrics)),
+        "training": _training(curves),
+        "codes": Markup(plots.code_use(sid_stats["levels"])) if sid_stats else None,
+        "sid_stats": sid_stats,
+        "samples": samples,
+        "config_text": config_text,
+    }
+    path = Path(directory) / "report.html"
+    write_text(_template().render(context), path)
+    return path
+
+
+def item_table(metrics: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Item level: ranking to metric to ``{"value", "span", "best"}``; the policies first, then the baselines."""
+    rows = _rows(metrics, "item")
+    for name, values in metrics["baselines"].items():
+        spans = metrics["ci95"]["baselines"].get(name, {})
+        rows[name] = {metric: {"value": value, "span": spans.get(metric)} for metric, value in values.items()}
+    for metric in metrics["model"]["item"]:
+        top = max(row[metric]["value"] for row in rows.values())
+        for row in rows.values():
+            row[metric]["best"] = row[metric]["value"] == top > 0
+    return rows
+
+
+def print_table(metrics: Mapping[str, Any]) -> str:
+    """The verdict and the main figures as fixed-width text; a star marks a column's best at item level."""
+    columns = [
+        name for name in ("hr@1", "hr@5", "hr@10", "hr@50", "ndcg@10", "ndcg@50") if name in metrics["model"]["item"]
+    ]
+    rows = {TITLES.get(name, name): row for name, row in item_table(metrics).items()}
+    sid = {f"{TITLES.get(name, name)} (SID level)": row for name, row in _rows(metrics, "sid").items()}
+    width = max(len(name) for name in [*rows, *sid])
+    lines = [metrics["verdict"], "", " " * width + "".join(f"{name.upper():>10}" for name in columns)]
+    for name, row in {**rows, **sid}.items():
+        cells = (f"{row[column]['value']:.4f}{'*' if row[column].get('best') else ' '}" for column in columns)
+        lines.append(f"{name:<{width}}" + "".join(f"{cell:>10}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("genrec.evaluation.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2")
+
+
+def _policies(metrics: Mapping[str, Any]) -> list[str]:
+    """The model, and every further policy that was judged at item and semantic-ID level."""
+    others = [name for name, value in metrics.items() if name not in RESERVED and name != "model" and _is_policy(value)]
+    return ["model", *others]
+
+
+def _is_policy(value: object) -> bool:
+    return isinstance(value, Mapping) and "item" in value and "sid" in value
+
+
+def _rows(metrics: Mapping[str, Any], level: str) -> dict[str, dict[str, dict[str, Any]]]:
+    return {
+        name: {
+            metric: {"value": value, "span": metrics["ci95"].get(name, {}).get(level, {}).get(metric)}
+            for metric, value in metrics[name][level].items()
+        }
+        for name in _policies(metrics)
+    }
+
+
+def _chart(metrics: Mapping[str, Any]) -> str:
+    table = item_table(metrics)
+    shown = [metric for metric in CHART if metric in metrics["model"]["item"]]
+    values = {name: {metric: cell["value"] for metric, cell in row.items()} for name, row in table.items()}
+    spans = {name: {m: cell["span"] for m, cell in row.items() if cell["span"]} for name, row in table.items()}
+    return plots.bars(values, spans, TITLES, shown)
+
+
+def _training(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[tuple[str, Markup]]:
+    """(heading, figure) of each training stage that has points."""
+    stages = (("sft", "Supervised fine-tuning", SFT_PANELS), ("grpo", "GRPO", GRPO_PANELS))
+    figures: list[tuple[str, Markup]] = []
+    for stage, heading, panels in stages:
+        figure = plots.curves(curves.get(stage, ()), panels)
+        if figure:
+            figures.append((heading, Markup(figure)))
+    return figures

@@ -1,0 +1,158 @@
+"""Item scores of any kind, mixed into the policy's answer as probabilities of the trie's leaves.
+
+    p(item) = (1 - weight) * p_policy(item) + weight * p_prior(item)
+
+The candidates are the union of the policy's beams, items that the policy scored besides (``extra``: usually the
+prior's best, scored by ``policy.score``), and every item with prior mass. An item that the policy did not score counts
+as p_policy = 0. The prior is ``scores ** power``, normalised to sum to 1 for each query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genrec.baselines.sparse import Sparse, at, csr, row_of_entry, top_columns
+from genrec.errors import InputError
+from genrec.evaluation.metrics import FloatArray, IntArray, means, per_query
+
+WEIGHTS = tuple(round(0.1 * step, 1) for step in range(11))
+POWERS = (0.5, 1.0, 1.5, 2.0)
+
+
+@dataclass(frozen=True)
+class Beams:
+    """What the policy says of its candidates: item rows (Q, K), -1 padded, and log-probabilities of whole IDs."""
+
+    items_QK: IntArray
+    logp_QK: FloatArray
+
+    def probabilities(self, n_items: int) -> Sparse:
+        """(Q, N) sparse probabilities; an item that stands twice in a row counts once, at its largest."""
+        if self.items_QK.shape != self.logp_QK.shape:
+            raise InputError(
+                f"candidates {self.items_QK.shape} and log-probabilities {self.logp_QK.shape} differ in shape"
+            )
+        query_QK = np.broadcast_to(np.arange(len(self.items_QK))[:, None], self.items_QK.shape)
+        valid_QK = self.items_QK >= 0
+        query_E, item_E, logp_E = query_QK[valid_QK], self.items_QK[valid_QK], self.logp_QK[valid_QK]
+        order_E = np.lexsort((-logp_E, item_E, query_E))
+        query_E, item_E, logp_E = query_E[order_E], item_E[order_E], logp_E[order_E]
+        first_E = np.ones(len(query_E), dtype=bool)
+        first_E[1:] = (query_E[1:] != query_E[:-1]) | (item_E[1:] != item_E[:-1])
+        values_E = np.exp(logp_E[first_E].astype(np.float64))
+        return csr(values_E, query_E[first_E], item_E[first_E], (len(self.items_QK), n_items))
+
+    def __add__(self, other: Beams) -> Beams:
+        """Both sets of candidates, side by side."""
+        return Beams(
+            np.concatenate([self.items_QK, other.items_QK], axis=1),
+            np.concatenate([self.logp_QK, other.logp_QK], axis=1),
+        )
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A tuned prior: its weight, its power, and the validation NDCG@10 of (weight, power) for each pair tried."""
+
+    weight: float
+    power: float
+    ndcg: float
+    tried: dict[tuple[float, float], float]
+
+
+def normalise(scores: Sparse, power: float = 1.0) -> Sparse:
+    """Scores (Q, N), not negative, to probabilities: ``scores ** power`` divided by its row's sum.
+
+    A query without any score keeps an empty row: its mixture ranks as the policy alone does.
+    """
+    if scores.nnz and float(scores.data.min()) < 0.0:
+        raise InputError(f"a prior score is {float(scores.data.min()):.3g}; scores must not be negative")
+    prior = scores.copy().astype(np.float64)
+    prior.eliminate_zeros()
+    row_E = row_of_entry(prior)
+    largest_Q = np.zeros(prior.shape[0])
+    np.maximum.at(largest_Q, row_E, prior.data)
+    prior.data = (prior.data / largest_Q[row_E]) ** power  # scaled first: no power underflows a whole row
+    prior.data /= np.bincount(row_E, prior.data, minlength=prior.shape[0])[row_E]
+    return prior
+
+
+def mix(
+    model_items_QK: IntArray,
+    model_logp_QK: FloatArray,
+    prior_scores: Sparse,
+    weight: float,
+    *,
+    power: float = 1.0,
+    extra: Beams | None = None,
+    k: int = 50,
+) -> NDArray[np.int64]:
+    """The k best items (Q, k) of the mixture, -1 padded.
+
+    ``model_logp_QK`` are log-probabilities of whole semantic IDs under the trie-renormalised policy, so they sum to at
+    most 1 over a query's beams. ``extra`` are candidates outside the beams that the policy has scored as well.
+    Raises InputError for a weight outside [0, 1] or arrays that do not fit.
+    """
+    beams = Beams(model_items_QK, model_logp_QK)
+    policy = (beams + extra if extra else beams).probabilities(prior_scores.shape[1])
+    prior = normalise(prior_scores, power)
+    _check(policy, prior, (weight,))
+    mixed = (policy * (1.0 - weight) + prior * weight).tocsr()
+    mixed.eliminate_zeros()
+    return top_columns(mixed, k)
+
+
+def tune_weight(
+    model_items_QK: IntArray,
+    model_logp_QK: FloatArray,
+    prior_scores: Sparse,
+    targets_Q: IntArray,
+    *,
+    extra: Beams | None = None,
+    weights: Sequence[float] = WEIGHTS,
+    powers: Sequence[float] = POWERS,
+) -> Mixture:
+    """The weight and power with the best NDCG@10, from a grid; give it validation queries. Ties: the smaller weight."""
+    beams = Beams(model_items_QK, model_logp_QK)
+    policy = (beams + extra if extra else beams).probabilities(prior_scores.shape[1])
+    tried: dict[tuple[float, float], float] = {}
+    for power in powers:
+        prior = normalise(prior_scores, power)
+        _check(policy, prior, weights)
+        for weight, ranks_Q in _ranks(policy, prior, weights, targets_Q):
+            tried[weight, power] = means(per_query(ranks_Q, (10,)))["ndcg@10"]
+    best = max(tried, key=lambda pair: (tried[pair], -pair[0]))
+    return Mixture(weight=best[0], power=best[1], ndcg=tried[best], tried=tried)
+
+
+def _ranks(
+    policy: Sparse, prior: Sparse, weights: Sequence[float], targets_Q: IntArray
+) -> Iterator[tuple[float, NDArray[np.int64]]]:
+    """For each weight the ranks of the targets in the mixture, 0 for no candidate: counted, so nothing is sorted."""
+    union = (policy + prior).tocsr()
+    row_E, column_E = row_of_entry(union), union.indices
+    policy_E, prior_E = at(policy, row_E, column_E), at(prior, row_E, column_E)
+    query_Q = np.arange(len(targets_Q))
+    policy_Q, prior_Q = at(policy, query_Q, targets_Q), at(prior, query_Q, targets_Q)
+    lower_E = column_E < targets_Q[row_E]
+    for weight in weights:
+        score_E = (1.0 - weight) * policy_E + weight * prior_E
+        score_Q = (1.0 - weight) * policy_Q + weight * prior_Q
+        level_E = score_Q[row_E]
+        above_E = (score_E > level_E) | ((score_E == level_E) & lower_E)
+        ranks_Q = 1 + np.bincount(row_E[above_E], minlength=len(targets_Q))
+        yield weight, np.where(score_Q > 0.0, ranks_Q, 0)
+
+
+def _check(policy: Sparse, prior: Sparse, weights: Sequence[float]) -> None:
+    for weight in weights:
+        if not 0.0 <= weight <= 1.0:
+            raise InputError(f"the prior's weight is {weight}; a share in [0, 1] was expected")
+    if policy.shape != prior.shape:
+        raise InputError(
+            f"the policy answers {policy.shape[0]} queries, the prior {prior.shape[0]}; they must be the same"
+        )

@@ -1,0 +1,97 @@
+"""What reward terms know of the catalogue and the train log, read once from the outputs that a run starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from genrec.baselines.itemknn import ItemKNN, KnnSettings, Pairs
+from genrec.baselines.models import TrainLog, train_log
+from genrec.config import RewardSettings
+from genrec.data.tables import read_items, read_queries, read_sequences
+from genrec.errors import InputError
+from genrec.evaluation.slices import BUCKETS, popularity_bucket
+from genrec.learning.rewards import Ahead, Knowledge
+from genrec.sid.vectors import VectorFiles, unit_rows
+
+FOLDS = 5
+"""Of users: each fold's ItemKNN has seen the other four."""
+
+
+def read_knowledge(
+    data: Path, codes_NL: Tensor, terms: Collection[str], settings: RewardSettings, vectors: Path | None = None
+) -> Knowledge:
+    """The knowledge that ``terms`` ask for; nothing of validation or test.
+
+    Args:
+        data: what ``prepare`` wrote.
+        vectors: what ``embed`` wrote, for ``semantic``.
+
+    Raises:
+        InputError: ``event`` where no train query has an event type of ``settings.events``, ``semantic`` without
+            vectors, or vectors of another catalogue.
+    """
+    items, sequences = read_items(data), read_sequences(data)
+    log = train_log(sequences, items.num_rows)
+    bucket_N = torch.from_numpy(popularity_bucket(log.counts_N))
+    return Knowledge(
+        codes_NL,
+        [path[-1] if path else "" for path in items["categories"].to_pylist()],
+        settings,
+        counts_N=torch.from_numpy(log.counts_N),
+        ahead=_ahead(read_queries(data, "train"), terms, settings) if {"future", "event"} & set(terms) else None,
+        vectors_ND=_vectors(vectors, items.num_rows) if "semantic" in terms else None,
+        neighbours=_neighbours(sequences, log) if "collaborative" in terms else None,
+        buckets={name: bucket_N == number for number, name in enumerate(BUCKETS)},
+    )
+
+
+class Neighbours:
+    """Collaborative scores of candidates: ItemKNN's similarity sums, divided by that of its best item.
+
+    A user's candidates are scored by what *other* users did (cross-fitting): an ItemKNN that had counted the step from
+    the query's own history to its target would pay for knowing the target, as ``hit`` does.
+
+    Args:
+        folds: fold f was fitted without the users whose number leaves f.
+    """
+
+    def __init__(self, folds: Sequence[ItemKNN]) -> None:
+        self._folds = folds
+
+    def __call__(self, user: int, history: Sequence[int], items_G: Tensor) -> Tensor:
+        """Scores (G,) in [0, 1]; 0 for items that no neighbour votes for."""
+        recent_1H = np.array(history, dtype=np.int64)[None, ::-1]
+        scores_N = self._folds[user % len(self._folds)].scores(recent_1H).toarray()[0]
+        best = float(scores_N.max())
+        return torch.from_numpy(scores_N[items_G.clamp(min=0).numpy()] / (best if best > 0 else 1.0)).float()
+
+
+def _neighbours(sequences: pa.Table, log: TrainLog) -> Neighbours:
+    fold_E = sequences["user"].to_numpy()[log.users_E] % FOLDS
+    kept = (fold_E != fold for fold in range(FOLDS))
+    others = (TrainLog(log.items_E[E], log.users_E[E], log.times_E[E], log.n_items) for E in kept)
+    return Neighbours([ItemKNN(Pairs(other), KnnSettings()) for other in others])
+
+
+def _ahead(queries: pa.Table, terms: Collection[str], settings: RewardSettings) -> Ahead:
+    ahead = Ahead(queries)
+    if "event" in terms and not ahead.event_types & set(settings.events):
+        raise InputError(
+            f"rewards.event: the train log's event types are {sorted(ahead.event_types)}, "
+            f"rewards.settings.events values {sorted(settings.events)}; give a value to a type that occurs"
+        )
+    return ahead
+
+
+def _vectors(vectors: Path | None, items: int) -> Tensor:
+    if vectors is None:
+        raise InputError("rewards.semantic wants item vectors and the run has none; run `python -m workflows.embed`")
+    found = VectorFiles(vectors)
+    found.require(items)
+    return torch.from_numpy(unit_rows(found.read()).copy())

@@ -1,0 +1,78 @@
+"""From what a search found to a group's candidates: order, importance weights, mixtures, the target added."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from genrec.policy.decoding.beam import Beams
+from genrec.policy.decoding.sampling import Drawn
+from genrec.policy.decoding.score import score
+from genrec.policy.model import Policy
+from genrec.sid.trie import Trie
+
+
+def importance(drawn: Drawn) -> Tensor:
+    """Weights (B, G) of a sample without replacement: π / inclusion probability, scaled to mean 1 over the real ones.
+
+    Source: Kool et al. 2019, §4.2 (normalised importance weights). 0 at empty places.
+    """
+    real_BG = drawn.beams.items_BW >= 0
+    raw_BG = (drawn.beams.logp_BW.exp() / drawn.inclusion_BW.clamp(min=1e-30)).masked_fill(~real_BG, 0)
+    return raw_BG * real_BG.sum(1, keepdim=True) / raw_BG.sum(1, keepdim=True).clamp(min=1e-30)
+
+
+def mixed(best: Beams, drawn: Beams) -> Beams:
+    """The first half of ``best`` (rounded up), then those ``drawn`` that are not in it, as many in all as ``best``."""
+    width = best.items_BW.shape[1]
+    half = (width + 1) // 2
+    items_BW, codes_BWL, logp_BWL = (
+        torch.cat([ours[:, :half], theirs], dim=1) for ours, theirs in zip(_tensors(best), _tensors(drawn), strict=True)
+    )
+    again_BW = torch.zeros_like(items_BW, dtype=torch.bool)
+    again_BW[:, half:] = (items_BW[:, half:, None] == items_BW[:, None, :half]).any(-1)
+    emptied = Beams(
+        items_BW.masked_fill(again_BW, -1), codes_BWL, logp_BWL.masked_fill(again_BW[..., None], -torch.inf)
+    )
+    return emptied.ordered((emptied.items_BW < 0).long().sort(dim=1, stable=True).indices[:, :width])
+
+
+def with_target(
+    policy: Policy, tokens_BP: Tensor, mask_BP: Tensor, trie: Trie, beams: Beams, targets: Sequence[int]
+) -> Beams:
+    """The target in the last place of every group that missed it, with its log-probability under the policy.
+
+    A target without a leaf in the trie is not added.
+    """
+    target_B = torch.tensor(targets, device=beams.items_BW.device)
+    leaf_B, exists_B = _leaves(trie, target_B)
+    codes_BL = _codes(trie, leaf_B)
+    with torch.no_grad():
+        logp_BL = score(policy, tokens_BP, mask_BP, codes_BL[:, None], trie).logp_BGL[:, 0]
+    added_B = exists_B & ~(beams.items_BW == target_B[:, None]).any(-1)
+    items_BW, codes_BWL, logp_BWL = (tensor.clone() for tensor in _tensors(beams))
+    items_BW[added_B, -1] = target_B[added_B]
+    codes_BWL[added_B, -1] = codes_BL[added_B]
+    logp_BWL[added_B, -1] = logp_BL[added_B]
+    return Beams(items_BW, codes_BWL, logp_BWL)
+
+
+def _leaves(trie: Trie, items_B: Tensor) -> tuple[Tensor, Tensor]:
+    """The leaf of each item, and whether it has one."""
+    is_leaf_Bn = trie.leaf_items == items_B[:, None]
+    return is_leaf_Bn.int().argmax(1), is_leaf_Bn.any(1)
+
+
+def _codes(trie: Trie, leaf_B: Tensor) -> Tensor:
+    """(B, L) the codes on the way to each leaf."""
+    found: list[Tensor] = []
+    for level in reversed(trie.levels):
+        found.append(level.codes[leaf_B].long())
+        leaf_B = torch.searchsorted(level.starts, leaf_B.int(), right=True) - 1
+    return torch.stack(found[::-1], dim=-1)
+
+
+def _tensors(beams: Beams) -> tuple[Tensor, Tensor, Tensor]:
+    return beams.items_BW, beams.codes_BWL, beams.logp_BWL

@@ -1,0 +1,79 @@
+"""Rollouts: a pure function of (snapshot, queries, seed), here or on an actor, so that lost work can be replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import repeat
+
+import torch
+from torch import Tensor
+
+from genrec.config import Grpo
+from genrec.learning.rl.candidates import importance, mixed, with_target
+from genrec.policy.decoding.beam import beam, sample
+from genrec.policy.decoding.sampling import stochastic_beam
+from genrec.policy.model import Policy
+from genrec.policy.prompts import Prompts
+from genrec.sid.trie import Trie
+from genrec.types import Group, Query, Snapshot
+
+
+def generate(
+    policy: Policy, prompts: Prompts, trie: Trie, queries: Sequence[Query], settings: Grpo, *, version: int, seed: int
+) -> list[Group]:
+    """One group of G candidates per query from the policy as it stands, without rewards.
+
+    Candidates of ``stochastic_beam`` carry importance weights; see ``importance``.
+    """
+    policy.eval()
+    tokens_BP, mask_BP = (t.to(policy.device) for t in prompts.encode([query.history for query in queries]))
+    generator = torch.Generator(policy.device).manual_seed(seed * 1_000_003 + queries[0].id)
+    arguments = (policy, tokens_BP, mask_BP, trie, settings.group)
+    weights: Iterable[Tensor | None] = repeat(None, len(queries))
+    if settings.generation == "beam":
+        beams = beam(*arguments)
+    elif settings.generation == "sample":
+        beams = sample(*arguments, temperature=settings.temperature, generator=generator)
+    else:
+        drawn = stochastic_beam(*arguments, generator=generator)
+        found = mixed(beam(*arguments), drawn.beams) if settings.generation == "mixed" else drawn.beams
+        beams = found.ordered(found.best_first_BW)
+        if settings.generation == "stochastic_beam":
+            weights = importance(drawn).gather(1, found.best_first_BW).cpu()
+    if settings.add_target:
+        beams = with_target(policy, tokens_BP, mask_BP, trie, beams, [query.target for query in queries])
+    columns = zip(queries, beams.items_BW.cpu(), beams.codes_BWL.cpu(), beams.logp_BWL.cpu(), weights, strict=True)
+    return [Group(q, version, items, codes, logp, torch.empty(0), {}, w) for q, items, codes, logp, w in columns]
+
+
+def chunks(queries: Sequence[Query], size: int) -> list[Sequence[Query]]:
+    """Requests of a fixed size: batch shapes, and so the last bits, do not depend on how many actors there are."""
+    return [queries[start : start + size] for start in range(0, len(queries), size)]
+
+
+class LocalRollouts:
+    """Rollouts in the learner's own process, with its own modules: snapshots are lent by exchanging pointers."""
+
+    def __init__(self, policy: Policy, prompts: Prompts, trie: Trie, settings: Grpo, seed: int) -> None:
+        self._policy, self._prompts, self._trie = policy, prompts, trie
+        self._settings, self._seed = settings, seed
+
+    def submit(self, queries: Sequence[Query], policy: Snapshot) -> list[Group]:
+        """Generate at once; the ticket is the result."""
+        groups: list[Group] = []
+        with self._policy.using(policy.tensors):
+            for part in chunks(queries, self._settings.rollout_chunk):
+                groups += generate(
+                    self._policy,
+                    self._prompts,
+                    self._trie,
+                    part,
+                    self._settings,
+                    version=policy.version,
+                    seed=self._seed + policy.version,
+                )
+        return groups
+
+    def collect(self, ticket: list[Group]) -> list[Group]:
+        """The groups of ``submit``."""
+        return ticket

@@ -1,0 +1,149 @@
+"""Supervised losses over semantic IDs: one cross-entropy per code, weighed per code or per item."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from genrec.config import Loss
+from genrec.learning.sft.batches import Dense, Rows
+from genrec.policy.backbone import BOS
+from genrec.policy.decoding.beam import masked_log_softmax
+from genrec.policy.decoding.score import states
+from genrec.policy.model import Policy
+from genrec.policy.prompts import Prompts
+from genrec.sid.catalog import Catalog
+
+NEAR_ZERO = 1e-9
+"""Floor of 1 - p in the focal weight: a power below 1 has no finite slope at 0, where a forced code (p = 1) lies."""
+
+
+class SftLoss:
+    """Cross-entropy of target SIDs, weighed and summed over targets; one forward per batch.
+
+    Args:
+        softmax: what a code's probability is normalised over: ``trie``, the codes that exist under the prefix (what
+            decoding does); ``level``, the level's K codes; ``vocabulary``, every token of the model.
+        smoothing: share of the target's mass that is spread over all allowed codes.
+        weights: what weighs the cross-entropy (see ``weighted``).
+        rare_N: True at the items that the weight ``rare`` is for (see ``rare_items``).
+        device: where the policy is.
+    """
+
+    def __init__(
+        self,
+        prompts: Prompts,
+        catalog: Catalog,
+        *,
+        softmax: Literal["trie", "level", "vocabulary"] = "trie",
+        smoothing: float = 0.0,
+        weights: Loss | None = None,
+        rare_N: Tensor | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._prompts = prompts
+        self._codes_NL = catalog.codes_NL
+        self._trie = catalog.trie.to(device)
+        self._softmax = softmax
+        self._smoothing = smoothing
+        self._weights = weights or Loss()
+        self._rare_N = torch.zeros(len(catalog.codes_NL), dtype=torch.bool) if rare_N is None else rare_N
+
+    def __call__(self, policy: Policy, batch: Dense | Rows) -> Tensor:
+        """Summed loss of the batch, a scalar."""
+        if isinstance(batch, Dense):
+            items_M, hidden_LMD = self._dense(policy, batch)
+        else:
+            items_M, hidden_LMD = self._rows(policy, batch)
+        codes_ML = self._codes_NL[items_M].to(policy.device)
+        nodes_ML = self._trie.walk(codes_ML)
+        levels = [
+            self._level(policy, hidden_LMD[level], level, codes_ML[:, level], nodes_ML[:, level])
+            for level in range(self._trie.depth)
+        ]
+        logp_ML, loss_ML = (torch.stack(columns, dim=-1) for columns in zip(*levels, strict=True))
+        return weighted(loss_ML, logp_ML, self._rare_N[items_M].to(policy.device), self._weights)
+
+    def _dense(self, policy: Policy, batch: Dense) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The items that are scored, (M,), and per level the states (M, D) that its code is read from."""
+        codes_BIL = self._codes_NL[batch.items_BI.clamp(min=0)]
+        tokens_BS = policy.sids.tokens(codes_BIL).flatten(1)[:, :-1]
+        tokens_BS = torch.nn.functional.pad(tokens_BS, (1, 0), value=BOS).to(policy.device)
+        rows, length = tokens_BS.shape
+        causal_11SS = torch.ones(1, 1, length, length, dtype=torch.bool, device=policy.device).tril()
+        positions_BS = torch.arange(length, device=policy.device).expand(rows, -1)
+        hidden_BSD = policy.hidden(tokens_BS, positions_BS, causal_11SS)
+        hidden_MLD = hidden_BSD.unflatten(1, codes_BIL.shape[1:])[batch.target_BI.to(policy.device)]
+        return batch.items_BI[batch.target_BI], hidden_MLD.unbind(1)
+
+    def _rows(self, policy: Policy, batch: Rows) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """As ``_dense``, a target per row."""
+        tokens_BP, mask_BP = (tensor.to(policy.device) for tensor in self._prompts.encode(batch.histories))
+        codes_B1L = self._codes_NL[batch.target_B][:, None].to(policy.device)
+        hidden = states(policy, tokens_BP, mask_BP, codes_B1L)
+        return batch.target_B, tuple(hidden_B1D[:, 0] for hidden_B1D in hidden)
+
+    def _level(
+        self, policy: Policy, hidden_MD: Tensor, level: int, codes_M: Tensor, nodes_M: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probability of each target's code, and its (smoothed) cross-entropy, both (M,)."""
+        if self._softmax == "vocabulary":
+            logp_MX = policy.vocabulary_logits(hidden_MD).float().log_softmax(-1)
+            codes_M = policy.sids.token(level, codes_M)
+        elif self._softmax == "level":
+            logp_MX = policy.level_logits(hidden_MD, level).float().log_softmax(-1)
+        else:
+            logp_MX = masked_log_softmax(policy.level_logits(hidden_MD, level), self._trie.step(level, nodes_M) >= 0)
+        logp_M = logp_MX.gather(-1, codes_M[:, None])[:, 0]
+        if not self._smoothing:
+            return logp_M, -logp_M
+        return logp_M, -(1 - self._smoothing) * logp_M - self._smoothing * _mean_allowed(logp_MX)
+
+
+def weighted(loss_ML: Tensor, logp_ML: Tensor, rare_M: Tensor, weights: Loss) -> Tensor:
+    """The sum of M targets' losses under ``weights``, a scalar.
+
+    A unit is a code of a target, or with ``unit=item`` the target: its loss is then the sum over its codes, its
+    probability p their product. ``focal`` multiplies by α·(1 - p)^γ, the gradient included (Lin et al. 2017, eq. 5);
+    ``rare`` multiplies the losses of rare targets by ``rare_weight``; ``hard`` keeps the ⌈share · units⌉ units whose
+    loss is largest after that (Shrivastava et al. 2016), and scales their sum up to as many units as there were, so
+    that a mean over targets stays one. The units that compete are those of the call: of a worker's micro batch.
+
+    Args:
+        loss_ML: cross-entropy of each code.
+        logp_ML: log-probability of each code.
+        rare_M: True at rare targets.
+    """
+    if weights.unit == "item":
+        loss_ML, logp_ML = loss_ML.sum(-1, keepdim=True), logp_ML.sum(-1, keepdim=True)
+    if "focal" in weights.weights:
+        easy_ML = (-torch.expm1(logp_ML)).clamp(min=NEAR_ZERO)
+        loss_ML = weights.focal_alpha * easy_ML**weights.focal_gamma * loss_ML
+    if "rare" in weights.weights:
+        loss_ML = loss_ML * torch.where(rare_M, weights.rare_weight, 1.0)[:, None]
+    units = loss_ML.numel()
+    if "hard" in weights.weights and units:
+        kept = math.ceil(weights.hard_share * units)
+        return loss_ML.flatten().topk(kept).values.sum() * (units / kept)
+    return loss_ML.sum()
+
+
+def rare_items(counts_N: Tensor, share: float) -> Tensor:
+    """True at the least frequent items that make up ``share`` of the train targets, (N,) bool.
+
+    Items are taken in order of their count, all of equal count together, until the share is reached.
+
+    Args:
+        counts_N: how often each item is a train target.
+    """
+    ordered_N, order_N = counts_N.double().sort()
+    reached_N = ordered_N.cumsum(0) >= share * ordered_N.sum()
+    return counts_N <= counts_N[order_N[int(reached_N.int().argmax())]]
+
+
+def _mean_allowed(logp_xK: Tensor) -> Tensor:
+    allowed_xK = logp_xK > -torch.inf
+    return logp_xK.masked_fill(~allowed_xK, 0).sum(-1) / allowed_xK.sum(-1)

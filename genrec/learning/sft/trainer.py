@@ -1,0 +1,164 @@
+"""Supervised fine-tuning on next-item prediction, one loop for one worker or many."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from genrec.config import Sft
+from genrec.learning.checkpoints import Checkpoints, TrainingState
+from genrec.learning.schedule import learning_rate
+from genrec.learning.sft.batches import Epochs
+from genrec.learning.sft.losses import SftLoss
+from genrec.learning.sft.strategies import Copies, Strategy, Zero
+from genrec.policy.model import Policy
+from genrec.policy.sid_embeddings import RowWatch
+
+Validate = Callable[[Policy], dict[str, float]]
+"""Metrics of a policy on validation queries, the same number on every worker; "ndcg@10" decides what is best."""
+
+
+class SftRun:
+    """Trains ``policy`` in place and keeps the tensors of its best validation NDCG@10.
+
+    The state at a step boundary is a pure function of the settings and the seed, dropout included, so a run that was
+    killed and resumed ends with the same weights as one that was not.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        loss: SftLoss,
+        epochs: Epochs,
+        settings: Sft,
+        *,
+        seed: int,
+        accelerator: Accelerator,
+        checkpoints: Checkpoints,
+        validate: Validate,
+        deepspeed: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._settings, self._seed, self._deepspeed = settings, seed, deepspeed
+        self._loss, self._epochs = loss, epochs
+        self._accelerator, self._checkpoints, self._validate = accelerator, checkpoints, validate
+        self._policy = policy.to(accelerator.device)
+        self._watch = RowWatch(policy)
+        self.state = TrainingState()
+        total = settings.epochs * epochs.steps
+        self.total_steps = min(total, settings.max_steps) if settings.max_steps else total
+
+    def run(self) -> TrainingState:
+        """Train to the last step or until validation stops improving; resumes from the latest checkpoint.
+
+        Raises:
+            InputError: no SID row learned.
+        """
+        self._resume()
+        started, first = time.monotonic(), self.state.step
+        while self.state.step < self.total_steps and not self.state.stopped:
+            record = self._step(self.state.step)
+            self.state.step += 1
+            if self._is_check(self.state.step):
+                record |= self._check()
+            if len(record) > 3 or self.state.step % 10 == 0:
+                self.state.curve.append(record)
+                self._say(record, (time.monotonic() - started) / (self.state.step - first))
+            if self._is_check(self.state.step) or self.state.step % self._settings.checkpoint_every == 0:
+                self._save()
+        self._watch.require_moved(
+            self.state.best,
+            f"raise learning.sft.lr={self._settings.lr:g} or train longer than {self.state.step} steps",
+        )
+        return self.state
+
+    def close(self) -> None:
+        """Undo the wrapping, so that the policy can be trained by another run."""
+        self._strategy.close()
+
+    def _resume(self) -> None:
+        """The latest checkpoint's tensors go into the policy before it may be sharded, its moments go in after."""
+        moments: dict[str, Tensor] = {}
+        with self._checkpoints.latest() as directory:
+            if directory is not None:
+                tensors, moments = self.state.read(directory)
+                self._policy.adopt(tensors)
+        groups = parameter_groups(self._policy, self._settings.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=self._settings.lr, betas=(0.9, 0.98), fused=True)
+        clip = self._settings.clip
+        self._strategy: Strategy = (
+            Copies(self._policy, optimizer, self._accelerator, clip)
+            if self._deepspeed is None
+            else Zero(self._policy, optimizer, self._deepspeed, clip)
+        )
+        if moments:
+            self._strategy.restore(moments, self.state.step)
+
+    def _step(self, step: int) -> dict[str, float]:
+        rate = learning_rate(
+            step,
+            self.total_steps,
+            peak=self._settings.lr,
+            low=self._settings.min_lr,
+            warmup=self._settings.warmup,
+        )
+        rank, world = self._accelerator.process_index, self._accelerator.num_processes
+        torch.manual_seed((self._seed * 1_000_003 + step) * 1_009 + rank)
+        pieces, targets = self._epochs.micro_batches(step, self._settings.micro_batch, rank, world)
+        weights = [world / targets] * len(pieces)
+        if self._strategy.lockstep:
+            most = -(-len(self._epochs.index(step)) // world)
+            missing = -(-most // self._settings.micro_batch) - len(pieces)
+            pieces, weights = pieces + pieces[:1] * missing, weights + [0.0] * missing
+        total = torch.zeros((), device=self._accelerator.device)
+        for index, (piece, weight) in enumerate(zip(pieces, weights, strict=True)):
+            total += self._strategy.add(self._loss, piece, weight, last=index == len(pieces) - 1) * weight / world
+        self._strategy.step(rate)
+        whole: Any = self._accelerator.reduce(total, "sum")
+        return {"step": step + 1, "loss": float(whole), "lr": rate}
+
+    def _is_check(self, step: int) -> bool:
+        every = self._settings.eval_every * self._epochs.steps
+        return step % every == 0 or step == self.total_steps
+
+    def _check(self) -> dict[str, float]:
+        self._policy.eval()
+        with self._strategy.whole():
+            metrics = self._validate(self._policy)
+            tensors = dict(self._policy.snapshot(self.state.step).tensors)
+        if metrics["ndcg@10"] > self.state.best_score:
+            self.state.best_score = metrics["ndcg@10"]
+            self.state.best = tensors
+            self.state.best_step = self.state.step
+            self.state.checks_since_best = 0
+        else:
+            self.state.checks_since_best += 1
+            if self.state.checks_since_best >= self._settings.patience:
+                self.state.stopped = f"no better validation NDCG@10 in {self._settings.patience} checks"
+        return {"epoch": self.state.step / self._epochs.steps, **metrics}
+
+    def _save(self) -> None:
+        metrics = {"step": self.state.step, "ndcg@10": self.state.best_score}
+        with self._strategy.whole():
+            tensors = self._policy.snapshot(self.state.step).tensors
+        moments = self._strategy.moments()
+        self._checkpoints.save(lambda path: self.state.write(tensors, moments, path), metrics)
+
+    def _say(self, record: dict[str, float], step_s: float) -> None:
+        if not self._accelerator.is_main_process:
+            return
+        left = step_s * (self.total_steps - self.state.step)
+        shown = "  ".join(f"{name} {record[name]:.4f}" for name in ("loss", "ndcg@10", "hr@10") if name in record)
+        print(f"[sft] step {self.state.step}/{self.total_steps}  {shown}  about {left:.0f} s left", flush=True)
+
+
+def parameter_groups(policy: Policy, decay: float) -> list[dict[str, Any]]:
+    """Weight decay on matrices only (Loshchilov & Hutter 2019); no group is empty."""
+    parameters = list(policy.trainable().values())
+    matrices, others = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]

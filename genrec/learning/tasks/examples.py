@@ -1,0 +1,132 @@
+"""Writes the conversation of a task about a row: a query (history and target) or an item."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from genrec.config import Instruction
+from genrec.errors import InputError
+from genrec.learning.tasks.item_fields import Shop
+from genrec.policy.chat.templates import TASKS, Language, Message, Parts, Phrasing, fill
+
+T = TypeVar("T")
+CATEGORY_DIALOGUE, SEQUENCE_DIALOGUE = "multi_turn_dialogue_category", "multi_turn_dialogue_sequence"
+
+
+class Writer:
+    """Makes examples from a shop's items, its train queries and the templates.
+
+    Args:
+        histories: items (rows) of each query, oldest first; queries with none are left out.
+        targets: what came next, per query.
+        absent: items without a SID in the trie; nothing is asked or answered about them.
+        reasons: (query row, language) to what a teacher wrote.
+    """
+
+    def __init__(
+        self,
+        shop: Shop,
+        languages: Sequence[Language],
+        settings: Instruction,
+        histories: Sequence[Sequence[int]],
+        targets: Sequence[int],
+        *,
+        absent: Sequence[int] = (),
+        reasons: Mapping[tuple[int, str], str] | None = None,
+    ) -> None:
+        self.shop = shop
+        self._languages, self._settings = languages, settings
+        self._histories, self._targets = histories, targets
+        self._absent, self._reasons = frozenset(absent), reasons or {}
+
+    def rows(self, task: str) -> np.ndarray:
+        """The rows that have every field of at least one phrasing in every language.
+
+        Raises:
+            InputError: a language without this task, or no such row.
+        """
+        if without := [language.name for language in self._languages if not language.tasks.get(task)]:
+            raise InputError(f"the templates {without} have no phrasing of {task}; add one, or set its weight to 0")
+        fits: dict[frozenset[str], bool] = {}
+        found: list[int] = []
+        source = TASKS[task].source
+        total = len(self.shop) if source == "items" else len(self._histories)
+        for row in range(total):
+            has = self._has(task, row)
+            if has is None:
+                continue
+            if has not in fits:
+                fits[has] = all(_fitting(language.tasks[task], has) for language in self._languages)
+            if fits[has]:
+                found.append(row)
+        if not found:
+            needs = sorted({name for phrasing in self._languages[0].tasks[task] for name in phrasing.fields})
+            raise InputError(
+                f"none of the {total} {source} has what learning.tasks.{task} talks about (of {', '.join(needs)}); "
+                "give the items titles and categories, or set its weight to 0"
+            )
+        return np.array(found)
+
+    def write(self, task: str, row: int, rng: np.random.Generator) -> list[Message]:
+        """The conversation about ``row``; the language and the words are drawn from ``rng``."""
+        language = _drawn(self._languages, rng)
+        phrasing = _drawn(_fitting(language.tasks[task], self._has(task, row) or frozenset()), rng)
+        system = Message("system", (_drawn(language.system, rng),))
+        if TASKS[task].source == "items":
+            fields = self.shop.about_item(row, language, rng)
+            return [system, *_turns(phrasing, [("user", fields), ("assistant", fields)])]
+        return [system, *_turns(phrasing, self._exchanges(task, row, language))]
+
+    def _has(self, task: str, row: int) -> frozenset[str] | None:
+        """Names of the fields of a row; None where the task does not fit it at all."""
+        if TASKS[task].source == "items":
+            return None if row in self._absent else self.shop.has_about_item(row)
+        history, target = self._histories[row], self._targets[row]
+        if not history or target in self._absent or (task == SEQUENCE_DIALOGUE and len(history) < 2):
+            return None
+        context, steps = self._split(task, row)
+        return self.shop.has_about_query(context, steps[-1])
+
+    def _split(self, task: str, row: int) -> tuple[Sequence[int], list[int]]:
+        """What is known when a conversation begins, and the items that are recommended in it: later behaviour."""
+        history, target = self._histories[row], self._targets[row]
+        if task not in (CATEGORY_DIALOGUE, SEQUENCE_DIALOGUE):
+            return history, [target]
+        before = min(self._settings.turns, len(history)) - 1
+        context, later = history[: len(history) - before], history[len(history) - before :]
+        steps = [item for item in later if item not in self._absent]
+        if task == CATEGORY_DIALOGUE:
+            steps = [item for item in steps if self.shop.category(item)]
+        return context, [*steps, target]
+
+    def _exchanges(self, task: str, row: int, language: Language) -> list[tuple[str, Mapping[str, Parts]]]:
+        context, steps = self._split(task, row)
+        reason = self._reasons.get((row, language.name), "")
+        said: list[Mapping[str, Parts]] = [self.shop.about_query(context, step, language, reason) for step in steps]
+        if task == CATEGORY_DIALOGUE:
+            lines = [("user", said[0]), ("assistant", said[0]), ("ask", said[0]), ("recommend", said[0])]
+        else:
+            lines = [("user", said[0]), ("assistant", said[0])]
+        answer = "recommend" if task == CATEGORY_DIALOGUE else "assistant"
+        for before, step, fields in zip(steps, steps[1:], said[1:], strict=False):
+            same = self.shop.category(before) == self.shop.category(step)
+            lines += [("more" if same else "other", fields), (answer, fields)]
+        return lines
+
+
+def _turns(phrasing: Phrasing, lines: Sequence[tuple[str, Mapping[str, Parts]]]) -> list[Message]:
+    return [
+        Message("assistant" if number % 2 else "user", fill(phrasing.lines[line], fields))
+        for number, (line, fields) in enumerate(lines)
+    ]
+
+
+def _fitting(phrasings: Sequence[Phrasing], has: frozenset[str]) -> list[Phrasing]:
+    return [phrasing for phrasing in phrasings if phrasing.fields <= has]
+
+
+def _drawn(choices: Sequence[T], rng: np.random.Generator) -> T:
+    return choices[int(rng.integers(len(choices)))]

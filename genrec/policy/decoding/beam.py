@@ -1,0 +1,233 @@
+"""Tree decoding: beam search and sampling over the catalogue's trie, one forward per level.
+
+The prompt is run once and its KV cache stays at batch B. At each level the W chosen tokens of all beams are appended
+as one sequence of W nodes under a tree mask, so nothing is reordered or copied per beam: P + (L - 1)·W tokens at most.
+Probabilities are of the trie-renormalised policy: a softmax over the codes that exist under the beam's prefix. A node
+with one item under it asks the model nothing, since the rest of its SID is certain: it is not appended. Nor is a node
+twice that several beams (of i.i.d. samples) stand at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from genrec.policy.decoding.node_prior import NodePrior
+from genrec.policy.decoding.prompt_cache import PromptCache, read
+from genrec.policy.decoding.tree import grow, node_mask
+from genrec.policy.decoding.trie_masks import LeafMasks
+from genrec.policy.model import Policy
+from genrec.sid.trie import CompleteTrie, Trie
+
+Scale = Literal["trie", "vocabulary"]
+"""What a step's probabilities sum to 1 over: the codes that exist under the prefix, or the whole vocabulary."""
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Where a search stands before it chooses the codes of ``level``.
+
+    ``total_BW`` log-probability so far, -inf at beams that ended; ``step_BWK`` of each next code, -inf where none may
+    follow; ``children_BWK`` the node each code leads to, -1 where none.
+    """
+
+    level: int
+    total_BW: Tensor
+    step_BWK: Tensor
+    children_BWK: Tensor
+
+
+class Chosen(NamedTuple):
+    """What goes on: places among the frontier's beams, their next codes, and which of them are real, all (B, W')."""
+
+    parents_BW: Tensor
+    codes_BW: Tensor
+    real_BW: Tensor
+
+
+Choose = Callable[[Frontier], Chosen]
+
+
+@dataclass(frozen=True)
+class Beams:
+    """W candidates per query, best first.
+
+    ``items_BW`` item rows, -1 where the catalogue had fewer candidates than W; ``codes_BWL`` their SIDs;
+    ``logp_BWL`` log-probability of each step.
+    """
+
+    items_BW: Tensor
+    codes_BWL: Tensor
+    logp_BWL: Tensor
+
+    @property
+    def logp_BW(self) -> Tensor:
+        """Log-probability of each candidate, -inf at the empty ones."""
+        return self.logp_BWL.sum(-1)
+
+    @property
+    def best_first_BW(self) -> Tensor:
+        """The candidates' places by probability, empty ones last; equal ones keep their order."""
+        return self.logp_BW.sort(dim=-1, descending=True, stable=True).indices
+
+    def ordered(self, order_BW: Tensor) -> Beams:
+        """The candidates at these places, in this order."""
+        rows_B1 = torch.arange(len(order_BW), device=order_BW.device)[:, None]
+        return Beams(
+            self.items_BW[rows_B1, order_BW], self.codes_BWL[rows_B1, order_BW], self.logp_BWL[rows_B1, order_BW]
+        )
+
+
+def beam(
+    policy: Policy,
+    tokens_BP: Tensor,
+    mask_BP: Tensor,
+    trie: Trie | CompleteTrie,
+    width: int,
+    *,
+    masks: LeafMasks | None = None,
+    scale: Scale = "trie",
+    prompts: PromptCache | None = None,
+    prior: NodePrior | None = None,
+) -> Beams:
+    """The ``width`` most probable items by beam search; identical to HF ``generate`` with ``num_beams=width``,
+    ``prefix_allowed_tokens_fn`` and ``renormalize_logits=True`` (``scale="vocabulary"``: without it).
+
+    Args:
+        tokens_BP: left-padded prompts.
+        mask_BP: True at real tokens.
+        masks: what each request may be answered with; the probabilities stay those of the whole catalogue, and a
+            request with fewer items than ``width`` gets fewer.
+        prompts: prompts of this policy that were read before, and take this one in.
+        prior: item scores that the order heeds, at every level; the log-probabilities stay the policy's own.
+    """
+
+    def best(frontier: Frontier) -> Chosen:
+        scores_BWK = frontier.total_BW[..., None] + frontier.step_BWK
+        if prior is not None:
+            scores_BWK = scores_BWK + prior.worth(frontier.level, frontier.children_BWK)
+        return pick(scores_BWK, width)
+
+    return search(policy, tokens_BP, mask_BP, trie, best, roots=1, masks=masks, scale=scale, prompts=prompts)
+
+
+def pick(scores_BWK: Tensor, width: int) -> Chosen:
+    """The best ``width`` scores (all, if there are fewer), best first; -inf is not real."""
+    codes = scores_BWK.shape[-1]
+    best = scores_BWK.flatten(1).topk(min(width, scores_BWK.shape[1] * codes), dim=-1)
+    return Chosen(best.indices // codes, best.indices % codes, best.values > -torch.inf)
+
+
+def sample(
+    policy: Policy,
+    tokens_BP: Tensor,
+    mask_BP: Tensor,
+    trie: Trie,
+    count: int,
+    *,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Beams:
+    """``count`` independent draws per query from the trie-renormalised policy at ``temperature``.
+
+    Best first; an item may be drawn more than once. The log-probabilities that come back are those of the policy
+    itself (temperature 1).
+    """
+
+    def draw(frontier: Frontier) -> Chosen:
+        batch, beams, codes = frontier.step_BWK.shape
+        weights = torch.softmax(frontier.step_BWK.reshape(-1, codes) / temperature, dim=-1)
+        drawn_BW = torch.multinomial(weights, 1, generator=generator).view(batch, beams)
+        parents_BW = torch.arange(beams, device=drawn_BW.device).expand(batch, -1)
+        return Chosen(parents_BW, drawn_BW, torch.ones_like(drawn_BW, dtype=torch.bool))
+
+    drawn = search(policy, tokens_BP, mask_BP, trie, draw, roots=count)
+    return drawn.ordered(drawn.best_first_BW)
+
+
+def masked_log_softmax(logits_xK: Tensor, allowed_xK: Tensor) -> Tensor:
+    """Log-softmax over the allowed codes; -inf elsewhere. Every row must allow at least one."""
+    return logits_xK.float().masked_fill(~allowed_xK, -torch.inf).log_softmax(-1)
+
+
+@torch.no_grad()
+def search(
+    policy: Policy,
+    tokens_BP: Tensor,
+    mask_BP: Tensor,
+    trie: Trie | CompleteTrie,
+    choose: Choose,
+    *,
+    roots: int,
+    masks: LeafMasks | None = None,
+    scale: Scale = "trie",
+    prompts: PromptCache | None = None,
+) -> Beams:
+    """Any search down the trie: ``choose`` says which children of the frontier go on, from ``roots`` equal starts."""
+    batch = len(tokens_BP)
+    hidden_B1D, cache = prompts.read(tokens_BP, mask_BP) if prompts is not None else read(policy, tokens_BP, mask_BP)
+    hidden_BWD = hidden_B1D.expand(-1, roots, -1)
+    lengths_B1 = mask_BP.sum(-1, keepdim=True)
+    nodes_BW = torch.zeros(batch, roots, dtype=torch.long, device=tokens_BP.device)
+    codes_BWL = nodes_BW.new_empty(batch, roots, 0)
+    logp_BWL = hidden_B1D.new_empty(batch, roots, 0, dtype=torch.float32)
+    seen_BWT = torch.empty(batch, roots, 0, dtype=torch.bool, device=tokens_BP.device)
+    rows_B1 = torch.arange(batch, device=tokens_BP.device)[:, None]
+    for level in range(trie.depth):
+        frontier = _frontier(policy, trie, level, nodes_BW, hidden_BWD, logp_BWL, masks, scale)
+        parents_BW, chosen_BW, real_BW = choose(frontier)
+        nodes_BW = frontier.children_BWK[rows_B1, parents_BW, chosen_BW].long().masked_fill(~real_BW, -1)
+        step_BW1 = frontier.step_BWK[rows_B1, parents_BW, chosen_BW][..., None]
+        codes_BWL = torch.cat([codes_BWL[rows_B1, parents_BW], chosen_BW[..., None]], -1)
+        logp_BWL = torch.cat([logp_BWL[rows_B1, parents_BW], step_BW1], -1)
+        if level < trie.depth - 1:
+            open_BW = (nodes_BW >= 0) & ~certain(trie, level + 1, nodes_BW.clamp(min=0), scale)
+            places_BM, slots_BW, seen_BWT = grow(seen_BWT[rows_B1, parents_BW], nodes_BW, open_BW)
+            hidden_BWD = hidden_B1D.expand(-1, nodes_BW.shape[1], -1)
+            if places_BM.shape[1]:
+                tokens_BM = policy.sids.token(level, chosen_BW[rows_B1, places_BM])
+                positions_BM = (lengths_B1 + level).expand_as(tokens_BM)
+                mask_B1MK = node_mask(mask_BP, seen_BWT[rows_B1, places_BM])
+                hidden_BMD = policy.hidden(tokens_BM, positions_BM, mask_B1MK, cache)
+                hidden_BWD = hidden_BMD[rows_B1, slots_BW.clamp(max=places_BM.shape[1] - 1)]
+    return _finished(trie, nodes_BW, codes_BWL, logp_BWL)
+
+
+def certain(trie: Trie | CompleteTrie, depth: int, nodes_x: Tensor, scale: Scale = "trie") -> Tensor:
+    """True at nodes of ``depth`` under which every further step has probability 1, whatever the policy."""
+    if isinstance(trie, CompleteTrie) or scale == "vocabulary":
+        return torch.zeros_like(nodes_x, dtype=torch.bool)
+    return trie.single(depth)[nodes_x]
+
+
+def _frontier(
+    policy: Policy,
+    trie: Trie | CompleteTrie,
+    level: int,
+    nodes_BW: Tensor,
+    hidden_BWD: Tensor,
+    logp_BWL: Tensor,
+    masks: LeafMasks | None,
+    scale: Scale,
+) -> Frontier:
+    children_BWK = trie.step(level, nodes_BW.clamp(min=0))
+    logits_BWK = policy.level_logits(hidden_BWD, level)
+    if scale == "trie":
+        step_BWK = masked_log_softmax(logits_BWK, children_BWK >= 0)
+    else:
+        whole_BW1 = policy.vocabulary_logits(hidden_BWD).float().logsumexp(-1, keepdim=True)
+        step_BWK = (logits_BWK.float() - whole_BW1).masked_fill(children_BWK < 0, -torch.inf)
+    if masks is not None:
+        children_BWK = masks.keep(level, children_BWK)
+        step_BWK = step_BWK.masked_fill(children_BWK < 0, -torch.inf)
+    return Frontier(level, logp_BWL.sum(-1).masked_fill(nodes_BW < 0, -torch.inf), step_BWK, children_BWK)
+
+
+def _finished(trie: Trie | CompleteTrie, nodes_BW: Tensor, codes_BWL: Tensor, logp_BWL: Tensor) -> Beams:
+    alive_BW = nodes_BW >= 0
+    items_BW = torch.where(alive_BW, trie.items_at(nodes_BW.clamp(min=0)), -1)
+    return Beams(items_BW, codes_BWL, logp_BWL.masked_fill(~alive_BW[..., None], -torch.inf))

@@ -1,0 +1,146 @@
+"""Other searches on the same tree: without replacement, in diverse groups, and without the catalogue's constraint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from genrec.errors import InputError
+from genrec.policy.decoding.beam import Beams, Chosen, Frontier, Scale, beam, pick, search
+from genrec.policy.model import Policy
+from genrec.sid.trie import CompleteTrie, Trie
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Distinct samples, in the order of their perturbed log-probabilities.
+
+    ``perturbed_BW``: Gumbel-perturbed log-probability of each, descending, -inf at empty places;
+    ``threshold_B``: that of the best item left out (-inf when none was). An item of log-probability φ was included
+    with probability 1 - exp(-exp(φ - threshold)), which is what importance weights need (Kool et al. 2019, Eq. 12).
+    """
+
+    beams: Beams
+    perturbed_BW: Tensor
+    threshold_B: Tensor
+
+    @property
+    def inclusion_BW(self) -> Tensor:
+        """Probability of each sample to be among the drawn, given the threshold."""
+        return -torch.expm1(-torch.exp(self.beams.logp_BW - self.threshold_B[:, None]))
+
+
+def stochastic_beam(
+    policy: Policy,
+    tokens_BP: Tensor,
+    mask_BP: Tensor,
+    trie: Trie,
+    count: int,
+    *,
+    generator: torch.Generator | None = None,
+) -> Drawn:
+    """``count`` distinct items per query, drawn without replacement from the trie-renormalised policy.
+
+    Source: Kool, van Hoof & Welling, "Stochastic Beams and Where to Find Them" (2019), Algorithm 1: a beam search over
+    log-probabilities perturbed by Gumbel noise, each child's conditioned on its parent's.
+    """
+    state: list[Tensor] = []
+
+    def gumbel(frontier: Frontier) -> Chosen:
+        phi_BWK = frontier.total_BW[..., None] + frontier.step_BWK
+        parent_BW = state[-1] if state else torch.zeros_like(frontier.total_BW)
+        uniform_BWK = torch.rand(phi_BWK.shape, generator=generator, device=phi_BWK.device).clamp(1e-20, 1 - 1e-7)
+        perturbed_BWK = _conditioned(phi_BWK - torch.log(-torch.log(uniform_BWK)), parent_BW)
+        chosen = pick(perturbed_BWK, count + 1)
+        rows_B1 = torch.arange(len(phi_BWK), device=phi_BWK.device)[:, None]
+        state.append(perturbed_BWK[rows_B1, chosen.parents_BW, chosen.codes_BW])
+        return chosen
+
+    found, last_BW = search(policy, tokens_BP, mask_BP, trie, gumbel, roots=1), state[-1]
+    kept = min(count, last_BW.shape[1])
+    first = torch.arange(kept, device=last_BW.device).expand(len(last_BW), -1)
+    left_out = last_BW[:, count] if last_BW.shape[1] > count else last_BW.new_full((len(last_BW),), -torch.inf)
+    return Drawn(found.ordered(first), last_BW[:, :kept], left_out)
+
+
+def _conditioned(perturbed_BWK: Tensor, parent_BW: Tensor) -> Tensor:
+    """Gumbels shifted so that the largest under each parent is the parent's own (Kool et al. 2019, appendix B.3)."""
+    parent_BW1 = parent_BW[..., None]
+    gap_BWK = perturbed_BWK - perturbed_BWK.amax(-1, keepdim=True)
+    v_BWK = parent_BW1 - perturbed_BWK + torch.log1p(-torch.exp(gap_BWK))
+    shifted_BWK = parent_BW1 - v_BWK.clamp(min=0) - torch.log1p(torch.exp(-v_BWK.abs()))
+    return shifted_BWK.masked_fill(torch.isneginf(perturbed_BWK) | torch.isneginf(parent_BW1), -torch.inf)
+
+
+def diverse_beam(
+    policy: Policy, tokens_BP: Tensor, mask_BP: Tensor, trie: Trie, width: int, *, groups: int, penalty: float
+) -> Beams:
+    """``width`` items in ``groups`` equal groups, each of which pays for codes that earlier groups chose at the level.
+
+    Source: Vijayakumar et al., "Diverse Beam Search" (2018), with Hamming diversity. The log-probabilities that come
+    back are the policy's own. No item is found twice: at the last level a group passes over what is taken.
+
+    Raises:
+        InputError: ``width`` is not a multiple of ``groups``.
+    """
+    if groups < 1 or width % groups:
+        raise InputError(f"{width} beams do not split into {groups} equal groups; choose a multiple")
+    choose = _Groups(groups, width // groups, penalty, trie.depth)
+    found = search(policy, tokens_BP, mask_BP, trie, choose, roots=1)
+    return found.ordered(found.best_first_BW)
+
+
+class _Groups:
+    """Chooses group by group; after the first level each group owns ``share`` neighbouring beams."""
+
+    def __init__(self, groups: int, share: int, penalty: float, depth: int) -> None:
+        self._groups, self._share, self._penalty, self._levels_left = groups, share, penalty, depth
+
+    def __call__(self, frontier: Frontier) -> Chosen:
+        first, self._levels_left = frontier.step_BWK.shape[1] == 1, self._levels_left - 1
+        scores_BWK = frontier.total_BW[..., None] + frontier.step_BWK
+        used_B1K = torch.zeros_like(scores_BWK[:, :1])
+        chosen: list[Chosen] = []
+        taken_Bx = torch.full((len(scores_BWK), 1), -2, device=scores_BWK.device)
+        for group in range(self._groups):
+            own = slice(0, 1) if first else slice(group * self._share, (group + 1) * self._share)
+            children_BwK = frontier.children_BWK[:, own].long()
+            wanted_BwK = scores_BWK[:, own] - self._penalty * used_B1K
+            if self._levels_left == 0:
+                is_taken_BwK = (children_BwK[..., None] == taken_Bx[:, None, None]).any(-1)
+                wanted_BwK = wanted_BwK.masked_fill(is_taken_BwK, -torch.inf)
+            picked = _padded(pick(wanted_BwK, self._share), self._share)
+            rows_B1 = torch.arange(len(wanted_BwK), device=wanted_BwK.device)[:, None]
+            found_Bw = children_BwK[rows_B1, picked.parents_BW, picked.codes_BW].masked_fill(~picked.real_BW, -2)
+            taken_Bx = torch.cat([taken_Bx, found_Bw], dim=1)
+            used_B1K.scatter_add_(2, picked.codes_BW[:, None], picked.real_BW[:, None].to(used_B1K.dtype))
+            chosen.append(picked._replace(parents_BW=picked.parents_BW + own.start))
+        return Chosen(*(torch.cat(parts, dim=1) for parts in zip(*chosen, strict=True)))
+
+
+def _padded(chosen: Chosen, width: int) -> Chosen:
+    missing = width - chosen.codes_BW.shape[1]
+    return Chosen(*(torch.nn.functional.pad(part, (0, missing)) for part in chosen))
+
+
+def greedy(policy: Policy, tokens_BP: Tensor, mask_BP: Tensor, trie: Trie) -> Beams:
+    """The best code at each level, one item per query."""
+    return beam(policy, tokens_BP, mask_BP, trie, 1)
+
+
+def unconstrained(
+    policy: Policy, tokens_BP: Tensor, mask_BP: Tensor, trie: Trie, width: int, *, scale: Scale = "vocabulary"
+) -> Beams:
+    """Beam search over all K^L semantic IDs; ``items_BW`` is -1 where the catalogue has no such item.
+
+    Probabilities are of the whole vocabulary (``scale="trie"``: of each level's K codes).
+    """
+    found = beam(policy, tokens_BP, mask_BP, CompleteTrie(trie.level_sizes), width, scale=scale)
+    return Beams(trie.find(found.codes_BWL), found.codes_BWL, found.logp_BWL)
+
+
+def validity_by_rank(found: Beams) -> Tensor:
+    """Share of queries whose SID at each rank is in the catalogue, (W,); for beams of ``unconstrained``."""
+    return (found.items_BW >= 0).float().mean(0)

@@ -1,0 +1,216 @@
+"""A catalogue that changes under a trained model: new items take free SIDs, removed ones are masked, nobody moves.
+
+What ``assign`` wrote is never touched. Each change is a new numbered directory beside it, whole or not there at all
+(written under another name, then renamed), and the highest number is the present state:
+
+    00001/  catalog.*       all SIDs, the first assigned ones first; removed items keep theirs but have no leaf
+            sids.parquet    item, id, codes of all of them
+            added.parquet   the items that were inserted so far: id, title, description, brand, categories
+            change.json     what was changed, and the SHA-256 of the file it came from
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from genrec.config import Embed
+from genrec.data.columns import canonical_items, find_catalog_columns
+from genrec.data.files import write_json, write_parquet
+from genrec.data.tables import refuse_duplicate_ids
+from genrec.errors import InputError
+from genrec.sid.catalog import Catalog
+from genrec.sid.codes import write_sids
+from genrec.sid.collisions import Costs, nearest_free, prefix_codes, prefix_numbers, refuse_full
+from genrec.sid.embed import Encoder, item_texts
+from genrec.sid.inputs import fuse, neighbour_factors
+from genrec.sid.quantizers import Quantizer, load_quantizer
+from genrec.sid.quantizers.controls import title_words
+from genrec.sid.suffix import Suffixed
+from genrec.sid.vectors import Floats, Ints, VectorFiles, check_vectors
+
+TEXT = ["id", "title", "description", "brand", "categories"]
+
+
+def current(assigned: Path, live: Path) -> Path:
+    """The directory of the present catalogue: the last change under ``live``, or ``assigned`` when there is none."""
+    return max(
+        (path for path in live.glob("[0-9]*") if path.is_dir()), key=lambda path: int(path.name), default=assigned
+    )
+
+
+def read(directory: Path) -> tuple[Catalog, list[str], list[pa.Table]]:
+    """The catalogue of a directory that ``current`` names, the ids of its items in row order, and the inserted items.
+
+    These are its last rows; they come as one table (see ``added.parquet``), or none where nothing was inserted.
+
+    Raises:
+        InputError: no readable catalogue.
+    """
+    catalog = Catalog.load(directory)
+    ids = pq.ParquetFile(directory / "sids.parquet").read(["id"])["id"].to_pylist()
+    file = directory / "added.parquet"
+    return catalog, ids, [pq.ParquetFile(file).read()] if file.is_file() else []
+
+
+def read_new_items(file: Path, columns: Mapping[str, str]) -> pa.Table:
+    """The items of a Parquet file: id, title, description, brand, categories (only ``id`` must be there).
+
+    Raises:
+        InputError: no such file, no usable columns, no rows, or an id that occurs twice.
+    """
+    try:
+        table = pq.read_table(file)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{file} cannot be read as Parquet: {error}") from None
+    items = canonical_items(table, find_catalog_columns(table.schema, columns, str(file)), str(file))
+    if items.num_rows == 0:
+        raise InputError(f"{file} holds no items; at least one was expected")
+    refuse_duplicate_ids(items["id"], str(file), "id")
+    return items
+
+
+def insert(
+    assigned: Path, live: Path, items: pa.Table, encode: Callable[[], Encoder], *, vectors: Path, embed: Embed
+) -> dict[str, Any]:
+    """Give each new item the nearest free SID; items that were removed come back to the SID that they had.
+
+    The same insert again changes nothing. Items are placed in the order of their ids, so rows may come in any order.
+
+    Args:
+        assigned: the output of ``assign``; live: where changes are kept.
+        items: as ``read_new_items`` gives them.
+        encode: makes the text encoder, called when there is a text to embed.
+        vectors: the text vectors of the assigned items (read for ``sid.cf_weight`` > 0); embed: the text to take.
+
+    Raises:
+        InputError: an item that the catalogue holds already, more items than free SIDs, published SIDs (no vectors),
+            or a catalogue whose SIDs are shared.
+    """
+    catalog, ids, added = read(current(assigned, live))
+    rows = {item_id: row for row, item_id in enumerate(ids)}
+    came, digest = items["id"].to_pylist(), _digest(items)
+    gone = set(catalog.removed)
+    known = [item_id for item_id in came if item_id in rows and rows[item_id] not in gone]
+    if len(known) == len(came) and digest in _digests(live):
+        return {"inserted": 0, "returned": 0, "items": len(catalog), "catalog": str(current(assigned, live))}
+    _refuse_known(known, len(came))
+    fresh = items.filter(pa.array([item_id not in rows for item_id in came]))
+    back = {rows[item_id] for item_id in came if item_id in rows}
+    codes_NL, grown = catalog.codes_NL.numpy().astype(np.int32), catalog.grown_from
+    if fresh.num_rows:
+        refuse_full(len(catalog) + fresh.num_rows, catalog.level_sizes)
+        quantizer = _quantizer(assigned)
+        inputs_MD = _inputs(fresh, encode, quantizer, assigned, vectors, embed)
+        codes_NL = np.concatenate([codes_NL, _place(fresh, inputs_MD, codes_NL, quantizer, catalog.level_sizes)])
+        added, grown = [*added, fresh.select(TEXT)], (*grown, len(catalog))
+    changed = Catalog(torch.from_numpy(codes_NL), catalog.level_sizes, sorted(gone - back), grown)
+    about = {"change": "insert", "source": digest, "inserted": fresh.num_rows, "returned": len(back)}
+    path = _write(live, changed, [*ids, *fresh["id"].to_pylist()], added, about)
+    return {**about, "items": len(changed), "catalog": str(path)}
+
+
+def remove(assigned: Path, live: Path, ids: Sequence[str]) -> dict[str, Any]:
+    """Mask the leaves of these items: no search finds them, but their SIDs stay theirs for an insert to bring back.
+
+    Items that are removed already stay so.
+
+    Raises:
+        InputError: an id that the catalogue does not hold, or no item left.
+    """
+    catalog, known, added = read(current(assigned, live))
+    rows = {item_id: row for row, item_id in enumerate(known)}
+    unknown = [item_id for item_id in ids if item_id not in rows]
+    if unknown or not ids:
+        raise InputError(f"{len(unknown)} of {len(ids)} items to remove are not in the catalogue ({unknown[:3]})")
+    gone = sorted(set(catalog.removed) | {rows[item_id] for item_id in ids})
+    if gone == list(catalog.removed):
+        return {"removed": 0, "items": len(catalog), "catalog": str(current(assigned, live))}
+    changed = Catalog(catalog.codes_NL, catalog.level_sizes, gone, catalog.grown_from)
+    about = {"change": "remove", "removed": len(gone) - len(catalog.removed)}
+    path = _write(live, changed, known, added, about)
+    return {**about, "items": len(changed), "catalog": str(path)}
+
+
+def _refuse_known(known: list[str], came: int) -> None:
+    if known:
+        raise InputError(
+            f"{len(known)} of {came} items are in the catalogue already ({known[:3]}…): an item keeps its SID; "
+            "leave them out, or remove them first"
+        )
+
+
+def _quantizer(assigned: Path) -> Quantizer:
+    if not (assigned / "quantizer").is_dir():
+        raise InputError(
+            f"{assigned} holds published SIDs (sid.quantizer=given): nothing tells where a new item belongs; "
+            "assign with another sid.quantizer to insert items"
+        )
+    return load_quantizer(assigned / "quantizer")
+
+
+def _inputs(
+    items: pa.Table, encode: Callable[[], Encoder], quantizer: Quantizer, assigned: Path, vectors: Path, embed: Embed
+) -> Floats:
+    """What is quantized of new items, (M, D): as for the others, with the collaborative vectors of cold items."""
+    settings = quantizer.settings
+    if settings.quantizer == "title":
+        return title_words(items["title"].to_pylist(), settings)
+    text_MD = encode().encode(item_texts(items, embed.fields))
+    check_vectors(text_MD)
+    cf_MD = None
+    if settings.cf_weight > 0:
+        cf_MD = neighbour_factors(VectorFiles(assigned / "cf").read(), VectorFiles(vectors).read(), text_MD)
+    return fuse(text_MD, cf_MD, settings.text_weight, settings.cf_weight)
+
+
+def _place(
+    items: pa.Table, inputs_MD: Floats, codes_NL: Ints, quantizer: Quantizer, level_sizes: tuple[int, ...]
+) -> Ints:
+    quantizer.check(inputs_MD)
+    costs: Costs = quantizer
+    if quantizer.settings.collisions == "suffix":
+        costs = Suffixed(quantizer, level_sizes[-1])
+    order = np.argsort(np.array(items["id"].to_pylist(), dtype=object), kind="stable")
+    number_M = np.empty(len(order), np.int64)
+    number_M[order] = nearest_free(inputs_MD[order], costs, prefix_numbers(codes_NL, level_sizes))
+    return prefix_codes(number_M, level_sizes)
+
+
+def _digest(items: pa.Table) -> str:
+    rows = items.select(TEXT).to_pylist()
+    return hashlib.sha256(json.dumps(sorted(rows, key=lambda row: row["id"])).encode()).hexdigest()
+
+
+def _digests(live: Path) -> set[str]:
+    files = live.glob("[0-9]*/change.json")
+    return {json.loads(file.read_text(encoding="utf-8")).get("source", "") for file in files}
+
+
+def _write(live: Path, catalog: Catalog, ids: list[str], added: list[pa.Table], about: Mapping[str, Any]) -> Path:
+    number = int(current(Path("0"), live).name) + 1
+    path, partial = live / f"{number:05d}", live / f".{number:05d}.{os.getpid()}.tmp"
+    try:
+        catalog.save(partial)
+        write_sids(pa.chunked_array([ids]), catalog.codes_NL.numpy().astype(np.int32), partial / "sids.parquet")
+        if added:
+            write_parquet(pa.concat_tables(added), partial / "added.parquet")
+        write_json(about, partial / "change.json")
+        partial.rename(path)
+    except OSError as error:
+        raise InputError(
+            f"{path} could not be written ({error}): is another process changing it? run this again"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return path

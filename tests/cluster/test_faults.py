@@ -1,0 +1,319 @@
+"""What dies, and what comes out all the same: rollout actors, the learner's worker, a node, the disk."""
+
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from support.synthetic import chain_shop, tiny_config
+
+from cluster.run_spec import Job
+from cluster.train import RayCheckpoints, fit, grpo_loop
+from genrec.config import Config
+from genrec.data.tables import read_queries, to_queries
+from genrec.errors import InputError
+from genrec.learning.checkpoints import DirectoryCheckpoints, TrainingState
+from genrec.learning.rewards import Knowledge
+from genrec.learning.rl.learner import GrpoLearner
+from genrec.learning.rl.loop import improve
+from genrec.learning.rl.rollout import LocalRollouts
+from genrec.types import Query, Snapshot
+from workflows import assign, prepare, sft
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    shop = chain_shop(tmp_path_factory.mktemp("shop"))
+    config = tiny_config(tmp_path_factory.mktemp("storage"), shop, "learning.sft.epochs=3")
+    paths = [stage.run(config).path for stage in (prepare, assign, sft)]
+    return Job(config, paths[0], paths[1], tmp_path_factory.mktemp("out"), start=paths[2])
+
+
+def elsewhere(job: Job, out: Path, **compute: Any) -> Job:
+    config: Config = job.config.model_copy(update={"compute": job.config.compute.model_copy(update=compute)})
+    return Job(config, job.data, job.catalog, out, job.start)
+
+
+def learner_of(job: Job) -> tuple[GrpoLearner, LocalRollouts]:
+    policy, prompts, catalog = job.build()
+    settings = job.config.learning.grpo
+    knowledge = Knowledge(catalog.codes_NL, [""] * len(catalog))
+    accelerator = Accelerator(cpu=True)
+    learner = GrpoLearner(policy, prompts, catalog.trie, knowledge, settings, job.config.rewards, accelerator)
+    return learner, LocalRollouts(policy, prompts, catalog.trie, settings, job.config.seed)
+
+
+def pid_of(actor: Any) -> int:
+    """The process of an actor, which may be starting again."""
+    import ray
+
+    while True:
+        try:
+            return ray.get(actor.__ray_call__.remote(lambda self: os.getpid()))
+        except ray.exceptions.RayActorError:
+            time.sleep(0.5)
+
+
+class Deadly:
+    """Rollouts whose actor ``victim`` gets SIGKILL right after the requests of version 1 went out."""
+
+    def __init__(self, rollouts: Any, victim: int) -> None:
+        self._rollouts, self._victim, self.killed = rollouts, victim, 0
+
+    def submit(self, queries: Sequence[Query], policy: Snapshot) -> Any:
+        if policy.version == 1:
+            pid = pid_of(self._rollouts.actors[self._victim])
+        ticket = self._rollouts.submit(queries, policy)
+        if policy.version == 1:
+            os.kill(pid, signal.SIGKILL)
+            self.killed += 1
+        return ticket
+
+    def collect(self, ticket: Any) -> Any:
+        return self._rollouts.collect(ticket)
+
+
+def test_what_is_judged_is_the_running_mean_of_the_weights_and_a_checkpoint_keeps_it(job: Job, tmp_path: Path) -> None:
+    queries = to_queries(read_queries(job.data, "train"))[:16]
+    grpo = job.config.learning.grpo.model_copy(update={"average": 0.75, "lr": 1e-2, "warmup": 0.0})
+    learning = job.config.learning.model_copy(update={"grpo": grpo})
+    averaged = Job(job.config.model_copy(update={"learning": learning}), job.data, job.catalog, job.out, job.start)
+    learner, local = learner_of(averaged)
+    expected = dict(learner.reference)
+    assert learner.candidate().digest == learner.snapshot().digest
+    for _ in improve(learner, local, lambda step: queries, steps=3, max_staleness=0):
+        now = learner.snapshot().tensors
+        expected = {name: 0.75 * mean + 0.25 * now[name] for name, mean in expected.items()}
+        kept = learner.candidate()
+        assert kept.version == learner.version and kept.digest != learner.snapshot().digest
+        for name, mean in expected.items():
+            torch.testing.assert_close(kept.tensors[name], mean)
+    learner.write(tmp_path, TrainingState(step=3, curve=[{"step": 3.0}]))
+    resumed, rollouts = learner_of(averaged)
+    resumed.read(tmp_path, TrainingState())
+    assert resumed.candidate().digest == learner.candidate().digest
+    for one, where in ((learner, local), (resumed, rollouts)):
+        list(improve(one, where, lambda step: queries, steps=4, max_staleness=0))
+    assert resumed.candidate().digest == learner.candidate().digest
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_rollout_actor_that_dies_mid_batch_leaves_the_weights_as_they_would_be(job: Job) -> None:
+    from cluster.rollouts import RayRollouts
+
+    on_ray = elsewhere(job, job.out, rollout_cpus=0.25)
+    queries = to_queries(read_queries(job.data, "train"))[:32]
+    rollouts = RayRollouts(on_ray, 2)
+    for staleness in (0, 1, 2):
+        digests = []
+        deadly = Deadly(rollouts, victim=staleness % 2)
+        for chosen in ("here", "there"):
+            learner, local = learner_of(job)
+            where = local if chosen == "here" else deadly
+            list(improve(learner, where, lambda step: queries, steps=4, max_staleness=staleness))
+            digests.append(learner.snapshot().digest)
+        assert deadly.killed == 1
+        assert digests[0] == digests[1], f"staleness {staleness}"
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_learner_that_is_killed_is_started_again_and_ends_with_the_same_weights(job: Job, tmp_path: Path) -> None:
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    alone.mkdir()
+    killed.mkdir()
+    grpo_loop(elsewhere(job, alone))
+
+    def dying(job: Job) -> None:
+        import os
+        import signal
+        import threading
+        import time
+
+        def die() -> None:
+            while not list((job.out / "train").glob("*/checkpoint_*")):
+                time.sleep(0.01)
+            (job.out / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        if not (job.out / "died").exists():
+            threading.Thread(target=die, daemon=True).start()
+        grpo_loop(job)
+
+    fit(dying, elsewhere(job, killed, workers=1, rollout_actors=1, rollout_cpus=0.25), "grpo")
+    assert (killed / "died").exists()
+    assert (killed / "policy.safetensors").read_bytes() == (alone / "policy.safetensors").read_bytes()
+    assert (killed / "curve.json").read_text() == (alone / "curve.json").read_text()
+
+
+@contextmanager
+def small_disk(size: int) -> Iterator[None]:
+    """Files longer than ``size`` bytes cannot be written."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_disk_that_is_full_leaves_the_checkpoint_before_it(job: Job, tmp_path: Path) -> None:
+    learner, _ = learner_of(job)
+    checkpoints = DirectoryCheckpoints(tmp_path)
+
+    def save(step: int) -> None:
+        state = TrainingState(step=step)
+        checkpoints.save(lambda path: learner.write(path, state), {"step": step})
+
+    save(1)
+    for size in (0, 100, 20_000):
+        with small_disk(size), pytest.raises(InputError, match=r"could not be written.*the one before it is whole"):
+            save(2)
+        with checkpoints.latest() as directory:
+            assert directory is not None and directory.name == "step-000000001"
+            state = TrainingState()
+            learner.read(directory, state)
+            assert state.step == 1
+    save(2)
+    with checkpoints.latest() as directory:
+        assert directory is not None and directory.name == "step-000000002"
+
+
+def test_a_run_whose_disk_was_full_goes_on_to_the_same_weights(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = [tmp_path / name for name in ("whole", "full")]
+    for place in places:
+        place.mkdir()
+    grpo_loop(elsewhere(job, places[0]))
+    write = TrainingState.write
+
+    def full(self: TrainingState, *rest: Any) -> None:
+        if self.step == 4:
+            raise OSError(28, "No space left on device")
+        write(self, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingState, "write", full)
+        with pytest.raises(InputError, match="No space left on device"):
+            grpo_loop(elsewhere(job, places[1]))
+    grpo_loop(elsewhere(job, places[1]))
+    weights = [(place / "policy.safetensors").read_bytes() for place in places]
+    assert weights[0] == weights[1]
+
+
+def test_ray_train_checkpoints_that_cannot_be_stored_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray.train
+
+    def report(metrics: object, checkpoint: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    class Context:
+        def get_world_rank(self) -> int:
+            return 0
+
+    monkeypatch.setattr(ray.train, "report", report)
+    monkeypatch.setattr(ray.train, "get_context", Context)
+    with pytest.raises(InputError, match=r"written to /runs/x \(\[Errno 28\] No space"):
+        RayCheckpoints("/runs/x").save(lambda path: None, {"step": 1})
+
+
+def test_a_snapshot_that_changed_on_its_way_or_is_another_policys_is_refused(job: Job) -> None:
+    from cluster.rollouts import RolloutWorker
+
+    threads = torch.get_num_threads()
+    worker = RolloutWorker(job)
+    torch.set_num_threads(threads)
+    queries = to_queries(read_queries(job.data, "train"))[:4]
+    good = worker._policy.snapshot(3)
+    mailed = pickle.loads(pickle.dumps(good))
+    next(iter(mailed.tensors.values())).view(-1)[0] += 1
+    with pytest.raises(InputError, match="adopted version 3 with digest"):
+        worker.generate(mailed, queries)
+    few = dict(list(good.tensors.items())[:2])
+    with pytest.raises(InputError, match="bound 2 of its 2 tensors"):
+        worker.generate(Snapshot(3, few), queries)
+    assert len(worker.generate(good, queries)) == 4
+
+
+def test_rollouts_of_another_policy_are_refused_on_the_first_update(job: Job) -> None:
+    queries = to_queries(read_queries(job.data, "train"))[:8]
+    for version in (0, 7):
+        learner, local = learner_of(job)
+        learner.version = version
+        groups = local.collect(local.submit(queries, learner.snapshot()))
+        for group in groups:
+            group.logp_GL = group.logp_GL - 0.1
+        with pytest.raises(InputError, match=r"differ from the learner.s by 0\.1"):
+            learner.update(groups)
+
+
+TWO_NODES = """
+import sys, threading, time
+from pathlib import Path
+from cluster.session import prepare_environment
+from genrec.config import load_config
+from cluster.run_spec import Job
+from cluster.rollouts import RayRollouts
+from genrec.data.tables import read_queries, to_queries
+
+config = load_config([sys.argv[1]], ["compute.rollout_cpus=1"])
+prepare_environment(config)
+import ray
+from ray.cluster_utils import Cluster
+
+nodes = {"object_store_memory": 80 * 2**20, "num_cpus": 1}
+cluster = Cluster(initialize_head=True, head_node_args=nodes)
+second = cluster.add_node(**nodes)
+ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+data, catalog, start = map(Path, sys.argv[2:5])
+job = Job(config, data, catalog, start, start=start)
+policy, _, _ = job.build()
+queries = to_queries(read_queries(data, "train"))[:40]
+rollouts = RayRollouts(job, 2)
+expected = rollouts.collect(rollouts.submit(queries, policy.snapshot(0)))
+homes = ray.get([a.__ray_call__.remote(lambda self: ray.get_runtime_context().get_node_id()) for a in rollouts.actors])
+assert len(set(homes)) == 2, homes
+ticket = rollouts.submit(queries, policy.snapshot(1))
+cluster.remove_node(second, allow_graceful=False)
+cluster.add_node(**nodes)
+groups = rollouts.collect(ticket)
+for ours, theirs in zip(groups, expected, strict=True):
+    assert ours.query == theirs.query and ours.version == 1
+    assert (ours.items_G == theirs.items_G).all() and (ours.logp_GL == theirs.logp_GL).all()
+print("the same groups")
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+@pytest.mark.skipif("GENREC_SLOW_TESTS" not in os.environ, reason="starts three nodes; GENREC_SLOW_TESTS=1 runs it")
+def test_a_node_that_is_lost_and_one_that_joins_change_no_group(job: Job, tmp_path: Path) -> None:
+    from genrec.config import to_yaml
+
+    (tmp_path / "config.yaml").write_text(to_yaml(job.config))
+    (tmp_path / "nodes.py").write_text(TWO_NODES)
+    paths = [str(path) for path in (tmp_path / "config.yaml", job.data, job.catalog, job.start)]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(tmp_path / "nodes.py"), *paths]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "the same groups" in done.stdout, done.stderr[-3000:]

@@ -1,0 +1,238 @@
+"""Every reward term on a group that was computed by hand, the data that the terms know, and terms that users bring."""
+
+import math
+from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+
+from genrec.config import Config, Rewards, RewardSettings, load_config
+from genrec.errors import InputError
+from genrec.learning.rewards import TERMS, Ahead, Knowledge, choose, load_terms, pay, plugins
+from genrec.learning.rewards.read_context import read_knowledge
+from genrec.types import Group, Query
+
+CODES = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0]])
+TRAIN = pa.table(
+    {
+        "id": [10, 11, 12, 20],
+        "user": [0, 0, 0, 1],
+        "target": [0, 2, 1, 3],
+        "event": ["click", "seen", "purchase", "click"],
+    }
+)
+
+
+def scores(user: int, history: Sequence[int], items_G: torch.Tensor) -> torch.Tensor:
+    return (items_G == history[-1] + 1).float()
+
+
+KNOWLEDGE = Knowledge(
+    CODES,
+    ["a", "a", "b", ""],
+    RewardSettings(horizon=3, discount=0.5, rare=3),
+    counts_N=torch.tensor([0, 1, 3, 7]),
+    ahead=Ahead(TRAIN),
+    vectors_ND=torch.tensor([[1.0, 0], [0.6, 0.8], [0, 1], [-1, 0]]),
+    neighbours=scores,
+)
+
+
+def group(items: Sequence[int], target: int, history: Sequence[int] = (1,), query: int = 10) -> Group:
+    chosen = torch.tensor(items)
+    asked = Query(query, 0, tuple(history), target)
+    logp_GL = torch.zeros(len(items), CODES.shape[1])
+    return Group(asked, 0, chosen, CODES[chosen.clamp(min=0)], logp_GL, torch.empty(0), {})
+
+
+W = [1 / math.log2(rank + 1) for rank in range(1, 5)]
+BY_HAND = {
+    "hit": [0, 0, 1, 0],
+    "rank_log": [0, 0, math.log(3), 0],
+    "rank_linear": [0, 0, 3, 0],
+    "ndcg_rank": [-W[0] / sum(W), -W[1] / sum(W), 0, -W[3] / sum(W)],
+    "prefix": [0, 2 / 3, 1, 1 / 3],
+    "future": [0, 0.25, 1, 0.5],
+    "event": [0, 0.75, 1, 0],
+    "semantic": [-1, 0.6, 1, 0],
+    "collaborative": [0, 0, 0, 1],
+    "diversity": [0, 1, 0, 1],
+    "category_count": [0.5, 0.5, 0.5, 0.5],
+    "repeat": [0, 1, 0, 0],
+    "novelty": [0, 0.75, 1, 0.25],
+    "popularity_penalty": [-1, -1 / 3, 0, -2 / 3],
+}
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_a_term_gives_what_its_formula_says(name: str) -> None:
+    assert TERMS[name](group([3, 1, 0, 2], 0), KNOWLEDGE).tolist() == pytest.approx(BY_HAND[name])
+
+
+def test_every_term_has_a_weight_in_the_config_and_the_other_way_round() -> None:
+    assert set(Rewards().weights()) == set(TERMS) == set(BY_HAND)
+
+
+def test_a_group_without_a_hit_costs_nothing_by_rank() -> None:
+    for name in ("ndcg_rank", "rank_log", "rank_linear"):
+        assert TERMS[name](group([3, 1, 2], 0), KNOWLEDGE).abs().max() == 0
+
+
+def test_the_future_ends_with_the_user() -> None:
+    assert TERMS["future"](group([3, 1, 2, 0], 1, query=12), KNOWLEDGE).tolist() == [0, 1, 0, 0]
+
+
+def test_rewards_are_weighted_sums_and_empty_candidates_earn_nothing() -> None:
+    made, weights = group([0, -1, 2], 0), Rewards(hit=2.0, rank_log=0.0, prefix=0.5, semantic=1.0)
+    pay([made], KNOWLEDGE, weights, choose(weights))
+    assert made.rewards_G.tolist() == pytest.approx([3.5, 0.0, 0.5 / 3])
+    assert set(made.terms) == {"hit", "prefix", "semantic"}
+
+
+def raises(group: Group, knowledge: Knowledge) -> torch.Tensor:
+    raise ZeroDivisionError("by zero")
+
+
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        (raises, "'mine' failed on query 10.*ZeroDivisionError"),
+        (lambda g, k: torch.ones(3), r"'mine' gave \(3,\) values"),
+        (lambda g, k: torch.tensor([1.0, math.nan]), "'mine' gave .* 1 of them not finite"),
+        (lambda g, k: [1.0, 2.0], "'mine' gave a list"),
+    ],
+)
+def test_a_broken_term_is_named(term: Callable[[Group, Knowledge], torch.Tensor], message: str) -> None:
+    weights = Rewards(custom={"mine": 1.0})
+    with pytest.raises(InputError, match=message):
+        pay([group([0, 1], 0)], KNOWLEDGE, weights, choose(weights, {**TERMS, "mine": term}))
+
+
+@pytest.mark.parametrize("name", ["future", "event", "semantic", "collaborative", "novelty", "popularity_penalty"])
+def test_a_term_whose_knowledge_was_not_loaded_is_refused(name: str) -> None:
+    weights = Rewards(hit=0.0, rank_log=0.0).weighted({name: 1.0})
+    with pytest.raises(InputError, match=f"'{name}'.*not loaded"):
+        pay([group([0, 1], 0)], Knowledge(CODES, [""] * 4), weights, choose(weights))
+
+
+def test_the_list_level_category_term_warns_that_it_cancels() -> None:
+    weights = Rewards(category_count=0.1)
+    with pytest.warns(UserWarning, match="cancels"):
+        choose(weights)
+    assert "category_count" in choose(weights, centred=False)
+
+
+def test_a_term_comes_from_a_python_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "def even(group, knowledge):\n    return (group.items_G % 2 == 0).float()\nTERMS = {'even': even}\n"
+    )
+    weights = Rewards(hit=0.0, rank_log=0.0, custom={"even": 0.5})
+    made = group([3, 2, 0], 0)
+    pay([made], KNOWLEDGE, weights, choose(weights, load_terms(weights.custom, file)))
+    assert made.rewards_G.tolist() == [0, 0.5, 0.5]
+    with pytest.raises(InputError, match=r"rewards\.custom names \['even'\]"):
+        choose(weights)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1/0", "cannot be imported.*ZeroDivisionError"),
+        ("x = 1", "defines no TERMS"),
+        ("TERMS = {'hit': print}", "'hit' of a reward term is taken"),
+        ("TERMS = {'mine': 3}", "'mine' is a int"),
+    ],
+)
+def test_a_bad_file_of_terms_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "bad.py").write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_terms([], tmp_path / "bad.py")
+    with pytest.raises(InputError, match="no such Python file"):
+        load_terms([], tmp_path / "none.py")
+
+
+def test_a_term_comes_from_an_entry_point_that_the_config_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [EntryPoint("root", "math:sqrt", plugins.GROUP), EntryPoint("broken", "no.such:thing", plugins.GROUP)]
+    monkeypatch.setattr(plugins, "entry_points", lambda group: found)
+    assert load_terms(["root"])["root"] is math.sqrt
+    assert set(load_terms([])) == set(TERMS)
+    with pytest.raises(InputError, match=r"no\.such:thing.*cannot be loaded"):
+        load_terms(["broken"])
+
+
+def test_custom_weights_are_read_searched_and_kept_apart_from_the_built_in_ones() -> None:
+    config: Config = load_config([], ["rewards.custom.mine=0.5", "tune.space.mine=[0.0,1.0]"])
+    assert config.rewards.weights()["mine"] == 0.5
+    assert config.rewards.weighted({"mine": 0.7, "hit": 2.0}).weights()["mine"] == 0.7
+    assert config.rewards.weighted({"mine": 0.7, "hit": 2.0}).hit == 2.0
+    with pytest.raises(InputError, match="names of built-in terms"):
+        load_config([], ["rewards.custom.hit=0.5"])
+
+
+def test_knowledge_is_read_from_train_rows_alone(world: tuple[Path, Path]) -> None:
+    data, vectors = world
+    wanted = ("future", "semantic", "collaborative")
+    knowledge = read_knowledge(data, CODES, wanted, RewardSettings(), vectors)
+    assert knowledge.counts_N is not None
+    assert knowledge.counts_N.tolist() == [1, 1, 1, 0]
+    assert knowledge.ahead is not None
+    assert knowledge.ahead.items(1, 9) == [1, 2]
+    assert knowledge.vectors_ND is not None
+    assert knowledge.vectors_ND.norm(dim=1).tolist() == pytest.approx([1.0] * 4)
+    assert knowledge.neighbours is not None
+    near = knowledge.neighbours(1, (0,), torch.tensor([1, 2, 3]))
+    assert float(near[0]) == 1.0
+    assert near.tolist() == sorted(near.tolist(), reverse=True)
+    assert float(near[2]) == 0.0
+    assert knowledge.neighbours(0, (0,), torch.tensor([1, 2, 3])).tolist() == [0.0] * 3, "the user's own steps count"
+    assert knowledge.buckets["unseen"].tolist() == [False, False, False, True]
+
+
+def test_knowledge_that_the_data_does_not_have_is_refused_before_the_run(world: tuple[Path, Path]) -> None:
+    data, _ = world
+    with pytest.raises(InputError, match="wants item vectors"):
+        read_knowledge(data, CODES, ["semantic"], RewardSettings())
+    with pytest.raises(InputError, match=r"event types are \['unknown'\]"):
+        read_knowledge(data, CODES, ["event"], RewardSettings(events={"click": 1.0}))
+
+
+def test_a_log_without_event_types_pays_for_every_event_alike(world: tuple[Path, Path]) -> None:
+    knowledge = read_knowledge(world[0], CODES, ["event", "future"], RewardSettings())
+    asked = group([2, 1, 0], 1, query=1)
+    assert TERMS["event"](asked, knowledge).tolist() == TERMS["future"](asked, knowledge).tolist() == [0.5, 1, 0]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> tuple[Path, Path]:
+    """One user walks items 0, 1, 2 (train), then 3 (test)."""
+    from genrec.data.files import write_parquet
+    from genrec.data.tables import ITEMS, QUERIES, SEQUENCES
+    from genrec.sid.vectors import write_vectors
+
+    items = {
+        "item": list(range(4)),
+        "id": list("abcd"),
+        **{name: [""] * 4 for name in ("title", "description", "brand")},
+        "categories": [["x"], [], ["x", "y"], []],
+        "first_seen": [None] * 4,
+    }
+    write_parquet(pa.table(items, schema=ITEMS), tmp_path / "items.parquet")
+    walk = {"user": [0], "user_id": ["u"], "items": [[0, 1, 2, 3]], "split": [[0, 1, 1, 3]], "times": [[0, 1, 2, 3]]}
+    sequences = pa.table({**walk, "events": [None], "values": [None]}, schema=SEQUENCES)
+    write_parquet(sequences, tmp_path / "sequences" / "part-00000.parquet")
+    rows = {
+        "id": [1, 2],
+        "user": [0, 0],
+        "user_id": ["u", "u"],
+        "history": [[0], [0, 1]],
+        "target": [1, 2],
+        "time": [None, None],
+        "event": [None, None],
+    }
+    write_parquet(pa.table(rows, schema=QUERIES), tmp_path / "queries" / "train" / "part-00000.parquet")
+    write_vectors(torch.randn(4, 3).numpy(), 0, tmp_path / "vectors" / "part-00000.parquet")
+    return tmp_path, tmp_path / "vectors"

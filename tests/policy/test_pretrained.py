@@ -1,0 +1,148 @@
+"""SmolLM2-135M with LoRA and trainable SID rows: real steps of a real language model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from support.synthetic import random_catalog
+
+from genrec.config import Grpo, Lora, Policy, Rewards
+from genrec.errors import InputError
+from genrec.learning.rewards import Knowledge
+from genrec.learning.rl.learner import GrpoLearner
+from genrec.learning.rl.rollout import LocalRollouts
+from genrec.learning.sft.batches import Rows
+from genrec.learning.sft.losses import SftLoss
+from genrec.learning.tasks.loss import MixedLoss
+from genrec.learning.tasks.mixture import Mixed
+from genrec.policy.backbone import build
+from genrec.policy.chat import generate
+from genrec.policy.chat.chat_format import ChatFormat, load_tokenizer
+from genrec.policy.chat.templates import Item, Message
+from genrec.policy.decoding.beam import beam
+from genrec.policy.model import Policy as Model
+from genrec.policy.prompts import Prompts
+from genrec.sid.catalog import Catalog
+from genrec.types import Query
+
+SETTINGS = Policy(kind="pretrained", path="smollm2", lora=Lora(rank=8, alpha=16, dropout=0.0))
+HISTORIES = [[1, 2], [3], [4, 5, 6], [7, 8]]
+TARGETS = [3, 9, 7, 11]
+
+
+@pytest.fixture(scope="module")
+def catalog() -> Catalog:
+    return random_catalog(40, (8, 8, 8))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("backbones")
+
+
+@pytest.fixture
+def built(catalog: Catalog, cache: Path) -> tuple[Model, Prompts]:
+    return build(SETTINGS, catalog, max_history=4, seed=0, cache=cache)
+
+
+def test_sft_steps_lower_the_loss_and_move_adapters_and_sid_rows_alone(
+    built: tuple[Model, Prompts], catalog: Catalog
+) -> None:
+    policy, prompts = built
+    names = list(policy.trainable())
+    assert any("lora_" in name for name in names)
+    assert [name for name in names if "trainable_tokens" in name]
+    frozen = {n: p.detach().clone() for n, p in policy.model.named_parameters() if not p.requires_grad}
+    before = policy.snapshot(0)
+    assert sum(t.numel() for t in before.tensors.values()) < 0.05 * sum(p.numel() for p in policy.parameters())
+    loss = SftLoss(prompts, catalog)
+    optimizer = torch.optim.AdamW(policy.trainable().values(), lr=5e-3)
+    batch, losses = Rows([*HISTORIES], torch.tensor(TARGETS)), []
+    for _ in range(4):
+        value = loss(policy, batch)
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(value.item())
+    assert losses[-1] < 0.8 * losses[0]
+    after = policy.snapshot(1)
+    assert after.digest != before.digest
+    assert all(not torch.equal(after.tensors[name], before.tensors[name]) for name in names)
+    own = dict(policy.model.named_parameters())
+    assert all(torch.equal(own[name], tensor) for name, tensor in frozen.items())
+
+
+def test_grpo_takes_a_real_step_and_the_reference_stays(built: tuple[Model, Prompts], catalog: Catalog) -> None:
+    policy, prompts = built
+    settings = Grpo(steps=2, queries=4, group=6, lr=1e-3, warmup=0.0, kl=0.1, sft=0.3, micro_queries=2)
+    queries = [
+        Query(i, i, tuple(history), target) for i, (history, target) in enumerate(zip(HISTORIES, TARGETS, strict=True))
+    ]
+    rollouts = LocalRollouts(policy, prompts, catalog.trie, settings, seed=0)
+    rewards = Rewards(hit=1.0, rank_log=0.0, prefix=0.5, diversity=0.0)
+    knowledge, accelerator = Knowledge(catalog.codes_NL, [""] * 40), Accelerator(cpu=True)
+    learner = GrpoLearner(policy, prompts, catalog.trie, knowledge, settings, rewards, accelerator)
+    first = learner.snapshot()
+    records = [learner.update(rollouts.collect(rollouts.submit(queries, learner.snapshot()))) for _ in range(2)]
+    assert records[0]["kl"] == pytest.approx(0.0, abs=1e-5)
+    assert records[1]["kl"] > 1e-5
+    assert records[1]["sft_loss"] < records[0]["sft_loss"]
+    assert learner.snapshot().digest != first.digest
+    assert all(torch.equal(learner.reference[name], tensor) for name, tensor in first.tensors.items())
+
+
+@torch.no_grad()
+def test_the_tree_decoder_gives_the_probabilities_of_the_plain_model(
+    built: tuple[Model, Prompts], catalog: Catalog
+) -> None:
+    policy, prompts = built
+    policy.eval()
+    tokens_BP, mask_BP = prompts.encode([HISTORIES[2]])
+    found = beam(policy, tokens_BP, mask_BP, catalog.trie, 5)
+    for codes_L, logp in zip(found.codes_BWL[0], found.logp_BW[0], strict=True):
+        sequence = torch.cat([tokens_BP[0], policy.sids.tokens(codes_L)])[None]
+        logits = policy.model(input_ids=sequence).logits[0, tokens_BP.shape[1] - 1 :]
+        total = 0.0
+        for level, code in enumerate(codes_L.tolist()):
+            same = (catalog.codes_NL[:, :level] == codes_L[:level]).all(-1)
+            allowed = catalog.codes_NL[same, level].unique()
+            start = policy.sids.base + policy.sids.offsets[level]
+            total += float(logits[level, start + code] - logits[level, start + allowed].logsumexp(0))
+        assert float(logp) == pytest.approx(total, abs=2e-3)
+
+
+def test_a_model_that_is_not_there_is_one_clear_error(catalog: Catalog) -> None:
+    with pytest.raises(InputError, match=r"policy\.path='/no/such/model'"):
+        build(Policy(kind="pretrained", path="/no/such/model"), catalog, max_history=4, seed=0)
+
+
+def test_it_learns_to_talk_about_items_and_answers_with_their_titles(
+    built: tuple[Model, Prompts], catalog: Catalog, cache: Path
+) -> None:
+    policy, prompts = built
+    form = ChatFormat(load_tokenizer(SETTINGS, cache), policy.sids, catalog)
+    asked = [Message("user", (f"What is {noun}?",)) for noun in ("the red kettle", "the blue lamp")]
+    answers = [Message("assistant", ("It is ", Item(row), ".")) for row in (5, 9)]
+    encoded = [form.encode([question, answer]) for question, answer in zip(asked, answers, strict=True)]
+    pad = torch.nn.utils.rnn.pad_sequence
+    tokens_CS, label_CS, mask_CS = (
+        pad(rows, batch_first=True)
+        for rows in (
+            [one.tokens_S for one in encoded],
+            [one.label_S for one in encoded],
+            [torch.ones_like(one.label_S) for one in encoded],
+        )
+    )
+    batch = Mixed(Rows([], torch.empty(0)), torch.empty(0), tokens_CS, mask_CS, label_CS, torch.ones(2))
+    loss = MixedLoss(SftLoss(prompts, catalog), catalog.trie)
+    optimizer = torch.optim.AdamW(policy.trainable().values(), lr=1e-2)
+    for _ in range(12):
+        loss(policy, batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    policy.eval()
+    for question, answer in zip(asked, answers, strict=True):
+        written = generate.write(policy, form, catalog.trie, [question], generate.Sampling(max_tokens=16))
+        assert tuple(written.parts) == answer.parts
+        assert written.ended

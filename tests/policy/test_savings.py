@@ -1,0 +1,93 @@
+"""What the decoder leaves out, and that nothing changes by it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from support.synthetic import random_catalog, small_policy
+
+from genrec.policy.decoding.beam import beam, sample
+from genrec.policy.decoding.score import score
+from genrec.policy.decoding.tree import grow, prompt_mask, prompt_positions
+from genrec.policy.model import Policy
+from genrec.sid.catalog import Catalog
+
+HISTORIES = [[1, 2, 3], [5], [9, 8, 7, 6, 5, 4], [0, 0]]
+LONE = Catalog(torch.tensor([[0, 1, 2], [1, 1, 2], [2, 0, 0], [3, 3, 3], [4, 0, 1], [5, 0, 2], [5, 1, 0]]), (6, 4, 4))
+"""Every item but the last two is alone under its first code; those two are after their second."""
+
+
+def positions_per_forward(policy: Policy) -> list[int]:
+    """Filled with the number of positions of every forward of the model."""
+    lengths: list[int] = []
+    body: Any = policy.model.base_model
+    body.register_forward_pre_hook(
+        lambda _, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    return lengths
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "qwen3"])
+@torch.no_grad()
+def test_states_of_a_sequences_end_are_those_of_the_whole_and_its_last_layer_computes_no_others(arch: str) -> None:
+    policy, prompts = small_policy(random_catalog(60, (6, 6, 6)), arch)
+    tokens_BP, mask_BP = prompts.encode(HISTORIES)
+    arguments = (tokens_BP, prompt_positions(mask_BP), prompt_mask(mask_BP))
+    whole, end = policy.new_cache(), policy.new_cache()
+    expected_BPD = policy.hidden(*arguments, whole)
+    layers: Any = policy.model.base_model
+    last = (layers.h if arch == "gpt2" else layers.layers)[-1]
+    widths: list[int] = []
+    last.mlp.register_forward_hook(lambda _, args, out: widths.append(args[0].shape[1]))
+    found_BPD = policy.hidden(*arguments, end, start=tokens_BP.shape[1] - 2)
+    torch.testing.assert_close(found_BPD[:, -2:], expected_BPD[:, -2:])
+    assert widths == [2]
+    for ours, theirs in zip(end.layers, whole.layers, strict=True):
+        torch.testing.assert_close((ours.keys, ours.values), (theirs.keys, theirs.values))
+
+
+@torch.no_grad()
+def test_a_search_asks_the_model_nothing_under_a_prefix_with_one_item() -> None:
+    policy, prompts = small_policy(LONE)
+    lengths = positions_per_forward(policy)
+    tokens_BP, mask_BP = prompts.encode([[1, 2], [3]])
+    found = beam(policy, tokens_BP, mask_BP, LONE.trie, 7)
+    assert lengths == [tokens_BP.shape[1], 1]
+    torch.testing.assert_close(found.logp_BW.exp().sum(1), torch.ones(2))
+    assert (found.items_BW.sort(1).values == torch.arange(7)).all()
+
+
+@torch.no_grad()
+def test_samples_at_one_node_share_its_token() -> None:
+    policy, prompts = small_policy(LONE)
+    lengths = positions_per_forward(policy)
+    found = sample(policy, *prompts.encode([[1, 2], [3]]), LONE.trie, 200, generator=torch.Generator().manual_seed(0))
+    assert lengths[1:] == [1]
+    exact = beam(policy, *prompts.encode([[1, 2], [3]]), LONE.trie, 7)
+    for row, items_W in enumerate(found.items_BW):
+        logp = dict(zip(exact.items_BW[row].tolist(), exact.logp_BW[row].tolist(), strict=True))
+        assert found.logp_BW[row].tolist() == pytest.approx([logp[item] for item in items_W.tolist()], abs=1e-5)
+
+
+@torch.no_grad()
+def test_candidates_that_share_a_prefix_share_its_token_unless_all_states_are_wanted() -> None:
+    policy, prompts = small_policy(LONE)
+    lengths = positions_per_forward(policy)
+    tokens_BP, mask_BP = prompts.encode([[1], [2]])
+    codes_BGL = LONE.codes_NL[torch.tensor([[0, 1, 2], [6, 5, 6]])]
+    some = score(policy, tokens_BP, mask_BP, codes_BGL, LONE.trie)
+    every = score(policy, tokens_BP, mask_BP, codes_BGL, LONE.trie, True)
+    assert [length - tokens_BP.shape[1] for length in lengths] == [1, 3 + 3]
+    torch.testing.assert_close(some.logp_BGL, every.logp_BGL)
+    assert (some.logp_BGL[1, 0] == some.logp_BGL[1, 2]).all()
+
+
+def test_open_nodes_are_numbered_once_per_row() -> None:
+    nodes_BW = torch.tensor([[7, 3, 7, 9], [2, 2, 2, 5]])
+    open_BW = torch.tensor([[True, True, True, False], [True, True, True, False]])
+    places_BM, slots_BW, seen_BWT = grow(torch.empty(2, 4, 0, dtype=torch.bool), nodes_BW, open_BW)
+    assert places_BM.tolist() == [[1, 0], [0, 3]]
+    assert slots_BW.tolist() == [[1, 0, 1, 2], [0, 0, 0, 1]]
+    assert seen_BWT[0].tolist() == [[False, True], [True, False], [False, True], [False, False]]

@@ -1,0 +1,151 @@
+"""SID rows of pretrained models, with tied and with untied heads: what they start from, and that they learn."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+from accelerate import Accelerator
+from support.synthetic import chain_shop, random_catalog, tiny_config, tiny_pretrained
+from torch import Tensor
+
+from cluster.run_spec import Job
+from genrec.config import Lora, Policy, Sft
+from genrec.errors import InputError
+from genrec.learning.checkpoints import DirectoryCheckpoints
+from genrec.learning.sft.batches import Epochs, RowExamples
+from genrec.learning.sft.losses import SftLoss
+from genrec.learning.sft.trainer import SftRun
+from genrec.policy.backbone import build
+from genrec.policy.model import Policy as Model
+from genrec.policy.prompts import Prompts
+from genrec.policy.sid_embeddings import RowWatch
+from genrec.sid.catalog import Catalog
+from workflows import assign, prepare
+
+TITLES = [f"w{i} w{(i * 7) % 30}" for i in range(20)]
+EITHER = pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+
+
+@pytest.fixture(scope="module")
+def catalog() -> Catalog:
+    return random_catalog(20, (4, 4, 4))
+
+
+def built(directory: Path, catalog: Catalog, tied: bool, sid_init: str = "text") -> tuple[Model, Prompts]:
+    path = tiny_pretrained(directory, tied=tied)
+    lora = Lora(rank=4, alpha=8, dropout=0.0)
+    settings = Policy(kind="pretrained", path=str(path), lora=lora, sid_init=sid_init)  # type: ignore[arg-type]
+    return build(settings, catalog, max_history=4, seed=0, titles=TITLES)
+
+
+def tables(policy: Model) -> list[tuple[Tensor, Tensor]]:
+    """The text rows and the SID rows of each table."""
+    own = dict(policy.model.named_parameters())
+    found = (policy.model.get_input_embeddings(), policy.model.get_output_embeddings())
+    text = [table.token_adapter.base_layer.weight[: policy.sids.base] for table in found]
+    return list(zip(text, (own[name].detach() for name in policy.sid_names()), strict=False))
+
+
+@EITHER
+def test_a_code_starts_as_the_mean_of_its_items_title_tokens_at_the_typical_length(
+    tmp_path: Path, catalog: Catalog, tied: bool
+) -> None:
+    policy, _ = built(tmp_path, catalog, tied)
+    found = tables(policy)
+    assert len(found) == (1 if tied else 2)
+    for text_TD, rows_CD in found:
+        for level in range(3):
+            for code in range(4):
+                under = (catalog.codes_NL[:, level] == code).nonzero().flatten().tolist()
+                words = [int(word[1:]) + 1 for item in under for word in TITLES[item].split()]
+                row = rows_CD[policy.sids.offsets[level] + code]
+                mean = text_TD[words].mean(0)
+                assert float(row.norm()) == pytest.approx(float(text_TD.norm(dim=-1).median()), rel=1e-4)
+                torch.testing.assert_close(row / row.norm(), mean / mean.norm())
+
+
+@pytest.mark.parametrize("sid_init", ["mean", "random"])
+def test_other_starts_keep_the_scale_of_the_table(tmp_path: Path, catalog: Catalog, sid_init: str) -> None:
+    policy, _ = built(tmp_path, catalog, tied=False, sid_init=sid_init)
+    for text_TD, rows_CD in tables(policy):
+        typical = float(text_TD.norm(dim=-1).median())
+        assert 0.3 * typical < float(rows_CD.norm(dim=-1).median()) < 1.1 * typical
+        assert len(rows_CD.unique(dim=0)) == len(rows_CD)
+
+
+@EITHER
+def test_logits_of_levels_and_of_the_vocabulary_are_those_of_the_model(
+    tmp_path: Path, catalog: Catalog, tied: bool
+) -> None:
+    policy, prompts = built(tmp_path, catalog, tied)
+    policy.eval()
+    tokens_BP, _ = prompts.encode([[1, 2, 3]])
+    positions_BP = torch.arange(tokens_BP.shape[1])[None]
+    with torch.no_grad():
+        causal = torch.ones(tokens_BP.shape[1], tokens_BP.shape[1], dtype=torch.bool).tril()[None, None]
+        hidden_BPD = policy.hidden(tokens_BP, positions_BP, causal)
+        logits = policy.model(input_ids=tokens_BP).logits
+        torch.testing.assert_close(policy.vocabulary_logits(hidden_BPD), logits)
+        for level in range(3):
+            start = policy.sids.base + policy.sids.offsets[level]
+            torch.testing.assert_close(policy.level_logits(hidden_BPD, level), logits[..., start : start + 4])
+
+
+def run(policy: Model, prompts: Prompts, catalog: Catalog, directory: Path, lr: float) -> SftRun:
+    rows = pa.table({"history": [[i, i + 1] for i in range(16)], "target": [i + 2 for i in range(16)]})
+    settings = Sft(form="rows", epochs=3, lr=lr, batch_size=8, micro_batch=4, warmup=0.0)
+    return SftRun(
+        policy,
+        SftLoss(prompts, catalog),
+        Epochs(RowExamples(rows), 8, seed=0),
+        settings,
+        seed=0,
+        accelerator=Accelerator(cpu=True),
+        checkpoints=DirectoryCheckpoints(directory / "checkpoints"),
+        validate=lambda policy: {"ndcg@10": 0.0},
+    )
+
+
+@EITHER
+def test_training_moves_the_rows_of_every_table(tmp_path: Path, catalog: Catalog, tied: bool) -> None:
+    policy, prompts = built(tmp_path, catalog, tied)
+    before = [rows_CD.clone() for _, rows_CD in tables(policy)]
+    state = run(policy, prompts, catalog, tmp_path, lr=1e-2).run()
+    after = [state.best[name] for name in policy.sid_names()]
+    assert len(before) == len(after) == (1 if tied else 2)
+    assert all((old - new).norm(dim=-1).min() > 0 for old, new in zip(before, after, strict=True))
+
+
+def test_rows_that_stay_are_refused_and_weight_decay_alone_is_no_learning(tmp_path: Path, catalog: Catalog) -> None:
+    policy, prompts = built(tmp_path, catalog, tied=False)
+    with pytest.raises(InputError, match=r"none of the 12 SID rows.*raise learning\.sft\.lr=1e-12"):
+        run(policy, prompts, catalog, tmp_path, lr=1e-12).run()
+    watch = RowWatch(policy)
+    shorter = {name: 0.9 * tensor for name, tensor in policy.snapshot(0).tensors.items()}
+    with pytest.raises(InputError, match="none of the 12 SID rows"):
+        watch.require_moved(shorter, "")
+
+
+def test_frozen_rows_are_refused_before_training(tmp_path: Path, catalog: Catalog) -> None:
+    policy, _ = built(tmp_path, catalog, tied=False)
+    dict(policy.model.named_parameters())[policy.sid_names()[1]].requires_grad_(False)
+    with pytest.raises(InputError, match=r"not trainable.*must require gradients"):
+        RowWatch(policy)
+
+
+def test_a_new_policy_of_a_job_starts_from_the_titles_of_its_data(tmp_path: Path) -> None:
+    path = tiny_pretrained(tmp_path / "model", tied=True)
+    config = tiny_config(
+        tmp_path / "storage",
+        chain_shop(tmp_path / "shop"),
+        "policy.kind=pretrained",
+        f"policy.path={path}",
+        "learning.sft.form=rows",
+        "sid.quantizer=title",
+    )
+    job = Job(config, prepare.run(config).path, assign.run(config).path, tmp_path)
+    policy, _, catalog = job.build()
+    other, _ = build(config.policy, catalog, max_history=5, seed=0)
+    name = policy.sid_names()[0]
+    assert not torch.equal(policy.trainable()[name], other.trainable()[name])

@@ -1,0 +1,131 @@
+"""Workers of one fit as threads of this process, whose checkpoints may end them."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from genrec.config import Sid
+from genrec.sid.distributed.vector_stream import Stream
+from genrec.sid.quantizers import Quantizer, make_quantizer
+from genrec.sid.quantizers.rqvae import RqVae
+
+LOCK = threading.Lock()
+NEW_NET = RqVae._new_net
+
+
+class Killed(Exception):
+    """What a crew raises that was told to die."""
+
+
+class Crew:
+    """``size`` workers; they die after ``lives`` checkpoints under ``directory``, 0: never."""
+
+    def __init__(self, size: int, directory: Path | None = None, lives: int = 0) -> None:
+        self.size, self.directory, self.lives, self.saved = size, directory, lives, 0
+        self.barrier = threading.Barrier(size, timeout=60)
+        self.slots: list[Tensor] = [Tensor()] * size
+
+    def run(self, work: Callable[[Member], Any]) -> list[Any]:
+        """``work(member)`` of all members at once; raises what the first of them raised."""
+
+        def guarded(rank: int) -> Any:
+            try:
+                return work(Member(self, rank))
+            except BaseException:
+                self.barrier.abort()
+                raise
+
+        with ThreadPoolExecutor(self.size) as pool:
+            done = [pool.submit(guarded, rank) for rank in range(self.size)]
+        errors = [future.exception() for future in done if future.exception()]
+        for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
+            raise error
+        return [future.result() for future in done]
+
+
+class Member:
+    """One worker (``Workers`` protocol)."""
+
+    device = "cpu"
+
+    def __init__(self, crew: Crew, rank: int) -> None:
+        self.crew, self.rank, self.size = crew, rank, crew.size
+
+    def sum(self, values: Tensor) -> Tensor:
+        self.crew.slots[self.rank] = values.detach().clone()
+        self.crew.barrier.wait()
+        total = sum(self.crew.slots[1:], start=self.crew.slots[0])
+        self.crew.barrier.wait()
+        return total.clone()
+
+    def latest(self) -> AbstractContextManager[Path | None]:
+        directory = self.crew.directory
+        return nullcontext(directory if directory and directory.is_dir() else None)
+
+    def save(self, write: Callable[[Path], None], metrics: Mapping[str, Any]) -> None:
+        assert self.crew.directory
+        if self.rank == 0:
+            shutil.rmtree(self.crew.directory, ignore_errors=True)
+            self.crew.directory.mkdir(parents=True)
+            write(self.crew.directory)
+            self.crew.saved += 1
+        self.crew.barrier.wait()
+        if self.crew.saved == self.crew.lives:
+            raise Killed
+
+
+class Rows:
+    """Vectors in memory as a reader, which remembers the most rows that were asked for at once."""
+
+    def __init__(self, vectors_ND: np.ndarray) -> None:
+        self.vectors_ND, self.most, self.read_rows = vectors_ND, 0, 0
+
+    def __len__(self) -> int:
+        return len(self.vectors_ND)
+
+    @property
+    def width(self) -> int:
+        return self.vectors_ND.shape[1]
+
+    def read(self, rows: Any) -> np.ndarray:
+        self.most, self.read_rows = max(self.most, len(rows)), self.read_rows + len(rows)
+        return self.vectors_ND[np.asarray(rows, dtype=np.int64)]
+
+
+def fit_by(
+    crew: Crew, settings: Sid, vectors_ND: np.ndarray, seed: int = 0
+) -> tuple[list[Quantizer], dict[str, float]]:
+    """Each worker's quantizer after a shared fit, and the measures of the first."""
+
+    def work(member: Member) -> tuple[Quantizer, dict[str, float]]:
+        quantizer = make_quantizer(settings, seed=seed, device="cpu")
+        stream = Stream(Rows(vectors_ND), range(len(vectors_ND)), rank=member.rank, workers=member.size, seed=seed)
+        return quantizer, quantizer.fit_parallel(stream, member)
+
+    found = crew.run(work)
+    return [quantizer for quantizer, _ in found], found[0][1]
+
+
+def new_net_of_one_thread(self: RqVae) -> Any:
+    """``RqVae._new_net`` under a lock: torch's random numbers are of the process, not of the thread."""
+    with LOCK:
+        return NEW_NET(self)
+
+
+def agreement(left: Quantizer, right: Quantizer, vectors: np.ndarray) -> float:
+    return float((left.encode(vectors) == right.encode(vectors)).all(axis=1).mean())
+
+
+def drift(left: Quantizer, right: Quantizer) -> float:
+    """The largest difference of two quantizers' tensors, relative to the tensor's largest entry."""
+    ours, theirs = left.tensors(), right.tensors()
+    return max(float(np.abs(ours[name] - theirs[name]).max() / np.abs(ours[name]).max()) for name in ours)

@@ -1,0 +1,263 @@
+"""The whole path on a shop whose answer is known, in one process and on Ray."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.synthetic import chain_shop, tiny_config
+
+import genrec
+from cluster.artifacts import Output, run_stage
+from cluster.policy_predictor import NODE_WEIGHTS
+from cluster.run_spec import Job
+from cluster.train import fit, grpo_loop, sft_loop
+from genrec.config import Config, to_yaml
+from genrec.data.tables import read_items, read_queries
+from genrec.errors import InputError
+from genrec.inference.batch import read_predictions
+from workflows import assign, full, grpo, prepare, sft, tune
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return chain_shop(tmp_path_factory.mktemp("shop"))
+
+
+@pytest.fixture(scope="module")
+def config(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    return tiny_config(tmp_path_factory.mktemp("storage"), shop)
+
+
+@pytest.fixture(scope="module")
+def report(config: Config) -> Output:
+    return full.run(config)
+
+
+def test_the_model_learns_the_chain_and_metrics_have_their_form(report: Output) -> None:
+    metrics = json.loads((report.path / "metrics.json").read_text())
+    assert metrics["model"]["item"]["hr@10"] > 0.9
+    assert set(metrics["baselines"]) == {"popularity", "transition", "itemknn"}
+    for level in ("item", "sid"):
+        assert {f"{m}@{k}" for m in ("hr", "ndcg") for k in (1, 3, 5, 10, 20, 50)} <= set(metrics["model"][level])
+    low, high = metrics["ci95"]["model"]["item"]["ndcg@10"]
+    assert low <= metrics["model"]["item"]["ndcg@10"] <= high
+    for stage in ("prepare", "assign", "sft", "grpo"):
+        assert metrics["stages"][stage]["wall_s"] > 0
+        assert metrics["stages"][stage]["peak_rss_mb"] > 0
+    page = (report.path / "report.html").read_text()
+    assert metrics["verdict"].split()[0] in page
+
+
+def test_a_second_run_does_nothing(report: Output, config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    again = full.run(config)
+    assert again.skipped
+    assert again.path == report.path
+    assert " starts" not in capsys.readouterr().out
+
+
+def test_a_loaded_run_recommends_the_next_item(report: Output, config: Config) -> None:
+    recommender = genrec.load(Path(config.storage) / "runs" / "tiny")
+    found = recommender.recommend(["i3", "i4", "i5"], k=3)
+    assert found[0].id == "i6"
+    assert found[0].title == "soap thing number 6"
+    assert [r.score for r in found] == sorted((r.score for r in found), reverse=True)
+    with pytest.raises(InputError, match="unknown"):
+        recommender.recommend(["never heard of"])
+    with pytest.raises(InputError, match="no finished run"):
+        genrec.load(config.storage)
+
+
+def test_another_config_goes_to_another_directory(report: Output, config: Config) -> None:
+    other = config.model_copy(update={"rewards": config.rewards.model_copy(update={"hit": 2.0})})
+    assert sft.run(other).path == sft.run(config).path
+    assert grpo.run(other).path != grpo.run(config).path
+
+
+def test_a_policy_of_other_sids_is_refused(report: Output, config: Config, tmp_path: Path) -> None:
+    sizes = config.model_copy(update={"sid": config.sid.model_copy(update={"codes": 12})})
+    job = Job(config, prepare.run(config).path, assign.run(sizes).path, tmp_path, start=sft.run(config).path)
+    with pytest.raises(InputError, match="trained on the catalogue"):
+        job.build()
+
+
+def test_the_policy_alone_is_judged_before_the_mixture(config: Config, report: Output) -> None:
+    mixed = config.model_copy(
+        update={"name": "mixed", "decode": config.decode.model_copy(update={"prior": "itemknn", "prior_weight": 0.5})}
+    )
+    judged = full.run(mixed)
+    metrics = json.loads((judged.path / "metrics.json").read_text())
+    assert metrics["prior"]["weight"] == 0.5
+    assert metrics["policy"]["item"] == json.loads((report.path / "metrics.json").read_text())["model"]["item"]
+    assert "trained policy alone" in metrics["verdict"].split(":")[0]
+    found = genrec.load(Path(config.storage) / "runs" / "mixed").recommend(["i3", "i4", "i5"], k=3)
+    assert found[0].id == "i6"
+
+
+def test_a_prior_on_nodes_is_tuned_judged_and_served_alike(config: Config, report: Output) -> None:
+    steered = config.model_copy(
+        update={"name": "steered", "decode": config.decode.model_copy(update={"prior": "itemknn_nodes"})}
+    )
+    judged = full.run(steered)
+    metrics = json.loads((judged.path / "metrics.json").read_text())
+    prior = metrics["prior"]
+    searched = {path.name for path in (judged.path / "predictions" / "grpo").iterdir()}
+    assert {f"valid-nodes-{weight:g}" for weight in NODE_WEIGHTS} | {"valid", "test"} <= searched
+    assert prior["kind"] == "itemknn_nodes" and 0 < prior["weight"] <= max(NODE_WEIGHTS)
+    assert metrics["policy"]["item"] == json.loads((report.path / "metrics.json").read_text())["model"]["item"]
+    recommender = genrec.load(Path(config.storage) / "runs" / "steered")
+    data = prepare.run(config).path
+    ids, queries = read_items(data)["id"].to_pylist(), read_queries(data, "test")
+    beams = read_predictions(judged.path / "predictions" / "grpo" / f"test-nodes-{prior['weight']:g}")
+    for history, items_K in zip(queries["history"].to_pylist()[:5], beams.items_QK, strict=False):
+        found = recommender.recommend([ids[item] for item in history], k=3)
+        scores = [one.score for one in found]
+        unseen = [ids[item] for item in items_K.tolist() if item >= 0 and item not in history]
+        assert [one.id for one in found] == unseen[:3], "the shop's users never repeat an item"
+        assert scores == sorted(scores, reverse=True) and 0 < sum(scores) <= 1
+
+
+def test_a_run_that_its_guard_stopped_stays_stopped(config: Config, report: Output, tmp_path: Path) -> None:
+    paths = [stage.run(config).path for stage in (prepare, assign, sft)]
+    grpo_settings = config.learning.grpo.model_copy(update={"guard_drop": 0.0, "lr": 0.5, "eval_every": 1, "sft": 0.0})
+    learning = config.learning.model_copy(update={"grpo": grpo_settings})
+    wild = config.model_copy(update={"learning": learning})
+    curves = []
+    for _ in range(2):
+        job = Job(wild, paths[0], paths[1], tmp_path, start=paths[2])
+        grpo_loop(job)
+        curves.append(json.loads((tmp_path / "curve.json").read_text()))
+        (tmp_path / "curve.json").unlink()
+    assert curves[0]["stopped"]
+    assert curves[0] == curves[1]
+
+
+def test_a_stage_that_fails_leaves_nothing_that_looks_finished(config: Config) -> None:
+    def broken(path: Path) -> dict[str, int]:
+        (path / "half.txt").write_text("half")
+        raise RuntimeError("lost power")
+
+    def run(work: object) -> Output:
+        return run_stage(config, "broken", version=1, settings={}, inputs=(), work=work)  # type: ignore[arg-type]
+
+    with pytest.raises(RuntimeError):
+        run(broken)
+    folder = Path(config.storage) / "broken"
+    assert not list(folder.glob("*/manifest.json"))
+    done = run(lambda path: {"found": len(list(path.iterdir()))})
+    assert done.metrics["found"] == 1
+    assert not list(folder.glob("*.partial"))
+
+
+def command(config: Config, verb: str, file: Path) -> list[str]:
+    file.write_text(to_yaml(config))
+    return [sys.executable, "-m", f"workflows.{verb}", str(file)]
+
+
+def test_training_killed_with_sigkill_ends_with_the_weights_of_an_undisturbed_run(
+    config: Config, report: Output, shop: Path, tmp_path: Path
+) -> None:
+    killed = tiny_config(tmp_path / "storage", shop)
+    run = command(killed, "grpo", tmp_path / "config.yaml")
+    for stage, step in (("sft", 6), ("grpo", 2)):
+        process = subprocess.Popen(run, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 200
+        pattern = f"{stage}/*.partial/checkpoints/step-*"
+        while not any(int(p.name[5:]) >= step for p in (tmp_path / "storage").glob(pattern)):
+            assert time.monotonic() < deadline
+            assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run(run, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    for stage in (sft, grpo):
+        weights = [(stage.run(c).path / "policy.safetensors").read_bytes() for c in (config, killed)]
+        assert weights[0] == weights[1]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("ray_cluster")
+def test_ray_train_and_rollout_actors_give_the_weights_of_one_process(
+    config: Config, report: Output, shop: Path, tmp_path: Path
+) -> None:
+    on_ray = tiny_config(tmp_path, shop, "compute.workers=1", "compute.rollout_actors=2", "compute.data_actors=1")
+    shared = on_ray.model_copy(update={"compute": on_ray.compute.model_copy(update={"rollout_cpus": 0.25})})
+    settings = [json.loads((grpo.run(c).path / "curve.json").read_text()) for c in (config, shared)]
+    assert settings[0]["curve"][1:] == settings[1]["curve"][1:]
+    for stage in (sft, grpo):
+        weights = [(stage.run(c).path / "policy.safetensors").read_bytes() for c in (config, shared)]
+        assert weights[0] == weights[1]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("ray_cluster")
+def test_bad_input_in_a_training_worker_is_one_clear_error(config: Config, report: Output, tmp_path: Path) -> None:
+    data = prepare.run(config).path
+    for workers in (2, 1):
+        on_ray = config.model_copy(update={"compute": config.compute.model_copy(update={"workers": workers})})
+        lost = Job(on_ray, data, tmp_path / "nowhere", tmp_path / str(workers))
+        with pytest.raises(InputError, match="no readable catalogue"):
+            fit(sft_loop, lost, "sft")
+    greedy = on_ray.compute.model_copy(update={"worker_cpus": 64.0})
+    with pytest.raises(InputError, match="asks for 64 CPUs"):
+        fit(sft_loop, Job(on_ray.model_copy(update={"compute": greedy}), lost.data, lost.catalog, tmp_path), "sft")
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("ray_cluster")
+def test_two_workers_learn_what_one_learns(config: Config, report: Output, shop: Path, tmp_path: Path) -> None:
+    pair = tiny_config(tmp_path, shop, "compute.workers=2", "compute.rollout_actors=0", "policy.dropout=0.0")
+    one = tiny_config(tmp_path, shop, "compute.workers=0", "policy.dropout=0.0")
+    losses = [
+        [p["loss"] for p in json.loads((sft.run(c).path / "curve.json").read_text())["curve"]] for c in (one, pair)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-2)
+    checks = json.loads((grpo.run(pair).path / "curve.json").read_text())["curve"]
+    assert checks[-1]["ndcg@10"] > 0.5
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_killed_rollout_actor_is_replaced_and_its_work_replayed(report: Output, config: Config) -> None:
+    import ray
+    import torch
+
+    from cluster.rollouts import RayRollouts
+    from genrec.data.tables import read_queries, to_queries
+
+    paths = [stage.run(config).path for stage in (prepare, assign, sft)]
+    job = Job(config, paths[0], paths[1], paths[2], start=paths[2])
+    policy, _, _ = job.build()
+    queries = to_queries(read_queries(paths[0], "train"))[:40]
+    rollouts = RayRollouts(job, 2)
+    expected = rollouts.collect(rollouts.submit(queries, policy.snapshot(0)))
+    ticket = rollouts.submit(queries, policy.snapshot(1))
+    ray.kill(rollouts.actors[0], no_restart=False)
+    groups = rollouts.collect(ticket)
+    assert [group.query for group in groups] == queries
+    assert {group.version for group in groups} == {1}
+    for ours, theirs in zip(groups, expected, strict=True):
+        assert torch.equal(ours.items_G, theirs.items_G)
+        assert torch.equal(ours.logp_GL, theirs.logp_GL)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("ray_cluster")
+def test_tune_ranks_its_trials_by_validation(report: Output, config: Config) -> None:
+    small = config.model_copy(update={"tune": config.tune.model_copy(update={"trials": 2, "steps": 2})})
+    found = tune.run(small)
+    trials = json.loads((found.path / "trials.json").read_text())
+    assert len(trials) == 2
+    assert trials[0]["ndcg@10"] >= trials[1]["ndcg@10"]
+    assert set(trials[0]["rewards"]) == set(small.tune.space)
