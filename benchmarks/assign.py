@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Bench, ratio, seconds_of, take_turns
+from benchmarks.harness import Bench, interleaved_timings, ratio, timed
 from genrec.config import Config, Sid
 
 SIZES, DIMS, FIT_ITEMS = (10_000, 100_000, 1_000_000), 384, 65_536
@@ -33,7 +33,7 @@ def run(config: Config, sizes: Sequence[int] = SIZES, dims: int = DIMS, codes: i
     limit_threads(1)
     bench = Bench("assign")
     work = Path(config.storage).absolute() / "bench" / "assign"
-    settings = Sid(codes=codes, fit_items=FIT_ITEMS, iterations=10)
+    settings = Sid(codebook_size=codes, fit_items=FIT_ITEMS, iterations=10)
     for size in sizes:
         shutil.rmtree(work, ignore_errors=True)
         _write_items(work / "vectors", size, dims, config.seed)
@@ -79,7 +79,7 @@ def _measure(bench: Bench, work: Path, size: int, settings: Sid, seed: int) -> N
     label, vectors = _label(size), VectorFiles(work / "vectors")
     sample_ND = vectors.read(0, min(size, FIT_ITEMS))
     quantizer = make_quantizer(settings, seed=seed, threads=1)
-    fits = take_turns(
+    fits = interleaved_timings(
         {"ours": lambda: quantizer.fit(sample_ND), "faiss": lambda: _faiss_fit(sample_ND, settings, seed)}, rounds=1
     )
     bench.figures[f"fit_s_{label}"] = statistics.median(fits["ours"])
@@ -113,9 +113,9 @@ def _encode(bench: Bench, work: Path, label: str, settings: Sid) -> None:
     for _ in range(max(1, WARM_ITEMS // len(vectors))):
         turn = {"encode": 0.0, "faiss": 0.0}
         for shard, start in enumerate(range(0, len(vectors), settings.shard_items)):
-            turn["encode"] += seconds_of(lambda shard=shard: encode(shard))
+            turn["encode"] += timed(lambda shard=shard: encode(shard))
             part_ND = vectors.read(start, start + settings.shard_items)
-            turn["faiss"] += seconds_of(lambda part_ND=part_ND: search(part_ND))
+            turn["faiss"] += timed(lambda part_ND=part_ND: search(part_ND))
         for name, value in turn.items():
             seconds[name].append(value)
     for name, values in seconds.items():
@@ -155,9 +155,9 @@ def _finish(bench: Bench, work: Path, label: str, size: int, quantizer: Any) -> 
     start = time.perf_counter()
     codes_NL = torch.from_numpy(resolve(before_NL, vectors_ND, quantizer))
     figures[f"resolve_us_per_item_{label}"] = (time.perf_counter() - start) / size * 1e6
-    figures[f"trie_build_s_{label}"] = seconds_of(lambda: Trie.from_codes(codes_NL, sizes))
+    figures[f"trie_build_s_{label}"] = timed(lambda: Trie.from_codes(codes_NL, sizes))
     catalog = Catalog(codes_NL, sizes)
     stored = sum(tensor.numel() * tensor.element_size() for tensor in catalog.trie.tensors.values())
     figures[f"trie_bytes_per_item_{label}"] = stored / size
     catalog.save(work / "catalog")
-    figures[f"catalog_load_s_{label}"] = seconds_of(lambda: Catalog.load(work / "catalog"))
+    figures[f"catalog_load_s_{label}"] = timed(lambda: Catalog.load(work / "catalog"))

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.compare import Comparison
-from cluster.artifacts import Output
-from cluster.run_spec import Job
+from cluster.artifacts import Artifact
+from cluster.run_spec import RunSpec
 from cluster.stages import instruction, steps
 from genrec.config import Config
 from genrec.errors import InputError
@@ -23,20 +23,20 @@ CONVERSATIONS = 20
 MAX_TOKENS = 400
 
 
-def run(config: Config, data: Output, catalog: Output) -> Comparison:
+def run(config: Config, data: Artifact, catalog: Artifact) -> Comparison:
     """Train the policy of the config, unless it exists, and talk to it.
 
     Raises:
-        InputError: no task of ``learning.tasks`` is a conversation, or an unknown one in ``bench.rows``.
+        InputError: no task of ``learning.tasks`` is a conversation, or an unknown one in ``bench.variants``.
     """
     chosen = [name for name in config.learning.tasks.chosen if name != "next_item"]
-    if unknown := [name for name in config.bench.rows if name not in chosen]:
-        raise InputError(f"bench.rows names {unknown}; the conversations of learning.tasks are {chosen}")
+    if unknown := [name for name in config.bench.variants if name not in chosen]:
+        raise InputError(f"bench.variants names {unknown}; the conversations of learning.tasks are {chosen}")
     if not chosen:
         raise InputError("bench chat talks about what a policy learned; give learning.tasks weights")
     policy = steps.sft(config, data, catalog)
-    partner = _Partner(Job(config, data.path, catalog.path, policy.path, start=policy.path))
-    found = {task: partner.talk(task) for task in config.bench.rows or chosen}
+    partner = _ChatEvaluation(RunSpec(config, data.path, catalog.path, policy.path, start=policy.path))
+    found = {task: partner.talk(task) for task in config.bench.variants or chosen}
     comparison = Comparison("chat", text=_page(found))
     comparison.figures = {
         f"{task}.{name}": value for task, one in found.items() for name, value in one["shares"].items()
@@ -44,10 +44,10 @@ def run(config: Config, data: Output, catalog: Output) -> Comparison:
     return comparison
 
 
-class _Partner:
+class _ChatEvaluation:
     """The user's side of the conversations, and what is counted of the other's."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: RunSpec) -> None:
         import torch
 
         from genrec.data.tables import read_items
@@ -57,7 +57,7 @@ class _Partner:
         self._form = instruction.chat_format(job, prompts, self._catalog)
         self._titles = [title or "" for title in read_items(job.data)["title"].to_pylist()]
         languages = job.config.learning.instruction.languages[:1]
-        self._writer = instruction.make_writer(job, self._catalog, "test", languages)
+        self._writer = instruction.make_example_builder(job, self._catalog, "test", languages)
 
     def talk(self, task: str) -> dict[str, Any]:
         """The first conversation as lines of (role, text), and the shares over all."""

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from benchmarks.harness import Bench, in_process
 from benchmarks.tables import contest, contest_by_popularity
-from cluster.artifacts import Output, run_stage
-from cluster.batch_inference import answer
+from cluster.artifacts import Artifact, run_stage
+from cluster.batch_inference import predict
 from cluster.stages import steps
 from genrec.config import Config
 from genrec.data.files import write_json, write_text
@@ -26,7 +26,7 @@ QUERIES = "queries.parquet"
 """Beside the scores: per test query the ``rank`` of its target (0: missed) and the ``bucket`` of its popularity."""
 
 
-class Scored(NamedTuple):
+class RunScore(NamedTuple):
     """A policy's test metrics (those of a popularity bucket are named ``ndcg@10/tail``), and where both lie."""
 
     values: dict[str, float]
@@ -34,7 +34,7 @@ class Scored(NamedTuple):
     where: Path
 
 
-Scores = dict[str, dict[int, Scored]]
+Scores = dict[str, dict[int, RunScore]]
 """By row and seed."""
 
 
@@ -56,22 +56,24 @@ class Comparison(Bench):
 
 
 @dataclass(frozen=True)
-class Row:
+class Variant:
     """One contestant: a config, the catalogue that its policy answers from, and how it is trained on data and that."""
 
     config: Config
-    catalog: Output
-    train: Callable[[Config, Output, Output], Output] = steps.sft
+    catalog: Artifact
+    train: Callable[[Config, Artifact, Artifact], Artifact] = steps.sft
 
 
-def side_by_side(place: str, what: str, config: Config, data: Output, rows: Mapping[str, Row]) -> Comparison:
-    """Train and score the rows; the page of tables (``what`` heads the names) is written after every policy."""
-    comparison = Comparison(place)
-    for scores in score_rows(place, data, rows):
+def compare_variants(
+    directory: str, label: str, config: Config, data: Artifact, rows: Mapping[str, Variant]
+) -> Comparison:
+    """Train and score the rows; the page of tables (``label`` heads the names) is written after every policy."""
+    comparison = Comparison(directory)
+    for scores in score_rows(directory, data, rows):
         if not all(scores.values()):
             continue
         found = compare(scores)
-        tables = [contest(what, found), *(contest_by_popularity(found, metric) for metric in METRICS)]
+        tables = [contest(label, found), *(contest_by_popularity(found, metric) for metric in METRICS)]
         comparison.text = "\n\n".join("\n".join(lines) for lines in tables) + "\n"
         comparison.figures = {
             f"{name}.{metric}": row[metric]["mean"]
@@ -83,23 +85,23 @@ def side_by_side(place: str, what: str, config: Config, data: Output, rows: Mapp
     return comparison
 
 
-def score_rows(place: str, data: Output, rows: Mapping[str, Row]) -> Iterator[Scores]:
+def score_rows(directory: str, data: Artifact, rows: Mapping[str, Variant]) -> Iterator[Scores]:
     """The scores after each policy; the seeds take turns, so that a run that is cut short still compares all rows."""
     first = next(iter(rows.values())).config
     seeds = range(first.seed, first.seed + first.bench.seeds)
     scores: Scores = {name: {} for name in rows}
     for turn, (seed, name) in enumerate(((seed, name) for seed in seeds for name in rows), start=1):
         catalog = rows[name].catalog
-        config = in_process(rows[name].config.model_copy(update={"seed": seed}), place)
+        config = in_process(rows[name].config.model_copy(update={"seed": seed}), directory)
         policy = rows[name].train(config, data, catalog)
         settings = {"width": config.decode.width}
         work = partial(_score, config, data.path, catalog.path, policy.path)
         inputs = [data, catalog, policy]
         stage = run_stage(config, "scores", version=VERSION, settings=settings, inputs=inputs, work=work)
         values = stage.metrics["scores"]
-        scores[name][seed] = Scored(values, policy.path, stage.path)
+        scores[name][seed] = RunScore(values, policy.path, stage.path)
         shown = "  ".join(f"{metric} {values[metric]:.4f}" for metric in METRICS)
-        print(f"[{place}] {turn}/{len(seeds) * len(rows)} {name}, seed {seed}: {shown}", flush=True)
+        print(f"[{directory}] {turn}/{len(seeds) * len(rows)} {name}, seed {seed}: {shown}", flush=True)
         yield scores
 
 
@@ -111,13 +113,14 @@ def _score(config: Config, data: Path, catalog: Path, policy: Path, out: Path) -
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from genrec.baselines.models import train_log
-    from genrec.evaluation.metrics import means, per_query, target_ranks
-    from genrec.evaluation.slices import by_bucket, category_entropy, category_numbers, coverage, popularity_bucket
+    from genrec.baselines.buckets import popularity_bucket
+    from genrec.baselines.train_log import train_log
+    from genrec.evaluation.slices import by_bucket, category_entropy, category_numbers, coverage
+    from genrec.metrics import means, per_query, target_ranks
 
     items = read_items(data)
     log = train_log(read_sequences(data), items.num_rows)
-    beams = answer(config, data, catalog, policy, out / "answers", mask_seen=log.repeat_share == 0.0)
+    beams = predict(config, data, catalog, policy, out / "answers", mask_seen=log.repeat_share == 0.0)
     targets_Q = read_queries(data, "test")["target"].to_numpy().astype("int64")
     ranks_Q, bucket_N = target_ranks(beams.items_QK, targets_Q), popularity_bucket(log.counts_N)
     values = per_query(ranks_Q, (10, 50))

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness import Bench, random_catalog, ratio, seconds_of, take_turns
-from genrec.config import Config, Policy
+from benchmarks.harness import Bench, interleaved_timings, random_catalog, ratio, timed
+from genrec.config import Config, PolicyConfig
 
 if TYPE_CHECKING:
     from genrec.sid.catalog import Catalog
@@ -22,7 +22,7 @@ MILLION = 1_000_000
 
 
 @dataclass(frozen=True)
-class Size:
+class DecodeSize:
     """What is measured: the model, prompts of ``1 + 3 * history`` tokens, and how they are searched."""
 
     layers: int = 6
@@ -39,21 +39,21 @@ class Size:
     rounds: int = 5
 
 
-ON_GPU = Size(layers=28, hidden=2048, heads=16, histories=(333,), widths=(50, 256), batch=4)
+ON_GPU = DecodeSize(layers=28, hidden=2048, heads=16, histories=(333,), widths=(50, 256), batch=4)
 """The shapes of Qwen3-1.7B, prompts of 1,000 tokens."""
 
 
-def run(config: Config, size: Size | None = None) -> Bench:
+def run(config: Config, size: DecodeSize | None = None) -> Bench:
     """On a CPU a 6-layer hidden-256 Qwen3 on 3,686 items, 64 and 127 tokens; on a GPU ``ON_GPU`` in bfloat16."""
     import torch
 
     torch.set_num_threads(config.compute.threads)
     on_gpu = torch.cuda.is_available() and config.compute.device != "cpu"
-    size = size or (ON_GPU if on_gpu else Size())
+    size = size or (ON_GPU if on_gpu else DecodeSize())
     bench = Bench("decode")
     for history in size.histories:
         for width in size.widths:
-            made = _Made(config, size, history, width, "cuda" if on_gpu else "cpu")
+            made = _DecodeSetup(config, size, history, width, "cuda" if on_gpu else "cpu")
             if history != size.histories[0] or len(size.widths) > 1:
                 made.name = f"_p{made.length}_w{width}"
             _beside_generate(made, bench)
@@ -64,10 +64,10 @@ def run(config: Config, size: Size | None = None) -> Bench:
     return bench
 
 
-class _Made:
+class _DecodeSetup:
     """A policy of random weights, a batch of prompts, and what the names of their figures end in."""
 
-    def __init__(self, config: Config, size: Size, history: int, width: int, device: str) -> None:
+    def __init__(self, config: Config, size: DecodeSize, history: int, width: int, device: str) -> None:
         import torch
 
         from genrec.policy.backbone import build
@@ -77,7 +77,9 @@ class _Made:
         self.catalog = random_catalog(size.items, self.generator)
         self.trie = self.catalog.trie.to(device)
         dtype = "float32" if device == "cpu" else "bfloat16"
-        shape = Policy(arch="qwen3", hidden=size.hidden, layers=size.layers, heads=size.heads, dropout=0.0, dtype=dtype)
+        shape = PolicyConfig(
+            arch="qwen3", hidden=size.hidden, layers=size.layers, heads=size.heads, dropout=0.0, dtype=dtype
+        )
         self.policy, self.prompts = build(shape, self.catalog, max_history=history, seed=config.seed)
         self.policy.eval().to(device)
         shape_BH = (size.batch, history)
@@ -102,7 +104,7 @@ class _Made:
             self.policy.hidden(self.tokens_BP, prompt_positions(self.mask_BP), prompt_mask(self.mask_BP))
 
 
-def _beside_generate(made: _Made, bench: Bench) -> None:
+def _beside_generate(made: _DecodeSetup, bench: Bench) -> None:
     """Tree decoding, ``generate`` and the public design at each vocabulary; and beside the prompt's own forward."""
     rounds, bound = made.size.rounds, (made.length + 2 * made.width) / made.length
     arguments = (made.policy, made.tokens_BP, made.mask_BP, made.catalog, made.width)
@@ -117,13 +119,13 @@ def _beside_generate(made: _Made, bench: Bench) -> None:
             bench.figures[f"same_tokens_as_{other}_{name}"] = same
         work: dict[str, Callable[[], Any]] = {"tree": made.beam, "prompt": made.prompt}
         work |= {other: partial(decode, *arguments) for other, decode in decoders.items()}
-        seconds = take_turns(work, rounds)
+        seconds = interleaved_timings(work, rounds)
         bench.figures |= {f"{what}_s_{name}": statistics.median(values) for what, values in seconds.items()}
         bench.ratios |= {f"vs_{other}_{name}": ratio(seconds[other], seconds["tree"]) for other in decoders}
         bench.ratios[f"over_flop_bound_{name}"] = ratio(seconds["tree"], seconds["prompt"]) / bound
 
 
-def _catalogue_and_memory(made: _Made, bench: Bench) -> None:
+def _catalogue_and_memory(made: _DecodeSetup, bench: Bench) -> None:
     """A far larger catalogue beside this one, and the keys and values of a search beside their bound.
 
     A search does less where the first codes of a SID leave one item. The small catalogue is therefore measured as it
@@ -133,7 +135,7 @@ def _catalogue_and_memory(made: _Made, bench: Bench) -> None:
     many = random_catalog(made.size.many_items, made.generator).trie.to(device)
     crowded = _crowded_catalog(made.size.items).trie.to(device)
     work = {"few": made.beam, "crowded": lambda: made.beam(crowded), "many": lambda: made.beam(many)}
-    seconds = take_turns(work, 2 * made.size.rounds + 1)
+    seconds = interleaved_timings(work, 2 * made.size.rounds + 1)
     bench.ratios[f"catalogue_1m_over_4k{made.name}"] = ratio(seconds["many"], seconds["crowded"])
     bench.ratios[f"crowded_over_sparse{made.name}"] = ratio(seconds["crowded"], seconds["few"])
     caches: list[Any] = []
@@ -163,7 +165,7 @@ def _crowded_catalog(items: int) -> Catalog:
     return Catalog(torch.stack([flat // side**2, flat // side % side, flat % side], 1), (256, 256, 256))
 
 
-def _scoring(made: _Made, bench: Bench) -> None:
+def _scoring(made: _DecodeSetup, bench: Bench) -> None:
     """Forward and backward over G candidates that share their prompt, beside G sequences."""
     import torch
 
@@ -182,13 +184,13 @@ def _scoring(made: _Made, bench: Bench) -> None:
         tokens, mask = made.tokens_BP.repeat_interleave(group, 0), made.mask_BP.repeat_interleave(group, 0)
         score(policy, tokens, mask, candidates_BGL.flatten(0, 1)[:, None], made.trie).logp_BGL.sum().backward()
 
-    seconds = take_turns({"shared": shared, "separate": separate}, made.size.rounds)
+    seconds = interleaved_timings({"shared": shared, "separate": separate}, made.size.rounds)
     policy.zero_grad()
     bench.figures |= {f"score_{what}_s{made.name}": statistics.median(values) for what, values in seconds.items()}
     bench.ratios[f"score_vs_separate{made.name}"] = ratio(seconds["separate"], seconds["shared"])
 
 
-def _prompt_cache(made: _Made, bench: Bench) -> None:
+def _prompt_cache(made: _DecodeSetup, bench: Bench) -> None:
     """Requests of users whose history grew by one item since their last one, beside the same without a cache."""
     from genrec.policy.decoding.beam import beam
     from genrec.policy.decoding.prompt_cache import PromptCache
@@ -202,8 +204,8 @@ def _prompt_cache(made: _Made, bench: Bench) -> None:
     for _ in range(made.size.rounds + 1):
         cache = PromptCache(made.policy, 2**32)
         ask([history[:-1] for history in made.histories], cache)
-        found["whole"].append(seconds_of(lambda: ask(made.histories, None)))
-        found["cached"].append(seconds_of(lambda known=cache: ask(made.histories, known)))
+        found["whole"].append(timed(lambda: ask(made.histories, None)))
+        found["cached"].append(timed(lambda known=cache: ask(made.histories, known)))
     bench.ratios[f"prompt_cache{made.name}"] = ratio(found["whole"][1:], found["cached"][1:])
 
 

@@ -50,7 +50,7 @@ class Bench:
         return json.dumps({"bench": self.name, "machine": machine, "figures": self.figures, "ratios": self.ratios})
 
 
-def seconds_of(work: Callable[[], Any]) -> float:
+def timed(work: Callable[[], Any]) -> float:
     """Seconds of one call, what it left to a GPU included."""
     import torch
 
@@ -61,14 +61,14 @@ def seconds_of(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def take_turns(alternatives: Mapping[str, Callable[[], Any]], rounds: int = 5) -> dict[str, list[float]]:
+def interleaved_timings(alternatives: Mapping[str, Callable[[], Any]], rounds: int = 5) -> dict[str, list[float]]:
     """Seconds of each alternative per round; all run once before the first round, and in turn within a round."""
     for work in alternatives.values():
         work()
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
     for _ in range(rounds):
         for name, work in alternatives.items():
-            seconds[name].append(seconds_of(work))
+            seconds[name].append(timed(work))
     return seconds
 
 

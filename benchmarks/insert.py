@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness import Bench, in_process
-from cluster.artifacts import Output, run_stage
-from cluster.batch_inference import answer
+from cluster.artifacts import Artifact, run_stage
+from cluster.batch_inference import predict
 from cluster.stages import steps
 from genrec.config import Config
 from genrec.errors import InputError
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 VERSION = 1
 
 
-def run(config: Config, data: Output, vectors: Output) -> Bench:
+def run(config: Config, data: Artifact, vectors: Artifact) -> Bench:
     """HR of the queries for held-out items, and of the others, before and after the insert; no prior is mixed in.
 
     Raises:
@@ -66,7 +66,7 @@ def _hold_out(config: Config, data: Path, vectors: Path, out: Path) -> Mapping[s
     return hold_out(data, held, out)
 
 
-class Kept:
+class PrecomputedEncoder:
     """In place of a text encoder: the vectors (M, D) that these texts have been given already, in this order."""
 
     def __init__(self, vectors_MD: np.ndarray) -> None:
@@ -79,7 +79,7 @@ class Kept:
 
 
 def _measure(config: Config, reduced: Path, assigned: Path, policy: Path, out: Path) -> Mapping[str, Any]:
-    from genrec.baselines.models import train_log
+    from genrec.baselines.train_log import train_log
     from genrec.data.tables import read_queries, read_sequences
     from genrec.sid.catalog import Catalog
 
@@ -91,7 +91,7 @@ def _measure(config: Config, reduced: Path, assigned: Path, policy: Path, out: P
     }
     mask_seen = train_log(read_sequences(reduced / "data"), len(catalog)).repeat_share == 0.0
     ranked = {
-        name: answer(config, reduced / "asked", path, policy, out / "answers" / name, mask_seen=mask_seen, label=name)
+        name: predict(config, reduced / "asked", path, policy, out / "answers" / name, mask_seen=mask_seen, label=name)
         for name, path in catalogs.items()
     }
     targets_Q = read_queries(reduced / "asked", "test")["target"].to_numpy().astype("int64")
@@ -108,7 +108,12 @@ def _insert_nearest(config: Config, reduced: Path, assigned: Path, out: Path) ->
     items = pq.ParquetFile(reduced / "held.parquet").read()
     held_MD = VectorFiles(reduced / "held_vectors").read()
     catalog_updates.insert(
-        assigned, out / "live", items, lambda: Kept(held_MD), vectors=reduced / "vectors", embed=config.embed
+        assigned,
+        out / "live",
+        items,
+        lambda: PrecomputedEncoder(held_MD),
+        vectors=reduced / "vectors",
+        embed=config.embed,
     )
     return catalog_updates.current(assigned, out / "live")
 
@@ -143,7 +148,7 @@ def figures(ranked: Mapping[str, np.ndarray], targets_Q: np.ndarray, kept: int, 
     ``others_hr@10_change`` is nearest less absent, with its 95 % interval over queries.
     """
     from genrec.evaluation.intervals import paired
-    from genrec.evaluation.metrics import means, per_query, target_ranks
+    from genrec.metrics import means, per_query, target_ranks
 
     held_Q = targets_Q >= kept
     found: dict[str, float] = {"held_queries": float(held_Q.sum()), "other_queries": float((~held_Q).sum())}

@@ -1,6 +1,6 @@
 """Supervised losses side by side: the same fine-tuning with each, from several seeds, judged on the test queries.
 
-Every row is the config's ``learning.sft`` section with another ``loss`` or ``softmax``; ``bench.rows`` chooses some of
+Every row is the config's ``learning.sft`` section with another ``loss`` or ``softmax``; ``bench.variants`` chooses some of
 them, ``bench.seeds`` says how many policies each gets. See ``benchmarks.compare`` for what is kept; the page and all
 figures lie beside it as ``<name>.md`` and ``<name>.json``, written again after every policy.
 """
@@ -9,25 +9,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.compare import Comparison, Row, side_by_side
-from cluster.artifacts import Output
+from benchmarks.compare import Comparison, Variant, compare_variants
+from cluster.artifacts import Artifact
 from genrec.config import Config, Sft
 from genrec.errors import InputError
 
 PLACE = "losses"
 
 
-def run(config: Config, data: Output, catalog: Output) -> Comparison:
+def run(config: Config, data: Artifact, catalog: Artifact) -> Comparison:
     """Train and score the chosen rows.
 
     Raises:
-        InputError: a row of ``bench.rows`` that does not exist.
+        InputError: a row of ``bench.variants`` that does not exist.
     """
     settings = sections(config.learning.sft)
-    if unknown := [name for name in config.bench.rows if name not in settings]:
-        raise InputError(f"bench.rows names {unknown}; the rows are {list(settings)}")
-    rows = {name: Row(_with(config, settings[name]), catalog) for name in config.bench.rows or settings}
-    return side_by_side(PLACE, "loss", config, data, rows)
+    if unknown := [name for name in config.bench.variants if name not in settings]:
+        raise InputError(f"bench.variants names {unknown}; the rows are {list(settings)}")
+    rows = {name: Variant(_with(config, settings[name]), catalog) for name in config.bench.variants or settings}
+    return compare_variants(PLACE, "loss", config, data, rows)
 
 
 def sections(sft: Sft) -> dict[str, Sft]:

@@ -2,7 +2,7 @@
 
 The first row is the SFT policy itself. The others are GRPO stages of the config with other rewards or settings; those
 of the recipes take rewards and objective of ``configs/versions``; ``supervised`` has no reward, but the same updates by
-the supervised term and the KL: what rewards add is the difference to it. ``bench.rows`` chooses, ``bench.seeds`` says
+the supervised term and the KL: what rewards add is the difference to it. ``bench.variants`` chooses, ``bench.seeds`` says
 how many SFT policies there are. See ``benchmarks.compare`` for what is kept; the page and all figures lie beside it as
 ``<name>.md`` and ``<name>.json``, written again after every policy.
 """
@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare import QUERIES, Comparison, Row, Scored, Scores, compare, score_rows
+from benchmarks.compare import QUERIES, Comparison, RunScore, Scores, Variant, compare, score_rows
 from benchmarks.tables import rewards_page
-from cluster.artifacts import Output
+from cluster.artifacts import Artifact
 from cluster.stages import steps
 from genrec.config import Config, Rewards, load_config
 from genrec.errors import InputError
@@ -29,22 +29,22 @@ GUARDED = ("ndcg@10", "hr@50")
 """What the paired bootstrap is drawn for, of all queries and of those for tail items."""
 
 Change = tuple[Mapping[str, Any], Mapping[str, float] | Rewards]
-"""What a row changes: keys of ``learning.grpo``, and weights of the rewards or all of them."""
+"""What a row changes: keys of ``learning.rl``, and weights of the rewards or all of them."""
 
 
-def run(config: Config, data: Output, catalog: Output, vectors: Output) -> Comparison:
+def run(config: Config, data: Artifact, catalog: Artifact, vectors: Artifact) -> Comparison:
     """Train and score the chosen rows.
 
     Raises:
-        InputError: a row of ``bench.rows`` that does not exist.
+        InputError: a row of ``bench.variants`` that does not exist.
     """
     known = changes(config)
-    if unknown := [name for name in config.bench.rows if name not in known]:
-        raise InputError(f"bench.rows names {unknown}; the rows are {list(known)}")
-    chosen = [name for name in config.bench.rows or known if name != FIRST]
-    rows = {FIRST: Row(config, catalog)}
+    if unknown := [name for name in config.bench.variants if name not in known]:
+        raise InputError(f"bench.variants names {unknown}; the rows are {list(known)}")
+    chosen = [name for name in config.bench.variants or known if name != FIRST]
+    rows = {FIRST: Variant(config, catalog)}
     for name in chosen:
-        rows[name] = Row(_changed(config, known[name]), catalog, partial(_reinforced, vectors))
+        rows[name] = Variant(_changed(config, known[name]), catalog, partial(_reinforced, vectors))
     comparison = Comparison(PLACE)
     for scores in score_rows(PLACE, data, rows):
         comparison = _written(config, scores)
@@ -56,7 +56,7 @@ def changes(config: Config) -> dict[str, Change]:
     found: dict[str, Change] = {FIRST: ({}, {}), "config": ({}, {})}
     for name in ("v1", "v2", "v3", "v4"):
         recipe = load_config([RECIPES / f"{name}.yaml"])
-        found[name] = ({"objective": recipe.learning.grpo.objective}, recipe.rewards)
+        found[name] = ({"objective": recipe.learning.rl.objective}, recipe.rewards)
     hit = Rewards(hit=1.0, rank_log=0.0, settings=config.rewards.settings)
     none = hit.weighted({"hit": 0.0})
     found |= {"hit": ({}, hit), "supervised": ({}, none)}
@@ -69,13 +69,13 @@ def changes(config: Config) -> dict[str, Change]:
 
 def _changed(config: Config, change: Change) -> Config:
     settings, weights = change
-    grpo = config.learning.grpo.model_copy(update=dict(settings))
+    grpo = config.learning.rl.model_copy(update=dict(settings))
     rewards = weights if isinstance(weights, Rewards) else config.rewards.weighted(weights)
     learning = config.learning.model_copy(update={"grpo": grpo})
     return config.model_copy(update={"learning": learning, "rewards": rewards})
 
 
-def _reinforced(vectors: Output, config: Config, data: Output, catalog: Output) -> Output:
+def _reinforced(vectors: Artifact, config: Config, data: Artifact, catalog: Artifact) -> Artifact:
     return steps.grpo(config, data, catalog, steps.sft(config, data, catalog), vectors)
 
 
@@ -98,10 +98,10 @@ def _written(config: Config, scores: Scores) -> Comparison:
     return comparison
 
 
-def _paired(ours: Sequence[Scored], base: Sequence[Scored], resamples: int, seed: int) -> dict[str, Any]:
+def _paired(ours: Sequence[RunScore], base: Sequence[RunScore], resamples: int, seed: int) -> dict[str, Any]:
     """The gain over ``base``, of the mean over seeds per query, with intervals by resampling queries."""
+    from genrec.baselines.buckets import BUCKETS
     from genrec.evaluation.intervals import paired
-    from genrec.evaluation.slices import BUCKETS
 
     (values, bucket_Q), (base_values, _) = _per_query(ours), _per_query(base)
     found: dict[str, Any] = dict(paired(values, base_values, resamples, seed))
@@ -112,12 +112,12 @@ def _paired(ours: Sequence[Scored], base: Sequence[Scored], resamples: int, seed
     return found
 
 
-def _per_query(scored: Sequence[Scored]) -> tuple[dict[str, Any], Any]:
+def _per_query(scored: Sequence[RunScore]) -> tuple[dict[str, Any], Any]:
     """The ``GUARDED`` metrics of each test query, averaged over the policies, and the queries' buckets."""
     import numpy as np
     import pyarrow.parquet as pq
 
-    from genrec.evaluation.metrics import per_query
+    from genrec.metrics import per_query
 
     tables = [pq.read_table(one.where / QUERIES) for one in scored]
     values = [per_query(table["rank"].to_numpy(), (10, 50)) for table in tables]
@@ -125,7 +125,7 @@ def _per_query(scored: Sequence[Scored]) -> tuple[dict[str, Any], Any]:
     return means, tables[0]["bucket"].to_numpy()
 
 
-def _audit(scored: Sequence[Scored]) -> dict[str, float]:
+def _audit(scored: Sequence[RunScore]) -> dict[str, float]:
     """Means over seeds of: the version that was kept, runs that the guard stopped, and figures of the updates."""
     curves = [json.loads((one.policy / "curve.json").read_text(encoding="utf-8")) for one in scored]
     records = [record for curve in curves for record in curve["curve"]]
@@ -134,7 +134,12 @@ def _audit(scored: Sequence[Scored]) -> dict[str, float]:
         "stopped": sum(bool(curve["stopped"]) for curve in curves) / len(curves),
     }
     names = sorted(
-        {name for record in records for name in record if name.startswith(("dead_groups", "share/", "mass/"))}
+        {
+            name
+            for record in records
+            for name in record
+            if name.startswith(("zero_advantage_groups", "advantage_share/", "prob_shift/"))
+        }
     )
     for name in names:
         values = [record[name] for record in records if record.get(name) is not None and record[name] == record[name]]

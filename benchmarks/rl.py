@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.decode import generate
-from benchmarks.harness import Bench, random_catalog, ratio, seconds_of, take_turns
+from benchmarks.harness import Bench, interleaved_timings, random_catalog, ratio, timed
 from benchmarks.throughput_model import Service
-from cluster.run_spec import Job
-from genrec.config import Config, Policy
+from cluster.run_spec import RunSpec
+from genrec.config import Config, PolicyConfig
 
 ACTORS = (1, 2, 4, 8, 16, 32, 64)
 FAST = 16
@@ -22,7 +22,7 @@ FAST = 16
 
 
 @dataclass(frozen=True)
-class Size:
+class RlSize:
     """What is measured: the model, the catalogue, prompts of ``1 + 3 * history`` tokens, queries per update."""
 
     layers: int = 6
@@ -35,14 +35,14 @@ class Size:
     rounds: int = 3
 
 
-def run(config: Config, size: Size | None = None) -> Bench:
+def run(config: Config, size: RlSize | None = None) -> Bench:
     """By default a 6-layer hidden-256 Qwen3, prompts of 100 tokens and the config's GRPO settings (G = 16)."""
     import torch
 
-    size = size or Size()
+    size = size or RlSize()
     torch.set_num_threads(config.compute.threads)
     with tempfile.TemporaryDirectory() as directory:
-        made = _Made(_fitted(config, size), size, Path(directory))
+        made = _RlSetup(_fitted(config, size), size, Path(directory))
         bench = Bench("rl")
         learn_s = _updates(made, bench)
         mail_s, request_s = _actors(made, bench)
@@ -51,24 +51,24 @@ def run(config: Config, size: Size | None = None) -> Bench:
     return bench
 
 
-def _fitted(config: Config, size: Size) -> Config:
+def _fitted(config: Config, size: RlSize) -> Config:
     """The config with this size's policy, requests and actors of one thread."""
-    shape = Policy(arch="qwen3", hidden=size.hidden, layers=size.layers, heads=8, dropout=0.0)
+    shape = PolicyConfig(arch="qwen3", hidden=size.hidden, layers=size.layers, heads=8, dropout=0.0)
     changed = {"rollout_chunk": size.chunk, "lr": 1e-6, "min_lr": 0.0, "generation": "beam"}
-    learning = config.learning.model_copy(update={"grpo": config.learning.grpo.model_copy(update=changed)})
+    learning = config.learning.model_copy(update={"grpo": config.learning.rl.model_copy(update=changed)})
     compute = config.compute.model_copy(update={"rollout_threads": 1, "rollout_cpus": 0.5, "rollout_gpus": 0.0})
     data = config.data.model_copy(update={"max_history": size.history})
     return config.model_copy(update={"policy": shape, "learning": learning, "compute": compute, "data": data})
 
 
-class _Made:
+class _RlSetup:
     """A policy, its learner and its queries; ``job`` builds the same policy on an actor."""
 
-    def __init__(self, config: Config, size: Size, directory: Path) -> None:
+    def __init__(self, config: Config, size: RlSize, directory: Path) -> None:
         import torch
         from accelerate import Accelerator
 
-        from genrec.learning.rewards import Knowledge
+        from genrec.learning.rewards import RewardContext
         from genrec.learning.rl.learner import GrpoLearner
         from genrec.learning.rl.rollout import LocalRollouts
         from genrec.types import Query
@@ -76,12 +76,12 @@ class _Made:
         generator = torch.Generator().manual_seed(config.seed)
         self.catalog = random_catalog(size.items, generator)
         self.catalog.save(directory)
-        self.size, self.settings = size, config.learning.grpo
-        self.job = Job(config, directory, directory, directory)
+        self.size, self.settings = size, config.learning.rl
+        self.job = RunSpec(config, directory, directory, directory)
         self.policy, self.prompts, _ = self.job.build()
-        self.knowledge = Knowledge(self.catalog.codes_NL, [""] * size.items)
+        self.context = RewardContext(self.catalog.codes_NL, [""] * size.items)
         where = (self.policy, self.prompts, self.catalog.trie)
-        self.learner = GrpoLearner(*where, self.knowledge, self.settings, config.rewards, Accelerator(cpu=True))
+        self.learner = GrpoLearner(*where, self.context, self.settings, config.rewards, Accelerator(cpu=True))
         self.local = LocalRollouts(*where, self.settings, config.seed)
         shape = (size.step_queries, size.history + 1)
         rows: Any = torch.randint(size.items, shape, generator=generator).tolist()
@@ -93,7 +93,7 @@ class _Made:
         self.learner.update(self.local.collect(self.local.submit(queries, self.learner.snapshot())))
 
 
-def _updates(made: _Made, bench: Bench) -> float:
+def _updates(made: _RlSetup, bench: Bench) -> float:
     """GRPO beside SFT and the public design on the same queries; returns the learner's seconds per query."""
     import torch
 
@@ -117,7 +117,7 @@ def _updates(made: _Made, bench: Bench) -> float:
         "sft_step": sft,
         "public": lambda: _public_update(made, optimizer),
     }
-    seconds = take_turns(alternatives, made.size.rounds)
+    seconds = interleaved_timings(alternatives, made.size.rounds)
     bench.figures |= {f"{name}_s": statistics.median(values) for name, values in seconds.items()}
     bench.figures["grpo_prompts_per_s"] = len(queries) / bench.figures["grpo_s"]
     bench.figures["public_prompts_per_s"] = len(queries) / bench.figures["public_s"]
@@ -127,7 +127,7 @@ def _updates(made: _Made, bench: Bench) -> float:
     return max(statistics.median(learn), 1e-6) / len(queries)
 
 
-def _public_update(made: _Made, optimizer: Any) -> None:
+def _public_update(made: _RlSetup, optimizer: Any) -> None:
     """The same update as public code makes it.
 
     ``generate`` under a Python prefix table, then each candidate as a sequence of its own, with gradients and once
@@ -136,7 +136,7 @@ def _public_update(made: _Made, optimizer: Any) -> None:
     import torch
 
     from genrec.learning.rl.advantages import advantages
-    from genrec.learning.rl.objectives import Batch, grpo
+    from genrec.learning.rl.objectives import PolicyBatch, grpo
     from genrec.policy.decoding.score import score
 
     policy, group = made.policy, made.settings.group
@@ -153,7 +153,7 @@ def _public_update(made: _Made, optimizer: Any) -> None:
         return score(policy, tokens, mask, alone, made.catalog.trie).logp_BGL.view(codes_BGL.shape)
 
     logp_BGL = separate()
-    batch = Batch(logp_BGL, logp_BGL.detach(), None, advantage_BG1, rewards_BG, torch.ones_like(rewards_BG))
+    batch = PolicyBatch(logp_BGL, logp_BGL.detach(), None, advantage_BG1, rewards_BG, torch.ones_like(rewards_BG))
     loss = grpo(batch, made.settings)
     if made.settings.kl:
         with torch.no_grad():
@@ -165,7 +165,7 @@ def _public_update(made: _Made, optimizer: Any) -> None:
     optimizer.zero_grad()
 
 
-def _actors(made: _Made, bench: Bench) -> tuple[float, list[float]]:
+def _actors(made: _RlSetup, bench: Bench) -> tuple[float, list[float]]:
     """Two actors beside one, a thread each; returns a snapshot's way and the seconds of single requests."""
     import ray
 
@@ -177,10 +177,10 @@ def _actors(made: _Made, bench: Bench) -> tuple[float, list[float]]:
     alone, requests = RayRollouts(made.job, 1), made.all[: made.size.chunk]
 
     def ask(rollouts: Any, queries: Sequence[Any]) -> float:
-        return seconds_of(lambda: rollouts.collect(rollouts.submit(queries, snapshot)))
+        return timed(lambda: rollouts.collect(rollouts.submit(queries, snapshot)))
 
     def mail() -> float:
-        return seconds_of(lambda: ray.get(ray.put(snapshot)))
+        return timed(lambda: ray.get(ray.put(snapshot)))
 
     ask(alone, requests)
     request_s = [ask(alone, requests) for _ in range(2 * made.size.rounds)]
@@ -188,14 +188,16 @@ def _actors(made: _Made, bench: Bench) -> tuple[float, list[float]]:
     cores = len(os.sched_getaffinity(0))
     if cores > 1:
         pair, batch = RayRollouts(made.job, 2), made.all[: 8 * made.size.chunk]
-        seconds = take_turns({"one": lambda: ask(alone, batch), "two": lambda: ask(pair, batch)}, made.size.rounds)
+        seconds = interleaved_timings(
+            {"one": lambda: ask(alone, batch), "two": lambda: ask(pair, batch)}, made.size.rounds
+        )
         bench.figures |= {f"rollouts_{name}_actor_s": statistics.median(v) for name, v in seconds.items()}
         bench.ratios["two_actors_over_one"] = ratio(seconds["one"], seconds["two"])
     mail()
     return statistics.median(mail() for _ in range(2 * made.size.rounds)), request_s
 
 
-def _snapshots(made: _Made, bench: Bench, mail_s: float) -> None:
+def _snapshots(made: _RlSetup, bench: Bench, mail_s: float) -> None:
     """Copy, digest, object store, adoption and its check, as a share of an update of ``step_queries``."""
     from genrec.types import Snapshot
 
@@ -205,13 +207,13 @@ def _snapshots(made: _Made, bench: Bench, mail_s: float) -> None:
         own = {name: parameter.detach() for name, parameter in made.policy.trainable().items()}
         assert Snapshot(0, own).digest == taken.digest
 
-    seconds = take_turns({"snapshot": snapshot, "step": lambda: made.update(made.all)}, rounds=1)
+    seconds = interleaved_timings({"snapshot": snapshot, "step": lambda: made.update(made.all)}, rounds=1)
     bench.figures["snapshot_s"] = seconds["snapshot"][0] + mail_s
     bench.figures["step_s"] = seconds["step"][0]
     bench.ratios["snapshot_share"] = bench.figures["snapshot_s"] / bench.figures["step_s"]
 
 
-def _simulated(size: Size, bench: Bench, measured: Service) -> None:
+def _simulated(size: RlSize, bench: Bench, measured: Service) -> None:
     """Prompts/s against actors at staleness 1; each update asks for one request per actor of the largest count."""
     prompts = measured.requests * size.chunk
     slow = replace(measured, learn_s=measured.learn_s * prompts)

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.compare import Comparison
 from benchmarks.harness import in_process
 from benchmarks.tables import searches_page
-from cluster.artifacts import Output, run_stage
+from cluster.artifacts import Artifact, run_stage
 from cluster.policy_predictor import NODE_QUERIES, NODE_WEIGHTS
 from cluster.stages import steps
 from genrec.config import Config
 from genrec.data.tables import read_items, read_queries, read_sequences
 
 if TYPE_CHECKING:
-    from genrec.inference.prior import Beams
+    from genrec.inference.prior import RankedItems
 
 PLACE = "searches"
 VERSION = 2
@@ -33,7 +33,7 @@ Search = Callable[[Any, Any, slice], Any]
 """Left-padded prompts, their mask and which queries they are → ``genrec.policy.decoding.beam.Beams``."""
 
 
-def run(config: Config, data: Output, catalog: Output) -> Comparison:
+def run(config: Config, data: Artifact, catalog: Artifact) -> Comparison:
     """Train the policies, and judge every search of each."""
     comparison, measured = Comparison(PLACE), list[Mapping[str, Any]]()
     for seed in range(config.seed, config.seed + config.bench.seeds):
@@ -68,7 +68,7 @@ def _judge(config: Config, data: Path, catalog: Path, policy: Path, out: Path) -
     from genrec.policy.decoding.beam import beam, sample
     from genrec.policy.decoding.sampling import diverse_beam, stochastic_beam, unconstrained, validity_by_rank
 
-    asked = _Asked(config, data, catalog, policy)
+    asked = _SearchEvaluation(config, data, catalog, policy)
     where, width = asked.trie, config.decode.width
     generator = torch.Generator().manual_seed(config.seed)
     answers = {"beam": asked.answers("test", lambda tokens, mask, _: beam(asked.policy, tokens, mask, where, width))}
@@ -98,13 +98,13 @@ def _judge(config: Config, data: Path, catalog: Path, policy: Path, out: Path) -
     return {"rows": rows, "weights": weights, "validity": {**validity, "all": float(share_W.mean())}}
 
 
-class _Asked:
+class _SearchEvaluation:
     """A policy and the queries of both splits, asked in batches by any search."""
 
     def __init__(self, config: Config, data: Path, catalog: Path, policy: Path) -> None:
         import torch
 
-        from genrec.baselines.models import recent_history
+        from genrec.baselines.train_log import recent_history
         from genrec.baselines.tuning import fit_baselines
         from genrec.policy.backbone import load
         from genrec.sid.catalog import Catalog
@@ -122,12 +122,12 @@ class _Asked:
         count = self._items.num_rows
         self._lineup = fit_baselines(read_sequences(data), self._queries["valid"], count, history, seed=config.seed)
 
-    def answers(self, split: str, search: Search, count: int | None = None) -> Beams:
+    def answers(self, split: str, search: Search, count: int | None = None) -> RankedItems:
         """Candidates of the first ``count`` queries; items of the history are struck where the log never repeats."""
         import numpy as np
 
         from genrec.inference.batch import without_seen
-        from genrec.inference.prior import Beams
+        from genrec.inference.prior import RankedItems
 
         histories = self._queries[split]["history"].to_pylist()[:count]
         items: list[Any] = []
@@ -137,24 +137,24 @@ class _Asked:
             found = search(*self._prompts.encode(histories[part]), part)
             items.append(found.items_BW.numpy())
             logp.append(found.logp_BW.numpy())
-        beams = Beams(np.concatenate(items), np.concatenate(logp))
+        beams = RankedItems(np.concatenate(items), np.concatenate(logp))
         if not self._lineup.mask_seen:
             return beams
         return without_seen(beams, self._recent[split][:count], beams.items_QK.shape[1])
 
-    def with_item_prior(self, found: Beams) -> tuple[Beams, dict[str, Any]]:
+    def with_item_prior(self, found: RankedItems) -> tuple[RankedItems, dict[str, Any]]:
         """``found`` mixed with ItemKNN's scores per item, and the weight and power that validation chose."""
-        from genrec.inference.prior import Beams, mix, tune_weight
+        from genrec.inference.prior import RankedItems, mix, tune_weight
         from genrec.policy.decoding.beam import beam
 
         width = self._config.decode.width
         valid = self.answers("valid", lambda tokens, mask, _: beam(self.policy, tokens, mask, self.trie, width))
         tuned = tune_weight(valid.items_QK, valid.logp_QK, self._scores("valid"), self._targets("valid"))
         mixed_QK = mix(found.items_QK, found.logp_QK, self._scores("test"), tuned.weight, power=tuned.power, k=width)
-        return Beams(mixed_QK, found.logp_QK), {"items": tuned.weight, "power": tuned.power}
+        return RankedItems(mixed_QK, found.logp_QK), {"items": tuned.weight, "power": tuned.power}
 
-    def with_node_prior(self) -> tuple[Beams, float]:
-        """Beams under ItemKNN's scores on the trie's nodes, and the weight that validation chose."""
+    def with_node_prior(self) -> tuple[RankedItems, float]:
+        """RankedItems under ItemKNN's scores on the trie's nodes, and the weight that validation chose."""
         found = {
             weight: self.metrics(self.answers("valid", self._node_search("valid", weight), NODE_QUERIES), "valid")
             for weight in (0.0, *NODE_WEIGHTS)
@@ -162,10 +162,10 @@ class _Asked:
         best = max(found, key=lambda weight: (found[weight]["ndcg@10"], -weight))
         return self.answers("test", self._node_search("test", best)), best
 
-    def metrics(self, beams: Beams, split: str = "test") -> dict[str, float]:
+    def metrics(self, beams: RankedItems, split: str = "test") -> dict[str, float]:
         """Item-level metrics, coverage and category entropy of the first candidates' queries."""
-        from genrec.evaluation.metrics import measure
         from genrec.evaluation.slices import category_entropy, category_numbers, coverage
+        from genrec.metrics import measure
 
         found = measure(beams.items_QK, self._targets(split)[: len(beams.items_QK)], (10, 50))
         found["coverage@10"] = coverage(beams.items_QK, self._items.num_rows)

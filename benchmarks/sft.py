@@ -13,8 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Bench, random_catalog, ratio, take_turns
-from genrec.config import Config, Lora, Policy, Sft
+from benchmarks.harness import Bench, interleaved_timings, random_catalog, ratio
+from genrec.config import Config, Lora, PolicyConfig, Sft
 
 ITEMS, HISTORY = 3686, 20
 USERS, ROWS = 64, 256
@@ -65,7 +65,7 @@ def _scratch(bench: Bench, seed: int) -> None:
 
     dense, rows = _forms(seed)
     matrix = torch.randn(1024, 1024)
-    seconds = take_turns(
+    seconds = interleaved_timings(
         {
             "dense": dense,
             "rows": rows,
@@ -110,7 +110,7 @@ def _forms(seed: int) -> tuple[Turn, Turn]:
         }
     )
     catalog = random_catalog(ITEMS, torch.Generator().manual_seed(seed))
-    policy, prompts = build(Policy(dropout=0.0), catalog, max_history=HISTORY, seed=seed)
+    policy, prompts = build(PolicyConfig(dropout=0.0), catalog, max_history=HISTORY, seed=seed)
     dense, rows = DenseExamples(sequences, HISTORY), RowExamples(queries)
     return _turn(policy, prompts, catalog, dense, seed), _turn(policy, prompts, catalog, rows, seed)
 
@@ -144,7 +144,7 @@ def _pretrained(bench: Bench, seed: int, directory: Path) -> None:
 
     _save_model(directory, seed)
     catalog = random_catalog(ITEMS, torch.Generator().manual_seed(seed))
-    settings = Policy(kind="pretrained", path=str(directory), lora=Lora(rank=16, alpha=32, dropout=0.0))
+    settings = PolicyConfig(kind="pretrained", path=str(directory), lora=Lora(rank=16, alpha=32, dropout=0.0))
     policy, prompts = build(settings, catalog, max_history=LORA_HISTORY, seed=seed)
     items = torch.randint(
         ITEMS, (LORA_BATCH * LORA_STEPS, LORA_HISTORY + 1), generator=torch.Generator().manual_seed(seed)
@@ -152,9 +152,9 @@ def _pretrained(bench: Bench, seed: int, directory: Path) -> None:
     examples = RowExamples(pa.table({"history": items[:, :-1].tolist(), "target": items[:, -1].tolist()}))
     level, whole = (SftLoss(prompts, catalog, softmax=name) for name in ("level", "vocabulary"))
     alternatives: dict[str, Callable[[], list[float]]] = {
-        "level": lambda: ours(policy, level, examples),
-        "vocabulary": lambda: ours(policy, whole, examples),
-        "trainer": lambda: theirs(policy, prompts, catalog, examples),
+        "level": lambda: time_genrec(policy, level, examples),
+        "vocabulary": lambda: time_genrec(policy, whole, examples),
+        "trainer": lambda: time_hf(policy, prompts, catalog, examples),
     }
     found: dict[str, list[float]] = {name: [] for name in alternatives}
     for _ in range(TURNS):
@@ -166,12 +166,12 @@ def _pretrained(bench: Bench, seed: int, directory: Path) -> None:
     bench.ratios["level_vs_hf_trainer"] = ratio(found["trainer"], found["level"])
 
 
-def ours(policy: Any, loss: Any, examples: Any) -> list[float]:
-    """Seconds from the start of a step to the start of the next, of ``SftRun``."""
+def time_genrec(policy: Any, loss: Any, examples: Any) -> list[float]:
+    """Seconds from the start of a step to the start of the next, of ``SftTrainer``."""
     from accelerate import Accelerator
 
     from genrec.learning.sft.batches import Epochs
-    from genrec.learning.sft.trainer import SftRun
+    from genrec.learning.sft.trainer import SftTrainer
 
     starts: list[float] = []
 
@@ -179,15 +179,15 @@ def ours(policy: Any, loss: Any, examples: Any) -> list[float]:
         starts.append(time.perf_counter())
         return loss(policy, batch)
 
-    settings = Sft(form="rows", epochs=1, lr=1e-3, warmup=0.0, batch_size=LORA_BATCH, micro_batch=LORA_BATCH)
-    run = SftRun(
+    settings = Sft(example_format="rows", epochs=1, lr=1e-3, warmup=0.0, batch_size=LORA_BATCH, micro_batch=LORA_BATCH)
+    run = SftTrainer(
         policy,
         timed,  # type: ignore[arg-type]
         Epochs(examples, LORA_BATCH, 0),
         settings,
         seed=0,
         accelerator=Accelerator(cpu=policy.device.type == "cpu"),
-        checkpoints=Nowhere(),
+        checkpoints=NullCheckpoints(),
         validate=lambda policy: {"ndcg@10": 0.0},
     )
     with redirect_stdout(io.StringIO()):
@@ -195,7 +195,7 @@ def ours(policy: Any, loss: Any, examples: Any) -> list[float]:
     return _between(starts)
 
 
-class Nowhere:
+class NullCheckpoints:
     """Checkpoints that are not kept."""
 
     def latest(self) -> AbstractContextManager[None]:
@@ -206,8 +206,8 @@ class Nowhere:
         """Do nothing."""
 
 
-def theirs(policy: Any, prompts: Any, catalog: Any, examples: Any) -> list[float]:
-    """As ``ours``, under the HF ``Trainer``: the same rows, adapters and optimizer, labels at the SIDs' tokens."""
+def time_hf(policy: Any, prompts: Any, catalog: Any, examples: Any) -> list[float]:
+    """As ``time_genrec``, under the HF ``Trainer``: the same rows, adapters and optimizer, labels at the SIDs' tokens."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     starts: list[float] = []
@@ -277,7 +277,7 @@ def _packed(bench: Bench, seed: int) -> None:
         return
     catalog = random_catalog(ITEMS, torch.Generator().manual_seed(seed))
     for form in ("qlora", "lora"):
-        settings = Policy(kind="pretrained", form=form, sid_init="mean", dtype="bfloat16")
+        settings = PolicyConfig(kind="pretrained", finetuning=form, sid_init="mean", dtype="bfloat16")
         policy, _ = build(settings, catalog, max_history=LORA_HISTORY, seed=seed)
         bench.figures[f"{form}_frozen_mb"] = frozen_bytes(policy.model) / 2**20
     bench.ratios["qlora_vs_bf16_bytes"] = bench.figures["qlora_frozen_mb"] / bench.figures["lora_frozen_mb"]

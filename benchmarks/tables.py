@@ -75,7 +75,7 @@ def contest(what: str, policies: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def contest_by_popularity(policies: Mapping[str, Mapping[str, Any]], metric: str) -> list[str]:
     """The lines of a table of ``metric`` by popularity of the target: the first row's, and the others' differences."""
-    from genrec.evaluation.slices import BUCKETS
+    from genrec.baselines.buckets import BUCKETS
 
     first = next(iter(policies))
     buckets = [name for name in BUCKETS if f"{metric}/{name}" in policies[first]]
@@ -106,7 +106,9 @@ def rewards_page(policies: Mapping[str, Mapping[str, Any]]) -> str:
     scores = [name for name in REWARD_SCORES if name in policies[first]]
     gains = list(policies[first]["paired"])
     audited = {name: row["audit"] for name, row in policies.items() if "audit" in row}
-    columns = list(dict.fromkeys(name for audit in audited.values() for name in audit if not name.startswith("share/")))
+    columns = list(
+        dict.fromkeys(name for audit in audited.values() for name in audit if not name.startswith("advantage_share/"))
+    )
     lines = [
         *_table(
             ("rewards", *scores),
@@ -169,7 +171,11 @@ def _gain(row: Mapping[str, Any], base: Mapping[str, Any], name: str) -> str:
 
 
 def _shares(audit: Mapping[str, float]) -> str:
-    shares = {name.removeprefix("share/"): share for name, share in audit.items() if name.startswith("share/")}
+    shares = {
+        name.removeprefix("advantage_share/"): share
+        for name, share in audit.items()
+        if name.startswith("advantage_share/")
+    }
     return ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share)
 
 

@@ -2,7 +2,7 @@
 
 All rows have the config's steps (``learning.sft.max_steps``), so a task that joins takes its share from the others;
 ``next_item_x3`` has three times the steps, which is what the same money buys without other tasks. The other tasks are
-those with a weight in ``learning.tasks``, or all nine. ``bench.rows`` chooses rows, ``bench.seeds`` says how many
+those with a weight in ``learning.tasks``, or all nine. ``bench.variants`` chooses rows, ``bench.seeds`` says how many
 policies each gets. See ``benchmarks.compare`` for what is kept; the page and all figures lie beside it as ``<name>.md``
 and ``<name>.json``, written again after every policy.
 """
@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.compare import Comparison, Row, side_by_side
-from cluster.artifacts import Output
+from benchmarks.compare import Comparison, Variant, compare_variants
+from cluster.artifacts import Artifact
 from genrec.config import Config, Learning, Tasks
 from genrec.errors import InputError
 
@@ -31,21 +31,22 @@ OTHERS = (
 )
 
 
-def run(config: Config, data: Output, catalog: Output) -> Comparison:
+def run(config: Config, data: Artifact, catalog: Artifact) -> Comparison:
     """Train and score the chosen rows.
 
     Raises:
-        InputError: a row of ``bench.rows`` that does not exist, or a config without a number of steps.
+        InputError: a row of ``bench.variants`` that does not exist, or a config without a number of steps.
     """
     known = mixtures(config.learning)
-    if unknown := [name for name in config.bench.rows if name not in known]:
-        raise InputError(f"bench.rows names {unknown}; the rows are {list(known)}")
+    if unknown := [name for name in config.bench.variants if name not in known]:
+        raise InputError(f"bench.variants names {unknown}; the rows are {list(known)}")
     if not config.learning.sft.max_steps:
         raise InputError("bench tasks compares mixtures at equal steps; set learning.sft.max_steps=NUMBER")
     rows = {
-        name: Row(config.model_copy(update={"learning": known[name]}), catalog) for name in config.bench.rows or known
+        name: Variant(config.model_copy(update={"learning": known[name]}), catalog)
+        for name in config.bench.variants or known
     }
-    return side_by_side(PLACE, "tasks", config, data, rows)
+    return compare_variants(PLACE, "tasks", config, data, rows)
 
 
 def mixtures(learning: Learning) -> dict[str, Learning]:
@@ -63,5 +64,5 @@ def mixtures(learning: Learning) -> dict[str, Learning]:
 
 def _mixed(learning: Learning, times: int, others: tuple[str, ...], steps: dict[str, Any]) -> Learning:
     chosen = {NEXT: {"weight": times, "repeat": times}} | {name: {"weight": 1.0} for name in others}
-    sft = learning.sft.model_copy(update={"form": "tasks", **steps})
+    sft = learning.sft.model_copy(update={"example_format": "tasks", **steps})
     return learning.model_copy(update={"tasks": Tasks.model_validate(chosen), "sft": sft})

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
 
-from genrec.learning.rl.loop import improve
+from genrec.learning.rl.loop import train_async
 from genrec.types import Group, Query, Snapshot
 
 ENOUGH = 0.95
@@ -29,8 +29,8 @@ class Service:
     def prompts_per_s(self, prompts: int, actors: int, max_staleness: int, steps: int = 40) -> float:
         """Throughput of ``actors`` that get the requests in turn, as ``RayRollouts`` gives them out."""
         clock = _Clock()
-        learner, rollouts = _Learner(clock, self.learn_s), _Actors(clock, self, actors)
-        for _ in improve(learner, rollouts, lambda _: (), steps=steps, max_staleness=max_staleness):
+        learner, rollouts = _SimulatedLearner(clock, self.learn_s), _SimulatedActors(clock, self, actors)
+        for _ in train_async(learner, rollouts, lambda _: (), steps=steps, max_staleness=max_staleness):
             pass
         return prompts * steps / clock.now
 
@@ -46,7 +46,7 @@ class _Clock:
     now: float = 0.0
 
 
-class _Learner:
+class _SimulatedLearner:
     def __init__(self, clock: _Clock, learn_s: float) -> None:
         self.version = 0
         self._clock, self._learn_s = clock, learn_s
@@ -60,7 +60,7 @@ class _Learner:
         return {}
 
 
-class _Actors:
+class _SimulatedActors:
     def __init__(self, clock: _Clock, service: Service, actors: int) -> None:
         self._clock, self._service = clock, service
         self._free_A, self._version_A = [0.0] * actors, [-1] * actors

@@ -2,7 +2,7 @@
 
 Every row is one ``sid`` section: the config's, with another quantizer or other inputs. Levels, codes, inputs and the
 way out of collisions are the config's for all of them (but ``vq`` has one level and a suffix). For the rows of
-``bench.rows`` the same policy is trained from ``bench.seeds`` seeds, and each is compared with the first, seed by seed.
+``bench.variants`` the same policy is trained from ``bench.seeds`` seeds, and each is compared with the first, seed by seed.
 
 SIDs are outputs of the ``assign`` stage; figures and scores are stages under ``<storage>/bench/tokenizers``, one per
 row, and one per row and seed, so a killed run goes on. The table and all figures are written there as ``<name>.md`` and
@@ -17,10 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare import METRICS, Comparison, Row, compare, score_rows
-from benchmarks.harness import in_process, seconds_of
+from benchmarks.compare import METRICS, Comparison, Variant, compare, score_rows
+from benchmarks.harness import in_process, timed
 from benchmarks.tables import page
-from cluster.artifacts import Output, run_stage
+from cluster.artifacts import Artifact, run_stage
 from cluster.stages import steps
 from genrec.config import Config, Sid
 from genrec.data.tables import read_items
@@ -30,36 +30,36 @@ VERSION = 1
 PLACE = "tokenizers"
 
 
-def run(config: Config, data: Output, vectors: Output) -> Comparison:
-    """Measure every row, then train and score the policies of ``bench.rows``.
+def run(config: Config, data: Artifact, vectors: Artifact) -> Comparison:
+    """Measure every row, then train and score the policies of ``bench.variants``.
 
     Raises:
-        InputError: a row of ``bench.rows`` that does not exist, or whose quantizer refuses this data.
+        InputError: a row of ``bench.variants`` that does not exist, or whose quantizer refuses this data.
     """
     from genrec.sid.quantizers import make_quantizer
 
     settings = sections(config.sid, read_items(data.path).column_names)
-    if unknown := [name for name in config.bench.rows if name not in settings]:
-        raise InputError(f"bench.rows names {unknown}; the rows for this data are {list(settings)}")
+    if unknown := [name for name in config.bench.variants if name not in settings]:
+        raise InputError(f"bench.variants names {unknown}; the rows for this data are {list(settings)}")
     for sid in settings.values():
         if sid.quantizer != "given":
             make_quantizer(sid)  # imports what it needs, so that no row's seconds hold that
-    made: dict[str, Row] = {}
+    made: dict[str, Variant] = {}
     found: dict[str, Any] = {"rows": {}, "policies": {}}
     for name, sid in settings.items():
         own = config.model_copy(update={"sid": sid})
         try:
-            made[name] = Row(own, steps.assign(in_process(own), data, vectors))
+            made[name] = Variant(own, steps.assign(in_process(own), data, vectors))
             found["rows"][name] = _measured(made[name], vectors)
         except InputError as error:
-            if name in config.bench.rows:
+            if name in config.bench.variants:
                 raise
             found["rows"][name] = {"refused": str(error)}
             print(f"[tokenizers] {name} is left out: {error}", flush=True)
     comparison = _written(config, found)
-    if not config.bench.rows:
+    if not config.bench.variants:
         return comparison
-    chosen = {name: made[name] for name in config.bench.rows}
+    chosen = {name: made[name] for name in config.bench.variants}
     *_, scores = score_rows(PLACE, data, chosen)
     return _written(config, {**found, "policies": compare(scores)})
 
@@ -83,7 +83,7 @@ def sections(sid: Sid, columns: Sequence[str]) -> dict[str, Sid]:
     return {name: sid.model_copy(update=change) for name, change in changes.items()}
 
 
-def _measured(row: Row, vectors: Output) -> dict[str, Any]:
+def _measured(row: Variant, vectors: Artifact) -> dict[str, Any]:
     """The figures of one row."""
     work = partial(_measure, row, vectors.path)
     stage = run_stage(
@@ -92,7 +92,7 @@ def _measured(row: Row, vectors: Output) -> dict[str, Any]:
     return {**stage.metrics["figures"], "assign": row.catalog.key}
 
 
-def _measure(row: Row, vectors: Path, out: Path) -> Mapping[str, Any]:
+def _measure(row: Variant, vectors: Path, out: Path) -> Mapping[str, Any]:
     """What the health of the SIDs says, and the seconds to fit, and to encode and settle collisions."""
     health = json.loads((row.catalog.path / "sid_health.json").read_text(encoding="utf-8"))
     figures = {
@@ -117,7 +117,7 @@ def _measure(row: Row, vectors: Path, out: Path) -> Mapping[str, Any]:
     return {"figures": figures}
 
 
-def _text_neighbours(row: Row, vectors: Path, level_sizes: Sequence[int]) -> list[float]:
+def _text_neighbours(row: Variant, vectors: Path, level_sizes: Sequence[int]) -> list[float]:
     """Neighbour agreement in the space of the text vectors, which is the same for all rows."""
     import numpy as np
     import pyarrow.parquet as pq
@@ -132,7 +132,7 @@ def _text_neighbours(row: Row, vectors: Path, level_sizes: Sequence[int]) -> lis
     return neighbour_agreement(text_ND, np.array(codes, np.int32), level_sizes)
 
 
-def _encode_s(row: Row, vectors: Path) -> float:
+def _encode_s(row: Variant, vectors: Path) -> float:
     """Seconds to encode all items on the CPU, from those of the first block of them."""
     from genrec.sid.inputs import BLOCK, open_inputs
     from genrec.sid.quantizers import load_quantizer
@@ -142,7 +142,7 @@ def _encode_s(row: Row, vectors: Path) -> float:
     limit_threads(threads)
     quantizer = load_quantizer(row.catalog.path / "quantizer", threads=threads)
     inputs_ND = inputs.read(range(min(len(inputs), BLOCK)))
-    return seconds_of(lambda: quantizer.encode(inputs_ND)) * len(inputs) / len(inputs_ND)
+    return timed(lambda: quantizer.encode(inputs_ND)) * len(inputs) / len(inputs_ND)
 
 
 def _written(config: Config, found: Mapping[str, Any]) -> Comparison:

@@ -30,7 +30,7 @@ _told: set[Path] = set()
 
 
 @dataclass(frozen=True)
-class Output:
+class Artifact:
     """A finished stage: its name, its directory, the key that it is known by, and what it measured."""
 
     name: str
@@ -46,9 +46,9 @@ def run_stage(
     *,
     version: int,
     settings: Mapping[str, Any],
-    inputs: Sequence[Output],
+    inputs: Sequence[Artifact],
     work: Callable[[Path], Mapping[str, Any]],
-) -> Output:
+) -> Artifact:
     """Do ``work(directory)`` unless its output exists already.
 
     Args:
@@ -67,7 +67,7 @@ def run_stage(
         if final not in _told:
             print(f"[{name}] done already: {_shown(final)}", flush=True)
         _told.add(final)
-        return Output(name, final, key, manifest["metrics"], skipped=True)
+        return Artifact(name, final, key, manifest["metrics"], skipped=True)
     partial = final.with_name(f"{key}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     try:
@@ -91,7 +91,7 @@ def run_stage(
             Path(f"{partial}.lock").unlink(missing_ok=True)
     print(f"[{name}] done in {metrics['wall_s']:.0f} s, peak memory {metrics['peak_rss_mb']:.0f} MB", flush=True)
     _told.add(final)
-    return Output(name, final, key, metrics, skipped=False)
+    return Artifact(name, final, key, metrics, skipped=False)
 
 
 def _key(name: str, version: int, settings: Mapping[str, Any], inputs: Sequence[str]) -> str:
@@ -107,7 +107,7 @@ def _measured(work: Callable[[Path], Mapping[str, Any]], directory: Path) -> dic
 
 
 def _manifest(
-    name: str, key: str, version: int, settings: Mapping[str, Any], inputs: Sequence[Output], metrics: dict[str, Any]
+    name: str, key: str, version: int, settings: Mapping[str, Any], inputs: Sequence[Artifact], metrics: dict[str, Any]
 ) -> dict[str, Any]:
     return {
         "name": name,

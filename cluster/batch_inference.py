@@ -6,16 +6,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.data import map_shards
+from cluster.data import parallel_map
 from genrec.config import Config
 from genrec.data.tables import read_queries
 
 if TYPE_CHECKING:
     from genrec.inference.batch import KnnPrior, Split
-    from genrec.inference.prior import Beams
+    from genrec.inference.prior import RankedItems
 
 
-def answer(
+def predict(
     config: Config,
     data: Path,
     catalog: Path,
@@ -27,7 +27,7 @@ def answer(
     prior: KnnPrior | None = None,
     count: int | None = None,
     label: str = "answers",
-) -> Beams:
+) -> RankedItems:
     """The ``decode.width`` best items of each query of ``split``, in query order.
 
     Args:
@@ -37,7 +37,7 @@ def answer(
         prior: steers the search; the answers come in its order.
         count: the first queries alone, so many or the rest of their shard more.
     """
-    from genrec.baselines.models import recent_history
+    from genrec.baselines.train_log import recent_history
     from genrec.inference.batch import make_predictor, missing, read_predictions, without_seen
 
     width, history = config.decode.width, config.data.max_history
@@ -45,7 +45,7 @@ def answer(
     wide = width + history if mask_seen else width
     make = partial(make_predictor, config, data, catalog, policy, split, where, wide, prior)
     asked = len(queries) if count is None else min(count, len(queries))
-    map_shards(config, make, missing(where, asked, config.evaluation.shard_queries), label=label)
+    parallel_map(config, make, missing(where, asked, config.evaluation.shard_queries), label=label)
     beams = read_predictions(where)
     if not mask_seen:
         return beams

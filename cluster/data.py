@@ -13,7 +13,9 @@ from genrec.errors import InputError
 Work = Callable[[int], Mapping[str, Any]]
 
 
-def map_shards(config: Config, make: Callable[[], Work], shards: Sequence[int], *, label: str) -> list[dict[str, Any]]:
+def parallel_map(
+    config: Config, make: Callable[[], Work], shards: Sequence[int], *, label: str
+) -> list[dict[str, Any]]:
     """Run ``make()(shard)`` for every shard, and return the small rows that come back, in shard order.
 
     ``make`` is called once per actor and loads what the work needs; it must be picklable. The work writes its result

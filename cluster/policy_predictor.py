@@ -6,31 +6,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.artifacts import Output
-from cluster.batch_inference import answer
+from cluster.artifacts import Artifact
+from cluster.batch_inference import predict
 from genrec.config import Config
 
 if TYPE_CHECKING:
-    from genrec.baselines.tuning import Lineup
+    from genrec.baselines.tuning import BaselineSuite
     from genrec.inference.batch import KnnPrior, Split
-    from genrec.inference.prior import Beams
+    from genrec.inference.prior import RankedItems
 
 NODE_WEIGHTS = (0.25, 0.5, 1.0, 1.5, 2.0)
 NODE_QUERIES = 1000
 """Validation queries that a weight of the prior on the trie's nodes is tuned on: each weight is a search of its own."""
 
 
-class Asked:
+class PolicyPredictor:
     """The policy of stage ``name``, whose answers are kept under ``where``."""
 
-    def __init__(self, config: Config, stages: Mapping[str, Output], name: str, lineup: Lineup, where: Path) -> None:
+    def __init__(
+        self, config: Config, stages: Mapping[str, Artifact], name: str, suite: BaselineSuite, where: Path
+    ) -> None:
         self._config, self._stages, self._name = config, stages, name
-        self._lineup, self._where = lineup, where / name
+        self._lineup, self._where = suite, where / name
 
-    def answers(self, split: Split, prior: KnnPrior | None = None, count: int | None = None) -> Beams:
+    def answers(self, split: Split, prior: KnnPrior | None = None, count: int | None = None) -> RankedItems:
         """Its ``decode.width`` best items per query; masked seen items come from a wider beam."""
         steered = f" with a prior of {prior.weight:g}" if prior is not None else ""
-        return answer(
+        return predict(
             self._config,
             self._stages["prepare"].path,
             self._stages["assign"].path,
@@ -47,7 +49,7 @@ class Asked:
         """The kind and weight of the prior that the model is served with; weight 0 when there is none."""
         import numpy as np
 
-        from genrec.baselines.models import recent_history
+        from genrec.baselines.train_log import recent_history
         from genrec.inference.prior import WEIGHTS, tune_weight
 
         decode = self._config.decode
@@ -61,7 +63,7 @@ class Asked:
         found = tune_weight(beams.items_QK, beams.logp_QK, scores, targets_Q, weights=weights)
         return {"kind": "itemknn", "weight": found.weight, "power": found.power, "valid_ndcg@10": found.ndcg}
 
-    def with_prior(self, beams: Beams, recent_QH: Any, prior: Mapping[str, Any]) -> Any:
+    def with_prior(self, beams: RankedItems, recent_QH: Any, prior: Mapping[str, Any]) -> Any:
         """The items (Q, K) of the test queries under the prior; ``beams`` are the policy's own answers."""
         from genrec.inference.prior import mix
 
@@ -71,7 +73,7 @@ class Asked:
         return mix(beams.items_QK, beams.logp_QK, scores, prior["weight"], power=prior["power"], k=width)
 
     def _tuned_on_nodes(self, targets_Q: Any) -> dict[str, Any]:
-        from genrec.evaluation.metrics import measure
+        from genrec.metrics import measure
 
         def ndcg(weight: float) -> float:
             prior = self._on_nodes(weight) if weight else None

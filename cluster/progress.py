@@ -15,14 +15,14 @@ FILE = "progress.log"
 
 
 @contextmanager
-def told(directory: Path) -> Generator[None]:
+def log_to_file(directory: Path) -> Generator[None]:
     """In the worker: what is printed goes to the progress file."""
     with (directory / FILE).open("a", encoding="utf-8", buffering=1) as file, redirect_stdout(file):
         yield
 
 
 @contextmanager
-def shown(directory: Path, interval_s: float = 0.5) -> Generator[None]:
+def tail_log(directory: Path, interval_s: float = 0.5) -> Generator[None]:
     """In the driver: print what is added to the progress file meanwhile."""
     path, stop = directory / FILE, threading.Event()
     path.touch()

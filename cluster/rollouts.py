@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cluster.resources import cap_memory
-from cluster.run_spec import Job
+from cluster.run_spec import RunSpec
 from genrec.types import Group, Query, Snapshot
 
 if TYPE_CHECKING:
@@ -43,20 +43,20 @@ class RayTicket:
 class RolloutWorker:
     """Generates groups for the snapshots that come with the requests; runs as a Ray actor."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: RunSpec) -> None:
         import torch
 
-        from cluster.telemetry import Busy
+        from cluster.telemetry import UtilisationGauge
 
         torch.set_num_threads(job.config.compute.rollout_threads)
-        self._busy = Busy()
+        self._busy = UtilisationGauge()
         self._policy, self._prompts, catalog = job.build()
         gpus = job.config.compute.rollout_gpus
         device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
         cap_memory(gpus)
         self._policy.to(device)
         self._trie = catalog.trie.to(device)
-        self._settings, self._seed = job.config.learning.grpo, job.config.seed
+        self._settings, self._seed = job.config.learning.rl, job.config.seed
         self._digest: str | None = None
 
     def generate(self, snapshot: Snapshot, queries: Sequence[Query]) -> list[Group]:
@@ -105,7 +105,7 @@ class RayRollouts:
     Which actor answers does not change the answer, so results do not depend on the number of actors or their speed.
     """
 
-    def __init__(self, job: Job, actors: int) -> None:
+    def __init__(self, job: RunSpec, actors: int) -> None:
         import ray
 
         compute = job.config.compute
@@ -119,7 +119,7 @@ class RayRollouts:
         self.actors = [make.remote(job) for _ in range(actors)]
         self._owed: list[list[Any]] = [[] for _ in self.actors]
         self._failed_at = [-REST_S] * actors
-        self._chunk = job.config.learning.grpo.rollout_chunk
+        self._chunk = job.config.learning.rl.rollout_chunk
         self._sent: tuple[Snapshot, Any] | None = None
 
     def submit(self, queries: Sequence[Query], policy: Snapshot) -> RayTicket:
@@ -133,9 +133,9 @@ class RayRollouts:
         """Wait for the groups of ``ticket``, in the order of its queries."""
         return [group for part in self.fetched(ticket) for group in part]
 
-    def judge(self, validator: Validator) -> RayJudge:
+    def validator(self, validator: Validator) -> RemoteValidator:
         """Validation of snapshots on one of these actors, while the others generate."""
-        return RayJudge(self, validator)
+        return RemoteValidator(self, validator)
 
     def ranks(self, snapshot: Snapshot, requests: Sequence[Sequence[Query]], width: int) -> RayTicket:
         """Ask the least busy actor for the targets' ranks of ``requests``; returns at once."""
@@ -201,10 +201,10 @@ class RayRollouts:
         return min(range(len(self._owed)), key=lambda index: (failed[index], len(self._owed[index])))
 
 
-class RayJudge:
-    """Validates snapshots on a rollout actor while the learner goes on (``Judge`` protocol)."""
+class RemoteValidator:
+    """Validates snapshots on a rollout actor while the learner goes on (``SnapshotValidator`` protocol)."""
 
-    waits = False
+    is_synchronous = False
 
     def __init__(self, rollouts: RayRollouts, validator: Validator) -> None:
         self._rollouts, self._validator = rollouts, validator

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Job:
+class RunSpec:
     """One training stage: its inputs, and the directory where rank 0 leaves the result.
 
     ``start`` holds the policy to begin from (the SFT policy), or is None for a new one; ``vectors`` the item vectors

@@ -56,11 +56,14 @@ def require_packages(config: Config) -> None:
     """Refuse a config whose optional packages are not installed, before any work.
 
     Raises:
-        InputError: ``policy.form=qlora`` without bitsandbytes, or a ZeRO strategy without DeepSpeed.
+        InputError: ``policy.finetuning=qlora`` without bitsandbytes, or a ZeRO strategy without DeepSpeed.
     """
-    packed, strategy = config.policy.kind == "pretrained" and config.policy.form == "qlora", config.compute.strategy
+    packed, strategy = (
+        config.policy.kind == "pretrained" and config.policy.finetuning == "qlora",
+        config.compute.strategy,
+    )
     wanted = {
-        "bitsandbytes": (packed, "policy.form=qlora", "policy.form=lora"),
+        "bitsandbytes": (packed, "policy.finetuning=qlora", "policy.finetuning=lora"),
         "deepspeed": (strategy != "ddp", f"compute.strategy={strategy}", "compute.strategy=ddp"),
     }
     for package, (is_wanted, key, instead) in wanted.items():

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from genrec.types import Group, Query, Rollouts, Snapshot
 
-Sink = Callable[[int, Mapping[str, float]], None]
+MetricLogger = Callable[[int, Mapping[str, float]], None]
 """Takes the figures of a step."""
 
 GAUGES = {
@@ -86,10 +86,10 @@ class TimedRollouts:
 
 
 class Telemetry:
-    """Gives each update's measurements, and the machine's part in them, to every sink (``Watch``)."""
+    """Gives each update's measurements, and the machine's part in them, to every sink (``Callback``)."""
 
-    def __init__(self, rollouts: TimedRollouts, sinks: Sequence[Sink]) -> None:
-        self._rollouts, self._sinks = rollouts, sinks
+    def __init__(self, rollouts: TimedRollouts, metric_loggers: Sequence[MetricLogger]) -> None:
+        self._rollouts, self._sinks = rollouts, metric_loggers
 
     def __call__(self, record: Mapping[str, float]) -> Mapping[str, float]:
         """Returns the machine's part; there is none in a validation that came later than its update."""
@@ -99,9 +99,9 @@ class Telemetry:
         return figures
 
 
-def sinks(config: Config, out: Path, *, rank: int) -> list[Sink]:
+def metric_loggers(config: Config, out: Path, *, rank: int) -> list[MetricLogger]:
     """Where a learner's figures go: Ray metrics on a cluster; from rank 0 TensorBoard and MLflow, as installed."""
-    found: list[Sink] = [ray_metrics(rank)] if config.compute.workers else []
+    found: list[MetricLogger] = [ray_metrics(rank)] if config.compute.workers else []
     if rank == 0:
         writer = _summary_writer()
         found += [tensorboard(writer(str(out / "tensorboard")))] if writer else []
@@ -109,7 +109,7 @@ def sinks(config: Config, out: Path, *, rank: int) -> list[Sink]:
     return found
 
 
-def ray_metrics(rank: int) -> Sink:
+def ray_metrics(rank: int) -> MetricLogger:
     """Gauges ``genrec_<figure>``, and ``genrec_utilisation`` by role."""
     from ray.util.metrics import Gauge
 
@@ -127,7 +127,7 @@ def ray_metrics(rank: int) -> Sink:
     return write
 
 
-class Busy:
+class UtilisationGauge:
     """Context manager around an actor's requests: its utilisation, from one request's end to the next one's."""
 
     def __init__(self) -> None:
@@ -145,7 +145,7 @@ class Busy:
         self._end = now
 
 
-def tensorboard(writer: Any) -> Sink:
+def tensorboard(writer: Any) -> MetricLogger:
     """A scalar per figure, written out at once so that the page is live."""
 
     def write(step: int, figures: Mapping[str, float]) -> None:
@@ -170,7 +170,7 @@ def _summary_writer() -> Callable[[str], Any] | None:
     return None
 
 
-def mlflow(config: Config) -> Sink:
+def mlflow(config: Config) -> MetricLogger:
     """Metrics of a new MLflow run, in the experiment ``genrec`` of the tracking server ``compute.mlflow``."""
     import mlflow as client
 

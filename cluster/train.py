@@ -11,12 +11,12 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from cluster.progress import shown, told
+from cluster.progress import log_to_file, tail_log
 from cluster.resources import cap_memory
-from cluster.run_spec import Job
+from cluster.run_spec import RunSpec
 from cluster.session import connect, prepare_environment, require
-from cluster.stages.instruction import is_wanted, run_stages
-from cluster.telemetry import Telemetry, TimedRollouts, require_mlflow, sinks
+from cluster.stages.instruction import is_wanted, train_stages
+from cluster.telemetry import Telemetry, TimedRollouts, metric_loggers, require_mlflow
 from genrec.config import Config
 from genrec.data.files import write_json, write_text
 from genrec.errors import InputError
@@ -60,7 +60,7 @@ class RayCheckpoints:
             ray.train.report(dict(metrics), checkpoint=checkpoint)
 
 
-def fit(loop: Callable[[Job], None], job: Job, name: str) -> None:
+def run_training(loop: Callable[[RunSpec], None], job: RunSpec, name: str) -> None:
     """Run ``loop(job)`` on ``compute.workers`` Ray Train workers; with 0, in this process without Ray.
 
     The run's name and storage are the stage's own directory, so the same command resumes from its last checkpoint;
@@ -97,7 +97,7 @@ def train(loop: Callable[[], None], config: Config, out: Path, *, name: str, wor
     require(config, name, cpus, workers * compute.worker_gpus + actors * compute.rollout_gpus)
     gpus = compute.worker_gpus > 0
     trainer = TorchTrainer(
-        partial(_quietly, loop, out),
+        partial(_worker_entry, loop, out),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers,
@@ -114,7 +114,7 @@ def train(loop: Callable[[], None], config: Config, out: Path, *, name: str, wor
     out.mkdir(parents=True, exist_ok=True)
     refused = out / REFUSED
     refused.unlink(missing_ok=True)
-    with shown(out):
+    with tail_log(out):
         try:
             trainer.fit()
         except WorkerGroupError:
@@ -124,7 +124,7 @@ def train(loop: Callable[[], None], config: Config, out: Path, *, name: str, wor
         raise InputError(refused.read_text(encoding="utf-8"))
 
 
-def _quietly(loop: Callable[[], None], out: Path) -> None:
+def _worker_entry(loop: Callable[[], None], out: Path) -> None:
     """In a Ray Train worker: progress goes to the driver's terminal by file, Ray's own reports to its logs.
 
     A loop that refused its input is not tried again: workers that are started after that end at once.
@@ -136,7 +136,7 @@ def _quietly(loop: Callable[[], None], out: Path) -> None:
     if (out / REFUSED).is_file():
         return
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    with told(out):
+    with log_to_file(out):
         try:
             loop()
         except InputError as error:
@@ -146,17 +146,17 @@ def _quietly(loop: Callable[[], None], out: Path) -> None:
                 raise
 
 
-def sft_loop(job: Job) -> None:
+def sft_loop(job: RunSpec) -> None:
     """What every SFT worker runs; rank 0 writes ``policy`` and ``curve.json`` into ``job.out``."""
     prepare_environment(job.config)
     from genrec.evaluation.validate import Validator
     from genrec.learning.sft.batches import Epochs
-    from genrec.learning.sft.trainer import SftRun
+    from genrec.learning.sft.trainer import SftTrainer
 
     config, settings = job.config, job.config.learning.sft
     accelerator = _accelerator(job)
     policy, prompts, catalog = job.build()
-    examples, valid = _examples(job.data, settings.form, config.data.max_history)
+    examples, valid = _examples(job.data, settings.example_format, config.data.max_history)
     if config.compute.gradient_checkpointing:
         policy.recompute_activations()
     validator = Validator(
@@ -177,14 +177,14 @@ def sft_loop(job: Job) -> None:
         "deepspeed": deepspeed_config(config.compute.strategy),
     }
     if is_wanted(config):
-        state = run_stages(job, policy, prompts, catalog, loss, options=options)
+        state = train_stages(job, policy, prompts, catalog, loss, options=options)
     else:
         epochs = Epochs(examples, settings.batch_size, config.seed)
-        state = SftRun(policy, loss, epochs, settings, **options).run()
-    _keep(job, policy, catalog, state, accelerator)
+        state = SftTrainer(policy, loss, epochs, settings, **options).run()
+    _save_result(job, policy, catalog, state, accelerator)
 
 
-def _sft_loss(job: Job, prompts: Any, catalog: Any, device: Any) -> Any:
+def _sft_loss(job: RunSpec, prompts: Any, catalog: Any, device: Any) -> Any:
     """The loss of ``learning.sft``; what is rare is counted in the train targets."""
     import torch
 
@@ -218,25 +218,25 @@ def _examples(data: Path, form: str, max_history: int) -> tuple[Any, Any]:
     return RowExamples(read_queries(data, "train")), valid
 
 
-def grpo_loop(job: Job) -> None:
+def grpo_loop(job: RunSpec) -> None:
     """What every GRPO learner runs, each with its share of the rollout actors; rank 0 writes the result."""
     prepare_environment(job.config)
     from genrec.data.tables import read_queries
-    from genrec.evaluation.validate import LocalJudge, Validator
-    from genrec.learning.rewards import choose, load_terms
-    from genrec.learning.rewards.read_context import read_knowledge
+    from genrec.evaluation.validate import LocalValidator, Validator
+    from genrec.learning.rewards import active_terms, load_terms
+    from genrec.learning.rewards.read_context import read_reward_context
     from genrec.learning.rl.learner import GrpoLearner
     from genrec.learning.rl.query_sampler import QueryStream
     from genrec.learning.rl.rollout import LocalRollouts
-    from genrec.learning.rl.trainer import GrpoRun
+    from genrec.learning.rl.trainer import GrpoTrainer
 
-    config, settings = job.config, job.config.learning.grpo
+    config, settings = job.config, job.config.learning.rl
     accelerator = _accelerator(job)
     policy, prompts, catalog = job.build()
     rewards = config.rewards
-    terms = choose(rewards, load_terms(rewards.custom, job.rewards), centred=settings.objective != "ppo")
-    knowledge = read_knowledge(job.data, catalog.codes_NL, terms, rewards.settings, job.vectors)
-    learner = GrpoLearner(policy, prompts, catalog.trie, knowledge, settings, rewards, accelerator, terms)
+    terms = active_terms(rewards, load_terms(rewards.custom, job.rewards), centred=settings.objective != "ppo")
+    context = read_reward_context(job.data, catalog.codes_NL, terms, rewards.settings, job.vectors)
+    learner = GrpoLearner(policy, prompts, catalog.trie, context, settings, rewards, accelerator, terms)
     rank, world = accelerator.process_index, accelerator.num_processes
     actors = len(range(rank, config.compute.rollout_actors, world)) if config.compute.workers else 0
     if actors:
@@ -253,25 +253,25 @@ def grpo_loop(job: Job) -> None:
         count=settings.eval_queries,
         width=50,
         batch_size=config.decode.batch_size,
-        train_counts_N=knowledge.counts_N.numpy(),
+        train_counts_N=context.counts_N.numpy(),
     )
-    judge = rollouts.judge(validator) if actors else LocalJudge(validator, policy)
+    validator = rollouts.judge(validator) if actors else LocalValidator(validator, policy)
     train = read_queries(job.data, "train")
     timed = TimedRollouts(rollouts)
-    run = GrpoRun(
+    run = GrpoTrainer(
         learner,
         timed,
         QueryStream(train, settings.queries * settings.oversample, seed=config.seed, rank=rank, world=world),
         settings=settings,
         accelerator=accelerator,
         checkpoints=_checkpoints(job),
-        judge=judge,
-        watch=Telemetry(timed, sinks(config, job.out, rank=rank)),
+        validator=validator,
+        callback=Telemetry(timed, metric_loggers(config, job.out, rank=rank)),
     )
-    _keep(job, policy, catalog, run.run(), accelerator)
+    _save_result(job, policy, catalog, run.run(), accelerator)
 
 
-def _accelerator(job: Job) -> Any:
+def _accelerator(job: RunSpec) -> Any:
     import torch
     from accelerate import Accelerator
 
@@ -289,7 +289,7 @@ def deepspeed_config(strategy: str) -> dict[str, Any] | None:
     return json.loads((DEEPSPEED / f"{strategy}.json").read_text(encoding="utf-8"))
 
 
-def _checkpoints(job: Job) -> Any:
+def _checkpoints(job: RunSpec) -> Any:
     from genrec.learning.checkpoints import DirectoryCheckpoints
 
     return (
@@ -299,7 +299,7 @@ def _checkpoints(job: Job) -> Any:
     )
 
 
-def _keep(job: Job, policy: Any, catalog: Any, state: Any, accelerator: Any) -> None:
+def _save_result(job: RunSpec, policy: Any, catalog: Any, state: Any, accelerator: Any) -> None:
     """Rank 0 writes the best policy, the curve and a summary."""
     if not accelerator.is_main_process:
         return

@@ -5,17 +5,22 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 ORDER = {
-    "errors": 0,
-    "config": 0,
-    "types": 0,
-    "threads": 0,
-    "data": 0,
-    "sid": 1,
-    "policy": 2,
-    "learning": 3,
-    "evaluation": 4,
+    name: place
+    for place, names in enumerate(
+        (
+            "errors config types threads progress metrics",
+            "data",
+            "sid",
+            "baselines",
+            "policy",
+            "inference",
+            "learning",
+            "evaluation",
+        )
+    )
+    for name in names.split()
 }
-LAST = 5  # genrec/__init__.py and genrec/recommender.py stand above the rest
+LAST = 8  # genrec/__init__.py stands above the rest
 
 
 def imports(file: Path) -> set[str]:

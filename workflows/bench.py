@@ -2,10 +2,10 @@
 
 python -m workflows.bench {assign,decode,sft,rl} [CONFIG...] [key=value ...] [--json]      speed and memory
 python -m workflows.bench insert CONFIG... [bench.items=200]       new items in a live catalogue, without retraining
-python -m workflows.bench {tokenizers,losses} CONFIG... [bench.rows=[cross_entropy,focal] bench.seeds=3]
-python -m workflows.bench tasks CONFIG... learning.sft.max_steps=50 [bench.rows=[next_item,all] bench.seeds=1]
-python -m workflows.bench chat CONFIG... [bench.rows=[preference_analysis]]      talks to a policy that knows text
-python -m workflows.bench {rewards,searches} CONFIG... [bench.rows=[config,v1,v3] bench.seeds=5]
+python -m workflows.bench {tokenizers,losses} CONFIG... [bench.variants=[cross_entropy,focal] bench.seeds=3]
+python -m workflows.bench tasks CONFIG... learning.sft.max_steps=50 [bench.variants=[next_item,all] bench.seeds=1]
+python -m workflows.bench chat CONFIG... [bench.variants=[preference_analysis]]      talks to a policy that knows text
+python -m workflows.bench {rewards,searches} CONFIG... [bench.variants=[config,v1,v3] bench.seeds=5]
 """
 
 from __future__ import annotations

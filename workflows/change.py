@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from cluster.artifacts import Output
+from cluster.artifacts import Artifact
 from genrec.config import Config
 from workflows import embed
 
@@ -15,7 +15,7 @@ OPTIONS = {
 }
 
 
-def change(config: Config, assigned: Output, insert: str | None, remove: str | None) -> None:
+def change(config: Config, assigned: Artifact, insert: str | None, remove: str | None) -> None:
     """Remove items (ids with commas between), then insert those of a Parquet file; print what came of each."""
     from genrec.sid import catalog_updates as catalogs
     from genrec.sid.embed import make_text_encoder

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.artifacts import Output, run_stage
-from cluster.data import map_shards
+from cluster.artifacts import Artifact, run_stage
+from cluster.data import parallel_map
 from genrec.config import Config
 from genrec.data.tables import read_items
 from workflows import prepare
@@ -17,7 +17,7 @@ from workflows.door import main
 VERSION = 1
 
 
-def run(config: Config) -> Output:
+def run(config: Config) -> Artifact:
     """Embed every item of the prepared catalogue."""
     data = prepare.run(config)
     settings = config.embed.model_dump(mode="json")
@@ -34,7 +34,7 @@ def _embed(config: Config, data: Path, out: Path) -> Mapping[str, Any]:
     items = len(item_texts(read_items(data), settings.fields))
     threads = compute.data_threads
     make = partial(make_embedder, data, out, settings, compute.device, threads)
-    map_shards(config, make, missing_shards(out, items, settings.shard_items), label="embed")
+    parallel_map(config, make, missing_shards(out, items, settings.shard_items), label="embed")
     return {"items": items, "dimensions": VectorFiles(out).width}
 
 

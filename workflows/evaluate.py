@@ -9,7 +9,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-from cluster.artifacts import Output, run_stage
+from cluster.artifacts import Artifact, run_stage
 from cluster.stages.evaluate import evaluate
 from genrec.config import Config
 from workflows import assign, embed, grpo, prepare, sft
@@ -19,7 +19,7 @@ VERSION = 1
 SHOWN = ("metrics.json", "report.html", "recommender.json", "config.yaml")
 
 
-def run(config: Config, rewards: str | None = None) -> Output:
+def run(config: Config, rewards: str | None = None) -> Artifact:
     """Judge the run; everything before it is made first. The results also appear under ``<storage>/runs/<name>``."""
     embedded = [] if config.sid.quantizer == "given" else [embed.run(config)]
     done = [prepare.run(config), *embedded, assign.run(config), sft.run(config), grpo.run(config, rewards)]

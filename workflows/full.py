@@ -5,7 +5,7 @@ python -m workflows.full configs/demo.yaml configs/cpu.yaml
 
 from __future__ import annotations
 
-from cluster.artifacts import Output
+from cluster.artifacts import Artifact
 from genrec.config import Config
 from workflows import assign, embed, evaluate, grpo, prepare, sft
 from workflows.door import main
@@ -20,7 +20,7 @@ STEPS = (
 )
 
 
-def run(config: Config, rewards: str | None = None) -> Output:
+def run(config: Config, rewards: str | None = None) -> Artifact:
     """Run every stage in order; finished ones are skipped."""
     names = [step.__name__.rpartition(".")[2] for step, _ in STEPS]
     for number, (step, about) in enumerate(STEPS, start=1):

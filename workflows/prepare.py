@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cluster.artifacts import Output, run_stage
+from cluster.artifacts import Artifact, run_stage
 from cluster.stages.prepare import prepare
 from genrec.config import Config
 from genrec.data.filters import window
@@ -19,7 +19,7 @@ from workflows.door import main
 VERSION = 1
 
 
-def run(config: Config) -> Output:
+def run(config: Config) -> Artifact:
     """Check the source's files, then write the data directory unless it exists for these files and settings."""
     source = open_source(config.data)
     window(config.data.filters)
@@ -38,7 +38,7 @@ def run(config: Config) -> Output:
 def in_process(config: Config, files: list[list[str | int]]) -> Config:
     """The config with Ray Data switched off when the log is so small that starting actors would take longer."""
     sizes = [int(fact[1]) for fact in files if len(fact) > 1]
-    if len(sizes) < len(files) or sum(sizes) >= config.compute.local_mb * 2**20:
+    if len(sizes) < len(files) or sum(sizes) >= config.compute.in_process_below_mb * 2**20:
         return config
     return config.model_copy(update={"compute": config.compute.model_copy(update={"data_actors": 0})})
 

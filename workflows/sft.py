@@ -5,14 +5,14 @@ python -m workflows.sft configs/demo.yaml configs/cpu.yaml
 
 from __future__ import annotations
 
-from cluster.artifacts import Output
+from cluster.artifacts import Artifact
 from cluster.stages import steps
 from genrec.config import Config
 from workflows import assign, prepare
 from workflows.door import main
 
 
-def run(config: Config) -> Output:
+def run(config: Config) -> Artifact:
     """Train the policy; what it needs is made first."""
     return steps.sft(config, prepare.run(config), assign.run(config))
 

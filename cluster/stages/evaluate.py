@@ -7,40 +7,40 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.artifacts import Output
-from cluster.policy_predictor import Asked
+from cluster.artifacts import Artifact
+from cluster.policy_predictor import PolicyPredictor
 from genrec.config import Config
 from genrec.data.files import write_json
 from genrec.data.tables import read_items, read_queries, read_sequences
 
 if TYPE_CHECKING:
-    from genrec.baselines.tuning import Lineup
+    from genrec.baselines.tuning import BaselineSuite
 
 SAMPLES = 10
 """Queries shown in the report."""
 
 
-def evaluate(config: Config, stages: Mapping[str, Output], out: Path) -> dict[str, Any]:
+def evaluate(config: Config, stages: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
     """Judge the policies among ``stages`` ("sft", and "grpo" when it ran) on the test queries; fills ``out``.
 
     Returns the deciding figures. ``metrics.json``, ``report.html`` and ``recommender.json`` are written.
     """
     import numpy as np
 
-    from genrec.baselines.models import recent_history
+    from genrec.baselines.train_log import recent_history
     from genrec.baselines.tuning import fit_baselines
-    from genrec.evaluation.metrics import per_query, sid_numbers, target_ranks
     from genrec.evaluation.report.page import print_table, write_report
     from genrec.evaluation.slices import category_numbers, sid_use
-    from genrec.evaluation.summary import Contest, add_gain, add_prior, judge
+    from genrec.evaluation.summary import Rankings, add_gain, add_prior, summarise
+    from genrec.metrics import per_query, sid_numbers, target_ranks
     from genrec.sid.catalog import Catalog
 
     data, catalog = stages["prepare"].path, Catalog.load(stages["assign"].path)
     items, test, valid = read_items(data), read_queries(data, "test"), read_queries(data, "valid")
     policies = [name for name in ("grpo", "sft") if name in stages]
     best = policies[0]
-    lineup = fit_baselines(read_sequences(data), valid, len(items), config.data.max_history, seed=config.seed)
-    asked = {name: Asked(config, stages, name, lineup, out / "predictions") for name in policies}
+    suite = fit_baselines(read_sequences(data), valid, len(items), config.data.max_history, seed=config.seed)
+    asked = {name: PolicyPredictor(config, stages, name, suite, out / "predictions") for name in policies}
     answers = {name: one.answers("test") for name, one in asked.items()}
     prior = asked[best].tuned_prior(valid)
     recent_QH = recent_history(test, config.data.max_history)
@@ -50,19 +50,19 @@ def evaluate(config: Config, stages: Mapping[str, Output], out: Path) -> dict[st
         others |= {"policy": model}
         model = asked[best].with_prior(answers[best], recent_QH, prior)
     targets_Q = test["target"].to_numpy().astype(np.int64)
-    contest = Contest(
+    rankings = Rankings(
         targets_Q=targets_Q,
         model_QK=model,
-        baselines=lineup.rank(recent_QH, max(config.evaluation.ks)),
+        baselines=suite.rank(recent_QH, max(config.evaluation.ks)),
         sid_of_item_N=sid_numbers(catalog.codes_NL.numpy()),
-        train_counts_N=lineup.log.counts_N,
+        train_counts_N=suite.log.counts_N,
         category_N=category_numbers(items),
         policies=others,
     )
     costs = {name: {k: stage.metrics[k] for k in ("wall_s", "peak_rss_mb")} for name, stage in stages.items()}
     ks, draws = config.evaluation.ks, config.evaluation.bootstrap
-    details = {"baseline_settings": dict(lineup.settings), "prior": prior, "seen_items_masked": lineup.mask_seen}
-    metrics = judge(contest, ks=ks, resamples=draws, seed=config.seed, stages=costs, details=details)
+    details = {"baseline_settings": dict(suite.settings), "prior": prior, "seen_items_masked": suite.mask_seen}
+    metrics = summarise(rankings, ks=ks, resamples=draws, seed=config.seed, stages=costs, details=details)
     if prior["weight"]:
         add_prior(metrics, "policy", prior["weight"])
     if best == "grpo":
@@ -79,7 +79,7 @@ def evaluate(config: Config, stages: Mapping[str, Output], out: Path) -> dict[st
         config_text=_config_text(config),
         title=config.name,
     )
-    _write_pointer(config, stages, best, prior, lineup, out)
+    _write_pointer(config, stages, best, prior, suite, out)
     print(print_table(metrics), flush=True)
     return {"verdict": metrics["verdict"], "model": metrics["model"]["item"]}
 
@@ -103,15 +103,15 @@ def _config_text(config: Config) -> str:
 
 
 def _write_pointer(
-    config: Config, stages: Mapping[str, Output], best: str, prior: Mapping[str, Any], lineup: Lineup, out: Path
+    config: Config, stages: Mapping[str, Artifact], best: str, prior: Mapping[str, Any], suite: BaselineSuite, out: Path
 ) -> None:
     """What ``genrec.load`` needs: where the parts lie under the storage root, and how the prior was tuned."""
     parts = {"data": stages["prepare"], "catalog": stages["assign"], "policy": stages[best]}
-    knn = {k: v for k, v in lineup.settings["itemknn"].items() if k not in ("valid_ndcg@10", "tried", "seconds")}
+    knn = {k: v for k, v in suite.settings["itemknn"].items() if k not in ("valid_ndcg@10", "tried", "seconds")}
     about = {
         "parts": {name: f"{stage.name}/{stage.key}" for name, stage in parts.items()},
         "prior": dict(prior) | ({"settings": knn} if prior["weight"] else {}),
-        "mask_seen": lineup.mask_seen,
+        "mask_seen": suite.mask_seen,
         "config": config.model_dump(mode="json"),
     }
     write_json(about, out / "recommender.json")

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class RayWorkers(RayCheckpoints):
-    """The workers of a Ray Train run, seen from one of them (``Workers`` protocol): gloo, or NCCL where they have GPUs.
+class RayProcessGroup(RayCheckpoints):
+    """The workers of a Ray Train run, seen from one of them (``ProcessGroup`` protocol): gloo, or NCCL where they have GPUs.
 
     Checkpoints are Ray Train's, so a worker that died and a command that is run again both go on from the newest.
     """
@@ -77,4 +77,4 @@ def _share(config: Config, vectors: Path, out: Path) -> None:
     prepare_environment(config)
     from genrec.sid.fit import fit_share
 
-    fit_share(vectors, out, config.sid, RayWorkers(config), seed=config.seed, threads=config.compute.threads)
+    fit_share(vectors, out, config.sid, RayProcessGroup(config), seed=config.seed, threads=config.compute.threads)

@@ -2,7 +2,7 @@
 
     parts ─scatter→ buckets ─thin→ sorted, filtered buckets ─k-core, numbers (here)→ ─write→ sequences, queries
 
-Each arrow but the middle one is a ``map_shards`` over files that are skipped when complete. In between, this process
+Each arrow but the middle one is a ``parallel_map`` over files that are skipped when complete. In between, this process
 holds catalogue-sized counts and one bucket's columns at a time. The functions of the data live in ``genrec.data``.
 """
 
@@ -20,28 +20,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.data import map_shards
+from cluster.data import parallel_map
 from genrec.config import Config
 from genrec.data.files import write_json, write_parquet
 from genrec.data.filters import Bools, Ints, k_core, keep_titles, users_per_item, window
-from genrec.data.partition import read_bucket, scatter_part, total_counts
-from genrec.data.sequences import Numbering, Users, read_users, sort_events, split_codes, thin_events, write_users
+from genrec.data.partition import partition_part, read_bucket, total_counts
+from genrec.data.sequences import Numbering, Users, filter_events, read_users, sort_events, split_codes, write_users
 from genrec.data.sources.source import Source
 from genrec.data.splits import Codes, Cut, cut_points
 from genrec.data.statistics import (
     NEVER,
-    Survey,
+    LogStatistics,
+    count_users,
     refuse_missing_splits,
     refuse_nothing_left,
     statistics,
-    survey_users,
 )
 from genrec.data.tables import ITEMS
 from genrec.errors import InputError
 
 
 @dataclass(frozen=True)
-class Job:
+class PrepareSpec:
     """What the workers of a phase need: small, picklable, the same for every shard."""
 
     source: Source
@@ -75,7 +75,7 @@ def prepare(source: Source, config: Config, folder: Path) -> dict[str, Any]:
 
     Raises InputError for data that cannot be used; then nothing stays in ``folder``.
     """
-    job = Job(source, config, folder)
+    job = PrepareSpec(source, config, folder)
     if not (folder / "stats.json").is_file():
         try:
             _prepare(job)
@@ -86,7 +86,7 @@ def prepare(source: Source, config: Config, folder: Path) -> dict[str, Any]:
     return json.loads((folder / "stats.json").read_text(encoding="utf-8"))
 
 
-def _prepare(job: Job) -> None:
+def _prepare(job: PrepareSpec) -> None:
     catalogue = _catalogue(job)
     job, counts = _scatter(job)
     left = _thin(job, catalogue.num_rows)
@@ -101,11 +101,11 @@ def _prepare(job: Job) -> None:
     write_json(statistics(survey, written, counts, left, items.num_rows), job.folder / "stats.json")
 
 
-def _map(job: Job, make: Callable[[Job], Callable[[int], None]], shards: list[int], label: str) -> None:
-    map_shards(job.config, partial(_silent, make, job), shards, label=label)
+def _map(job: PrepareSpec, make: Callable[[PrepareSpec], Callable[[int], None]], shards: list[int], label: str) -> None:
+    parallel_map(job.config, partial(_silent, make, job), shards, label=label)
 
 
-def _silent(make: Callable[[Job], Callable[[int], None]], job: Job) -> Callable[[int], dict[str, Any]]:
+def _silent(make: Callable[[PrepareSpec], Callable[[int], None]], job: PrepareSpec) -> Callable[[int], dict[str, Any]]:
     work = make(job)
 
     def done(shard: int) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def _silent(make: Callable[[Job], Callable[[int], None]], job: Job) -> Callable[
     return done
 
 
-def _catalogue(job: Job) -> pa.Table:
+def _catalogue(job: PrepareSpec) -> pa.Table:
     file = job.scratch / "catalogue.parquet"
     if not file.is_file():
         items = job.source.items()
@@ -127,7 +127,7 @@ def _catalogue(job: Job) -> pa.Table:
     return catalogue
 
 
-def _scatter(job: Job) -> tuple[Job, dict[str, Any]]:
+def _scatter(job: PrepareSpec) -> tuple[PrepareSpec, dict[str, Any]]:
     folder = job.scratch / "scatter"
     parts = range(len(job.source.parts()))
     todo = [part for part in parts if not (folder / f"part-{part:05d}" / "counts.json").is_file()]
@@ -137,7 +137,7 @@ def _scatter(job: Job) -> tuple[Job, dict[str, Any]]:
     return replace(job, by_position=counts["no_position"] == 0, timed=counts["no_time"] == 0), counts
 
 
-def _scatterer(job: Job) -> Callable[[int], None]:
+def _scatterer(job: PrepareSpec) -> Callable[[int], None]:
     parts = job.source.parts()
     ids = pq.ParquetFile(job.scratch / "catalogue.parquet").read(columns=["id"])["id"].combine_chunks()
     keep, inside = job.alive("titles"), window(job.config.data.filters)
@@ -145,18 +145,18 @@ def _scatterer(job: Job) -> Callable[[int], None]:
     def work(index: int) -> None:
         folder = job.scratch / "scatter" / f"part-{index:05d}"
         shards = job.config.data.shards
-        scatter_part(
+        partition_part(
             job.source, parts[index], index, ids=ids, keep_N=keep, window=inside, buckets=shards, folder=folder
         )
 
     return work
 
 
-def _refuse_unusable_log(counts: dict[str, Any], job: Job) -> None:
+def _refuse_unusable_log(counts: dict[str, Any], job: PrepareSpec) -> None:
     rows, kept, split = counts["rows"], counts["kept"], job.config.data.split
     if rows == 0:
         raise InputError("the log is empty; at least one interaction was expected")
-    if counts["unknown"] and not job.source.drops_unknown:
+    if counts["unknown"] and not job.source.ignores_unknown_items:
         examples = ", ".join(repr(name) for name in counts["unknown_examples"])
         raise InputError(
             f"{counts['unknown']:,} of {rows:,} interactions name an item that the catalogue lacks, e.g. {examples}; "
@@ -182,7 +182,7 @@ def _refuse_unusable_log(counts: dict[str, Any], job: Job) -> None:
         raise InputError("data.split=given needs a split for each interaction, and this log has none")
 
 
-def _thin(job: Job, items: int) -> dict[str, int]:
+def _thin(job: PrepareSpec, items: int) -> dict[str, int]:
     least = job.config.data.filters.item_users
     alive = job.alive("titles")
     if least:
@@ -195,7 +195,7 @@ def _thin(job: Job, items: int) -> dict[str, int]:
     return {step: sum(counts[step] for counts in left) for step in left[0]}
 
 
-def _user_counter(job: Job) -> Callable[[int], None]:
+def _user_counter(job: PrepareSpec) -> Callable[[int], None]:
     items = len(job.alive("titles"))
     folder = job.scratch / "item_users"
     folder.mkdir(exist_ok=True)
@@ -210,19 +210,19 @@ def _user_counter(job: Job) -> Callable[[int], None]:
     return work
 
 
-def _thinner(job: Job) -> Callable[[int], None]:
+def _thinner(job: PrepareSpec) -> Callable[[int], None]:
     alive = job.alive("item_users")
 
     def work(bucket: int) -> None:
         events = sort_events(read_bucket(job.scratch / "scatter", bucket), job.by_position)
-        events, left = thin_events(events, job.config.data.filters, alive)
+        events, left = filter_events(events, job.config.data.filters, alive)
         write_parquet(events, job.kept(bucket))
         write_json(left, job.kept(bucket).with_suffix(".json"))
 
     return work
 
 
-def _core(job: Job) -> Bools:
+def _core(job: PrepareSpec) -> Bools:
     def pairs() -> Iterator[tuple[Ints, Ints]]:
         for bucket in range(job.config.data.shards):
             table = pq.ParquetFile(job.kept(bucket)).read(columns=["user", "item"])
@@ -234,22 +234,22 @@ def _core(job: Job) -> Bools:
     return alive
 
 
-def _number(job: Job, items: int) -> tuple[Job, Survey]:
+def _number(job: PrepareSpec, items: int) -> tuple[PrepareSpec, LogStatistics]:
     data = job.config.data
     if data.split == "chronological":
         job = replace(job, cuts=cut_points(lambda: (users.targets() for users in _all_users(job))))
     coded = ((users, split_codes(users, data.split, job.cuts)) for users in _all_users(job))
-    survey = survey_users(coded, items, data.eval_queries)
+    survey = count_users(coded, items, data.eval_queries)
     return replace(job, numbering=survey.numbering()), survey
 
 
-def _all_users(job: Job) -> Iterator[Users]:
+def _all_users(job: PrepareSpec) -> Iterator[Users]:
     alive = job.alive("alive")
     for bucket in range(job.config.data.shards):
         yield read_users(job.kept(bucket), alive, job.config.data.filters.user_core, timed=job.timed)
 
 
-def _writer(job: Job) -> Callable[[int], None]:
+def _writer(job: PrepareSpec) -> Callable[[int], None]:
     alive, data = job.alive("alive"), job.config.data
 
     def work(bucket: int) -> None:
@@ -260,7 +260,7 @@ def _writer(job: Job) -> Callable[[int], None]:
     return work
 
 
-def _final_items(catalogue: pa.Table, alive: Bools, survey: Survey | None) -> pa.Table:
+def _final_items(catalogue: pa.Table, alive: Bools, survey: LogStatistics | None) -> pa.Table:
     items = catalogue.filter(pa.array(alive))
     first = np.full(items.num_rows, NEVER) if survey is None else survey.first_seen_N
     columns: dict[str, Any] = {"item": pa.array(np.arange(items.num_rows, dtype=np.int32))}

@@ -7,13 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.artifacts import Output, run_stage
-from cluster.data import map_shards
+from cluster.artifacts import Artifact, run_stage
+from cluster.data import parallel_map
 from cluster.reward_file import kept_terms, terms_settings
-from cluster.run_spec import Job
+from cluster.run_spec import RunSpec
 from cluster.stages import fit_quantizer, teacher
 from cluster.stages.instruction import key_of
-from cluster.train import fit, grpo_loop, sft_loop, summary
+from cluster.train import grpo_loop, run_training, sft_loop, summary
 from genrec.config import Config
 
 ASSIGN_VERSION = 1
@@ -21,10 +21,12 @@ SFT_VERSION = 1
 GRPO_VERSION = 2
 
 
-def assign(config: Config, data: Output, vectors: Output | None) -> Output:
+def assign(config: Config, data: Artifact, vectors: Artifact | None) -> Artifact:
     """A SID for every item of ``data``: by a quantizer of ``vectors``, or as published (``sid.quantizer=given``)."""
     if config.sid.quantizer == "given" or vectors is None:
-        settings = config.sid.model_dump(mode="json", include={"quantizer", "column", "levels", "codes", "collisions"})
+        settings = config.sid.model_dump(
+            mode="json", include={"quantizer", "column", "levels", "codebook_size", "collisions"}
+        )
         work = partial(_take, config, data.path)
         return run_stage(config, "assign", version=ASSIGN_VERSION, settings=settings, inputs=[data], work=work)
     settings = {**config.sid.stage_settings(), "seed": config.seed}
@@ -45,11 +47,11 @@ def _quantize(config: Config, data: Path, vectors: Path, out: Path) -> Mapping[s
     items = fit_quantizer.fit(config, data, vectors, out)
     sid, compute = config.sid, config.compute
     make = partial(make_assigner, vectors, out, sid, compute.data_threads)
-    map_shards(config, make, missing_shards(out / "codes", items, sid.shard_items), label="assign")
+    parallel_map(config, make, missing_shards(out / "codes", items, sid.shard_items), label="assign")
     return finish_quantized(data, vectors, out, sid, compute.threads)
 
 
-def sft(config: Config, data: Output, catalog: Output) -> Output:
+def sft(config: Config, data: Artifact, catalog: Artifact) -> Artifact:
     """The policy that learned the next item from ``data``, for the SIDs of ``catalog``."""
     settings = {
         "policy": config.policy.model_dump(mode="json"),
@@ -65,28 +67,35 @@ def sft(config: Config, data: Output, catalog: Output) -> Output:
 
 def _train(config: Config, data: Path, catalog: Path, out: Path) -> Mapping[str, Any]:
     teacher.ask(config, data, out)
-    fit(sft_loop, Job(config, data, catalog, out), "sft")
+    run_training(sft_loop, RunSpec(config, data, catalog, out), "sft")
     return summary(out)
 
 
 def grpo(
-    config: Config, data: Output, catalog: Output, start: Output, vectors: Output | None, terms: str | None = None
-) -> Output:
+    config: Config,
+    data: Artifact,
+    catalog: Artifact,
+    start: Artifact,
+    vectors: Artifact | None,
+    terms: str | None = None,
+) -> Artifact:
     """What rewards made of ``start``; ``vectors`` are for ``rewards.semantic``, ``terms`` is a file of own terms."""
     settings = {
         "policy": config.policy.model_dump(mode="json"),
-        "grpo": config.learning.grpo.model_dump(mode="json"),
+        "grpo": config.learning.rl.model_dump(mode="json"),
         "rewards": config.rewards.model_dump(mode="json"),
         "workers": config.compute.workers,
         "seed": config.seed,
         **terms_settings(terms),
     }
     needed = [vectors] if vectors is not None and config.rewards.semantic else []
-    job = partial(Job, config, data.path, catalog.path, start=start.path, vectors=needed[0].path if needed else None)
+    job = partial(
+        RunSpec, config, data.path, catalog.path, start=start.path, vectors=needed[0].path if needed else None
+    )
     work, inputs = partial(_reinforce, job, terms), [data, catalog, start, *needed]
     return run_stage(config, "grpo", version=GRPO_VERSION, settings=settings, inputs=inputs, work=work)
 
 
-def _reinforce(job: Callable[..., Job], terms: str | None, out: Path) -> Mapping[str, Any]:
-    fit(grpo_loop, job(out=out, rewards=kept_terms(terms, out)), "grpo")
+def _reinforce(job: Callable[..., RunSpec], terms: str | None, out: Path) -> Mapping[str, Any]:
+    run_training(grpo_loop, job(out=out, rewards=kept_terms(terms, out)), "grpo")
     return summary(out)

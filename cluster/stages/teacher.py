@@ -65,12 +65,12 @@ def read_reasons(out: Path) -> dict[tuple[int, str], str]:
 def _questions(config: Config, data: Path) -> list[tuple[int, str, str]]:
     """(row, language, question) for a seeded sample of the queries whose items have titles."""
     from genrec.data.tables import read_items, read_queries
-    from genrec.learning.tasks.item_fields import Shop
+    from genrec.learning.tasks.item_fields import ItemFields
     from genrec.policy.chat.templates import fill, load_language
 
     settings = config.learning.instruction
     languages = [load_language(name) for name in settings.languages]
-    shop, train = Shop(read_items(data), settings), read_queries(data, "train")
+    shop, train = ItemFields(read_items(data), settings), read_queries(data, "train")
     order = np.random.default_rng([config.seed, 1]).permutation(train.num_rows)[: settings.teacher.examples]
     rows = train.take(order)
     questions: list[tuple[int, str, str]] = []

@@ -8,15 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.run_spec import Job
+from cluster.run_spec import RunSpec
 from cluster.session import connect, prepare_environment
-from cluster.train import fit, grpo_loop
+from cluster.train import grpo_loop, run_training
 from genrec.errors import InputError
 
 FIGURES = ("ndcg@10", "gain", "last", "hr@50")
 
 
-def search(job: Job) -> list[dict[str, Any]]:
+def run_search(job: RunSpec) -> list[dict[str, Any]]:
     """Run ``tune.trials`` trials over ``tune.space`` and return them, best validation NDCG@10 first.
 
     A killed search goes on where it was: finished trials are kept, the others run again.
@@ -59,7 +59,7 @@ def search(job: Job) -> list[dict[str, Any]]:
     return sorted(trials, key=lambda trial: (-trial["ndcg@10"], -trial["last"]))
 
 
-def _trial(weights: dict[str, float], job: Job) -> dict[str, float]:
+def _trial(weights: dict[str, float], job: RunSpec) -> dict[str, float]:
     """One GRPO run with ``weights`` over the config's; returns its best validation and its gain over the SFT policy."""
     prepare_environment(job.config)
     from ray import tune
@@ -67,12 +67,12 @@ def _trial(weights: dict[str, float], job: Job) -> dict[str, float]:
     name = tune.get_context().get_trial_id()
     rewards = job.config.rewards.weighted(weights)
     steps = job.config.tune.steps
-    grpo = job.config.learning.grpo.model_copy(update={"steps": steps, "eval_every": max(1, steps // 4)})
+    grpo = job.config.learning.rl.model_copy(update={"steps": steps, "eval_every": max(1, steps // 4)})
     learning = job.config.learning.model_copy(update={"grpo": grpo})
     config = job.config.model_copy(update={"rewards": rewards, "learning": learning})
     out = job.out / "runs" / name
     out.mkdir(parents=True, exist_ok=True)
-    fit(grpo_loop, replace(job, config=config, out=out), name)
+    run_training(grpo_loop, replace(job, config=config, out=out), name)
     return _best(json.loads((out / "curve.json").read_text(encoding="utf-8")))
 
 

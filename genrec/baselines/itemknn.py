@@ -15,10 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from genrec.baselines.models import TrainLog, following
 from genrec.baselines.sparse import Sparse, csr, keep_largest
+from genrec.baselines.train_log import TrainLog
+from genrec.baselines.transitions import following
 from genrec.errors import InputError
-from genrec.evaluation.metrics import FloatArray, IntArray
+from genrec.metrics import FloatArray, IntArray
 
 MAX_WINDOW = 10
 

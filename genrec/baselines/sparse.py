@@ -60,7 +60,7 @@ def top_columns(matrix: Sparse, k: int) -> NDArray[np.int64]:
     return top_RK
 
 
-def strike_seen(scores: Sparse, recent_QH: np.ndarray) -> Sparse:
+def mask_seen_items(scores: Sparse, recent_QH: np.ndarray) -> Sparse:
     """Item scores (Q, N) with the items of each query's own history set to 0."""
     struck = scores.tolil(copy=True)
     query_QH = np.broadcast_to(np.arange(len(recent_QH))[:, None], recent_QH.shape)

@@ -17,9 +17,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from genrec.baselines.itemknn import ItemKNN, KnnSettings, Pairs
-from genrec.baselines.models import Baseline, Popularity, TrainLog, Transition, rank, recent_history, train_log
-from genrec.baselines.sparse import Sparse, at, row_of_entry, strike_seen
-from genrec.evaluation.metrics import IntArray, measure, per_query
+from genrec.baselines.popularity import Popularity
+from genrec.baselines.ranking import Baseline, rank
+from genrec.baselines.sparse import Sparse, at, mask_seen_items, row_of_entry
+from genrec.baselines.train_log import TrainLog, recent_history, train_log
+from genrec.baselines.transitions import Transition
+from genrec.metrics import IntArray, measure, per_query
 
 BUDGET = 40
 MAX_QUERIES = 5000
@@ -40,7 +43,7 @@ GRID: Mapping[str, Sequence[float]] = {
 
 
 @dataclass(frozen=True)
-class Lineup:
+class BaselineSuite:
     """The fitted baselines by name, what was tuned, and whether seen items are masked (see ``baselines``)."""
 
     log: TrainLog
@@ -62,12 +65,12 @@ class Lineup:
     def scores(self, recent_QH: IntArray) -> Sparse:
         """ItemKNN's scores (Q, N), without seen items where the log never repeats."""
         scores = self.itemknn.scores(recent_QH)
-        return strike_seen(scores, recent_QH) if self.mask_seen else scores
+        return mask_seen_items(scores, recent_QH) if self.mask_seen else scores
 
 
 def fit_baselines(
     sequences: pa.Table, valid: pa.Table, n_items: int, max_history: int, *, seed: int = 0, budget: int = BUDGET
-) -> Lineup:
+) -> BaselineSuite:
     """Popularity, transition counts and ItemKNN: trained on train positions, tuned on the ``valid`` queries.
 
     ``sequences`` needs ``items``, ``split`` (and ``times`` if known); ``valid`` needs ``history`` and ``target``.
@@ -89,7 +92,7 @@ def fit_baselines(
         },
     }
     models = {"popularity": popularity, "transition": Transition(log), "itemknn": tuned.knn}
-    return Lineup(log, models, settings, mask_seen)
+    return BaselineSuite(log, models, settings, mask_seen)
 
 
 @dataclass(frozen=True)
@@ -119,11 +122,11 @@ def tune_itemknn(
             seen[settings] = float(per_query(ranks_Q, (10,))["ndcg@10"].mean()) if len(ranks_Q) else 0.0
         return seen[settings]
 
-    best = _climb(value, lambda: len(seen) < budget)
+    best = _coordinate_ascent(value, lambda: len(seen) < budget)
     return Tuned(ItemKNN(pairs, best), value(best), len(seen), time.perf_counter() - start)
 
 
-def _climb(value: Callable[[KnnSettings], float], may_try: Callable[[], bool]) -> KnnSettings:
+def _coordinate_ascent(value: Callable[[KnnSettings], float], may_try: Callable[[], bool]) -> KnnSettings:
     best, before = KnnSettings(), None
     while best != before and may_try():
         before = best

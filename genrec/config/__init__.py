@@ -5,16 +5,16 @@ from and the nearest key that exists. Nothing here imports torch, so ``--show`` 
 """
 
 from genrec.config.data import Data, Embed, Filters
-from genrec.config.learning import Grpo, Learning, Loss, Rewards, RewardSettings, Sft
-from genrec.config.policy import Lora, Policy
+from genrec.config.learning import Learning, Loss, Rewards, RewardSettings, Rl, Sft
+from genrec.config.policy import Lora, PolicyConfig
 from genrec.config.root import Config, known_keys, load_config, to_yaml
-from genrec.config.running import Bench, Compute, Decode, Evaluation, Tune
+from genrec.config.running import BenchConfig, Compute, Decode, Evaluation, Tune
 from genrec.config.section import Section
 from genrec.config.sid import Sid
-from genrec.config.tasks import Instruction, Stage, Stages, Task, Tasks, Teacher
+from genrec.config.tasks import Instruction, Stage, Stages, Tasks, TaskWeight, Teacher
 
 __all__ = [
-    "Bench",
+    "BenchConfig",
     "Compute",
     "Config",
     "Data",
@@ -22,20 +22,20 @@ __all__ = [
     "Embed",
     "Evaluation",
     "Filters",
-    "Grpo",
     "Instruction",
     "Learning",
     "Lora",
     "Loss",
-    "Policy",
+    "PolicyConfig",
     "RewardSettings",
     "Rewards",
+    "Rl",
     "Section",
     "Sft",
     "Sid",
     "Stage",
     "Stages",
-    "Task",
+    "TaskWeight",
     "Tasks",
     "Teacher",
     "Tune",

@@ -33,7 +33,7 @@ class Loss(Section):
 class Sft(Section):
     """Supervised fine-tuning: next-item prediction."""
 
-    form: Literal["dense", "rows", "tasks"] = Field(
+    example_format: Literal["dense", "rows", "tasks"] = Field(
         default="dense",
         description="whole sequences (scratch only), a prompt per row, or the mixture of learning.tasks",
     )
@@ -59,7 +59,7 @@ class Sft(Section):
     patience: PositiveInt = Field(default=8, description="checks without a better validation NDCG@10 before stopping")
 
 
-class Grpo(Section):
+class Rl(Section):
     """Reinforcement learning on groups of candidates (GRPO, Shao et al. 2024, and its kin)."""
 
     objective: Literal["grpo", "dr_grpo", "dapo", "gspo", "reinforce", "ppo", "dpo", "s_dpo"] = "grpo"
@@ -97,7 +97,7 @@ class Grpo(Section):
     rollout_chunk: PositiveInt = Field(
         default=32, description="queries per rollout request; fixed, so results do not depend on the number of actors"
     )
-    average: float = Field(
+    ema_decay: float = Field(
         default=0.0,
         ge=0,
         lt=1,
@@ -115,7 +115,7 @@ class Grpo(Section):
     guard_drop: float = Field(default=0.01, ge=0, description="relative loss of them that is let pass, noise or not")
 
     @model_validator(mode="after")
-    def _target_has_a_weight(self) -> Grpo:
+    def _target_has_a_weight(self) -> Rl:
         if self.add_target and self.generation == "stochastic_beam":
             raise ValueError("add_target leaves stochastic_beam's importance weights undefined; use generation=mixed")
         return self
@@ -128,7 +128,7 @@ class Learning(Section):
     sft: Sft = Sft()
     tasks: Tasks = Tasks()
     instruction: Instruction = Instruction()
-    grpo: Grpo = Grpo()
+    rl: Rl = Rl()
 
 
 class RewardSettings(Section):

@@ -18,7 +18,7 @@ class Lora(Section):
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
 
 
-class Policy(Section):
+class PolicyConfig(Section):
     """The language model that writes semantic IDs."""
 
     kind: Literal["scratch", "pretrained"] = "scratch"
@@ -29,11 +29,11 @@ class Policy(Section):
     dropout: float = Field(
         default=0.3, ge=0, lt=1, description="scratch: embeddings, attention, residuals (qwen3: attention)"
     )
-    text: Literal["none", "bytes"] = Field(
+    tokenizer: Literal["none", "bytes"] = Field(
         default="none", description="scratch: semantic IDs alone, or with the bytes of text, for tasks and chat (qwen3)"
     )
     path: str = Field(default="smollm2", description="pretrained: 'smollm2' (packaged), or a model name or path")
-    form: Literal["full", "lora", "qlora"] = Field(
+    finetuning: Literal["full", "lora", "qlora"] = Field(
         default="lora", description="pretrained: train all of it, adapters, or adapters on 4-bit weights"
     )
     lora: Lora = Lora()
@@ -48,4 +48,4 @@ class Policy(Section):
     @property
     def knows_text(self) -> bool:
         """Whether it reads and writes more than semantic IDs."""
-        return self.kind == "pretrained" or self.text != "none"
+        return self.kind == "pretrained" or self.tokenizer != "none"

@@ -14,8 +14,8 @@ from yaml import YAMLError
 
 from genrec.config.data import Data, Embed
 from genrec.config.learning import Learning, Rewards
-from genrec.config.policy import Policy
-from genrec.config.running import Bench, Compute, Decode, Evaluation, Tune
+from genrec.config.policy import PolicyConfig
+from genrec.config.running import BenchConfig, Compute, Decode, Evaluation, Tune
 from genrec.config.section import Section
 from genrec.config.sid import VQ_SHARES, Sid
 from genrec.errors import InputError
@@ -30,32 +30,33 @@ class Config(Section):
     data: Data = Data()
     embed: Embed = Embed()
     sid: Sid = Sid()
-    policy: Policy = Policy()
+    policy: PolicyConfig = PolicyConfig()
     learning: Learning = Learning()
     rewards: Rewards = Rewards()
     decode: Decode = Decode()
     evaluation: Evaluation = Evaluation()
     tune: Tune = Tune()
-    bench: Bench = Bench()
+    bench: BenchConfig = BenchConfig()
     compute: Compute = Compute()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
-        grpo, workers = self.learning.grpo, max(1, self.compute.workers)
-        dense, pretrained = self.learning.sft.form == "dense", self.policy.kind == "pretrained"
+        grpo, workers = self.learning.rl, max(1, self.compute.workers)
+        dense, pretrained = self.learning.sft.example_format == "dense", self.policy.kind == "pretrained"
         unknown = sorted(set(self.tune.space) - set(self.rewards.weights()))
         sid = self.sid
         wrong = {
-            "learning.sft.form=dense is for scratch policies; a pretrained one needs rows": dense and pretrained,
+            "learning.sft.example_format=dense is for scratch policies; a pretrained one needs rows": dense
+            and pretrained,
             **_tasks_fit(self.learning, self.policy.knows_text),
-            "policy.text=bytes needs policy.arch=qwen3: conversations are longer than learned positions reach": (
-                self.policy.text == "bytes" and not pretrained and self.policy.arch != "qwen3"
+            "policy.tokenizer=bytes needs policy.arch=qwen3: conversations are longer than learned positions reach": (
+                self.policy.tokenizer == "bytes" and not pretrained and self.policy.arch != "qwen3"
             ),
-            "policy.form=qlora is for pretrained policies": not pretrained and self.policy.form == "qlora",
+            "policy.finetuning=qlora is for pretrained policies": not pretrained and self.policy.finetuning == "qlora",
             **_strategy_fits(self),
             "policy.hidden must be a multiple of policy.heads": not pretrained
             and self.policy.hidden % self.policy.heads,
-            f"learning.grpo.queries must be a multiple of the {workers} workers": grpo.queries % workers,
+            f"learning.rl.queries must be a multiple of the {workers} workers": grpo.queries % workers,
             "sid.quantizer=vq has one level; set sid.levels=1": sid.quantizer == "vq" and sid.levels != 1,
             VQ_SHARES: sid.quantizer == "vq" and sid.collisions == "resolve",
             "sid.text_weight and sid.cf_weight cannot both be 0": not (sid.text_weight or sid.cf_weight),
@@ -77,8 +78,8 @@ def _strategy_fits(config: Config) -> dict[str, bool]:
     return {
         f"compute.strategy={strategy} runs on Ray Train: compute.workers must be 1 or more": strategy != "ddp"
         and not workers,
-        "compute.strategy=zero3 cannot shard the packed weights of policy.form=qlora; take zero2 or ddp": sharded
-        and config.policy.form == "qlora",
+        "compute.strategy=zero3 cannot shard the packed weights of policy.finetuning=qlora; take zero2 or ddp": sharded
+        and config.policy.finetuning == "qlora",
         "compute.strategy=zero3 trains in one stage; take zero2 or ddp for learning.stages": sharded
         and bool(config.learning.stages.on()),
     }
@@ -86,14 +87,17 @@ def _strategy_fits(config: Config) -> dict[str, bool]:
 
 def _tasks_fit(learning: Learning, knows_text: bool) -> dict[str, bool]:
     """What is wrong with instruction tuning: message -> whether it applies."""
-    tasks, stages = learning.sft.form == "tasks", learning.stages.on()
+    tasks, stages = learning.sft.example_format == "tasks", learning.stages.on()
     return {
-        "learning.sft.form=tasks and learning.stages need policy.kind=pretrained or policy.text=bytes": bool(
+        "learning.sft.example_format=tasks and learning.stages need policy.kind=pretrained or policy.tokenizer=bytes": bool(
             tasks or stages
         )
         and not knows_text,
-        "learning.sft.form=tasks needs a weight above 0 in learning.tasks": tasks and not learning.tasks.chosen,
-        "learning.tasks has weights that nothing reads: they need learning.sft.form=tasks": bool(learning.tasks.chosen)
+        "learning.sft.example_format=tasks needs a weight above 0 in learning.tasks": tasks
+        and not learning.tasks.chosen,
+        "learning.tasks has weights that nothing reads: they need learning.sft.example_format=tasks": bool(
+            learning.tasks.chosen
+        )
         and not tasks,
         **{f"learning.stages.{n} needs a weight above 0 in its tasks": not s.tasks.chosen for n, s in stages.items()},
         "learning.instruction.teacher.url needs learning.instruction.teacher.model": bool(

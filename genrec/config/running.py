@@ -52,10 +52,10 @@ class Tune(Section):
     max_concurrent: PositiveInt = 1
 
 
-class Bench(Section):
+class BenchConfig(Section):
     """What ``workflows.bench`` compares."""
 
-    rows: tuple[str, ...] = Field(
+    variants: tuple[str, ...] = Field(
         default=(),
         description="tokenizers, losses, tasks, rewards: rows that policies are trained for, compared with the first; "
         "empty: none of the tokenizers, all of the others",
@@ -87,7 +87,7 @@ class Compute(Section):
     data_actors: int = Field(
         default=1, ge=0, description="actors of prepare, embed, assign, evaluate; 0: in this process"
     )
-    local_mb: int = Field(
+    in_process_below_mb: int = Field(
         default=256,
         ge=0,
         description="a log with smaller files is prepared in this process: starting actors takes longer",

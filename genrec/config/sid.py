@@ -45,7 +45,7 @@ class Sid(Section):
     ] = Field(default="rqkmeans", description="'given' takes sid.column; 'random' and 'title' are controls")
     column: str = Field(default="sid", description="given: the item column with each item's codes")
     levels: int = Field(default=3, ge=1, le=8, description="vq: 1")
-    codes: int | tuple[int, ...] = Field(
+    codebook_size: int | tuple[int, ...] = Field(
         default=256, description="codes per level: one number for all, or a list with one per level; 2 to 65536"
     )
     iterations: PositiveInt = Field(default=25, description="k-means iterations per level")
@@ -94,7 +94,7 @@ class Sid(Section):
     @property
     def level_sizes(self) -> tuple[int, ...]:
         """K per level."""
-        return (self.codes,) * self.levels if isinstance(self.codes, int) else self.codes
+        return (self.codebook_size,) * self.levels if isinstance(self.codebook_size, int) else self.codebook_size
 
     @property
     def fit_limit(self) -> int | None:
@@ -117,7 +117,7 @@ class Sid(Section):
             )
         return self
 
-    @field_validator("codes")
+    @field_validator("codebook_size")
     @classmethod
     def _one_size_per_level(cls, codes: int | tuple[int, ...], info: ValidationInfo) -> int | tuple[int, ...]:
         sizes = (codes,) if isinstance(codes, int) else codes

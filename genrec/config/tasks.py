@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt
 from genrec.config.section import Section
 
 
-class Task(Section):
+class TaskWeight(Section):
     """One task's place in a mixture; a weight of 0 leaves it out."""
 
     weight: float = Field(default=0.0, ge=0, description="share of the loss, after division by the sum of all weights")
@@ -19,22 +19,36 @@ class Task(Section):
 class Tasks(Section):
     """The tasks by name. Those over queries have a row per train query, those over items a row per item."""
 
-    next_item: Task = Field(default=Task(), description="queries; the very prompt of rollouts and evaluation")
-    sequence_prediction: Task = Field(default=Task(), description="queries; next_item in many words")
-    category_analysis: Task = Field(default=Task(), description="queries; the most frequent categories of a window")
-    category_based_recommendation: Task = Field(default=Task(), description="queries; an item of a named category")
-    multi_turn_dialogue_category: Task = Field(default=Task(), description="queries; interests, then items of them")
-    multi_turn_dialogue_sequence: Task = Field(default=Task(), description="queries; recommend, hear, recommend again")
-    preference_analysis: Task = Field(default=Task(), description="queries; categories and brands, counted")
-    recommendation_reasoning: Task = Field(default=Task(), description="queries; an item and what it shares")
-    semantic_anchoring: Task = Field(default=Task(), description="items; SID to text and text to SID")
-    attribute_mapping: Task = Field(default=Task(), description="items; SID to title or category")
-    semantic_recovery: Task = Field(default=Task(), description="items; half of a title to SID and whole title")
-    document_to_id: Task = Field(default=Task(), description="items; all of the text to SID (indexing)")
-    id_to_document: Task = Field(default=Task(), description="items; SID to all of the text (indexing)")
+    next_item: TaskWeight = Field(
+        default=TaskWeight(), description="queries; the very prompt of rollouts and evaluation"
+    )
+    sequence_prediction: TaskWeight = Field(default=TaskWeight(), description="queries; next_item in many words")
+    category_analysis: TaskWeight = Field(
+        default=TaskWeight(), description="queries; the most frequent categories of a window"
+    )
+    category_based_recommendation: TaskWeight = Field(
+        default=TaskWeight(), description="queries; an item of a named category"
+    )
+    multi_turn_dialogue_category: TaskWeight = Field(
+        default=TaskWeight(), description="queries; interests, then items of them"
+    )
+    multi_turn_dialogue_sequence: TaskWeight = Field(
+        default=TaskWeight(), description="queries; recommend, hear, recommend again"
+    )
+    preference_analysis: TaskWeight = Field(default=TaskWeight(), description="queries; categories and brands, counted")
+    recommendation_reasoning: TaskWeight = Field(
+        default=TaskWeight(), description="queries; an item and what it shares"
+    )
+    semantic_anchoring: TaskWeight = Field(default=TaskWeight(), description="items; SID to text and text to SID")
+    attribute_mapping: TaskWeight = Field(default=TaskWeight(), description="items; SID to title or category")
+    semantic_recovery: TaskWeight = Field(
+        default=TaskWeight(), description="items; half of a title to SID and whole title"
+    )
+    document_to_id: TaskWeight = Field(default=TaskWeight(), description="items; all of the text to SID (indexing)")
+    id_to_document: TaskWeight = Field(default=TaskWeight(), description="items; SID to all of the text (indexing)")
 
     @property
-    def chosen(self) -> dict[str, Task]:
+    def chosen(self) -> dict[str, TaskWeight]:
         """Those with a weight."""
         return {name: task for name in type(self).model_fields if (task := getattr(self, name)).weight > 0}
 
@@ -74,7 +88,7 @@ class Stage(Section):
     lr: float = Field(default=2e-5, gt=0)
     min_lr: float = Field(default=0.0, ge=0)
     warmup: float = Field(default=0.05, ge=0, lt=1)
-    tasks: Tasks = Tasks(semantic_anchoring=Task(weight=0.5), attribute_mapping=Task(weight=0.5))
+    tasks: Tasks = Tasks(semantic_anchoring=TaskWeight(weight=0.5), attribute_mapping=TaskWeight(weight=0.5))
 
     @property
     def is_on(self) -> bool:
@@ -85,10 +99,13 @@ class Stage(Section):
 class Stages(Section):
     """What comes before learning.sft: first the new SID rows alone, then all that trains, both on text and SIDs."""
 
-    rows: Stage = Stage(lr=1e-3)
+    sid_embeddings: Stage = Stage(lr=1e-3)
     pretraining: Stage = Stage()
 
-    def on(self) -> dict[Literal["rows", "pretraining"], Stage]:
+    def on(self) -> dict[Literal["sid_embeddings", "pretraining"], Stage]:
         """Those that run, in their order."""
-        named: dict[Literal["rows", "pretraining"], Stage] = {"rows": self.rows, "pretraining": self.pretraining}
+        named: dict[Literal["sid_embeddings", "pretraining"], Stage] = {
+            "sid_embeddings": self.sid_embeddings,
+            "pretraining": self.pretraining,
+        }
         return {name: stage for name, stage in named.items() if stage.is_on}

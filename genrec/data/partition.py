@@ -46,7 +46,7 @@ def buckets_of(user_ids: pa.ChunkedArray, buckets: int) -> NDArray[np.int64]:
     return (np.array(hashes, np.int64) % buckets)[coded.indices.to_numpy()]
 
 
-def scatter_part(
+def partition_part(
     source: Source,
     part: Part,
     index: int,

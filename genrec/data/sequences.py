@@ -40,7 +40,7 @@ def sort_events(bucket: pa.Table, by_position: bool) -> pa.Table:
     return events
 
 
-def thin_events(events: pa.Table, filters: Filters, alive_N: NDArray[np.bool_]) -> tuple[pa.Table, dict[str, int]]:
+def filter_events(events: pa.Table, filters: Filters, alive_N: NDArray[np.bool_]) -> tuple[pa.Table, dict[str, int]]:
     """Apply ``item_users`` (as ``alive_N``), ``first_only`` and ``last_per_user``; also how many events each left."""
     left: dict[str, int] = {}
     events = events.filter(pa.array(alive_N[events["item"].to_numpy()]))

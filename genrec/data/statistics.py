@@ -18,7 +18,7 @@ NEVER = np.iinfo(np.int64).max
 
 
 @dataclass
-class Survey:
+class LogStatistics:
     """Counts over all buckets, and what numbers each bucket starts with."""
 
     users: int = 0
@@ -35,13 +35,13 @@ class Survey:
         return tuple(Numbering(user, event, self.limits) for user, event in self.starts)
 
 
-def survey_users(buckets: Iterable[tuple[Users, Codes]], items: int, eval_queries: int) -> Survey:
+def count_users(buckets: Iterable[tuple[Users, Codes]], items: int, eval_queries: int) -> LogStatistics:
     """Look at every bucket's users and split codes once. Memory: one bucket, and 8 bytes per evaluation query.
 
     ``unpreceded`` counts users whose first event the log calls a target; ``first_seen_N`` is the earliest known
     time of each item, ``NEVER`` where there is none.
     """
-    survey = Survey(first_seen_N=np.full(items, NEVER))
+    survey = LogStatistics(first_seen_N=np.full(items, NEVER))
     ids: dict[str, list[Ints]] = {"valid": [], "test": []}
     for users, codes in buckets:
         numbers = Numbering(survey.users, survey.events, {}).ids(users)
@@ -74,7 +74,7 @@ def refuse_nothing_left(counts: Mapping[str, Any], left: Mapping[str, int], even
     raise InputError("no interactions are left after the filters: " + " → ".join(steps) + "; loosen data.filters")
 
 
-def refuse_missing_splits(survey: Survey, data: Data, whole_histories: bool) -> None:
+def refuse_missing_splits(survey: LogStatistics, data: Data, whole_histories: bool) -> None:
     """Raise InputError if a split has no query, or a target of rows with histories lost its history."""
     filtered = data.filters != Filters()
     if whole_histories and survey.unpreceded and not filtered:
@@ -92,7 +92,7 @@ def refuse_missing_splits(survey: Survey, data: Data, whole_histories: bool) -> 
 
 
 def statistics(
-    survey: Survey, written: Mapping[str, int], counts: Mapping[str, Any], left: Mapping[str, int], items: int
+    survey: LogStatistics, written: Mapping[str, int], counts: Mapping[str, Any], left: Mapping[str, int], items: int
 ) -> dict[str, Any]:
     """The contents of ``stats.json``: sizes, queries by split, repeats, and interactions left after each filter."""
     targets = sum(survey.targets.values())

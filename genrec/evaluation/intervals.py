@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit  # pyright: ignore[reportUnknownVariableType]
 
 from genrec.errors import InputError
-from genrec.evaluation.metrics import FloatArray
+from genrec.metrics import FloatArray
 
 DRAWS_AT_ONCE = 4_000_000
 

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from genrec.baselines.buckets import popularity_bucket
 from genrec.errors import InputError
 from genrec.evaluation.intervals import Difference, intervals, paired
-from genrec.evaluation.metrics import KS, FloatArray, IntArray, means, per_query, sid_target_ranks, target_ranks
-from genrec.evaluation.slices import by_bucket, category_entropy, coverage, popularity_bucket
+from genrec.evaluation.slices import by_bucket, category_entropy, coverage
+from genrec.metrics import KS, FloatArray, IntArray, means, per_query, sid_target_ranks, target_ranks
 
 NAMES = {
     "popularity": "popularity",
@@ -28,7 +29,7 @@ Values = dict[str, FloatArray]
 
 
 @dataclass(frozen=True)
-class Contest:
+class Rankings:
     """Rankings of the same Q queries: the model's, the baselines', and further policies' (``{"sft": …}``).
 
     ``sid_of_item_N`` numbers the items' semantic IDs, ``train_counts_N`` counts their train events, ``category_N``
@@ -44,8 +45,8 @@ class Contest:
     policies: Mapping[str, IntArray] = field(default_factory=dict[str, NDArray[np.int64]])
 
 
-def judge(
-    contest: Contest,
+def summarise(
+    rankings: Rankings,
     *,
     ks: Sequence[int] = KS,
     resamples: int = 1000,
@@ -58,12 +59,12 @@ def judge(
     ``stages`` and ``details`` are passed through. 10 is always among the ``ks``. Raises InputError for an empty
     contest, or rankings that are shorter or longer than the targets.
     """
-    if not len(contest.targets_Q):
+    if not len(rankings.targets_Q):
         raise InputError("no test queries to judge; at least one was expected: is the test split empty?")
     ks = sorted({*ks, 10})
-    policies = {"model": contest.model_QK, **contest.policies}
-    ours = {name: _levels(ranked_QK, contest, ks) for name, ranked_QK in policies.items()}
-    theirs = {name: _item_values(ranked_QK, contest, ks) for name, ranked_QK in contest.baselines.items()}
+    policies = {"model": rankings.model_QK, **rankings.policies}
+    ours = {name: _levels(ranked_QK, rankings, ks) for name, ranked_QK in policies.items()}
+    theirs = {name: _item_values(ranked_QK, rankings, ks) for name, ranked_QK in rankings.baselines.items()}
     others = {**theirs, **{name: levels["item"] for name, levels in ours.items() if name != "model"}}
     differences = {name: paired(ours["model"]["item"], values, resamples, seed) for name, values in others.items()}
     baselines = {name: means(values) for name, values in theirs.items()}
@@ -75,15 +76,15 @@ def judge(
     }
     result["stages"] = {name: dict(cost) for name, cost in (stages or {}).items()}
     result["paired"] = {name: dict(difference) for name, difference in differences.items()}
-    result["buckets"] = _buckets(contest, ours["model"]["item"], theirs)
-    result["spread"] = {name: _spread(ranked, contest) for name, ranked in {**policies, **contest.baselines}.items()}
-    result["queries"], result["items"] = len(contest.targets_Q), len(contest.train_counts_N)
-    result["verdict"] = verdict(result["model"]["item"], baselines, differences)
-    result["baseline_wins"] = losses(result["model"]["item"], baselines)
+    result["buckets"] = _buckets(rankings, ours["model"]["item"], theirs)
+    result["spread"] = {name: _spread(ranked, rankings) for name, ranked in {**policies, **rankings.baselines}.items()}
+    result["queries"], result["items"] = len(rankings.targets_Q), len(rankings.train_counts_N)
+    result["verdict"] = headline(result["model"]["item"], baselines, differences)
+    result["baseline_wins"] = metrics_lost(result["model"]["item"], baselines)
     return {**result, **(details or {})}
 
 
-def losses(model: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+def metrics_lost(model: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
     """The deciding metrics that the model loses, each with the baseline that is best there."""
     lost: dict[str, str] = {}
     for metric in DECIDING:
@@ -93,7 +94,7 @@ def losses(model: Mapping[str, float], baselines: Mapping[str, Mapping[str, floa
     return lost
 
 
-def verdict(
+def headline(
     model: Mapping[str, float],
     baselines: Mapping[str, Mapping[str, float]],
     differences: Mapping[str, Mapping[str, Difference]],
@@ -101,7 +102,7 @@ def verdict(
     """One sentence: does the model beat the best baseline on NDCG@10 and HR@10, by how much, and is it certain?"""
     if not baselines:
         return f"No baseline ran: the model's NDCG@10 is {model['ndcg@10']:.4f}, its HR@10 {model['hr@10']:.4f}."
-    lost = losses(model, baselines)
+    lost = metrics_lost(model, baselines)
     clauses: dict[str, str] = {}
     for metric in DECIDING:
         best = max(baselines, key=lambda name: baselines[name][metric])
@@ -127,7 +128,7 @@ def add_prior(metrics: dict[str, Any], policy: str, weight: float) -> None:
     ``baseline_wins`` holds what it loses as ``policy <metric>``.
     """
     alone, baselines = metrics[policy]["item"], metrics["baselines"]
-    lost = losses(alone, baselines)
+    lost = metrics_lost(alone, baselines)
     parts: list[str] = []
     for metric in DECIDING:
         best = max(baselines, key=lambda name: baselines[name][metric])
@@ -165,21 +166,21 @@ def _label(metric: str) -> str:
     return metric.upper()
 
 
-def _item_values(ranked_QK: IntArray, contest: Contest, ks: Sequence[int]) -> Values:
-    return per_query(target_ranks(ranked_QK, contest.targets_Q), ks)
+def _item_values(ranked_QK: IntArray, rankings: Rankings, ks: Sequence[int]) -> Values:
+    return per_query(target_ranks(ranked_QK, rankings.targets_Q), ks)
 
 
-def _levels(ranked_QK: IntArray, contest: Contest, ks: Sequence[int]) -> dict[str, Values]:
-    sid_ranks_Q = sid_target_ranks(ranked_QK, contest.targets_Q, contest.sid_of_item_N)
-    return {"item": _item_values(ranked_QK, contest, ks), "sid": per_query(sid_ranks_Q, ks)}
+def _levels(ranked_QK: IntArray, rankings: Rankings, ks: Sequence[int]) -> dict[str, Values]:
+    sid_ranks_Q = sid_target_ranks(ranked_QK, rankings.targets_Q, rankings.sid_of_item_N)
+    return {"item": _item_values(ranked_QK, rankings, ks), "sid": per_query(sid_ranks_Q, ks)}
 
 
-def _buckets(contest: Contest, model: Values, baselines: Mapping[str, Values]) -> dict[str, Any]:
-    bucket_N = popularity_bucket(contest.train_counts_N)
-    rankings = {"model": model, **baselines}
-    return {name: by_bucket(values, contest.targets_Q, bucket_N) for name, values in rankings.items()}
+def _buckets(rankings: Rankings, model: Values, baselines: Mapping[str, Values]) -> dict[str, Any]:
+    bucket_N = popularity_bucket(rankings.train_counts_N)
+    systems = {"model": model, **baselines}
+    return {name: by_bucket(values, rankings.targets_Q, bucket_N) for name, values in systems.items()}
 
 
-def _spread(ranked_QK: IntArray, contest: Contest) -> dict[str, float | None]:
-    entropy = None if contest.category_N is None else category_entropy(ranked_QK, contest.category_N)
-    return {"coverage@10": coverage(ranked_QK, len(contest.train_counts_N)), "category_entropy@10": entropy}
+def _spread(ranked_QK: IntArray, rankings: Rankings) -> dict[str, float | None]:
+    entropy = None if rankings.category_N is None else category_entropy(ranked_QK, rankings.category_N)
+    return {"coverage@10": coverage(ranked_QK, len(rankings.train_counts_N)), "category_entropy@10": entropy}

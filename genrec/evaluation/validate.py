@@ -10,9 +10,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from genrec.baselines.buckets import popularity_bucket
 from genrec.data.tables import to_queries
-from genrec.evaluation.metrics import IntArray
-from genrec.evaluation.slices import popularity_bucket
+from genrec.metrics import IntArray
 from genrec.policy.decoding.beam import beam
 from genrec.policy.model import Policy
 from genrec.policy.prompts import Prompts
@@ -87,10 +87,10 @@ class Validator:
         return values
 
 
-class LocalJudge:
-    """Validates snapshots at once, in this process and on its own policy (``Judge`` protocol)."""
+class LocalValidator:
+    """Validates snapshots at once, in this process and on its own policy (``SnapshotValidator`` protocol)."""
 
-    waits = True
+    is_synchronous = True
 
     def __init__(self, validator: Validator, policy: Policy) -> None:
         self._validator, self._policy = validator, policy

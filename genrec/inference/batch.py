@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 import torch
 
 from genrec.baselines.itemknn import ItemKNN, KnnSettings, Pairs
-from genrec.baselines.models import recent_history, train_log
-from genrec.baselines.sparse import Sparse, strike_seen
+from genrec.baselines.sparse import Sparse, mask_seen_items
+from genrec.baselines.train_log import recent_history, train_log
 from genrec.config import Config
 from genrec.data.files import write_parquet
 from genrec.data.tables import read_queries, read_sequences
-from genrec.evaluation.metrics import IntArray
-from genrec.inference.prior import Beams
+from genrec.inference.prior import RankedItems
+from genrec.metrics import IntArray
 from genrec.policy.backbone import load
 from genrec.policy.decoding.beam import beam
 from genrec.policy.decoding.node_prior import NodePrior
@@ -48,7 +48,7 @@ class KnnPrior:
         knn = ItemKNN(Pairs(train_log(read_sequences(data), n_items)), self.settings)
         if not self.mask_seen:
             return knn.scores
-        return lambda recent_QH: strike_seen(knn.scores(recent_QH), recent_QH)
+        return lambda recent_QH: mask_seen_items(knn.scores(recent_QH), recent_QH)
 
 
 def on_nodes(trie: Trie, codes_NL: torch.Tensor, scores: Sparse, weight: float) -> NodePrior:
@@ -132,19 +132,19 @@ def make_predictor(
     return answer
 
 
-def read_predictions(directory: Path) -> Beams:
+def read_predictions(directory: Path) -> RankedItems:
     """All shards' answers, in query order."""
     table = pa.concat_tables(pq.read_table(file) for file in sorted(directory.glob("part-*.parquet")))
-    return Beams(_matrix(table["items"]).astype(np.int64), _matrix(table["logp"]))
+    return RankedItems(_matrix(table["items"]).astype(np.int64), _matrix(table["logp"]))
 
 
-def without_seen(beams: Beams, recent_QH: np.ndarray, width: int) -> Beams:
+def without_seen(beams: RankedItems, recent_QH: np.ndarray, width: int) -> RankedItems:
     """The ``width`` best answers that are not in their query's own history, -1 where there are fewer."""
     seen_QK = (beams.items_QK[:, :, None] == recent_QH[:, None, :]).any(-1)
     order_QK = np.argsort(seen_QK, axis=1, kind="stable")
     items_QK = np.where(seen_QK, -1, beams.items_QK)
     kept_QK = order_QK[:, :width]
-    return Beams(np.take_along_axis(items_QK, kept_QK, 1), np.take_along_axis(beams.logp_QK, kept_QK, 1))
+    return RankedItems(np.take_along_axis(items_QK, kept_QK, 1), np.take_along_axis(beams.logp_QK, kept_QK, 1))
 
 
 def _matrix(column: pa.ChunkedArray) -> np.ndarray:

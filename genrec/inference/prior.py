@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from genrec.baselines.sparse import Sparse, at, csr, row_of_entry, top_columns
 from genrec.errors import InputError
-from genrec.evaluation.metrics import FloatArray, IntArray, means, per_query
+from genrec.metrics import FloatArray, IntArray, means, per_query
 
 WEIGHTS = tuple(round(0.1 * step, 1) for step in range(11))
 POWERS = (0.5, 1.0, 1.5, 2.0)
 
 
 @dataclass(frozen=True)
-class Beams:
+class RankedItems:
     """What the policy says of its candidates: item rows (Q, K), -1 padded, and log-probabilities of whole IDs."""
 
     items_QK: IntArray
@@ -46,16 +46,16 @@ class Beams:
         values_E = np.exp(logp_E[first_E].astype(np.float64))
         return csr(values_E, query_E[first_E], item_E[first_E], (len(self.items_QK), n_items))
 
-    def __add__(self, other: Beams) -> Beams:
+    def __add__(self, other: RankedItems) -> RankedItems:
         """Both sets of candidates, side by side."""
-        return Beams(
+        return RankedItems(
             np.concatenate([self.items_QK, other.items_QK], axis=1),
             np.concatenate([self.logp_QK, other.logp_QK], axis=1),
         )
 
 
 @dataclass(frozen=True)
-class Mixture:
+class PriorFit:
     """A tuned prior: its weight, its power, and the validation NDCG@10 of (weight, power) for each pair tried."""
 
     weight: float
@@ -88,7 +88,7 @@ def mix(
     weight: float,
     *,
     power: float = 1.0,
-    extra: Beams | None = None,
+    extra: RankedItems | None = None,
     k: int = 50,
 ) -> NDArray[np.int64]:
     """The k best items (Q, k) of the mixture, -1 padded.
@@ -97,7 +97,7 @@ def mix(
     most 1 over a query's beams. ``extra`` are candidates outside the beams that the policy has scored as well.
     Raises InputError for a weight outside [0, 1] or arrays that do not fit.
     """
-    beams = Beams(model_items_QK, model_logp_QK)
+    beams = RankedItems(model_items_QK, model_logp_QK)
     policy = (beams + extra if extra else beams).probabilities(prior_scores.shape[1])
     prior = normalise(prior_scores, power)
     _check(policy, prior, (weight,))
@@ -112,12 +112,12 @@ def tune_weight(
     prior_scores: Sparse,
     targets_Q: IntArray,
     *,
-    extra: Beams | None = None,
+    extra: RankedItems | None = None,
     weights: Sequence[float] = WEIGHTS,
     powers: Sequence[float] = POWERS,
-) -> Mixture:
+) -> PriorFit:
     """The weight and power with the best NDCG@10, from a grid; give it validation queries. Ties: the smaller weight."""
-    beams = Beams(model_items_QK, model_logp_QK)
+    beams = RankedItems(model_items_QK, model_logp_QK)
     policy = (beams + extra if extra else beams).probabilities(prior_scores.shape[1])
     tried: dict[tuple[float, float], float] = {}
     for power in powers:
@@ -126,7 +126,7 @@ def tune_weight(
         for weight, ranks_Q in _ranks(policy, prior, weights, targets_Q):
             tried[weight, power] = means(per_query(ranks_Q, (10,)))["ndcg@10"]
     best = max(tried, key=lambda pair: (tried[pair], -pair[0]))
-    return Mixture(weight=best[0], power=best[1], ndcg=tried[best], tried=tried)
+    return PriorFit(weight=best[0], power=best[1], ndcg=tried[best], tried=tried)
 
 
 def _ranks(

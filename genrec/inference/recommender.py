@@ -13,20 +13,20 @@ import numpy as np
 from torch import Tensor
 
 from genrec.baselines.itemknn import ItemKNN, KnnSettings, Pairs
-from genrec.baselines.models import train_log
-from genrec.baselines.sparse import Sparse, strike_seen
+from genrec.baselines.sparse import Sparse, mask_seen_items
+from genrec.baselines.train_log import train_log
 from genrec.config import Config
 from genrec.data.tables import read_items, read_sequences
 from genrec.errors import InputError
 from genrec.inference.batch import on_nodes, without_seen
-from genrec.inference.prior import Beams, normalise
+from genrec.inference.prior import RankedItems, normalise
 from genrec.policy.backbone import load as load_policy
 from genrec.policy.chat import generate
 from genrec.policy.chat.chat_format import ChatFormat, load_tokenizer
 from genrec.policy.chat.templates import Item, Message, load_language
 from genrec.policy.decoding.beam import beam
 from genrec.policy.decoding.prompt_cache import PromptCache
-from genrec.policy.decoding.request_constraints import Constraint, Facts, read_facts
+from genrec.policy.decoding.request_constraints import Constraint, ItemAttributes, read_item_attributes
 from genrec.policy.decoding.trie_masks import Constraints
 from genrec.policy.prompts import Prompts
 from genrec.sid import catalog_updates as catalogs
@@ -58,7 +58,7 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Stock:
+class CatalogView:
     """The catalogue of one moment: where it was read, and the id and title of each of its rows, removed ones too."""
 
     path: Path
@@ -67,7 +67,7 @@ class Stock:
     ids: list[str]
     titles: list[str]
     rows: dict[str, int]
-    facts: Facts
+    facts: ItemAttributes
     constraints: Constraints
 
 
@@ -92,7 +92,7 @@ class Recommender:
         self._digest = catalog.digest
         kept = config.decode.prompt_cache_mb * 2**20
         self._read = PromptCache(self._policy, kept) if kept else None
-        self._stock = self._read_stock(self._present())
+        self._view = self._read_view(self._present())
         self._prior, self._mask_seen = about["prior"], bool(about["mask_seen"])
         self._knn: ItemKNN | None = None
         if self._prior["weight"]:
@@ -114,17 +114,17 @@ class Recommender:
             InputError: an empty history, an item that is not in the catalogue, k below 1, or a constraint that names
                 what the catalogue lacks.
         """
-        stock = self._stock
-        unknown = [item for item in history if item not in stock.rows]
+        view = self._view
+        unknown = [item for item in history if item not in view.rows]
         if unknown or not history or k < 1:
             raise InputError(
                 f"cannot recommend {k} items after {len(history)} items, of which {len(unknown)} are unknown "
                 f"({unknown[:3]}); wanted: k >= 1 and a history of at least one item of the catalogue"
             )
-        rows = [stock.rows[item] for item in history][-self._config.data.max_history :]
-        mask_N = None if constraint is None else stock.facts.mask(constraint, [stock.rows[item] for item in history])
-        ranked = self._ranked(stock, rows, k, mask_N)
-        return [Recommendation(stock.ids[row], stock.titles[row], score) for row, score in ranked]
+        rows = [view.rows[item] for item in history][-self._config.data.max_history :]
+        mask_N = None if constraint is None else view.facts.mask(constraint, [view.rows[item] for item in history])
+        ranked = self._ranked(view, rows, k, mask_N)
+        return [Recommendation(view.ids[row], view.titles[row], score) for row, score in ranked]
 
     def chat(
         self,
@@ -148,13 +148,13 @@ class Recommender:
             InputError: a policy of SIDs alone, no user's message at the end, an unknown role or item, too many tokens.
         """
         sampling = generate.Sampling(max_tokens, temperature, top_p, seed)
-        tokenizer, stock = self._tokenizer, self._stock
-        said = self._messages(messages, stock)
-        form = ChatFormat(tokenizer, self._prompts.sids, stock.catalog)
-        written = generate.write(self._policy, form, stock.catalog.trie, said, sampling)
-        items = [stock.ids[part.row] for part in written.parts if isinstance(part, Item)]
-        codes_NL, sizes = stock.catalog.codes_NL, stock.catalog.level_sizes
-        return Reply(generate.show(written.parts, codes_NL, sizes, stock.titles), items, written.ended)
+        tokenizer, view = self._tokenizer, self._view
+        said = self._messages(messages, view)
+        form = ChatFormat(tokenizer, self._prompts.sids, view.catalog)
+        written = generate.write(self._policy, form, view.catalog.trie, said, sampling)
+        items = [view.ids[part.row] for part in written.parts if isinstance(part, Item)]
+        codes_NL, sizes = view.catalog.codes_NL, view.catalog.level_sizes
+        return Reply(generate.show(written.parts, codes_NL, sizes, view.titles), items, written.ended)
 
     def refresh(self) -> bool:
         """Take over what was inserted or removed since the last look; False (and one directory listing) if nothing was.
@@ -165,23 +165,23 @@ class Recommender:
             InputError: the changed catalogue cannot be read, or did not grow from the one that is served.
         """
         path = self._present()
-        if path == self._stock.path:
+        if path == self._view.path:
             return False
-        self._stock = self._read_stock(path)
+        self._view = self._read_view(path)
         return True
 
     @cached_property
     def _tokenizer(self) -> Any:
         return load_tokenizer(self._config.policy, self._backbones)
 
-    def _messages(self, messages: str | Sequence[Mapping[str, str]], stock: Stock) -> list[Message]:
+    def _messages(self, messages: str | Sequence[Mapping[str, str]], view: CatalogView) -> list[Message]:
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         if wrong := [turn for turn in turns if set(turn) != {"role", "content"} or turn["role"] not in generate.ROLES]:
             raise InputError(
                 f"messages must be {{'role': {' | '.join(generate.ROLES)}, 'content': text}}, one of them is {wrong[0]!r}"
             )
         said: list[Any] = [
-            Message(turn["role"], generate.read(turn["content"], stock.rows, stock.catalog))  # type: ignore[arg-type]
+            Message(turn["role"], generate.read(turn["content"], view.rows, view.catalog))  # type: ignore[arg-type]
             for turn in turns
         ]
         if turns and turns[0]["role"] != "system":
@@ -192,33 +192,33 @@ class Recommender:
     def _present(self) -> Path:
         return self._assigned if self._live is None else catalogs.current(self._assigned, self._live)
 
-    def _read_stock(self, path: Path) -> Stock:
+    def _read_view(self, path: Path) -> CatalogView:
         catalog, ids, added = catalogs.read(path)
         catalog.require_digest(self._digest, "the policy of this run")
         titles = self._titles + [title for table in added for title in table["title"].to_pylist()]
         rows = {item_id: row for row, item_id in enumerate(ids)}
-        facts = read_facts(self._items, added, rows)
-        return Stock(
+        facts = read_item_attributes(self._items, added, rows)
+        return CatalogView(
             path, catalog, self._prompts.for_catalog(catalog), ids, titles, rows, facts, Constraints(catalog.trie)
         )
 
-    def _ranked(self, stock: Stock, rows: list[int], k: int, mask_N: Tensor | None) -> list[tuple[int, float]]:
-        tokens_BP, mask_BP = stock.prompts.encode([rows])
+    def _ranked(self, view: CatalogView, rows: list[int], k: int, mask_N: Tensor | None) -> list[tuple[int, float]]:
+        tokens_BP, mask_BP = view.prompts.encode([rows])
         recent_QH = np.array([rows[::-1]])
-        scores, trie = self._scores(stock, recent_QH), stock.catalog.trie
+        scores, trie = self._scores(view, recent_QH), view.catalog.trie
         width = max(k + (len(rows) if self._mask_seen else 0), self._config.decode.width)
-        masks, weight = stock.constraints.masks([mask_N]), self._prior["weight"]
+        masks, weight = view.constraints.masks([mask_N]), self._prior["weight"]
         nodes = None
         if scores is not None and self._prior["kind"] == "itemknn_nodes":
-            nodes = on_nodes(trie, stock.catalog.codes_NL, scores, weight)
+            nodes = on_nodes(trie, view.catalog.codes_NL, scores, weight)
         found = beam(self._policy, tokens_BP, mask_BP, trie, width, masks=masks, prompts=self._read, prior=nodes)
         logp_BW = found.logp_BW
         if nodes is not None:
             logp_BW = logp_BW + nodes.worth(trie.depth - 1, trie.path(found.codes_BWL)[..., -1:])[..., 0]
-        beams = Beams(found.items_BW.numpy(), logp_BW.numpy())
+        beams = RankedItems(found.items_BW.numpy(), logp_BW.numpy())
         if self._mask_seen:
             beams = without_seen(beams, recent_QH, width - len(rows))
-        probabilities = beams.probabilities(len(stock.ids))
+        probabilities = beams.probabilities(len(view.ids))
         if nodes is not None:
             probabilities = probabilities / probabilities.sum()
         elif scores is not None:
@@ -228,21 +228,21 @@ class Recommender:
         best = np.argsort(-row.data, kind="stable")[:k]
         return [(int(row.indices[i]), float(row.data[i])) for i in best]
 
-    def _scores(self, stock: Stock, recent_QH: np.ndarray) -> Sparse | None:
+    def _scores(self, view: CatalogView, recent_QH: np.ndarray) -> Sparse | None:
         """ItemKNN's scores (1, N) over the present catalogue; None where the run has no prior."""
         if self._knn is None:
             return None
-        scores = _prior_scores(self._knn, stock, recent_QH)
-        return strike_seen(scores, recent_QH) if self._mask_seen else scores
+        scores = _prior_scores(self._knn, view, recent_QH)
+        return mask_seen_items(scores, recent_QH) if self._mask_seen else scores
 
 
-def _prior_scores(knn: ItemKNN, stock: Stock, recent_QH: np.ndarray) -> Sparse:
+def _prior_scores(knn: ItemKNN, view: CatalogView, recent_QH: np.ndarray) -> Sparse:
     """Scores (Q, N) over the present catalogue: inserted items neither vote nor get votes, removed ones get none."""
     known = knn.similarity_NN.shape[0]
     scores = knn.scores(np.where(recent_QH < known, recent_QH, -1))
-    scores.resize((len(recent_QH), len(stock.ids)))
-    removed = stock.catalog.removed
-    return strike_seen(scores, np.tile(removed, (len(recent_QH), 1))) if removed else scores
+    scores.resize((len(recent_QH), len(view.ids)))
+    removed = view.catalog.removed
+    return mask_seen_items(scores, np.tile(removed, (len(recent_QH), 1))) if removed else scores
 
 
 def load(run: str | Path, *, live: bool = True) -> Recommender:

@@ -43,7 +43,7 @@ DENSE_WINDOW = 2
 
 
 def build(
-    policy: settings.Policy,
+    policy: settings.PolicyConfig,
     catalog: Catalog,
     *,
     max_history: int,
@@ -90,7 +90,7 @@ def load_tensors(directory: Path, catalog: Catalog) -> dict[str, Tensor]:
 
 
 def load(
-    policy: settings.Policy,
+    policy: settings.PolicyConfig,
     catalog: Catalog,
     directory: Path,
     *,
@@ -108,20 +108,20 @@ def load(
     return loaded.eval(), prompts
 
 
-def _scratch(policy: settings.Policy, catalog: Catalog, max_history: int) -> tuple[Policy, Prompts]:
+def _scratch(policy: settings.PolicyConfig, catalog: Catalog, max_history: int) -> tuple[Policy, Prompts]:
     if policy.hidden % policy.heads:
         raise InputError(f"policy.hidden={policy.hidden} is not a multiple of policy.heads={policy.heads}")
-    base = SPECIALS if policy.text == "none" else len(byte_tokenizer())
+    base = SPECIALS if policy.tokenizer == "none" else len(byte_tokenizer())
     sids = SidTokens(base, catalog.level_sizes)
     positions = 1 + catalog.levels * (DENSE_WINDOW * max_history + 1)
-    if policy.text != "none":
+    if policy.tokenizer != "none":
         positions = max(positions, TEXT_POSITIONS)
     model = (_gpt2 if policy.arch == "gpt2" else _qwen3)(policy, base + sids.count, positions)
     wrapped = Policy(model, sids, precision=getattr(torch, policy.dtype))
     return wrapped, Prompts(catalog, sids, [BOS], [], PAD, max_history)
 
 
-def _gpt2(policy: settings.Policy, vocabulary: int, positions: int) -> PreTrainedModel:
+def _gpt2(policy: settings.PolicyConfig, vocabulary: int, positions: int) -> PreTrainedModel:
     return GPT2LMHeadModel(
         GPT2Config(
             vocab_size=vocabulary,
@@ -140,7 +140,7 @@ def _gpt2(policy: settings.Policy, vocabulary: int, positions: int) -> PreTraine
     )
 
 
-def _qwen3(policy: settings.Policy, vocabulary: int, positions: int) -> PreTrainedModel:
+def _qwen3(policy: settings.PolicyConfig, vocabulary: int, positions: int) -> PreTrainedModel:
     return Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=vocabulary,
@@ -161,7 +161,7 @@ def _qwen3(policy: settings.Policy, vocabulary: int, positions: int) -> PreTrain
 
 
 def _pretrained(
-    policy: settings.Policy, catalog: Catalog, max_history: int, cache: Path | None, titles: Sequence[str]
+    policy: settings.PolicyConfig, catalog: Catalog, max_history: int, cache: Path | None, titles: Sequence[str]
 ) -> tuple[Policy, Prompts]:
     tokenizer, model = load_weights(policy, cache)
     names = sid_names(catalog.level_sizes)
@@ -176,7 +176,7 @@ def _pretrained(
     add_rows(model, tokenizer, sids, catalog.codes_NL, policy.sid_init, titles)
     _refuse_unusual_embeddings(model, policy.path)
     precision = getattr(torch, policy.dtype)
-    wrapped = Policy(model, sids, precision=precision) if policy.form == "full" else _adapted(model, sids, policy)
+    wrapped = Policy(model, sids, precision=precision) if policy.finetuning == "full" else _adapted(model, sids, policy)
     prefix, suffix = instruction(tokenizer)
     pad: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     prompts = Prompts(catalog, sids, prefix, suffix, int(pad), max_history)
@@ -184,7 +184,7 @@ def _pretrained(
     return wrapped, prompts
 
 
-def _adapted(model: PreTrainedModel, sids: SidTokens, policy: settings.Policy) -> Policy:
+def _adapted(model: PreTrainedModel, sids: SidTokens, policy: settings.PolicyConfig) -> Policy:
     """LoRA on the frozen ``model``, its SID rows trainable parameters of their own; both are kept in float32."""
     from peft import LoraConfig, get_peft_model
 
@@ -205,7 +205,7 @@ def _adapted(model: PreTrainedModel, sids: SidTokens, policy: settings.Policy) -
     for parameter in inner.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    if policy.form == "qlora":
+    if policy.finetuning == "qlora":
         pack_embeddings(inner)
     rows_in = _rows_of(inner.get_input_embeddings())
     rows_out = None if tied else _rows_of(inner.get_output_embeddings())

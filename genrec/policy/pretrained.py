@@ -17,7 +17,7 @@ from genrec import config as settings
 from genrec.errors import InputError
 
 
-def load_weights(policy: settings.Policy, cache: Path | None) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+def load_weights(policy: settings.PolicyConfig, cache: Path | None) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """The tokenizer and the model of ``policy.path``: float32 if all of it trains, else ``policy.dtype`` or 4 bits.
 
     Args:
@@ -31,15 +31,15 @@ def load_weights(policy: settings.Policy, cache: Path | None) -> tuple[PreTraine
     where = packaged_smollm2()
     if cache is not None:
         return _read(policy, {"pretrained_model_name_or_path": str(_converted(where, cache / "smollm2"))})
-    if policy.form != "qlora":
+    if policy.finetuning != "qlora":
         return _read(policy, where)
     with tempfile.TemporaryDirectory() as temporary:  # GGUF is a quantization too: undo it before another
         return _read(policy, {"pretrained_model_name_or_path": str(_converted(where, Path(temporary) / "smollm2"))})
 
 
-def _read(policy: settings.Policy, where: dict[str, str]) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    dtype = torch.float32 if policy.form == "full" else getattr(torch, policy.dtype)
-    options = {"quantization_config": _nf4(dtype)} if policy.form == "qlora" else {}
+def _read(policy: settings.PolicyConfig, where: dict[str, str]) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    dtype = torch.float32 if policy.finetuning == "full" else getattr(torch, policy.dtype)
+    options = {"quantization_config": _nf4(dtype)} if policy.finetuning == "qlora" else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)
         model = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype, **options)

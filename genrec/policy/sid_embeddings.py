@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 TOKENS_AT_ONCE = 65_536
 
-TURN = 1e-5
+MIN_CHANGE = 1e-5
 """A row has learned if it left its line by this share of its length: weight decay alone moves it along the line."""
 
 
@@ -87,7 +87,7 @@ def _scaled(rows_CD: Tensor, like_TD: Tensor) -> Tensor:
     return rows_CD / norm_C1 * like_TD.norm(dim=-1).median()
 
 
-class RowWatch:
+class EmbeddingUpdateCheck:
     """Remembers the SID rows of a policy before training, to refuse a training that left them as they were."""
 
     def __init__(self, policy: Policy) -> None:
@@ -100,7 +100,7 @@ class RowWatch:
             )
         self._before = {name: self._rows(own[name].detach()).cpu().clone() for name in self._names}
 
-    def require_moved(self, tensors: Mapping[str, Tensor], advice: str) -> None:
+    def require_changed(self, tensors: Mapping[str, Tensor], advice: str) -> None:
         """Refuse a policy in which no SID row of a table turned away from where it began.
 
         Args:
@@ -114,10 +114,10 @@ class RowWatch:
             after_CD = self._rows(tensors[name]).to(before_CD).double()
             along_C1 = (after_CD * before_CD).sum(-1, keepdim=True) / before_CD.double().square().sum(-1, keepdim=True)
             off_C = (after_CD - along_C1 * before_CD).norm(dim=-1) / before_CD.norm(dim=-1)
-            if not (off_C > TURN).any():
+            if not (off_C > MIN_CHANGE).any():
                 raise InputError(
                     f"none of the {len(off_C)} SID rows in {name!r} learned: they are where they were before training "
-                    f"(largest change {float(off_C.max()):.1e} of a row's length, above {TURN:g} was wanted); {advice}"
+                    f"(largest change {float(off_C.max()):.1e} of a row's length, above {MIN_CHANGE:g} was wanted); {advice}"
                 )
 
     def _rows(self, tensor: Tensor) -> Tensor:

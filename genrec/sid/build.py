@@ -8,6 +8,7 @@ quantizer gave, one file per item shard), ``sids.parquet`` (item, id, codes: no 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,8 @@ from genrec.sid.quantizers import Quantizer, load_quantizer
 from genrec.sid.suffix import add_suffix
 from genrec.sid.vectors import Ints, shard_path
 from genrec.threads import limit_threads
+
+LOG = logging.getLogger(__name__)
 
 
 def make_assigner(vectors: Path, out: Path, settings: Sid, threads: int) -> Callable[[int], Mapping[str, Any]]:
@@ -87,7 +90,7 @@ def finish_published(data: Path, out: Path, settings: Sid) -> dict[str, Any]:
 
 def _finish(items: pa.Table, codes_NL: Ints, health: dict[str, Any], out: Path) -> dict[str, Any]:
     for warning in health["warnings"]:
-        print(f"[assign] warning: {warning}", flush=True)
+        LOG.warning(warning)
     write_json(health, out / "sid_health.json")
     write_page(items, codes_NL, health, out / "sid_health.html")
     write_sids(items["id"], codes_NL, out / "sids.parquet")

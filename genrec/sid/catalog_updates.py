@@ -31,7 +31,7 @@ from genrec.data.tables import refuse_duplicate_ids
 from genrec.errors import InputError
 from genrec.sid.catalog import Catalog
 from genrec.sid.codes import write_sids
-from genrec.sid.collisions import Costs, nearest_free, prefix_codes, prefix_numbers, refuse_full
+from genrec.sid.collisions import LevelCosts, nearest_free, prefix_codes, prefix_numbers, refuse_full
 from genrec.sid.embed import Encoder, item_texts
 from genrec.sid.inputs import fuse, neighbour_factors
 from genrec.sid.quantizers import Quantizer, load_quantizer
@@ -178,7 +178,7 @@ def _place(
     items: pa.Table, inputs_MD: Floats, codes_NL: Ints, quantizer: Quantizer, level_sizes: tuple[int, ...]
 ) -> Ints:
     quantizer.check(inputs_MD)
-    costs: Costs = quantizer
+    costs: LevelCosts = quantizer
     if quantizer.settings.collisions == "suffix":
         costs = Suffixed(quantizer, level_sizes[-1])
     order = np.argsort(np.array(items["id"].to_pylist(), dtype=object), kind="stable")

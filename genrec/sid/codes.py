@@ -51,7 +51,7 @@ def read_codes(directory: Path, items: int, level_sizes: Sequence[int]) -> Ints:
 
 
 def codes_option(level_sizes: Sequence[int]) -> str:
-    """The value of ``sid.codes`` that stands for these level sizes, as one writes it on the command line.
+    """The value of ``sid.codebook_size`` that stands for these level sizes, as one writes it on the command line.
 
     >>> codes_option((8, 8)), codes_option((8, 4))
     ('8', '[8,4]')

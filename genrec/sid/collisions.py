@@ -29,7 +29,7 @@ FIRST_WIDTH = 16
 FREE_ROWS = 256
 
 
-class Costs(Protocol):
+class LevelCosts(Protocol):
     """What assignment asks of a quantizer."""
 
     level_sizes: tuple[int, ...]
@@ -53,11 +53,11 @@ def resolve(codes_NL: Ints, vectors_ND: Floats, quantizer: Quantizer, rank_N: Lo
     refuse_full(len(codes_NL), sizes)
     rank_N = np.arange(len(codes_NL)) if rank_N is None else rank_N
     before_N = prefix_numbers(codes_NL[:, :-1], sizes)
-    prefix_N = _relieve(before_N, vectors_ND, quantizer, rank_N)
+    prefix_N = _rebalance_full_prefixes(before_N, vectors_ND, quantizer, rank_N)
     last_N = codes_NL[:, -1].astype(np.int64)
     moved = np.unique(prefix_N[prefix_N != before_N])
-    for rows in _groups(_shared(prefix_N, last_N, sizes[-1], moved), prefix_N, rank_N):
-        _solve(rows, prefix_N, last_N, vectors_ND, quantizer)
+    for rows in _groups(_colliding_rows(prefix_N, last_N, sizes[-1], moved), prefix_N, rank_N):
+        _assign_last_codes(rows, prefix_N, last_N, vectors_ND, quantizer)
     return np.concatenate([prefix_codes(prefix_N, sizes[:-1]), last_N[:, None].astype(np.int32)], axis=1)
 
 
@@ -67,7 +67,7 @@ def refuse_full(items: int, level_sizes: Sequence[int]) -> None:
     if items > room:
         raise InputError(
             f"{items} items do not fit into {room} semantic IDs ({' x '.join(map(str, level_sizes))}); "
-            "raise sid.codes or sid.levels"
+            "raise sid.codebook_size or sid.levels"
         )
     refuse_many(level_sizes)
 
@@ -75,7 +75,9 @@ def refuse_full(items: int, level_sizes: Sequence[int]) -> None:
 def refuse_many(level_sizes: Sequence[int]) -> None:
     """Raise InputError when there are more SIDs than a 64-bit number can tell apart."""
     if math.prod(level_sizes) > 2**62:
-        raise InputError(f"{' x '.join(map(str, level_sizes))} semantic IDs exceed 2^62; lower sid.codes or sid.levels")
+        raise InputError(
+            f"{' x '.join(map(str, level_sizes))} semantic IDs exceed 2^62; lower sid.codebook_size or sid.levels"
+        )
 
 
 def prefix_numbers(codes_Nl: Ints, level_sizes: Sequence[int]) -> Longs:
@@ -95,7 +97,7 @@ def prefix_codes(number_N: Longs, level_sizes: Sequence[int]) -> Ints:
     return np.stack(columns[::-1], axis=1) if columns else np.empty((len(number_N), 0), np.int32)
 
 
-def nearest_prefixes(vectors_MD: Floats, quantizer: Costs, width: int) -> Longs:
+def nearest_prefixes(vectors_MD: Floats, quantizer: LevelCosts, width: int) -> Longs:
     """Numbers (M, W) of the ``width`` prefixes of L-1 codes that fit each vector best, best first.
 
     A beam search over the levels; ties go to the lower number. A width of at least all prefixes is exhaustive.
@@ -115,7 +117,7 @@ def nearest_prefixes(vectors_MD: Floats, quantizer: Costs, width: int) -> Longs:
     return numbers_MW
 
 
-def nearest_free(vectors_MD: Floats, quantizer: Costs, taken_N: Longs) -> Longs:
+def nearest_free(vectors_MD: Floats, quantizer: LevelCosts, taken_N: Longs) -> Longs:
     """The number of a free SID for each vector, (M,): in this order, each the nearest that nobody has.
 
     Nearest by the costs of the last level, among the prefixes of a beam that widens while all under it is taken.
@@ -132,7 +134,7 @@ def nearest_free(vectors_MD: Floats, quantizer: Costs, taken_N: Longs) -> Longs:
     return chosen_M
 
 
-def _choose_free(vectors_RD: Floats, quantizer: Costs, taken_N: Longs) -> Longs:
+def _choose_free(vectors_RD: Floats, quantizer: LevelCosts, taken_N: Longs) -> Longs:
     """``nearest_free`` of a few rows: their candidates are found together, then each row in turn takes its best."""
     total = math.prod(quantizer.level_sizes[:-1])
     numbers_RX, costs_RX = _candidates(vectors_RD, quantizer, taken_N, min(FIRST_WIDTH, total))
@@ -151,7 +153,7 @@ def _choose_free(vectors_RD: Floats, quantizer: Costs, taken_N: Longs) -> Longs:
     return np.array(chosen, np.int64)
 
 
-def _candidates(vectors_RD: Floats, quantizer: Costs, taken_N: Longs, width: int) -> tuple[Longs, Floats]:
+def _candidates(vectors_RD: Floats, quantizer: LevelCosts, taken_N: Longs, width: int) -> tuple[Longs, Floats]:
     """SIDs under each row's ``width`` nearest prefixes, (R, width · K), and what each costs; inf at taken ones."""
     sizes, rows = quantizer.level_sizes, len(vectors_RD)
     prefix_RW = nearest_prefixes(vectors_RD, quantizer, width)
@@ -162,7 +164,7 @@ def _candidates(vectors_RD: Floats, quantizer: Costs, taken_N: Longs, width: int
     return numbers_RX, np.where(taken_N[at_RX] == numbers_RX, np.inf, costs_PK.reshape(rows, -1))
 
 
-def _relieve(prefix_N: Longs, vectors_ND: Floats, quantizer: Quantizer, rank_N: Longs) -> Longs:
+def _rebalance_full_prefixes(prefix_N: Longs, vectors_ND: Floats, quantizer: Quantizer, rank_N: Longs) -> Longs:
     """Prefix numbers in which none has more items than last-level codes."""
     room = quantizer.level_sizes[-1]
     numbers, counts = np.unique(prefix_N, return_counts=True)
@@ -175,7 +177,7 @@ def _relieve(prefix_N: Longs, vectors_ND: Floats, quantizer: Quantizer, rank_N: 
     passed_on = order_R[np.arange(len(rows)) - start_R >= room]
     passed_on = passed_on[np.lexsort((rank_N[rows][passed_on], cost_R[passed_on]))]
     taken = dict(zip(numbers.tolist(), np.minimum(counts, room).tolist(), strict=True))
-    return _place(prefix_N.copy(), rows[passed_on], vectors_ND, quantizer, taken)
+    return _place_overflow(prefix_N.copy(), rows[passed_on], vectors_ND, quantizer, taken)
 
 
 def _own_costs(vectors_ND: Floats, prefix_N: Longs, rows: Longs, quantizer: Quantizer) -> Floats:
@@ -213,7 +215,9 @@ def _distinct(*parts_R: npt.NDArray[Any]) -> tuple[Longs, Longs]:
     return first_U, which_R
 
 
-def _place(prefix_N: Longs, rows: Longs, vectors_ND: Floats, quantizer: Quantizer, taken: dict[int, int]) -> Longs:
+def _place_overflow(
+    prefix_N: Longs, rows: Longs, vectors_ND: Floats, quantizer: Quantizer, taken: dict[int, int]
+) -> Longs:
     """Give each of ``rows``, in this order, its nearest prefix with room; ``taken`` counts items per prefix.
 
     Equal vectors share one list of candidates and one position in it (prefixes only fill up), so thousands of them
@@ -248,7 +252,7 @@ def _place(prefix_N: Longs, rows: Longs, vectors_ND: Floats, quantizer: Quantize
     return prefix_N
 
 
-def _shared(prefix_N: Longs, last_N: Longs, codes: int, moved: Longs) -> Longs:
+def _colliding_rows(prefix_N: Longs, last_N: Longs, codes: int, moved: Longs) -> Longs:
     """Rows of all prefixes in which a SID is shared, and of those that took in another prefix's items."""
     sids, counts = np.unique(prefix_N * codes + last_N, return_counts=True)
     wanted = np.union1d(sids[counts > 1] // codes, moved)
@@ -270,7 +274,9 @@ def _groups(rows: Longs, prefix_N: Longs, rank_N: Longs) -> list[list[Longs]]:
     return packs
 
 
-def _solve(groups: list[Longs], prefix_N: Longs, last_N: Longs, vectors_ND: Floats, quantizer: Quantizer) -> None:
+def _assign_last_codes(
+    groups: list[Longs], prefix_N: Longs, last_N: Longs, vectors_ND: Floats, quantizer: Quantizer
+) -> None:
     rows = np.concatenate(groups)
     prefix_Rl = prefix_codes(prefix_N[rows], quantizer.level_sizes[:-1])
     costs_RK = _costs(vectors_ND[rows], prefix_Rl, quantizer).astype(np.float64)

@@ -16,7 +16,7 @@ from genrec.data.files import write_json
 from genrec.data.tables import read_items, read_sequences
 from genrec.errors import InputError
 from genrec.sid.collisions import refuse_full, refuse_many
-from genrec.sid.distributed.collectives import Workers
+from genrec.sid.distributed.collectives import ProcessGroup
 from genrec.sid.distributed.vector_stream import Longs, Stream
 from genrec.sid.inputs import collaborative_vectors, open_inputs
 from genrec.sid.quantizers import Quantizer, make_quantizer
@@ -77,7 +77,7 @@ def fit_quantizer(data: Path, vectors: Path, out: Path, settings: Sid, *, seed: 
     return items
 
 
-def fit_share(vectors: Path, out: Path, settings: Sid, workers: Workers, *, seed: int, threads: int) -> None:
+def fit_share(vectors: Path, out: Path, settings: Sid, workers: ProcessGroup, *, seed: int, threads: int) -> None:
     """One worker's part in fitting the quantizer; the first of them saves it under ``out``.
 
     Raises:

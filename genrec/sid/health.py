@@ -171,20 +171,20 @@ def warnings(health: Mapping[str, Any]) -> list[str]:
     if before > 0.1:
         found.append(
             f"{before:.1%} of the SIDs collided before resolution (wanted: below 10 %): the last code of those items "
-            "says little; raise sid.codes or sid.levels, or embed more of the text"
+            "says little; raise sid.codebook_size or sid.levels, or embed more of the text"
         )
     found += [line for number, level in enumerate(health["levels"], 1) for line in _level_warnings(number, level)]
     forced = health["tree"][-1]["forced"]
     if forced > 0.9:
         found.append(
             f"the last code is forced for {forced:.0%} of the items (wanted: below 90 %): it carries nothing; fewer "
-            "sid.levels or sid.codes train faster at no loss"
+            "sid.levels or sid.codebook_size train faster at no loss"
         )
     agreement = health.get("neighbour_agreement")
     if agreement and agreement[0] < 0.2:
         found.append(
             f"only {agreement[0]:.0%} of an item's nearest vectors share its first code (wanted: 20 %): similar items "
-            "cannot learn from each other; lower sid.codes"
+            "cannot learn from each other; lower sid.codebook_size"
         )
     return found
 
@@ -199,7 +199,7 @@ def _level_warnings(number: int, level: Mapping[str, float]) -> list[str]:
     if perplexity < 0.25 * used:
         return [
             f"level {number} has perplexity {perplexity:.0f} over {used:.0f} used codes (wanted: a quarter): a few "
-            "codes hold most items, the others are outliers'; use sid.quantizer=rqvae, or lower sid.codes"
+            "codes hold most items, the others are outliers'; use sid.quantizer=rqvae, or lower sid.codebook_size"
         ]
     return []
 

@@ -50,7 +50,7 @@ def published_codes(items: pa.Table, column: str, level_sizes: Sequence[int]) ->
             enough = [max(high + 1, size) if equal or at == level else other for at, other in enumerate(level_sizes)]
             raise InputError(
                 f"'{column}' has codes {low}…{high} at level {level + 1}, 0…{size - 1} was expected; "
-                f"set sid.codes={codes_option(enough)}"
+                f"set sid.codebook_size={codes_option(enough)}"
             )
     return codes_NL.astype(np.int32)
 

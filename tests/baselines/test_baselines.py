@@ -5,10 +5,13 @@ import pyarrow as pa
 import pytest
 
 from genrec.baselines.itemknn import ItemKNN, KnnSettings, Pairs
-from genrec.baselines.models import Popularity, Transition, rank, recent_history, train_log
+from genrec.baselines.popularity import Popularity
+from genrec.baselines.ranking import rank
+from genrec.baselines.train_log import recent_history, train_log
+from genrec.baselines.transitions import Transition
 from genrec.baselines.tuning import exact_ranks, fit_baselines, tune_itemknn, tune_popularity
 from genrec.errors import InputError
-from genrec.evaluation.metrics import measure, target_ranks
+from genrec.metrics import measure, target_ranks
 
 
 def sequences(items, split, times=None):

@@ -28,8 +28,8 @@ def test_without_staleness_the_learner_waits_for_each_batch_and_its_snapshot() -
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_benchmark_gives_every_figure() -> None:
     assert "rl" in NEEDS
-    size = rl.Size(layers=1, hidden=32, items=200, history=4, queries=4, step_queries=16, chunk=2, rounds=1)
-    found = json.loads(rl.run(load_config([], ["compute.threads=1", "learning.grpo.group=4"]), size).as_json())
+    size = rl.RlSize(layers=1, hidden=32, items=200, history=4, queries=4, step_queries=16, chunk=2, rounds=1)
+    found = json.loads(rl.run(load_config([], ["compute.threads=1", "learning.rl.group=4"]), size).as_json())
     assert {"grpo_over_sft_step", "vs_public_design", "snapshot_share"} <= set(found["ratios"])
     assert all(value > 0 for value in found["ratios"].values())
     curve = [found["figures"][f"sim_fast_prompts_per_s_{actors}"] for actors in rl.ACTORS]

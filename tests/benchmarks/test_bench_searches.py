@@ -11,7 +11,7 @@ from workflows import assign, prepare
 
 def test_every_search_is_judged_over_the_seeds_and_nothing_is_done_twice(tmp_path, monkeypatch):
     shop, storage = chain_shop(tmp_path / "shop"), tmp_path / "storage"
-    settings = ("bench.seeds=2", "learning.sft.epochs=4", "decode.width=50", "bench.rows=[cross_entropy]")
+    settings = ("bench.seeds=2", "learning.sft.epochs=4", "decode.width=50", "bench.variants=[cross_entropy]")
     config = tiny_config(storage, shop, "sid.quantizer=title", *settings)
     outputs = prepare.run(config), assign.run(config)
     found = searches.run(config, *outputs)

@@ -28,12 +28,12 @@ def test_rows_differ_in_tasks_and_the_long_one_in_steps_alone():
         "all": (7, 2),
         "all_next_item_x3": (7, 2),
     }
-    assert all(row.sft.form == "tasks" for row in rows.values())
+    assert all(row.sft.example_format == "tasks" for row in rows.values())
 
 
 def test_a_config_that_weighs_tasks_chooses_which_join():
-    tasks = Tasks.model_validate({"next_item": {"weight": 0.7}, "semantic_anchoring": {"weight": 0.3}})
-    rows = tasks.mixtures(Learning(tasks=tasks, sft=Sft(max_steps=7)))
+    mixture = Tasks.model_validate({"next_item": {"weight": 0.7}, "semantic_anchoring": {"weight": 0.3}})
+    rows = tasks.mixtures(Learning(tasks=mixture, sft=Sft(max_steps=7)))
     assert set(rows["all"].tasks.chosen) == {"next_item", "semantic_anchoring"}
     assert set(rows["next_item"].tasks.chosen) == {"next_item"}
 
@@ -45,11 +45,11 @@ def test_mixtures_are_trained_and_compared_on_a_pretrained_model(tmp_path):
         "policy.kind=pretrained",
         f"policy.path={tiny_lm(tmp_path / 'lm')}",
         "policy.lora.rank=2",
-        "learning.sft.form=rows",
+        "learning.sft.example_format=rows",
         "learning.sft.epochs=1",
         "learning.sft.max_steps=2",
         "bench.seeds=1",
-        "bench.rows=[next_item,all_next_item_x3]",
+        "bench.variants=[next_item,all_next_item_x3]",
     )
     config = tiny_config(tmp_path / "storage", shop, *overrides)
     outputs = prepare.run(config), assign.run(config)
@@ -60,4 +60,4 @@ def test_mixtures_are_trained_and_compared_on_a_pretrained_model(tmp_path):
     with pytest.raises(InputError, match="equal steps"):
         tasks.run(tiny_config(tmp_path / "storage", shop, *overrides, "learning.sft.max_steps=0"), *outputs)
     with pytest.raises(InputError, match=r"names \['some'\]"):
-        tasks.run(tiny_config(tmp_path / "storage", shop, *overrides, "bench.rows=[some]"), *outputs)
+        tasks.run(tiny_config(tmp_path / "storage", shop, *overrides, "bench.variants=[some]"), *outputs)

@@ -34,7 +34,7 @@ def config(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("genrec.sid.embed.make_encoder", lambda settings, device: Numbers())
         patch.setattr("genrec.sid.build.write_page", lambda *page: None)
-        settings = ("sid.cf_weight=0", "sid.codes=4", "sid.epochs=5", "bench.items=4", "bench.seeds=2")
+        settings = ("sid.cf_weight=0", "sid.codebook_size=4", "sid.epochs=5", "bench.items=4", "bench.seeds=2")
         config = tiny_config(tmp_path_factory.mktemp("storage"), chain_shop(tmp_path_factory.mktemp("shop")), *settings)
         embed.run(config)
         yield config

@@ -17,15 +17,15 @@ import torch
 from accelerate import Accelerator
 from support.synthetic import chain_shop, tiny_config
 
-from cluster.run_spec import Job
-from cluster.train import RayCheckpoints, fit, grpo_loop
+from cluster.run_spec import RunSpec
+from cluster.train import RayCheckpoints, grpo_loop, run_training
 from genrec.config import Config
 from genrec.data.tables import read_queries, to_queries
 from genrec.errors import InputError
 from genrec.learning.checkpoints import DirectoryCheckpoints, TrainingState
-from genrec.learning.rewards import Knowledge
+from genrec.learning.rewards import RewardContext
 from genrec.learning.rl.learner import GrpoLearner
-from genrec.learning.rl.loop import improve
+from genrec.learning.rl.loop import train_async
 from genrec.learning.rl.rollout import LocalRollouts
 from genrec.types import Query, Snapshot
 from workflows import assign, prepare, sft
@@ -34,24 +34,24 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+def job(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
     shop = chain_shop(tmp_path_factory.mktemp("shop"))
     config = tiny_config(tmp_path_factory.mktemp("storage"), shop, "learning.sft.epochs=3")
     paths = [stage.run(config).path for stage in (prepare, assign, sft)]
-    return Job(config, paths[0], paths[1], tmp_path_factory.mktemp("out"), start=paths[2])
+    return RunSpec(config, paths[0], paths[1], tmp_path_factory.mktemp("out"), start=paths[2])
 
 
-def elsewhere(job: Job, out: Path, **compute: Any) -> Job:
+def elsewhere(job: RunSpec, out: Path, **compute: Any) -> RunSpec:
     config: Config = job.config.model_copy(update={"compute": job.config.compute.model_copy(update=compute)})
-    return Job(config, job.data, job.catalog, out, job.start)
+    return RunSpec(config, job.data, job.catalog, out, job.start)
 
 
-def learner_of(job: Job) -> tuple[GrpoLearner, LocalRollouts]:
+def learner_of(job: RunSpec) -> tuple[GrpoLearner, LocalRollouts]:
     policy, prompts, catalog = job.build()
-    settings = job.config.learning.grpo
-    knowledge = Knowledge(catalog.codes_NL, [""] * len(catalog))
+    settings = job.config.learning.rl
+    context = RewardContext(catalog.codes_NL, [""] * len(catalog))
     accelerator = Accelerator(cpu=True)
-    learner = GrpoLearner(policy, prompts, catalog.trie, knowledge, settings, job.config.rewards, accelerator)
+    learner = GrpoLearner(policy, prompts, catalog.trie, context, settings, job.config.rewards, accelerator)
     return learner, LocalRollouts(policy, prompts, catalog.trie, settings, job.config.seed)
 
 
@@ -66,7 +66,7 @@ def pid_of(actor: Any) -> int:
             time.sleep(0.5)
 
 
-class Deadly:
+class KillingRollouts:
     """Rollouts whose actor ``victim`` gets SIGKILL right after the requests of version 1 went out."""
 
     def __init__(self, rollouts: Any, victim: int) -> None:
@@ -85,34 +85,36 @@ class Deadly:
         return self._rollouts.collect(ticket)
 
 
-def test_what_is_judged_is_the_running_mean_of_the_weights_and_a_checkpoint_keeps_it(job: Job, tmp_path: Path) -> None:
+def test_what_is_judged_is_the_running_mean_of_the_weights_and_a_checkpoint_keeps_it(
+    job: RunSpec, tmp_path: Path
+) -> None:
     queries = to_queries(read_queries(job.data, "train"))[:16]
-    grpo = job.config.learning.grpo.model_copy(update={"average": 0.75, "lr": 1e-2, "warmup": 0.0})
+    grpo = job.config.learning.rl.model_copy(update={"average": 0.75, "lr": 1e-2, "warmup": 0.0})
     learning = job.config.learning.model_copy(update={"grpo": grpo})
-    averaged = Job(job.config.model_copy(update={"learning": learning}), job.data, job.catalog, job.out, job.start)
+    averaged = RunSpec(job.config.model_copy(update={"learning": learning}), job.data, job.catalog, job.out, job.start)
     learner, local = learner_of(averaged)
     expected = dict(learner.reference)
-    assert learner.candidate().digest == learner.snapshot().digest
-    for _ in improve(learner, local, lambda step: queries, steps=3, max_staleness=0):
+    assert learner.ema_snapshot().digest == learner.snapshot().digest
+    for _ in train_async(learner, local, lambda step: queries, steps=3, max_staleness=0):
         now = learner.snapshot().tensors
         expected = {name: 0.75 * mean + 0.25 * now[name] for name, mean in expected.items()}
-        kept = learner.candidate()
+        kept = learner.ema_snapshot()
         assert kept.version == learner.version and kept.digest != learner.snapshot().digest
         for name, mean in expected.items():
             torch.testing.assert_close(kept.tensors[name], mean)
     learner.write(tmp_path, TrainingState(step=3, curve=[{"step": 3.0}]))
     resumed, rollouts = learner_of(averaged)
     resumed.read(tmp_path, TrainingState())
-    assert resumed.candidate().digest == learner.candidate().digest
+    assert resumed.ema_snapshot().digest == learner.ema_snapshot().digest
     for one, where in ((learner, local), (resumed, rollouts)):
-        list(improve(one, where, lambda step: queries, steps=4, max_staleness=0))
-    assert resumed.candidate().digest == learner.candidate().digest
+        list(train_async(one, where, lambda step: queries, steps=4, max_staleness=0))
+    assert resumed.ema_snapshot().digest == learner.ema_snapshot().digest
 
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_rollout_actor_that_dies_mid_batch_leaves_the_weights_as_they_would_be(job: Job) -> None:
+def test_a_rollout_actor_that_dies_mid_batch_leaves_the_weights_as_they_would_be(job: RunSpec) -> None:
     from cluster.rollouts import RayRollouts
 
     on_ray = elsewhere(job, job.out, rollout_cpus=0.25)
@@ -120,11 +122,11 @@ def test_a_rollout_actor_that_dies_mid_batch_leaves_the_weights_as_they_would_be
     rollouts = RayRollouts(on_ray, 2)
     for staleness in (0, 1, 2):
         digests = []
-        deadly = Deadly(rollouts, victim=staleness % 2)
+        deadly = KillingRollouts(rollouts, victim=staleness % 2)
         for chosen in ("here", "there"):
             learner, local = learner_of(job)
             where = local if chosen == "here" else deadly
-            list(improve(learner, where, lambda step: queries, steps=4, max_staleness=staleness))
+            list(train_async(learner, where, lambda step: queries, steps=4, max_staleness=staleness))
             digests.append(learner.snapshot().digest)
         assert deadly.killed == 1
         assert digests[0] == digests[1], f"staleness {staleness}"
@@ -133,13 +135,13 @@ def test_a_rollout_actor_that_dies_mid_batch_leaves_the_weights_as_they_would_be
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_learner_that_is_killed_is_started_again_and_ends_with_the_same_weights(job: Job, tmp_path: Path) -> None:
+def test_a_learner_that_is_killed_is_started_again_and_ends_with_the_same_weights(job: RunSpec, tmp_path: Path) -> None:
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     alone.mkdir()
     killed.mkdir()
     grpo_loop(elsewhere(job, alone))
 
-    def dying(job: Job) -> None:
+    def dying(job: RunSpec) -> None:
         import os
         import signal
         import threading
@@ -155,7 +157,7 @@ def test_a_learner_that_is_killed_is_started_again_and_ends_with_the_same_weight
             threading.Thread(target=die, daemon=True).start()
         grpo_loop(job)
 
-    fit(dying, elsewhere(job, killed, workers=1, rollout_actors=1, rollout_cpus=0.25), "grpo")
+    run_training(dying, elsewhere(job, killed, workers=1, rollout_actors=1, rollout_cpus=0.25), "grpo")
     assert (killed / "died").exists()
     assert (killed / "policy.safetensors").read_bytes() == (alone / "policy.safetensors").read_bytes()
     assert (killed / "curve.json").read_text() == (alone / "curve.json").read_text()
@@ -174,7 +176,7 @@ def small_disk(size: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_disk_that_is_full_leaves_the_checkpoint_before_it(job: Job, tmp_path: Path) -> None:
+def test_a_disk_that_is_full_leaves_the_checkpoint_before_it(job: RunSpec, tmp_path: Path) -> None:
     learner, _ = learner_of(job)
     checkpoints = DirectoryCheckpoints(tmp_path)
 
@@ -197,7 +199,7 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before_it(job: Job, tmp_path:
 
 
 def test_a_run_whose_disk_was_full_goes_on_to_the_same_weights(
-    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     places = [tmp_path / name for name in ("whole", "full")]
     for place in places:
@@ -235,7 +237,7 @@ def test_ray_train_checkpoints_that_cannot_be_stored_are_told(monkeypatch: pytes
         RayCheckpoints("/runs/x").save(lambda path: None, {"step": 1})
 
 
-def test_a_snapshot_that_changed_on_its_way_or_is_another_policys_is_refused(job: Job) -> None:
+def test_a_snapshot_that_changed_on_its_way_or_is_another_policys_is_refused(job: RunSpec) -> None:
     from cluster.rollouts import RolloutWorker
 
     threads = torch.get_num_threads()
@@ -253,7 +255,7 @@ def test_a_snapshot_that_changed_on_its_way_or_is_another_policys_is_refused(job
     assert len(worker.generate(good, queries)) == 4
 
 
-def test_rollouts_of_another_policy_are_refused_on_the_first_update(job: Job) -> None:
+def test_rollouts_of_another_policy_are_refused_on_the_first_update(job: RunSpec) -> None:
     queries = to_queries(read_queries(job.data, "train"))[:8]
     for version in (0, 7):
         learner, local = learner_of(job)
@@ -307,7 +309,7 @@ cluster.shutdown()
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 @pytest.mark.skipif("GENREC_SLOW_TESTS" not in os.environ, reason="starts three nodes; GENREC_SLOW_TESTS=1 runs it")
-def test_a_node_that_is_lost_and_one_that_joins_change_no_group(job: Job, tmp_path: Path) -> None:
+def test_a_node_that_is_lost_and_one_that_joins_change_no_group(job: RunSpec, tmp_path: Path) -> None:
     from genrec.config import to_yaml
 
     (tmp_path / "config.yaml").write_text(to_yaml(job.config))

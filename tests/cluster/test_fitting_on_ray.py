@@ -10,7 +10,7 @@ from support.fake_process_group import Crew, agreement, drift, fit_by
 from support.sid_worlds import N, sid_world
 
 from cluster.stages import fit_quantizer, steps
-from cluster.stages.fit_quantizer import RayWorkers
+from cluster.stages.fit_quantizer import RayProcessGroup
 from cluster.train import train
 from genrec.config import Config, load_config
 from genrec.errors import InputError
@@ -24,7 +24,7 @@ KINDS = ({"quantizer": "rqkmeans"}, {"codebook": "ema"}, {})
 
 def rqvae(directory: Path, workers: int) -> Config:
     sizes = [
-        "sid.codes=8",
+        "sid.codebook_size=8",
         "sid.epochs=6",
         "sid.batch_size=64",
         "sid.latent=8",
@@ -52,7 +52,7 @@ def test_two_ray_train_workers_fit_what_one_fits_though_one_of_them_dies(tmp_pat
 
         collectives.SAVE_S = 0.0
         for number, options in enumerate(kinds):
-            mine = RayWorkers(config)
+            mine = RayProcessGroup(config)
             with mine.latest() as directory:
                 (world / f"begin-{mine.rank}-{directory is not None}").touch()
             if number < len(kinds) - 1:

@@ -9,7 +9,7 @@ import torch
 
 from cluster import telemetry
 from cluster.resources import cap_memory
-from cluster.telemetry import Telemetry, TimedRollouts, require_mlflow, sinks
+from cluster.telemetry import Telemetry, TimedRollouts, metric_loggers, require_mlflow
 from genrec.config import load_config
 from genrec.errors import InputError
 from genrec.types import Group, Query, Snapshot
@@ -40,12 +40,15 @@ def test_rollouts_are_counted_and_the_learner_is_idle_while_it_waits() -> None:
 
 
 def test_every_sink_gets_the_figures_of_an_update_and_of_a_late_validation() -> None:
-    told: list[tuple[int, Mapping[str, float]]] = []
-    telemetry = Telemetry(TimedRollouts(Slow()), [lambda step, figures: told.append((step, figures))])
+    log_to_file: list[tuple[int, Mapping[str, float]]] = []
+    telemetry = Telemetry(TimedRollouts(Slow()), [lambda step, figures: log_to_file.append((step, figures))])
     assert "rollouts_per_s" in telemetry(UPDATE)
     assert telemetry({"step": 1.0, "ndcg@10": 0.2}) == {}
-    assert [step for step, _ in told] == [1, 1]
-    assert {"reward", "rollouts_per_s", "queue_age_s"} <= set(told[0][1]) and set(told[1][1]) == {"step", "ndcg@10"}
+    assert [step for step, _ in log_to_file] == [1, 1]
+    assert {"reward", "rollouts_per_s", "queue_age_s"} <= set(log_to_file[0][1]) and set(log_to_file[1][1]) == {
+        "step",
+        "ndcg@10",
+    }
 
 
 def test_scalars_are_written_under_the_run_where_a_writer_is_installed(
@@ -64,12 +67,12 @@ def test_scalars_are_written_under_the_run_where_a_writer_is_installed(
 
     alone = load_config([], ["compute.workers=0"])
     monkeypatch.setattr(telemetry, "_summary_writer", lambda: Writer)
-    for sink in sinks(alone, tmp_path, rank=0):
+    for sink in metric_loggers(alone, tmp_path, rank=0):
         sink(1, UPDATE)
     assert written == [("grpo/reward", 0.5, 1), ("grpo/staleness", 0.0, 1)]
-    assert sinks(alone, tmp_path, rank=1) == []
+    assert metric_loggers(alone, tmp_path, rank=1) == []
     monkeypatch.setattr(telemetry, "_summary_writer", lambda: None)
-    assert sinks(alone, tmp_path, rank=0) == []
+    assert metric_loggers(alone, tmp_path, rank=0) == []
 
 
 def test_mlflow_that_is_not_installed_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:

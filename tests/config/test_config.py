@@ -13,8 +13,8 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 def test_later_files_and_overrides_win(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("learning: {grpo: {lr: 1.0e-3, steps: 5}}")
     (tmp_path / "b.yaml").write_text("learning: {grpo: {lr: 1.0e-4}}")
-    config = load_config([tmp_path / "a.yaml", tmp_path / "b.yaml"], ["learning.grpo.kl=0.7"])
-    assert (config.learning.grpo.lr, config.learning.grpo.steps, config.learning.grpo.kl) == (1e-4, 5, 0.7)
+    config = load_config([tmp_path / "a.yaml", tmp_path / "b.yaml"], ["learning.rl.kl=0.7"])
+    assert (config.learning.rl.lr, config.learning.rl.steps, config.learning.rl.kl) == (1e-4, 5, 0.7)
 
 
 def test_an_unknown_key_names_its_file_and_the_nearest_key(tmp_path: Path) -> None:
@@ -23,13 +23,13 @@ def test_an_unknown_key_names_its_file_and_the_nearest_key(tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"learning\.grpo\.learning_rate.*mine\.yaml.*nearest known key"):
         load_config([file])
     with pytest.raises(InputError, match=r"'learning\.grpo\.stpes'.*'learning\.grpo\.steps'"):
-        load_config([], ["learning.grpo.stpes=3"])
+        load_config([], ["learning.rl.stpes=3"])
 
 
 @pytest.mark.parametrize(
     "override",
     [
-        "learning.grpo.group=1",
+        "learning.rl.group=1",
         "policy.dropout=1.5",
         "data.split=random",
         "seed=x",
@@ -44,7 +44,7 @@ def test_an_unknown_key_names_its_file_and_the_nearest_key(tmp_path: Path) -> No
 )
 def test_a_value_out_of_range_is_refused_with_its_key(override: str) -> None:
     key = override.split("=")[0]
-    named = {"tune.space.foo": "tune.space", "policy.kind": "learning.sft.form"}.get(key, key)
+    named = {"tune.space.foo": "tune.space", "policy.kind": "learning.sft.example_format"}.get(key, key)
     with pytest.raises(InputError, match=named.replace(".", r"\.")):
         load_config([], [override])
 
@@ -86,7 +86,7 @@ def test_every_version_goes_with_every_data_set_and_machine(version: Path, data:
     alone = load_config([version])
     assert config.rewards == alone.rewards, "a data set's own rewards are no part of a recipe"
     for name in ("objective", "kl", "sft", "average", "advantage", "generation"):
-        assert getattr(config.learning.grpo, name) == getattr(alone.learning.grpo, name), name
+        assert getattr(config.learning.rl, name) == getattr(alone.learning.rl, name), name
 
 
 @pytest.mark.parametrize("version", sorted(CONFIGS.glob("versions/*.yaml")), ids=lambda f: f.stem)
@@ -97,9 +97,9 @@ def test_every_version_goes_with_the_large_model_and_keeps_its_own_method(versio
     assert large.compute.gradient_checkpointing and large.learning.sft.batch_size == 256
     for name in ("sid", "rewards"):
         assert getattr(large, name) == getattr(small, name)
-    assert large.policy.form == small.policy.form
+    assert large.policy.finetuning == small.policy.finetuning
     assert large.learning.sft.loss == small.learning.sft.loss
-    assert large.learning.grpo.objective == small.learning.grpo.objective
+    assert large.learning.rl.objective == small.learning.rl.objective
 
 
 def test_the_versions_differ_in_tokenizer_loss_and_rewards() -> None:

@@ -183,7 +183,7 @@ def test_a_run_that_was_killed_continues_and_gives_the_same_bytes(tmp_path, monk
         real(config, make, shards[:2], label=label)
         raise KeyboardInterrupt
 
-    real = prepare.map_shards
+    real = prepare.parallel_map
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(prepare, "map_shards", dying)
         run_prepare(tmp_path / "killed", path, *rules)

@@ -5,7 +5,6 @@ import pytest
 
 from genrec.errors import InputError
 from genrec.evaluation.intervals import intervals, paired
-from genrec.evaluation.metrics import measure, per_query, sid_numbers, sid_ranking, sid_target_ranks, target_ranks
 from genrec.evaluation.slices import (
     by_bucket,
     category_entropy,
@@ -13,6 +12,7 @@ from genrec.evaluation.slices import (
     popularity_bucket,
     sid_use,
 )
+from genrec.metrics import measure, per_query, sid_numbers, sid_ranking, sid_target_ranks, target_ranks
 
 
 def test_ranks_count_from_one_and_zero_means_missing():

@@ -7,7 +7,7 @@ import pytest
 from genrec.errors import InputError
 from genrec.evaluation.report.page import print_table, write_report
 from genrec.evaluation.slices import sid_use
-from genrec.evaluation.summary import Contest, judge
+from genrec.evaluation.summary import Rankings, summarise
 
 ITEMS, QUERIES = 40, 200
 
@@ -21,17 +21,17 @@ def ranking(targets, hit_share, seed, k=20):
     return ranked
 
 
-def contest(model=0.8, knn=0.3, **more):
+def rankings(model=0.8, knn=0.3, **more):
     targets = np.random.default_rng(9).integers(0, ITEMS, QUERIES)
     baselines = {"popularity": ranking(targets, 0.1, 1), "itemknn": ranking(targets, knn, 2)}
     counts = np.arange(ITEMS)
-    return Contest(targets, ranking(targets, model, 3), baselines, np.arange(ITEMS) // 2, counts, **more)
+    return Rankings(targets, ranking(targets, model, 3), baselines, np.arange(ITEMS) // 2, counts, **more)
 
 
 def test_the_judgement_has_the_promised_form_and_is_json():
-    targets = contest().targets_Q
+    targets = rankings().targets_Q
     stages = {"sft": {"wall_s": 3.0, "peak_rss_mb": 100.0}}
-    result = judge(contest(policies={"sft": ranking(targets, 0.5, 4)}), resamples=50, stages=stages)
+    result = summarise(rankings(policies={"sft": ranking(targets, 0.5, 4)}), resamples=50, stages=stages)
     result = json.loads(json.dumps(result))
     assert set(result["model"]) == {"item", "sid"}
     assert set(result["baselines"]) == {"popularity", "itemknn"}
@@ -47,7 +47,7 @@ def test_the_judgement_has_the_promised_form_and_is_json():
 
 
 def test_a_model_ahead_is_said_to_lead_with_the_best_baselines_figures():
-    result = judge(contest(), resamples=100)
+    result = summarise(rankings(), resamples=100)
     assert result["verdict"].startswith("The model leads every baseline: NDCG@10")
     assert "of ItemKNN" in result["verdict"]
     assert "excludes zero" in result["verdict"]
@@ -55,7 +55,7 @@ def test_a_model_ahead_is_said_to_lead_with_the_best_baselines_figures():
 
 
 def test_a_baseline_that_wins_is_named_first_with_figures_and_certainty():
-    result = judge(contest(model=0.2, knn=0.7), resamples=100)
+    result = summarise(rankings(model=0.2, knn=0.7), resamples=100)
     assert result["verdict"].startswith("A baseline wins: the model has NDCG@10")
     assert f"{result['baselines']['itemknn']['ndcg@10']:.4f} of ItemKNN" in result["verdict"]
     assert "excludes zero" in result["verdict"]
@@ -63,29 +63,29 @@ def test_a_baseline_that_wins_is_named_first_with_figures_and_certainty():
 
 
 def test_a_loss_within_the_noise_is_still_a_loss_and_the_interval_says_so():
-    base = contest(model=0.3, knn=0.3)
+    base = rankings(model=0.3, knn=0.3)
     knn = base.model_QK.copy()
     row = int(np.flatnonzero(knn[:, 0] != base.targets_Q)[0])
     knn[row, 0] = base.targets_Q[row]
-    result = judge(Contest(base.targets_Q, base.model_QK, {"itemknn": knn}, np.arange(ITEMS), np.ones(ITEMS, int)))
+    result = summarise(Rankings(base.targets_Q, base.model_QK, {"itemknn": knn}, np.arange(ITEMS), np.ones(ITEMS, int)))
     assert result["verdict"].startswith("A baseline wins")
     assert "includes zero" in result["verdict"]
 
 
 def test_an_empty_test_split_is_refused():
-    empty = Contest(np.zeros(0, int), np.zeros((0, 5), int), {}, np.arange(3), np.ones(3, int))
+    empty = Rankings(np.zeros(0, int), np.zeros((0, 5), int), {}, np.arange(3), np.ones(3, int))
     with pytest.raises(InputError, match="test split empty"):
-        judge(empty)
+        summarise(empty)
 
 
 def test_without_resamples_there_are_figures_but_no_intervals(tmp_path):
-    result = judge(contest(), resamples=0)
+    result = summarise(rankings(), resamples=0)
     assert result["ci95"]["model"]["item"] == {}
     assert write_report(tmp_path, result).is_file()
 
 
 def test_the_page_says_the_verdict_first_escapes_titles_and_reaches_for_nothing_outside(tmp_path):
-    result = judge(contest(model=0.2, knn=0.7), resamples=20, stages={"sft": {"wall_s": 1.0, "peak_rss_mb": 5.0}})
+    result = summarise(rankings(model=0.2, knn=0.7), resamples=20, stages={"sft": {"wall_s": 1.0, "peak_rss_mb": 5.0}})
     points = [{"step": s, "loss": 1 / (s + 1), "ndcg@10": None if s % 2 else 0.1, "lr": 1e-3} for s in range(60)]
     page = write_report(
         tmp_path,
@@ -109,13 +109,13 @@ def test_the_page_says_the_verdict_first_escapes_titles_and_reaches_for_nothing_
 
 
 def test_the_page_is_the_same_bytes_for_the_same_judgement(tmp_path):
-    result = judge(contest(), resamples=20)
+    result = summarise(rankings(), resamples=20)
     first = write_report(tmp_path / "a", result).read_bytes()
     assert write_report(tmp_path / "b", result).read_bytes() == first
 
 
 def test_the_terminal_table_opens_with_the_verdict_and_stars_the_best_of_each_column():
-    result = judge(contest(), resamples=20)
+    result = summarise(rankings(), resamples=20)
     table = print_table(result)
     assert table.splitlines()[0] == result["verdict"]
     model = next(line for line in table.splitlines() if line.startswith("Model "))

@@ -3,8 +3,8 @@ import pytest
 from scipy import sparse
 
 from genrec.errors import InputError
-from genrec.evaluation.metrics import measure
-from genrec.inference.prior import Beams, mix, normalise, tune_weight
+from genrec.inference.prior import RankedItems, mix, normalise, tune_weight
+from genrec.metrics import measure
 
 
 def test_prior_probabilities_sum_to_one_for_every_query_with_a_score():
@@ -27,12 +27,12 @@ def test_candidates_outside_the_beam_count_with_the_probability_the_policy_gave_
     items, logp = np.array([[0]]), np.log(np.array([[0.3]]))
     prior = sparse.csr_matrix(np.array([[0.0, 0.55, 0.45]]))
     assert mix(items, logp, prior, 0.5, k=2).tolist() == [[1, 2]]
-    extra = Beams(np.array([[2, 0]]), np.log(np.array([[0.25, 0.3]])))
+    extra = RankedItems(np.array([[2, 0]]), np.log(np.array([[0.25, 0.3]])))
     assert mix(items, logp, prior, 0.5, extra=extra, k=2).tolist() == [[2, 1]]
 
 
 def test_an_item_given_twice_counts_once():
-    beams = Beams(np.array([[1, 1, 0]]), np.log(np.array([[0.2, 0.2, 0.3]])))
+    beams = RankedItems(np.array([[1, 1, 0]]), np.log(np.array([[0.2, 0.2, 0.3]])))
     assert beams.probabilities(2).toarray() == pytest.approx(np.array([[0.3, 0.2]]))
 
 

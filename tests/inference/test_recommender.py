@@ -40,7 +40,7 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("genrec.sid.embed.make_encoder", lambda settings, device: Numbers())
         storage = tmp_path_factory.mktemp("storage")
-        settings = ("sid.cf_weight=0", "sid.codes=4", "learning.sft.epochs=20", "policy.dropout=0")
+        settings = ("sid.cf_weight=0", "sid.codebook_size=4", "learning.sft.epochs=20", "policy.dropout=0")
         config = tiny_config(storage, chain_shop(tmp_path_factory.mktemp("shop")), *settings)
         parts = {"data": prepare.run(config), "catalog": assign.run(config), "policy": sft.run(config)}
         knn = {"kind": "itemknn", "weight": 0.5, "power": 1.0, "settings": asdict(KnnSettings())}

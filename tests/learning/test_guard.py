@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from genrec.config import Grpo
+from genrec.config import Rl
 from genrec.learning.checkpoints import TrainingState
-from genrec.learning.rl.guard import Guard, fallen_by
+from genrec.learning.rl.guard import Guard, significant_drop
 from genrec.types import Snapshot
 
 
-class Scripted:
+class FakeValidator:
     """A judge that knows every version's values; says whether it was asked to wait."""
 
-    def __init__(self, values: Mapping[int, Mapping[str, Tensor]], waits: bool) -> None:
-        self.values, self.waits = values, waits
+    def __init__(self, values: Mapping[int, Mapping[str, Tensor]], is_synchronous: bool) -> None:
+        self.values, self.is_synchronous = values, is_synchronous
 
     def submit(self, snapshot: Snapshot) -> int:
         return snapshot.version
@@ -38,39 +38,41 @@ def snapshot(version: int) -> Snapshot:
 
 def test_a_drop_counts_only_beyond_its_noise_and_the_share_that_is_let_pass() -> None:
     base = hits(*range(40))
-    assert fallen_by(hits(*range(38)), base, noise=2, share=0) == 0
-    assert fallen_by(hits(*range(30)), base, noise=2, share=0) == pytest.approx(0.1)
-    assert fallen_by(hits(*range(30)), base, noise=2, share=0.3) == 0
-    assert fallen_by(hits(*range(60)), base, noise=0, share=0) == 0
+    assert significant_drop(hits(*range(38)), base, noise=2, share=0) == 0
+    assert significant_drop(hits(*range(30)), base, noise=2, share=0) == pytest.approx(0.1)
+    assert significant_drop(hits(*range(30)), base, noise=2, share=0.3) == 0
+    assert significant_drop(hits(*range(60)), base, noise=0, share=0) == 0
     shuffled = hits(*range(70, 100), *range(9))
-    assert fallen_by(shuffled, base, noise=2, share=0) == 0, "one hit of forty less, but most hits changed"
+    assert significant_drop(shuffled, base, noise=2, share=0) == 0, "one hit of forty less, but most hits changed"
 
 
 def test_queries_that_a_metric_does_not_cover_are_left_out() -> None:
     base, fallen = hits(*range(40)), hits(*range(20))
     covered = torch.arange(100) >= 40
     nan = torch.nan
-    assert fallen_by(fallen.masked_fill(~covered, nan), base.masked_fill(~covered, nan), noise=2, share=0) == 0
-    assert fallen_by(fallen.masked_fill(covered, nan), base.masked_fill(covered, nan), noise=2, share=0) > 0.4
+    assert significant_drop(fallen.masked_fill(~covered, nan), base.masked_fill(~covered, nan), noise=2, share=0) == 0
+    assert significant_drop(fallen.masked_fill(covered, nan), base.masked_fill(covered, nan), noise=2, share=0) > 0.4
 
 
 @pytest.mark.parametrize("metric", ["ndcg@10", "hr@50", "tail_hr@50"])
-@pytest.mark.parametrize("waits", [True, False])
-def test_the_best_is_kept_and_a_fallen_metric_cuts_off_what_was_learnt_meanwhile(metric: str, waits: bool) -> None:
+@pytest.mark.parametrize("is_synchronous", [True, False])
+def test_the_best_is_kept_and_a_fallen_metric_cuts_off_what_was_learnt_meanwhile(
+    metric: str, is_synchronous: bool
+) -> None:
     level = {name: hits(*range(40)) for name in ("ndcg@10", "hr@50", "tail_hr@50")}
     better = level | {"ndcg@10": hits(*range(45))}
     fallen = better | {metric: hits(*range(20))}
     state = TrainingState()
-    guard = Guard(Scripted({0: level, 2: better, 4: fallen}, waits), Grpo(guard_drop=0.0), state)
+    guard = Guard(FakeValidator({0: level, 2: better, 4: fallen}, is_synchronous), Rl(guard_drop=0.0), state)
     for version in range(6):
         state.step = version
         state.curve.append({"step": float(version)})
         if version % 2 == 0 and not state.stopped:
-            guard.settle()
-            guard.begin(snapshot(version))
+            guard.collect()
+            guard.submit(snapshot(version))
         if state.stopped:
             break
-    guard.settle()
+    guard.collect()
     assert metric in state.stopped and "back to version 2" in state.stopped
     assert state.step == 4 and [record["step"] for record in state.curve] == [0, 1, 2, 3, 4]
     assert state.best_step == 2 and float(state.best["w"]) == 2
@@ -79,12 +81,12 @@ def test_the_best_is_kept_and_a_fallen_metric_cuts_off_what_was_learnt_meanwhile
 def test_a_resumed_guard_compares_with_the_values_of_the_first_version(tmp_path: Path) -> None:
     values = {0: {"ndcg@10": hits(*range(40))}, 1: {"ndcg@10": hits(*range(20))}}
     state = TrainingState(curve=[{"step": 0.0}])
-    first = Guard(Scripted(values, waits=True), Grpo(), state)
-    first.begin(snapshot(0))
+    first = Guard(FakeValidator(values, is_synchronous=True), Rl(), state)
+    first.submit(snapshot(0))
     assert first.judged(0) and not first.judged(1)
     first.write(tmp_path)
     state.curve.append({"step": 1.0})
-    again = Guard(Scripted(values, waits=True), Grpo(), state)
+    again = Guard(FakeValidator(values, is_synchronous=True), Rl(), state)
     again.read(tmp_path)
-    again.begin(snapshot(1))
+    again.submit(snapshot(1))
     assert "ndcg@10" in state.stopped

@@ -7,7 +7,7 @@ import torch
 from support.synthetic import random_catalog, small_policy
 
 from genrec.errors import InputError
-from genrec.learning.rl.loop import improve
+from genrec.learning.rl.loop import train_async
 from genrec.learning.rl.query_sampler import QueryStream
 from genrec.learning.schedule import learning_rate
 from genrec.learning.sft.batches import DenseExamples, Epochs, RowExamples
@@ -104,7 +104,7 @@ def test_the_window_bounds_staleness(limit: int) -> None:
         asked.append(step)
         return [Query(step, 0, (1,), 0)]
 
-    done = list(improve(learner, EchoRollouts(), queries, steps=7, max_staleness=limit))
+    done = list(train_async(learner, EchoRollouts(), queries, steps=7, max_staleness=limit))
     assert len(done) == 7
     assert asked == list(range(7))
     assert max(learner.staleness) == min(limit, 6)

@@ -12,15 +12,15 @@ from pydantic import ValidationError
 from support.synthetic import random_catalog, small_policy
 from torch import Tensor
 
-from genrec.config import Grpo, Rewards
+from genrec.config import Rewards, Rl
 from genrec.learning.checkpoints import TrainingState
-from genrec.learning.rewards import Knowledge
+from genrec.learning.rewards import RewardContext
 from genrec.learning.rl.advantages import ADVANTAGES, LIMIT, advantages
 from genrec.learning.rl.candidates import mixed, with_target
 from genrec.learning.rl.critic import Critic, gae, normalised
-from genrec.learning.rl.diagnostics import dead_share, level_credit, mass_moved, term_shares
+from genrec.learning.rl.diagnostics import level_credit, probability_shift, term_shares, zero_advantage_share
 from genrec.learning.rl.learner import GrpoLearner, informative_first
-from genrec.learning.rl.objectives import LOG_RATIO_LIMIT, OBJECTIVES, Batch, exact_entropy, exact_kl
+from genrec.learning.rl.objectives import LOG_RATIO_LIMIT, OBJECTIVES, PolicyBatch, exact_entropy, exact_kl
 from genrec.learning.rl.rollout import LocalRollouts, generate
 from genrec.policy.decoding.beam import Beams
 from genrec.types import Group, Query
@@ -53,7 +53,7 @@ def test_nearly_equal_rewards_give_nothing_and_large_ones_are_clamped(kind: str)
     assert float(advantages(kind, lone).abs().max()) <= LIMIT
 
 
-def batch(seed: int = 0) -> tuple[Batch, Tensor]:
+def batch(seed: int = 0) -> tuple[PolicyBatch, Tensor]:
     """B = 2, G = 3, L = 2, the last candidate of query 1 empty; ratios on both sides of the clip range."""
     generator = torch.Generator().manual_seed(seed)
     old = -torch.rand(2, 3, 2, generator=generator) - 0.5
@@ -64,10 +64,10 @@ def batch(seed: int = 0) -> tuple[Batch, Tensor]:
     rewards = torch.tensor([[1.0, 0.0, 0.5], [0.2, 0.7, 0.0]])
     advantage = advantages("group_std", rewards)[..., None].expand(-1, -1, 2)
     weight = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
-    return Batch(new, old, reference, advantage, rewards, weight), new
+    return PolicyBatch(new, old, reference, advantage, rewards, weight), new
 
 
-def tokens(b: Batch, low: float, high: float) -> list[tuple[int, Tensor]]:
+def tokens(b: PolicyBatch, low: float, high: float) -> list[tuple[int, Tensor]]:
     """(query, clipped gain) of every real token, one by one."""
     found = []
     for q in range(2):
@@ -79,19 +79,19 @@ def tokens(b: Batch, low: float, high: float) -> list[tuple[int, Tensor]]:
     return found
 
 
-def plain_grpo(b: Batch) -> Tensor:
+def plain_grpo(b: PolicyBatch) -> Tensor:
     return -sum((gain for _, gain in tokens(b, 0.2, 0.2)), torch.zeros(())) / 6
 
 
-def plain_dr_grpo(b: Batch) -> Tensor:
+def plain_dr_grpo(b: PolicyBatch) -> Tensor:
     return plain_grpo(b) * 2
 
 
-def plain_dapo(b: Batch) -> Tensor:
+def plain_dapo(b: PolicyBatch) -> Tensor:
     return -sum((gain for _, gain in tokens(b, 0.2, 0.28)), torch.zeros(()))
 
 
-def plain_gspo(b: Batch) -> Tensor:
+def plain_gspo(b: PolicyBatch) -> Tensor:
     total = torch.zeros(())
     for q, g in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1)):
         s, a = (b.logp_BGL[q, g] - b.old_BGL[q, g]).mean().exp(), b.advantage_BGL[q, g, 0]
@@ -99,27 +99,27 @@ def plain_gspo(b: Batch) -> Tensor:
     return total
 
 
-def plain_reinforce(b: Batch) -> Tensor:
+def plain_reinforce(b: PolicyBatch) -> Tensor:
     pairs = ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1))
     return -sum((b.advantage_BGL[q, g, 0] * b.logp_BGL[q, g].sum() for q, g in pairs), torch.zeros(())) / 3
 
 
-def margins(b: Batch) -> list[list[Tensor]]:
+def margins(b: PolicyBatch) -> list[list[Tensor]]:
     assert b.reference_BGL is not None
     gap = (b.logp_BGL - b.reference_BGL).sum(-1)
     return [[0.1 * (gap[0, 0] - gap[0, 1]), 0.1 * (gap[0, 0] - gap[0, 2])], [0.1 * (gap[1, 1] - gap[1, 0])]]
 
 
-def plain_dpo(b: Batch) -> Tensor:
+def plain_dpo(b: PolicyBatch) -> Tensor:
     return sum((torch.stack([-m.sigmoid().log() for m in row]).mean() for row in margins(b)), torch.zeros(()))
 
 
-def plain_s_dpo(b: Batch) -> Tensor:
+def plain_s_dpo(b: PolicyBatch) -> Tensor:
     rows = [torch.stack([(-m).exp() for m in row]).sum() for row in margins(b)]
     return sum((-(-total.log()).sigmoid().log() for total in rows), torch.zeros(()))
 
 
-PLAIN: dict[str, Callable[[Batch], Tensor]] = {
+PLAIN: dict[str, Callable[[PolicyBatch], Tensor]] = {
     "grpo": plain_grpo,
     "ppo": plain_grpo,
     "dr_grpo": plain_dr_grpo,
@@ -134,7 +134,7 @@ PLAIN: dict[str, Callable[[Batch], Tensor]] = {
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_an_objective_has_the_value_and_gradient_of_its_plain_form(name: str) -> None:
     found = []
-    for loss in (lambda b: OBJECTIVES[name].loss(b, Grpo(objective=name)), PLAIN[name]):
+    for loss in (lambda b: OBJECTIVES[name].loss(b, Rl(objective=name)), PLAIN[name]):
         given, logp = batch()
         value = loss(given)
         value.backward()
@@ -150,14 +150,14 @@ def test_the_log_ratio_is_clamped() -> None:
     given, _ = batch()
     far = replace(given, logp_BGL=given.old_BGL + 100.0)
     assert float(far.log_ratio_BGL.max()) == LOG_RATIO_LIMIT
-    assert bool(OBJECTIVES["reinforce"].loss(far, Grpo()).isfinite())
+    assert bool(OBJECTIVES["reinforce"].loss(far, Rl()).isfinite())
 
 
 def test_groups_of_equal_rewards_have_no_preference() -> None:
     given, logp = batch()
     equal = replace(given, rewards_BG=torch.ones(2, 3))
     for name in ("dpo", "s_dpo"):
-        OBJECTIVES[name].loss(equal, Grpo(objective=name)).backward()
+        OBJECTIVES[name].loss(equal, Rl(objective=name)).backward()
         assert logp.grad is not None
         assert (logp.grad == 0).all()
 
@@ -167,7 +167,7 @@ def test_importance_weights_scale_a_candidates_gradient() -> None:
     for weight in (1.0, 2.5):
         given, logp = batch()
         scale = torch.tensor([[weight, 1, 1], [1, 1, 0]])
-        OBJECTIVES["reinforce"].loss(replace(given, weight_BG=scale), Grpo()).backward()
+        OBJECTIVES["reinforce"].loss(replace(given, weight_BG=scale), Rl()).backward()
         assert logp.grad is not None
         grads.append(logp.grad)
     assert torch.allclose(grads[1][0, 0], 2.5 * grads[0][0, 0])
@@ -216,14 +216,14 @@ def test_shares_of_the_advantages_add_up_and_leave_constant_terms_out() -> None:
     assert all(math.isnan(v) for v in term_shares([paid({"a": [1.0, 1.0]})], torch.zeros(1, 2)).values())
 
 
-def test_dead_groups_are_counted_and_come_last() -> None:
+def test_zero_advantage_groups_are_counted_and_come_last() -> None:
     groups = [
         paid({"a": [1.0, 1.0]}, 0),
         paid({"a": [1.0, 0.0]}, 1),
         paid({"a": [0.0, 0.0]}, 2),
         paid({"a": [0.0, 1.0]}, 3),
     ]
-    assert float(dead_share(torch.stack([g.rewards_G for g in groups]))) == 0.5
+    assert float(zero_advantage_share(torch.stack([g.rewards_G for g in groups]))) == 0.5
     assert [g.query.id for g in informative_first(groups)] == [1, 3, 0, 2]
 
 
@@ -236,7 +236,7 @@ def test_credit_goes_where_the_policy_is_unsure() -> None:
 def test_mass_moves_between_buckets_and_a_repeated_candidate_counts_once() -> None:
     now, before = torch.tensor([[[0.5], [0.5], [0.2]]]).log(), torch.tensor([[[0.3], [0.3], [0.3]]]).log()
     buckets = {"head": torch.tensor([True, False]), "tail": torch.tensor([False, True])}
-    moved = mass_moved(now, before, torch.tensor([[0, 0, 1]]), buckets)
+    moved = probability_shift(now, before, torch.tensor([[0, 0, 1]]), buckets)
     assert {name: float(v) for name, v in moved.items()} == pytest.approx({"head": 0.2, "tail": -0.1})
 
 
@@ -247,7 +247,7 @@ QUERIES = [Query(i, i, (i, i + 1, i + 2), i + 3) for i in range(8)]
 @pytest.mark.parametrize("mode", ["beam", "sample", "stochastic_beam", "mixed"])
 def test_a_rollout_is_a_function_of_policy_queries_and_seed(mode: str) -> None:
     policy, prompts = small_policy(CATALOG)
-    settings = Grpo(group=6, generation=mode)  # type: ignore[arg-type]
+    settings = Rl(group=6, generation=mode)  # type: ignore[arg-type]
     made = [generate(policy, prompts, CATALOG.trie, QUERIES, settings, version=0, seed=seed) for seed in (3, 3, 4)]
     items = [torch.stack([g.items_G for g in groups]) for groups in made]
     assert torch.equal(items[0], items[1])
@@ -273,10 +273,10 @@ def test_a_mixture_holds_the_best_half_and_distinct_others() -> None:
 def test_the_target_is_added_where_it_was_missed_with_its_own_probability() -> None:
     policy, prompts = small_policy(CATALOG)
     plain, added = (
-        generate(policy, prompts, CATALOG.trie, QUERIES, Grpo(group=4, add_target=add), version=0, seed=0)
+        generate(policy, prompts, CATALOG.trie, QUERIES, Rl(group=4, add_target=add), version=0, seed=0)
         for add in (False, True)
     )
-    whole = generate(policy, prompts, CATALOG.trie, QUERIES, Grpo(group=40), version=0, seed=0)
+    whole = generate(policy, prompts, CATALOG.trie, QUERIES, Rl(group=40), version=0, seed=0)
     missed = 0
     for before, after, every in zip(plain, added, whole, strict=True):
         target = after.query.target
@@ -293,7 +293,7 @@ def test_a_target_without_a_leaf_is_not_added() -> None:
     policy, prompts = small_policy(CATALOG)
     trie = CATALOG.trie.without([QUERIES[0].target])
     tokens_BP, mask_BP = prompts.encode([QUERIES[0].history])
-    made = generate(policy, prompts, trie, QUERIES[:1], Grpo(group=4), version=0, seed=0)[0]
+    made = generate(policy, prompts, trie, QUERIES[:1], Rl(group=4), version=0, seed=0)[0]
     beams = Beams(made.items_G[None], made.codes_GL[None], made.logp_GL[None])
     again = with_target(policy, tokens_BP, mask_BP, trie, beams, [QUERIES[0].target])
     assert torch.equal(again.items_BW, beams.items_BW)
@@ -314,18 +314,18 @@ def test_every_objective_takes_a_step_towards_reward(settings: dict[str, str]) -
     records, weights = [], []
     for micro in (8, 4):
         policy, prompts = small_policy(CATALOG)
-        own = Grpo(steps=3, group=6, lr=1e-3, warmup=0.0, micro_queries=micro, **settings)  # type: ignore[arg-type]
-        knowledge = Knowledge(CATALOG.codes_NL, [""] * 40, buckets={"head": torch.arange(40) < 20})
-        learner = GrpoLearner(policy, prompts, CATALOG.trie, knowledge, own, rewards, Accelerator(cpu=True))
+        own = Rl(steps=3, group=6, lr=1e-3, warmup=0.0, micro_queries=micro, **settings)  # type: ignore[arg-type]
+        context = RewardContext(CATALOG.codes_NL, [""] * 40, buckets={"head": torch.arange(40) < 20})
+        learner = GrpoLearner(policy, prompts, CATALOG.trie, context, own, rewards, Accelerator(cpu=True))
         rollouts = LocalRollouts(policy, prompts, CATALOG.trie, own, seed=0)
         made = rollouts.collect(rollouts.submit(QUERIES, learner.snapshot()))
         records.append([learner.update(made) for _ in range(2)][-1])
         weights.append(torch.cat([p.detach().flatten() for p in policy.trainable().values()]))
     record = records[0]
-    assert sum(record[f"credit/{level}"] for level in (1, 2, 3)) == pytest.approx(1.0, abs=1e-4)
+    assert sum(record[f"level_credit/{level}"] for level in (1, 2, 3)) == pytest.approx(1.0, abs=1e-4)
     assert record["kl"] == pytest.approx(sum(record[f"kl/{level}"] for level in (1, 2, 3)), abs=1e-6)
-    assert ("mass/head" in record) == (settings.get("kl", 0.1) != 0.0)
-    assert record["share/hit"] + record["share/prefix"] == pytest.approx(1.0, abs=1e-4)
+    assert ("prob_shift/head" in record) == (settings.get("kl", 0.1) != 0.0)
+    assert record["advantage_share/hit"] + record["advantage_share/prefix"] == pytest.approx(1.0, abs=1e-4)
     assert records[1] == pytest.approx(record, rel=2e-2, abs=1e-3)
     assert torch.allclose(weights[0], weights[1], atol=2e-3)
 
@@ -333,12 +333,12 @@ def test_every_objective_takes_a_step_towards_reward(settings: dict[str, str]) -
 def test_a_resumed_value_head_is_the_one_that_was_saved(tmp_path: Path) -> None:
     def learner() -> GrpoLearner:
         policy, prompts = small_policy(CATALOG)
-        knowledge, own, rewards = Knowledge(CATALOG.codes_NL, [""] * 40), Grpo(objective="ppo", group=4), Rewards()
+        context, own, rewards = RewardContext(CATALOG.codes_NL, [""] * 40), Rl(objective="ppo", group=4), Rewards()
         accelerator = Accelerator(cpu=True)
-        return GrpoLearner(policy, prompts, CATALOG.trie, knowledge, own, rewards, accelerator)
+        return GrpoLearner(policy, prompts, CATALOG.trie, context, own, rewards, accelerator)
 
     first, again = learner(), learner()
-    rollouts = LocalRollouts(first.policy, small_policy(CATALOG)[1], CATALOG.trie, Grpo(group=4), seed=0)
+    rollouts = LocalRollouts(first.policy, small_policy(CATALOG)[1], CATALOG.trie, Rl(group=4), seed=0)
     first.update(rollouts.collect(rollouts.submit(QUERIES, first.snapshot())))
     first.write(tmp_path, TrainingState())
     again.read(tmp_path, TrainingState())
@@ -353,4 +353,4 @@ def test_a_resumed_value_head_is_the_one_that_was_saved(tmp_path: Path) -> None:
 
 def test_a_forced_target_and_importance_weights_exclude_each_other() -> None:
     with pytest.raises(ValidationError, match="importance weights undefined"):
-        Grpo(generation="stochastic_beam", add_target=True)
+        Rl(generation="stochastic_beam", add_target=True)

@@ -11,8 +11,16 @@ import torch
 
 from genrec.config import Config, Rewards, RewardSettings, load_config
 from genrec.errors import InputError
-from genrec.learning.rewards import TERMS, Ahead, Knowledge, choose, load_terms, pay, plugins
-from genrec.learning.rewards.read_context import read_knowledge
+from genrec.learning.rewards import (
+    TERMS,
+    FutureItems,
+    RewardContext,
+    active_terms,
+    compute_rewards,
+    load_terms,
+    plugins,
+)
+from genrec.learning.rewards.read_context import read_reward_context
 from genrec.types import Group, Query
 
 CODES = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0]])
@@ -30,12 +38,12 @@ def scores(user: int, history: Sequence[int], items_G: torch.Tensor) -> torch.Te
     return (items_G == history[-1] + 1).float()
 
 
-KNOWLEDGE = Knowledge(
+CONTEXT = RewardContext(
     CODES,
     ["a", "a", "b", ""],
     RewardSettings(horizon=3, discount=0.5, rare=3),
     counts_N=torch.tensor([0, 1, 3, 7]),
-    ahead=Ahead(TRAIN),
+    ahead=FutureItems(TRAIN),
     vectors_ND=torch.tensor([[1.0, 0], [0.6, 0.8], [0, 1], [-1, 0]]),
     neighbours=scores,
 )
@@ -69,7 +77,7 @@ BY_HAND = {
 
 @pytest.mark.parametrize("name", TERMS)
 def test_a_term_gives_what_its_formula_says(name: str) -> None:
-    assert TERMS[name](group([3, 1, 0, 2], 0), KNOWLEDGE).tolist() == pytest.approx(BY_HAND[name])
+    assert TERMS[name](group([3, 1, 0, 2], 0), CONTEXT).tolist() == pytest.approx(BY_HAND[name])
 
 
 def test_every_term_has_a_weight_in_the_config_and_the_other_way_round() -> None:
@@ -78,21 +86,21 @@ def test_every_term_has_a_weight_in_the_config_and_the_other_way_round() -> None
 
 def test_a_group_without_a_hit_costs_nothing_by_rank() -> None:
     for name in ("ndcg_rank", "rank_log", "rank_linear"):
-        assert TERMS[name](group([3, 1, 2], 0), KNOWLEDGE).abs().max() == 0
+        assert TERMS[name](group([3, 1, 2], 0), CONTEXT).abs().max() == 0
 
 
 def test_the_future_ends_with_the_user() -> None:
-    assert TERMS["future"](group([3, 1, 2, 0], 1, query=12), KNOWLEDGE).tolist() == [0, 1, 0, 0]
+    assert TERMS["future"](group([3, 1, 2, 0], 1, query=12), CONTEXT).tolist() == [0, 1, 0, 0]
 
 
 def test_rewards_are_weighted_sums_and_empty_candidates_earn_nothing() -> None:
     made, weights = group([0, -1, 2], 0), Rewards(hit=2.0, rank_log=0.0, prefix=0.5, semantic=1.0)
-    pay([made], KNOWLEDGE, weights, choose(weights))
+    compute_rewards([made], CONTEXT, weights, active_terms(weights))
     assert made.rewards_G.tolist() == pytest.approx([3.5, 0.0, 0.5 / 3])
     assert set(made.terms) == {"hit", "prefix", "semantic"}
 
 
-def raises(group: Group, knowledge: Knowledge) -> torch.Tensor:
+def raises(group: Group, context: RewardContext) -> torch.Tensor:
     raise ZeroDivisionError("by zero")
 
 
@@ -105,24 +113,24 @@ def raises(group: Group, knowledge: Knowledge) -> torch.Tensor:
         (lambda g, k: [1.0, 2.0], "'mine' gave a list"),
     ],
 )
-def test_a_broken_term_is_named(term: Callable[[Group, Knowledge], torch.Tensor], message: str) -> None:
+def test_a_broken_term_is_named(term: Callable[[Group, RewardContext], torch.Tensor], message: str) -> None:
     weights = Rewards(custom={"mine": 1.0})
     with pytest.raises(InputError, match=message):
-        pay([group([0, 1], 0)], KNOWLEDGE, weights, choose(weights, {**TERMS, "mine": term}))
+        compute_rewards([group([0, 1], 0)], CONTEXT, weights, active_terms(weights, {**TERMS, "mine": term}))
 
 
 @pytest.mark.parametrize("name", ["future", "event", "semantic", "collaborative", "novelty", "popularity_penalty"])
 def test_a_term_whose_knowledge_was_not_loaded_is_refused(name: str) -> None:
     weights = Rewards(hit=0.0, rank_log=0.0).weighted({name: 1.0})
     with pytest.raises(InputError, match=f"'{name}'.*not loaded"):
-        pay([group([0, 1], 0)], Knowledge(CODES, [""] * 4), weights, choose(weights))
+        compute_rewards([group([0, 1], 0)], RewardContext(CODES, [""] * 4), weights, active_terms(weights))
 
 
 def test_the_list_level_category_term_warns_that_it_cancels() -> None:
     weights = Rewards(category_count=0.1)
     with pytest.warns(UserWarning, match="cancels"):
-        choose(weights)
-    assert "category_count" in choose(weights, centred=False)
+        active_terms(weights)
+    assert "category_count" in active_terms(weights, centred=False)
 
 
 def test_a_term_comes_from_a_python_file(tmp_path: Path) -> None:
@@ -132,10 +140,10 @@ def test_a_term_comes_from_a_python_file(tmp_path: Path) -> None:
     )
     weights = Rewards(hit=0.0, rank_log=0.0, custom={"even": 0.5})
     made = group([3, 2, 0], 0)
-    pay([made], KNOWLEDGE, weights, choose(weights, load_terms(weights.custom, file)))
+    compute_rewards([made], CONTEXT, weights, active_terms(weights, load_terms(weights.custom, file)))
     assert made.rewards_G.tolist() == [0, 0.5, 0.5]
     with pytest.raises(InputError, match=r"rewards\.custom names \['even'\]"):
-        choose(weights)
+        active_terms(weights)
 
 
 @pytest.mark.parametrize(
@@ -176,34 +184,34 @@ def test_custom_weights_are_read_searched_and_kept_apart_from_the_built_in_ones(
 def test_knowledge_is_read_from_train_rows_alone(world: tuple[Path, Path]) -> None:
     data, vectors = world
     wanted = ("future", "semantic", "collaborative")
-    knowledge = read_knowledge(data, CODES, wanted, RewardSettings(), vectors)
-    assert knowledge.counts_N is not None
-    assert knowledge.counts_N.tolist() == [1, 1, 1, 0]
-    assert knowledge.ahead is not None
-    assert knowledge.ahead.items(1, 9) == [1, 2]
-    assert knowledge.vectors_ND is not None
-    assert knowledge.vectors_ND.norm(dim=1).tolist() == pytest.approx([1.0] * 4)
-    assert knowledge.neighbours is not None
-    near = knowledge.neighbours(1, (0,), torch.tensor([1, 2, 3]))
+    context = read_reward_context(data, CODES, wanted, RewardSettings(), vectors)
+    assert context.counts_N is not None
+    assert context.counts_N.tolist() == [1, 1, 1, 0]
+    assert context.ahead is not None
+    assert context.ahead.items(1, 9) == [1, 2]
+    assert context.vectors_ND is not None
+    assert context.vectors_ND.norm(dim=1).tolist() == pytest.approx([1.0] * 4)
+    assert context.neighbours is not None
+    near = context.neighbours(1, (0,), torch.tensor([1, 2, 3]))
     assert float(near[0]) == 1.0
     assert near.tolist() == sorted(near.tolist(), reverse=True)
     assert float(near[2]) == 0.0
-    assert knowledge.neighbours(0, (0,), torch.tensor([1, 2, 3])).tolist() == [0.0] * 3, "the user's own steps count"
-    assert knowledge.buckets["unseen"].tolist() == [False, False, False, True]
+    assert context.neighbours(0, (0,), torch.tensor([1, 2, 3])).tolist() == [0.0] * 3, "the user's own steps count"
+    assert context.buckets["unseen"].tolist() == [False, False, False, True]
 
 
 def test_knowledge_that_the_data_does_not_have_is_refused_before_the_run(world: tuple[Path, Path]) -> None:
     data, _ = world
     with pytest.raises(InputError, match="wants item vectors"):
-        read_knowledge(data, CODES, ["semantic"], RewardSettings())
+        read_reward_context(data, CODES, ["semantic"], RewardSettings())
     with pytest.raises(InputError, match=r"event types are \['unknown'\]"):
-        read_knowledge(data, CODES, ["event"], RewardSettings(events={"click": 1.0}))
+        read_reward_context(data, CODES, ["event"], RewardSettings(events={"click": 1.0}))
 
 
 def test_a_log_without_event_types_pays_for_every_event_alike(world: tuple[Path, Path]) -> None:
-    knowledge = read_knowledge(world[0], CODES, ["event", "future"], RewardSettings())
+    context = read_reward_context(world[0], CODES, ["event", "future"], RewardSettings())
     asked = group([2, 1, 0], 1, query=1)
-    assert TERMS["event"](asked, knowledge).tolist() == TERMS["future"](asked, knowledge).tolist() == [0.5, 1, 0]
+    assert TERMS["event"](asked, context).tolist() == TERMS["future"](asked, context).tolist() == [0.5, 1, 0]
 
 
 @pytest.fixture

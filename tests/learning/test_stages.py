@@ -16,11 +16,11 @@ from torch import Tensor
 
 import genrec
 from cluster.stages import teacher
-from genrec.config import Config, Lora, Policy, Sft, Stage, Task, Tasks
+from genrec.config import Config, Lora, PolicyConfig, Sft, Stage, Tasks, TaskWeight
 from genrec.errors import InputError
 from genrec.learning.checkpoints import DirectoryCheckpoints, TrainingState
 from genrec.learning.sft.losses import SftLoss
-from genrec.learning.sft.stages import Phase, only_sid_rows, run_phases, settings_of
+from genrec.learning.sft.stages import TrainingStage, run_stages, settings_of, train_only_sid_embeddings
 from genrec.learning.tasks.loss import MixedLoss
 from genrec.learning.tasks.mixture import Mixture, MixtureEpochs
 from genrec.policy.backbone import build
@@ -32,16 +32,18 @@ from genrec.policy.model import Policy as Model
 from genrec.policy.prompts import Prompts
 from workflows import full, prepare, sft
 
-ANCHORS = Tasks(semantic_anchoring=Task(weight=0.5), attribute_mapping=Task(weight=0.5))
-JOINT = Tasks(next_item=Task(weight=0.7, repeat=4), semantic_anchoring=Task(weight=0.3))
+ANCHORS = Tasks(semantic_anchoring=TaskWeight(weight=0.5), attribute_mapping=TaskWeight(weight=0.5))
+JOINT = Tasks(next_item=TaskWeight(weight=0.7, repeat=4), semantic_anchoring=TaskWeight(weight=0.3))
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Policy:
-    return Policy(kind="pretrained", path=str(tiny_lm(tmp_path_factory.mktemp("lm"))), lora=Lora(rank=2, dropout=0.1))
+def settings(tmp_path_factory: pytest.TempPathFactory) -> PolicyConfig:
+    return PolicyConfig(
+        kind="pretrained", path=str(tiny_lm(tmp_path_factory.mktemp("lm"))), lora=Lora(rank=2, dropout=0.1)
+    )
 
 
-def built(settings: Policy) -> tuple[Model, Prompts]:
+def built(settings: PolicyConfig) -> tuple[Model, Prompts]:
     return build(settings, CATALOG, max_history=5, seed=0)
 
 
@@ -49,12 +51,14 @@ class Cut(Exception):
     pass
 
 
-def train(settings: Policy, directory: Path, cut_after: int = 10**9) -> tuple[Model, TrainingState]:
+def train(settings: PolicyConfig, directory: Path, cut_after: int = 10**9) -> tuple[Model, TrainingState]:
     """Three short stages; stops with ``Cut`` after so many checkpoints."""
     policy, prompts = built(settings)
     form = ChatFormat(load_tokenizer(settings, None), policy.sids, CATALOG)
     loss = MixedLoss(SftLoss(prompts, CATALOG), CATALOG.trie)
-    last = Sft(form="tasks", epochs=1, lr=1e-3, batch_size=16, micro_batch=8, checkpoint_every=2, weight_decay=0.1)
+    last = Sft(
+        example_format="tasks", epochs=1, lr=1e-3, batch_size=16, micro_batch=8, checkpoint_every=2, weight_decay=0.1
+    )
     phases = []
     for name, stage, tasks in (
         ("rows", Stage(lr=1e-2, steps=4), ANCHORS),
@@ -63,7 +67,7 @@ def train(settings: Policy, directory: Path, cut_after: int = 10**9) -> tuple[Mo
     ):
         epochs = MixtureEpochs(Mixture(tasks, writer(), queries(), form, seed=0, max_tokens=1024), 16, 0)
         own = settings_of(stage, last, epochs.steps, rows_only=name == "rows") if stage else last
-        phases.append(Phase(name, own, epochs, loss, rows_only=name == "rows"))
+        phases.append(TrainingStage(name, own, epochs, loss, rows_only=name == "rows"))
     checkpoints, saved = DirectoryCheckpoints(directory), 0
     keep = checkpoints.save
 
@@ -75,7 +79,7 @@ def train(settings: Policy, directory: Path, cut_after: int = 10**9) -> tuple[Mo
             raise Cut
 
     checkpoints.save = save  # type: ignore[method-assign]
-    state = run_phases(
+    state = run_stages(
         policy,
         phases,
         seed=0,
@@ -87,7 +91,7 @@ def train(settings: Policy, directory: Path, cut_after: int = 10**9) -> tuple[Mo
 
 
 def test_stages_that_are_cut_anywhere_end_with_the_weights_of_an_undisturbed_run(
-    settings: Policy, tmp_path: Path
+    settings: PolicyConfig, tmp_path: Path
 ) -> None:
     policy, state = train(settings, tmp_path / "whole")
     assert set(state.best) == set(policy.trainable())
@@ -106,22 +110,22 @@ def test_stages_that_are_cut_anywhere_end_with_the_weights_of_an_undisturbed_run
     assert again.curve == state.curve
 
 
-def test_in_the_first_stage_the_sid_rows_alone_learn(settings: Policy) -> None:
+def test_in_the_first_stage_the_sid_rows_alone_learn(settings: PolicyConfig) -> None:
     policy, prompts = built(settings)
     loss = SftLoss(prompts, CATALOG)
     tables = {id(table) for table, _ in policy.sid_tables()}
-    with only_sid_rows(policy):
+    with train_only_sid_embeddings(policy):
         assert {id(parameter) for parameter in policy.trainable().values()} == tables
         loss(policy, queries().take(torch.arange(4).numpy())).backward()
     assert {id(p) for p in policy.trainable().values() if p.grad is not None} == tables
     assert len(policy.trainable()) > len(tables)
 
 
-def test_of_a_whole_table_the_sid_rows_alone_get_a_gradient(settings: Policy) -> None:
+def test_of_a_whole_table_the_sid_rows_alone_get_a_gradient(settings: PolicyConfig) -> None:
     adapted, prompts = built(settings)
     model = type(adapted.model)(adapted.model.config)
     whole = Model(model, adapted.sids)
-    with only_sid_rows(whole):
+    with train_only_sid_embeddings(whole):
         SftLoss(prompts, CATALOG)(whole, queries().take(torch.arange(4).numpy())).backward()
     [(table, rows)] = whole.sid_tables()
     assert table.grad is not None
@@ -155,7 +159,7 @@ def slowly(policy: Model, form: ChatFormat, prompt_P: Tensor, max_tokens: int) -
 
 
 def test_chat_with_a_cache_writes_what_it_writes_without_and_items_are_of_the_catalogue(
-    settings: Policy, tmp_path: Path
+    settings: PolicyConfig, tmp_path: Path
 ) -> None:
     policy, _ = train(settings, tmp_path)
     policy.eval()
@@ -196,7 +200,7 @@ def test_what_a_user_writes_is_read_as_text_and_items() -> None:
             generate.read(wrong, {"x1": 2}, CATALOG)
 
 
-def test_a_chat_that_cannot_be_is_one_clear_error(settings: Policy) -> None:
+def test_a_chat_that_cannot_be_is_one_clear_error(settings: PolicyConfig) -> None:
     policy, _ = built(settings)
     form = ChatFormat(load_tokenizer(settings, None), policy.sids, CATALOG)
     for messages, message in (
@@ -209,8 +213,8 @@ def test_a_chat_that_cannot_be_is_one_clear_error(settings: Policy) -> None:
     for wrong in ({"max_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}):
         with pytest.raises(InputError, match="cannot write with"):
             generate.Sampling(**wrong)
-    with pytest.raises(InputError, match=r"chat and tasks need policy\.kind=pretrained or policy\.text=bytes"):
-        load_tokenizer(Policy(), None)
+    with pytest.raises(InputError, match=r"chat and tasks need policy\.kind=pretrained or policy\.tokenizer=bytes"):
+        load_tokenizer(PolicyConfig(), None)
 
 
 def staged(storage: Path, shop: Path, path: str, *overrides: str) -> Config:
@@ -220,17 +224,17 @@ def staged(storage: Path, shop: Path, path: str, *overrides: str) -> Config:
         "policy.kind=pretrained",
         f"policy.path={path}",
         "policy.lora.rank=4",
-        "learning.sft={form: tasks, epochs: 1, lr: 5e-3, batch_size: 64, micro_batch: 64, eval_queries: 20}",
+        "learning.sft={example_format: tasks, epochs: 1, lr: 5e-3, batch_size: 64, micro_batch: 64, eval_queries: 20}",
         "learning.tasks={next_item: {weight: 0.7}, recommendation_reasoning: {weight: 0.3}}",
-        "learning.stages.rows.steps=2",
+        "learning.stages.sid_embeddings.steps=2",
         "learning.stages.pretraining.epochs=1",
-        "learning.grpo.steps=2",
+        "learning.rl.steps=2",
         *overrides,
     )
 
 
 def test_the_workflow_goes_through_the_stages_and_the_run_can_be_talked_to(
-    settings: Policy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    settings: PolicyConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shop = chain_shop(tmp_path / "shop", users=24)
     config = staged(tmp_path / "storage", shop, settings.path)
@@ -277,7 +281,7 @@ class Server(BaseHTTPRequestHandler):
 
 
 def test_a_teacher_is_asked_once_per_query_and_its_key_is_written_nowhere(
-    settings: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    settings: PolicyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = HTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()

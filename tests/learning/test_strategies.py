@@ -15,15 +15,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.synthetic import random_catalog
-from test_policy_forms import tiny_backbone
+from test_finetuning import tiny_backbone
 from torch import distributed, multiprocessing
 
-from genrec.config import Config, Lora, Policy, Sft
+from genrec.config import Config, Lora, PolicyConfig, Sft
 from genrec.errors import InputError
 
 ROWS = {"sft": {"form": "rows"}}
 QLORA = {"kind": "pretrained", "form": "qlora"}
-SCRATCH = Policy(hidden=32, layers=2, heads=4, dropout=0.0)
+SCRATCH = PolicyConfig(hidden=32, layers=2, heads=4, dropout=0.0)
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Case:
 
     name: str
     strategy: str
-    policy: Policy
+    policy: PolicyConfig
     start: str = ""
 
 
 def cases(backbone: str) -> list[Case]:
-    adapters = Policy(kind="pretrained", path=backbone, lora=Lora(rank=4, dropout=0.0))
+    adapters = PolicyConfig(kind="pretrained", path=backbone, lora=Lora(rank=4, dropout=0.0))
     return [
         Case("ddp", "ddp", SCRATCH),
         Case("zero2", "zero2", SCRATCH),
@@ -51,7 +51,7 @@ def cases(backbone: str) -> list[Case]:
     ]
 
 
-class Kept:
+class KeptCheckpoints:
     """Keeps every checkpoint under ``out`` and begins from ``start``."""
 
     def __init__(self, out: Path, start: Path | None, rank: int) -> None:
@@ -75,7 +75,7 @@ def train(rank: int, root: Path, case: Case) -> None:
     from genrec.evaluation.validate import Validator
     from genrec.learning.sft.batches import Epochs, RowExamples
     from genrec.learning.sft.losses import SftLoss
-    from genrec.learning.sft.trainer import SftRun
+    from genrec.learning.sft.trainer import SftTrainer
     from genrec.policy.backbone import build
 
     catalog = random_catalog(40, (8, 8, 8))
@@ -86,17 +86,17 @@ def train(rank: int, root: Path, case: Case) -> None:
         "history": [list(range(i % 5 + 1)) for i in range(27)],
         "target": [*range(1, 28)],
     }
-    settings = Sft(form="rows", epochs=2, lr=1e-2, batch_size=9, micro_batch=4, checkpoint_every=1)
+    settings = Sft(example_format="rows", epochs=2, lr=1e-2, batch_size=9, micro_batch=4, checkpoint_every=1)
     accelerator = Accelerator(cpu=True)
     start = root / case.start / "step-3" if case.start else None
-    state = SftRun(
+    state = SftTrainer(
         policy,
         SftLoss(prompts, catalog, softmax="trie", smoothing=0.0),
         Epochs(RowExamples(pa.table(rows)), 9, seed=0),
         settings,
         seed=0,
         accelerator=accelerator,
-        checkpoints=Kept(root / case.name, start, rank),
+        checkpoints=KeptCheckpoints(root / case.name, start, rank),
         validate=Validator(
             pa.table(rows).slice(0, 7), prompts, catalog.trie, accelerator, count=7, width=10, batch_size=4
         ),

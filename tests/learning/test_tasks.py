@@ -14,12 +14,12 @@ from support.synthetic import random_catalog
 from support.tiny_lm import tiny_lm, tiny_tokenizer
 from torch import Tensor
 
-from genrec.config import Instruction, Lora, Policy, Task, Tasks, load_config
+from genrec.config import Instruction, Lora, PolicyConfig, Tasks, TaskWeight, load_config
 from genrec.errors import InputError
 from genrec.learning.sft.batches import RowExamples
 from genrec.learning.sft.losses import SftLoss
-from genrec.learning.tasks.examples import Writer
-from genrec.learning.tasks.item_fields import Shop
+from genrec.learning.tasks.examples import ExampleBuilder
+from genrec.learning.tasks.item_fields import ItemFields
 from genrec.learning.tasks.loss import MixedLoss
 from genrec.learning.tasks.mixture import ORDER, Mixture, MixtureEpochs, table
 from genrec.policy.backbone import build
@@ -51,9 +51,9 @@ def queries() -> RowExamples:
     return RowExamples(pa.table({"history": HISTORIES, "target": TARGETS}))
 
 
-def writer(table: pa.Table | None = None, languages: Sequence[str] = ("en", "zh"), **options: Any) -> Writer:
-    shop = Shop(items() if table is None else table, SETTINGS)
-    return Writer(shop, [load_language(name) for name in languages], SETTINGS, HISTORIES, TARGETS, **options)
+def writer(table: pa.Table | None = None, languages: Sequence[str] = ("en", "zh"), **options: Any) -> ExampleBuilder:
+    shop = ItemFields(items() if table is None else table, SETTINGS)
+    return ExampleBuilder(shop, [load_language(name) for name in languages], SETTINGS, HISTORIES, TARGETS, **options)
 
 
 def form(template: Any = ...) -> ChatFormat:
@@ -61,7 +61,7 @@ def form(template: Any = ...) -> ChatFormat:
     return ChatFormat(tokenizer, SidTokens(300, CATALOG.level_sizes), CATALOG)
 
 
-def mixture(seed: int = 0, max_tokens: int = 4096, **weights: Task) -> Mixture:
+def mixture(seed: int = 0, max_tokens: int = 4096, **weights: TaskWeight) -> Mixture:
     return Mixture(Tasks(**weights), writer(), queries(), form(), seed=seed, max_tokens=max_tokens)
 
 
@@ -133,7 +133,7 @@ def test_a_template_that_refuses_or_drops_a_role_is_one_clear_error() -> None:
 
 
 def test_interests_are_the_most_frequent_categories_of_the_last_items() -> None:
-    shop = Shop(items(), SETTINGS.model_copy(update={"window": 3, "interests": 2}))
+    shop = ItemFields(items(), SETTINGS.model_copy(update={"window": 3, "interests": 2}))
     assert shop.interests([1, 1, 0, 4, 2]) == [("tooth", 2), ("hair", 2)]
     fields = shop.about_query([1, 1, 0, 4, 2], 8, load_language("en"), "")
     assert fields["interests"] == ("tooth, soap",)
@@ -162,7 +162,7 @@ def test_reasons_name_shared_attributes_and_a_teacher_replaces_them() -> None:
 
 
 def test_examples_depend_on_seed_epoch_and_row_alone() -> None:
-    everything = {name: Task(weight=1.0, repeat=2) for name in ORDER}
+    everything = {name: TaskWeight(weight=1.0, repeat=2) for name in ORDER}
     one, other = mixture(**everything), mixture(**everything)
     index = np.arange(len(one))
     assert torch.equal(one.take(index).tokens_CS, other.take(index).tokens_CS)
@@ -175,7 +175,7 @@ def test_examples_depend_on_seed_epoch_and_row_alone() -> None:
 
 
 def test_weights_are_shares_of_the_loss_and_repeats_are_visits() -> None:
-    mixed = mixture(next_item=Task(weight=0.7, repeat=3), semantic_anchoring=Task(weight=0.3))
+    mixed = mixture(next_item=TaskWeight(weight=0.7, repeat=3), semantic_anchoring=TaskWeight(weight=0.3))
     assert len(mixed) == 3 * len(HISTORIES) + ITEMS
     found = mixed.statistics()
     assert found["tasks"]["next_item"]["loss_share"] == pytest.approx(0.7, abs=1e-3)
@@ -189,7 +189,7 @@ def test_weights_are_shares_of_the_loss_and_repeats_are_visits() -> None:
 
 
 def test_an_epoch_visits_every_example_once_and_the_next_one_in_other_words() -> None:
-    mixed = mixture(next_item=Task(weight=1), attribute_mapping=Task(weight=1))
+    mixed = mixture(next_item=TaskWeight(weight=1), attribute_mapping=TaskWeight(weight=1))
     epochs = MixtureEpochs(mixed, 8, seed=0)
     numbers = np.concatenate([epochs.index(step) for step in range(epochs.steps)])
     assert sorted(numbers) == list(range(len(mixed)))
@@ -199,7 +199,9 @@ def test_an_epoch_visits_every_example_once_and_the_next_one_in_other_words() ->
 
 def test_pieces_of_a_batch_hold_all_of_it_and_conversations_alike_in_length() -> None:
     mixed = mixture(
-        next_item=Task(weight=1), semantic_anchoring=Task(weight=1), recommendation_reasoning=Task(weight=1)
+        next_item=TaskWeight(weight=1),
+        semantic_anchoring=TaskWeight(weight=1),
+        recommendation_reasoning=TaskWeight(weight=1),
     )
     epochs = MixtureEpochs(mixed, 16, seed=0)
 
@@ -239,10 +241,14 @@ def loss_by_hand(policy: Any, own: ChatFormat, messages: Sequence[Message]) -> T
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_loss_is_that_of_the_plain_model_token_by_token(tmp_path: Path, tied: bool) -> None:
-    settings = Policy(kind="pretrained", path=str(tiny_lm(tmp_path, tied=tied)), lora=Lora(rank=2, dropout=0.0))
+    settings = PolicyConfig(kind="pretrained", path=str(tiny_lm(tmp_path, tied=tied)), lora=Lora(rank=2, dropout=0.0))
     policy, prompts = build(settings, CATALOG, max_history=5, seed=0)
     own = ChatFormat(load_tokenizer(settings, None), policy.sids, CATALOG)
-    tasks = Tasks(next_item=Task(weight=1), semantic_recovery=Task(weight=1), category_analysis=Task(weight=1))
+    tasks = Tasks(
+        next_item=TaskWeight(weight=1),
+        semantic_recovery=TaskWeight(weight=1),
+        category_analysis=TaskWeight(weight=1),
+    )
     mixed = Mixture(tasks, writer(), queries(), own, seed=0, max_tokens=1024)
     next_item = SftLoss(prompts, CATALOG)
     index = np.array([0, 1, 5, 9, len(mixed) - 1])
@@ -271,8 +277,8 @@ def test_items_without_text_are_left_out_and_a_task_without_any_is_refused() -> 
 
 
 def test_empty_histories_and_removed_items_are_left_out() -> None:
-    shop, languages = Shop(items(), SETTINGS), [load_language("en")]
-    own = Writer(shop, languages, SETTINGS, [[], [1], [2]], [3, 4, 5], absent=[5])
+    shop, languages = ItemFields(items(), SETTINGS), [load_language("en")]
+    own = ExampleBuilder(shop, languages, SETTINGS, [[], [1], [2]], [3, 4, 5], absent=[5])
     assert own.rows("sequence_prediction").tolist() == [1]
     assert 5 not in own.rows("semantic_anchoring")
     with pytest.raises(InputError, match="none of the 3 queries"):
@@ -281,7 +287,7 @@ def test_empty_histories_and_removed_items_are_left_out() -> None:
 
 def test_an_example_longer_than_the_model_reads_is_refused() -> None:
     with pytest.raises(InputError, match="the model reads 50"):
-        mixture(max_tokens=50, document_to_id=Task(weight=1)).take(np.array([0]))
+        mixture(max_tokens=50, document_to_id=TaskWeight(weight=1)).take(np.array([0]))
 
 
 @pytest.mark.parametrize(
@@ -318,13 +324,13 @@ def test_a_language_that_is_not_there_and_one_without_a_task_are_clear_errors(tm
 
 
 def test_the_config_refuses_unknown_tasks_and_mixtures_that_nothing_reads() -> None:
-    pretrained = ["policy.kind=pretrained", "learning.sft.form=tasks"]
+    pretrained = ["policy.kind=pretrained", "learning.sft.example_format=tasks"]
     assert load_config([], [*pretrained, "learning.tasks.next_item.weight=0.7"]).learning.tasks.chosen
     for overrides, message in (
         ([*pretrained, "learning.tasks.next_itme.weight=1"], "nearest known key is 'learning.tasks.next_item.weight'"),
         (pretrained, "needs a weight above 0 in learning.tasks"),
         (["learning.tasks.next_item.weight=1"], "weights that nothing reads"),
-        (["learning.stages.rows.steps=3"], "need policy.kind=pretrained"),
+        (["learning.stages.sid_embeddings.steps=3"], "need policy.kind=pretrained"),
         ([*pretrained, "learning.tasks.next_item.weight=-1"], "greater than or equal to 0"),
     ):
         with pytest.raises(InputError, match=message):

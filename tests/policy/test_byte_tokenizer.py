@@ -40,10 +40,10 @@ def test_a_turn_is_a_letter_its_text_and_an_end() -> None:
 
 
 def test_text_wants_positions_without_a_table_and_a_policy_without_text_cannot_talk(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"policy\.text=bytes needs policy\.arch=qwen3"):
-        tiny_config(tmp_path, tmp_path, "policy.text=bytes", "policy.arch=gpt2")
-    with pytest.raises(InputError, match=r"need policy\.kind=pretrained or policy\.text=bytes"):
-        tiny_config(tmp_path, tmp_path, "learning.sft.form=tasks", "learning.tasks.next_item.weight=1")
+    with pytest.raises(InputError, match=r"policy\.tokenizer=bytes needs policy\.arch=qwen3"):
+        tiny_config(tmp_path, tmp_path, "policy.tokenizer=bytes", "policy.arch=gpt2")
+    with pytest.raises(InputError, match=r"need policy\.kind=pretrained or policy\.tokenizer=bytes"):
+        tiny_config(tmp_path, tmp_path, "learning.sft.example_format=tasks", "learning.tasks.next_item.weight=1")
 
 
 def test_a_policy_from_scratch_learns_tasks_and_talks(
@@ -53,9 +53,9 @@ def test_a_policy_from_scratch_learns_tasks_and_talks(
     monkeypatch.setattr(chat, "MAX_TOKENS", 30)
     overrides = (
         "policy={kind: scratch, arch: qwen3, text: bytes, hidden: 32, layers: 1, heads: 2}",
-        "learning.sft={form: tasks, epochs: 1, max_steps: 4, lr: 5e-3, batch_size: 16, eval_queries: 20}",
+        "learning.sft={example_format: tasks, epochs: 1, max_steps: 4, lr: 5e-3, batch_size: 16, eval_queries: 20}",
         "learning.tasks={next_item: {weight: 1}, sequence_prediction: {weight: 1}, semantic_recovery: {weight: 1}}",
-        "learning.grpo.steps=2",
+        "learning.rl.steps=2",
     )
     config = tiny_config(tmp_path / "storage", chain_shop(tmp_path / "shop", users=24), *overrides)
     full.run(config)

@@ -10,9 +10,9 @@ from support.synthetic import random_catalog
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from genrec.config import Grpo, Lora, Policy, Rewards
+from genrec.config import Lora, PolicyConfig, Rewards, Rl
 from genrec.errors import InputError
-from genrec.learning.rewards import Knowledge
+from genrec.learning.rewards import RewardContext
 from genrec.learning.rl.rollout import LocalRollouts
 from genrec.learning.rl.trainer import GrpoLearner
 from genrec.learning.sft.batches import Rows
@@ -57,11 +57,11 @@ def tiny_backbone(directory: Path, *extra: str, tied: bool = True, positions: in
     return str(directory)
 
 
-def settings(path: str, form: str, dtype: str = "float32") -> Policy:
+def settings(path: str, form: str, dtype: str = "float32") -> PolicyConfig:
     if form == "qlora":
         pytest.importorskip("bitsandbytes")
     lora = Lora(rank=4, alpha=8, dropout=0.0)
-    return Policy(kind="pretrained", path=path, form=form, dtype=dtype, lora=lora)  # type: ignore[arg-type]
+    return PolicyConfig(kind="pretrained", path=path, finetuning=form, dtype=dtype, lora=lora)  # type: ignore[arg-type]
 
 
 def train(policy: Model, loss: SftLoss, steps: int = 6) -> list[float]:
@@ -124,10 +124,10 @@ def test_qlora_answers_nearly_as_the_whole_weights_do_and_is_a_third_of_their_si
 @pytest.mark.parametrize("form", ["full", "lora", "qlora"])
 def test_grpo_steps_from_every_form_and_its_reference_stays(tmp_path: Path, catalog: Catalog, form: str) -> None:
     policy, prompts = build(settings(tiny_backbone(tmp_path), form), catalog, max_history=4, seed=0)
-    options = Grpo(steps=2, queries=4, group=6, lr=1e-3, warmup=0.0, kl=0.1, sft=0.3, micro_queries=2)
+    options = Rl(steps=2, queries=4, group=6, lr=1e-3, warmup=0.0, kl=0.1, sft=0.3, micro_queries=2)
     queries = [Query(i, i, tuple(h), t) for i, (h, t) in enumerate(zip(HISTORIES, TARGETS, strict=True))]
     rollouts = LocalRollouts(policy, prompts, catalog.trie, options, seed=0)
-    known = Knowledge(catalog.codes_NL, [""] * 40)
+    known = RewardContext(catalog.codes_NL, [""] * 40)
     rewards = Rewards(hit=1.0, rank_log=0.0, prefix=0.5, diversity=0.0)
     learner = GrpoLearner(policy, prompts, catalog.trie, known, options, rewards, Accelerator(cpu=True))
     first = learner.snapshot()

@@ -7,9 +7,9 @@ import torch
 from accelerate import Accelerator
 from support.synthetic import random_catalog
 
-from genrec.config import Grpo, Lora, Policy, Rewards
+from genrec.config import Lora, PolicyConfig, Rewards, Rl
 from genrec.errors import InputError
-from genrec.learning.rewards import Knowledge
+from genrec.learning.rewards import RewardContext
 from genrec.learning.rl.learner import GrpoLearner
 from genrec.learning.rl.rollout import LocalRollouts
 from genrec.learning.sft.batches import Rows
@@ -26,7 +26,7 @@ from genrec.policy.prompts import Prompts
 from genrec.sid.catalog import Catalog
 from genrec.types import Query
 
-SETTINGS = Policy(kind="pretrained", path="smollm2", lora=Lora(rank=8, alpha=16, dropout=0.0))
+SETTINGS = PolicyConfig(kind="pretrained", path="smollm2", lora=Lora(rank=8, alpha=16, dropout=0.0))
 HISTORIES = [[1, 2], [3], [4, 5, 6], [7, 8]]
 TARGETS = [3, 9, 7, 11]
 
@@ -75,14 +75,14 @@ def test_sft_steps_lower_the_loss_and_move_adapters_and_sid_rows_alone(
 
 def test_grpo_takes_a_real_step_and_the_reference_stays(built: tuple[Model, Prompts], catalog: Catalog) -> None:
     policy, prompts = built
-    settings = Grpo(steps=2, queries=4, group=6, lr=1e-3, warmup=0.0, kl=0.1, sft=0.3, micro_queries=2)
+    settings = Rl(steps=2, queries=4, group=6, lr=1e-3, warmup=0.0, kl=0.1, sft=0.3, micro_queries=2)
     queries = [
         Query(i, i, tuple(history), target) for i, (history, target) in enumerate(zip(HISTORIES, TARGETS, strict=True))
     ]
     rollouts = LocalRollouts(policy, prompts, catalog.trie, settings, seed=0)
     rewards = Rewards(hit=1.0, rank_log=0.0, prefix=0.5, diversity=0.0)
-    knowledge, accelerator = Knowledge(catalog.codes_NL, [""] * 40), Accelerator(cpu=True)
-    learner = GrpoLearner(policy, prompts, catalog.trie, knowledge, settings, rewards, accelerator)
+    context, accelerator = RewardContext(catalog.codes_NL, [""] * 40), Accelerator(cpu=True)
+    learner = GrpoLearner(policy, prompts, catalog.trie, context, settings, rewards, accelerator)
     first = learner.snapshot()
     records = [learner.update(rollouts.collect(rollouts.submit(queries, learner.snapshot()))) for _ in range(2)]
     assert records[0]["kl"] == pytest.approx(0.0, abs=1e-5)
@@ -114,7 +114,7 @@ def test_the_tree_decoder_gives_the_probabilities_of_the_plain_model(
 
 def test_a_model_that_is_not_there_is_one_clear_error(catalog: Catalog) -> None:
     with pytest.raises(InputError, match=r"policy\.path='/no/such/model'"):
-        build(Policy(kind="pretrained", path="/no/such/model"), catalog, max_history=4, seed=0)
+        build(PolicyConfig(kind="pretrained", path="/no/such/model"), catalog, max_history=4, seed=0)
 
 
 def test_it_learns_to_talk_about_items_and_answers_with_their_titles(

@@ -10,7 +10,7 @@ from support.synthetic import random_catalog, small_policy
 
 from genrec.policy.decoding.beam import beam, sample
 from genrec.policy.decoding.score import score
-from genrec.policy.decoding.tree import grow, prompt_mask, prompt_positions
+from genrec.policy.decoding.tree import merge_nodes, prompt_mask, prompt_positions
 from genrec.policy.model import Policy
 from genrec.sid.catalog import Catalog
 
@@ -87,7 +87,7 @@ def test_candidates_that_share_a_prefix_share_its_token_unless_all_states_are_wa
 def test_open_nodes_are_numbered_once_per_row() -> None:
     nodes_BW = torch.tensor([[7, 3, 7, 9], [2, 2, 2, 5]])
     open_BW = torch.tensor([[True, True, True, False], [True, True, True, False]])
-    places_BM, slots_BW, seen_BWT = grow(torch.empty(2, 4, 0, dtype=torch.bool), nodes_BW, open_BW)
+    places_BM, slots_BW, seen_BWT = merge_nodes(torch.empty(2, 4, 0, dtype=torch.bool), nodes_BW, open_BW)
     assert places_BM.tolist() == [[1, 0], [0, 3]]
     assert slots_BW.tolist() == [[1, 0, 1, 2], [0, 0, 0, 1]]
     assert seen_BWT[0].tolist() == [[False, True], [True, False], [False, True], [False, False]]

@@ -9,17 +9,17 @@ from accelerate import Accelerator
 from support.synthetic import chain_shop, random_catalog, tiny_config, tiny_pretrained
 from torch import Tensor
 
-from cluster.run_spec import Job
-from genrec.config import Lora, Policy, Sft
+from cluster.run_spec import RunSpec
+from genrec.config import Lora, PolicyConfig, Sft
 from genrec.errors import InputError
 from genrec.learning.checkpoints import DirectoryCheckpoints
 from genrec.learning.sft.batches import Epochs, RowExamples
 from genrec.learning.sft.losses import SftLoss
-from genrec.learning.sft.trainer import SftRun
+from genrec.learning.sft.trainer import SftTrainer
 from genrec.policy.backbone import build
 from genrec.policy.model import Policy as Model
 from genrec.policy.prompts import Prompts
-from genrec.policy.sid_embeddings import RowWatch
+from genrec.policy.sid_embeddings import EmbeddingUpdateCheck
 from genrec.sid.catalog import Catalog
 from workflows import assign, prepare
 
@@ -35,7 +35,7 @@ def catalog() -> Catalog:
 def built(directory: Path, catalog: Catalog, tied: bool, sid_init: str = "text") -> tuple[Model, Prompts]:
     path = tiny_pretrained(directory, tied=tied)
     lora = Lora(rank=4, alpha=8, dropout=0.0)
-    settings = Policy(kind="pretrained", path=str(path), lora=lora, sid_init=sid_init)  # type: ignore[arg-type]
+    settings = PolicyConfig(kind="pretrained", path=str(path), lora=lora, sid_init=sid_init)  # type: ignore[arg-type]
     return build(settings, catalog, max_history=4, seed=0, titles=TITLES)
 
 
@@ -92,10 +92,10 @@ def test_logits_of_levels_and_of_the_vocabulary_are_those_of_the_model(
             torch.testing.assert_close(policy.level_logits(hidden_BPD, level), logits[..., start : start + 4])
 
 
-def run(policy: Model, prompts: Prompts, catalog: Catalog, directory: Path, lr: float) -> SftRun:
+def run(policy: Model, prompts: Prompts, catalog: Catalog, directory: Path, lr: float) -> SftTrainer:
     rows = pa.table({"history": [[i, i + 1] for i in range(16)], "target": [i + 2 for i in range(16)]})
-    settings = Sft(form="rows", epochs=3, lr=lr, batch_size=8, micro_batch=4, warmup=0.0)
-    return SftRun(
+    settings = Sft(example_format="rows", epochs=3, lr=lr, batch_size=8, micro_batch=4, warmup=0.0)
+    return SftTrainer(
         policy,
         SftLoss(prompts, catalog),
         Epochs(RowExamples(rows), 8, seed=0),
@@ -121,17 +121,17 @@ def test_rows_that_stay_are_refused_and_weight_decay_alone_is_no_learning(tmp_pa
     policy, prompts = built(tmp_path, catalog, tied=False)
     with pytest.raises(InputError, match=r"none of the 12 SID rows.*raise learning\.sft\.lr=1e-12"):
         run(policy, prompts, catalog, tmp_path, lr=1e-12).run()
-    watch = RowWatch(policy)
+    watch = EmbeddingUpdateCheck(policy)
     shorter = {name: 0.9 * tensor for name, tensor in policy.snapshot(0).tensors.items()}
     with pytest.raises(InputError, match="none of the 12 SID rows"):
-        watch.require_moved(shorter, "")
+        watch.require_changed(shorter, "")
 
 
 def test_frozen_rows_are_refused_before_training(tmp_path: Path, catalog: Catalog) -> None:
     policy, _ = built(tmp_path, catalog, tied=False)
     dict(policy.model.named_parameters())[policy.sid_names()[1]].requires_grad_(False)
     with pytest.raises(InputError, match=r"not trainable.*must require gradients"):
-        RowWatch(policy)
+        EmbeddingUpdateCheck(policy)
 
 
 def test_a_new_policy_of_a_job_starts_from_the_titles_of_its_data(tmp_path: Path) -> None:
@@ -141,10 +141,10 @@ def test_a_new_policy_of_a_job_starts_from_the_titles_of_its_data(tmp_path: Path
         chain_shop(tmp_path / "shop"),
         "policy.kind=pretrained",
         f"policy.path={path}",
-        "learning.sft.form=rows",
+        "learning.sft.example_format=rows",
         "sid.quantizer=title",
     )
-    job = Job(config, prepare.run(config).path, assign.run(config).path, tmp_path)
+    job = RunSpec(config, prepare.run(config).path, assign.run(config).path, tmp_path)
     policy, _, catalog = job.build()
     other, _ = build(config.policy, catalog, max_history=5, seed=0)
     name = policy.sid_names()[0]

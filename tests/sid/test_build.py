@@ -75,7 +75,7 @@ def test_a_suffix_tells_items_of_one_sid_apart_and_moves_none(world):
 
 
 def test_one_level_and_a_suffix_hold_any_catalogue(world):
-    settings = Sid(quantizer="vq", levels=1, codes=16, iterations=5, collisions="suffix")
+    settings = Sid(quantizer="vq", levels=1, codebook_size=16, iterations=5, collisions="suffix")
     build(world, world / "out", settings)
     assert len(Catalog.load(world / "out")) == N
 
@@ -90,7 +90,7 @@ def test_collisions_that_stay_are_measured_but_make_no_trie(world):
 
 @pytest.mark.parametrize("collisions", ["suffix", "none"])
 def test_published_sids_may_keep_their_collisions(world, collisions):
-    settings = Sid(quantizer="given", column="published", levels=2, codes=64, collisions=collisions)
+    settings = Sid(quantizer="given", column="published", levels=2, codebook_size=64, collisions=collisions)
     metrics = finish_published(world / "data", world / "out", settings)
     table = pq.read_table(world / "out" / "sids.parquet")["codes"].to_pylist()
     assert [codes[:2] for codes in table] == [[1, row % 6] for row in range(N)]
@@ -105,7 +105,9 @@ def test_the_health_page_shows_titles_as_text_and_a_heat_map_of_categories(world
     assert "Level-1 codes by category" in page and page.count("data:image/png;base64,") == 2
     assert health["neighbour_agreement"][0] > 0.8
     assert health["bought_together"]["together"][0] > health["bought_together"]["random"][0] + 0.4
-    assert any("collided before resolution" in warning and "sid.codes" in warning for warning in health["warnings"])
+    assert any(
+        "collided before resolution" in warning and "sid.codebook_size" in warning for warning in health["warnings"]
+    )
 
 
 def test_vectors_of_another_catalogue_are_refused(world):
@@ -124,7 +126,7 @@ def test_codes_that_do_not_fit_the_catalogue_are_refused(tmp_path):
 
 
 def test_published_sids_are_taken_and_later_twins_move_to_the_lowest_free_code(world):
-    settings = Sid(quantizer="given", column="published", levels=2, codes=64)
+    settings = Sid(quantizer="given", column="published", levels=2, codebook_size=64)
     metrics = finish_published(world / "data", world / "out", settings)
     codes = Catalog.load(world / "out").codes_NL.numpy()
     assert metrics["collisions_before"] == pytest.approx(1 - 6 / N) and metrics["collisions_after"] == 0
@@ -139,7 +141,7 @@ def test_published_sids_are_taken_and_later_twins_move_to_the_lowest_free_code(w
     [
         ("other", None, "sid.column=other is no column.*published"),
         ("published", None, "1 of 2 items have no SID of 2 codes"),
-        ("published", ["<a_1>", "<b_4>"], "codes 2…4 at level 2.*sid.codes=5"),
+        ("published", ["<a_1>", "<b_4>"], "codes 2…4 at level 2.*sid.codebook_size=5"),
         ("published", ["<a_1_2>", "<b_0>"], "must hold lists.*<a_1_2>"),
     ],
 )

@@ -56,7 +56,7 @@ def new_items(*names: str, title: str = "new ") -> pa.Table:
 
 def assigned(directory: Path, items: int = N, **settings) -> Path:
     """What ``assign`` leaves behind, for items whose text is their id."""
-    sid = Sid(**{"levels": 3, "codes": 8, "iterations": 5, **settings})
+    sid = Sid(**{"levels": 3, "codebook_size": 8, "iterations": 5, **settings})
     vectors = Words().encode([f"old {row}" for row in range(items)])
     write_vectors(vectors, 0, shard_path(directory / "vectors", 0))
     quantizer = make_quantizer(sid)
@@ -101,7 +101,7 @@ def test_new_items_get_sids_of_their_own_and_no_other_moves(tmp_path, settings):
 def test_the_sid_is_the_nearest_free_one():
     rng = np.random.default_rng(0)
     points = rng.standard_normal((60, 8)).astype(np.float32)
-    quantizer = make_quantizer(Sid(levels=2, codes=8, iterations=5))
+    quantizer = make_quantizer(Sid(levels=2, codebook_size=8, iterations=5))
     quantizer.fit(points)
     sizes = quantizer.level_sizes
     taken = prefix_numbers(resolve(quantizer.encode(points[:50]), points[:50], quantizer), sizes)

@@ -14,7 +14,7 @@ from genrec.sid.quantizers.rqkmeans import RqKmeans
 
 def on_a_line(*levels: list[float]) -> RqKmeans:
     """A residual quantizer of one-dimensional vectors with these codebooks."""
-    quantizer = RqKmeans(Sid(levels=len(levels), codes=len(levels[0])))
+    quantizer = RqKmeans(Sid(levels=len(levels), codebook_size=len(levels[0])))
     quantizer.codebooks = [np.array(level, np.float32)[:, None] for level in levels]
     return quantizer
 
@@ -26,7 +26,7 @@ def vectors(*values: float) -> np.ndarray:
 def fitted(items: int, codes: int = 8, seed: int = 0) -> tuple[RqKmeans, np.ndarray]:
     rng = np.random.default_rng(seed)
     points = rng.standard_normal((items, 8)).astype(np.float32)
-    quantizer = RqKmeans(Sid(levels=3, codes=codes, iterations=5))
+    quantizer = RqKmeans(Sid(levels=3, codebook_size=codes, iterations=5))
     quantizer.fit(points)
     return quantizer, points
 
@@ -85,7 +85,9 @@ def test_a_catalogue_of_exactly_all_sids_fits():
 def test_more_items_than_sids_are_refused():
     quantizer, _ = fitted(64, codes=4)
     points = np.ones((65, 8), np.float32)
-    with pytest.raises(InputError, match=r"65 items do not fit into 64 semantic IDs \(4 x 4 x 4\); raise sid.codes"):
+    with pytest.raises(
+        InputError, match=r"65 items do not fit into 64 semantic IDs \(4 x 4 x 4\); raise sid.codebook_size"
+    ):
         resolve(quantizer.encode(points), points, quantizer)
 
 
@@ -103,7 +105,7 @@ def test_thousands_of_identical_vectors_get_distinct_sids_in_seconds():
     rng = np.random.default_rng(0)
     points = rng.standard_normal((6000, 16)).astype(np.float32)
     points[:4000] = points[0]
-    quantizer = RqKmeans(Sid(levels=3, codes=32, iterations=3))
+    quantizer = RqKmeans(Sid(levels=3, codebook_size=32, iterations=3))
     quantizer.fit(points)
     start = time.perf_counter()
     codes = resolve(quantizer.encode(points), points, quantizer)

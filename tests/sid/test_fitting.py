@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from support.fake_process_group import Crew, Killed, Rows, agreement, drift, fit_by, new_net_of_one_thread
 from support.sid_worlds import sid_world
-from test_sid_quantizers import FAST, grid
+from test_quantizers import FAST, grid
 
 from genrec.config import load_config
 from genrec.config.sid import FIT_PARALLEL, Sid
 from genrec.errors import InputError
 from genrec.sid.distributed import collectives
-from genrec.sid.distributed.collectives import Alone
-from genrec.sid.distributed.vector_stream import BLOCK, LANES, READ, Stream
+from genrec.sid.distributed.collectives import SingleProcess
+from genrec.sid.distributed.vector_stream import BLOCK, READ, VIRTUAL_SHARDS, Stream
 from genrec.sid.fit import fit_rows, fit_share, prepare_fit
 from genrec.sid.quantizers import REGISTRY, load_quantizer, make_quantizer
 from genrec.sid.quantizers.base import nearest
@@ -44,7 +44,7 @@ def cloud(items: int = 1200, width: int = 12) -> np.ndarray:
 
 @pytest.mark.parametrize("options", KINDS, ids=str)
 def test_two_and_three_workers_fit_what_one_fits(options):
-    vectors, settings = cloud(), settings_of(**options, codes=8, epochs=5, lr=1e-3)
+    vectors, settings = cloud(), settings_of(**options, codebook_size=8, epochs=5, lr=1e-3)
     (one,), measures = fit_by(Crew(1), settings, vectors)
     for size in (2, 3) if options in KINDS[:3] else (2,):
         many, found = fit_by(Crew(size), settings, vectors)
@@ -68,7 +68,7 @@ def test_a_shared_fit_is_as_good_as_one_in_memory(options):
 
 def test_shared_kmeans_ends_where_no_mean_moves():
     vectors = cloud()
-    settings = settings_of(quantizer="rqkmeans", codes=16, iterations=200, levels=2)
+    settings = settings_of(quantizer="rqkmeans", codebook_size=16, iterations=200, levels=2)
     (one, _), measures = fit_by(Crew(2), settings, vectors)
     left = vectors.copy()
     for level, book in enumerate(one.codebooks, 1):
@@ -83,7 +83,7 @@ def test_shared_kmeans_ends_where_no_mean_moves():
 def test_codes_that_run_empty_are_put_to_use_and_identical_vectors_do_no_harm():
     vectors = np.repeat(np.eye(4, 6, dtype=np.float32), 500, axis=0)
     for kind in FIT_PARALLEL:
-        (one, _), _ = fit_by(Crew(2), settings_of(quantizer=kind, codes=8, epochs=3, iterations=4), vectors)
+        (one, _), _ = fit_by(Crew(2), settings_of(quantizer=kind, codebook_size=8, epochs=3, iterations=4), vectors)
         codes = one.encode(vectors)
         assert len(np.unique(codes, axis=0)) <= 4 and np.isfinite(one.decode(codes)).all()
 
@@ -105,7 +105,7 @@ def test_every_row_is_read_once_and_batches_do_not_depend_on_the_workers():
     one = batches(1, epoch=0)
     np.testing.assert_array_equal(np.sort(np.concatenate(one)), rows)
     assert len(one) == 44 and max(map(len, one)) < 200 and min(map(len, one)) > 50
-    for size in (2, 3, LANES):
+    for size in (2, 3, VIRTUAL_SHARDS):
         assert all(np.array_equal(a, b) for a, b in zip(one, batches(size, epoch=0), strict=True))
     assert not np.array_equal(one[0], batches(1, epoch=1)[0])
     parts = [[block[:, 0] for _, block in Stream(Rows(vectors), rows, rank=r, workers=3).blocks()] for r in range(3)]
@@ -134,7 +134,7 @@ def test_fewer_items_than_lanes_are_batched_too(items):
 @pytest.mark.parametrize("options", KINDS[:3] + KINDS[5:6], ids=str)
 def test_a_killed_fit_goes_on_to_the_same_quantizer(options, tmp_path, monkeypatch):
     monkeypatch.setattr(collectives, "SAVE_S", 0.0)
-    vectors, settings = cloud(), settings_of(**options, codes=8, epochs=6, lr=1e-3, iterations=30)
+    vectors, settings = cloud(), settings_of(**options, codebook_size=8, epochs=6, lr=1e-3, iterations=30)
     (undisturbed, _), measures = fit_by(Crew(2, tmp_path / "a"), settings, vectors)
     for lives in (2, 3):
         with pytest.raises(Killed):
@@ -173,15 +173,15 @@ def test_exactly_these_quantizers_can_be_fitted_by_workers():
             load_config([], [f"sid.quantizer={kind}", "sid.fit_workers=2", "sid.levels=1"])
         unchecked = Sid(quantizer=kind).model_copy(update={"fit_workers": 2})
         with pytest.raises(InputError, match=f"sid.quantizer={kind} cannot"):
-            make_quantizer(unchecked).fit_parallel(Stream(Rows(cloud()), range(1200)), Alone())
+            make_quantizer(unchecked).fit_parallel(Stream(Rows(cloud()), range(1200)), SingleProcess())
 
 
 def test_fewer_items_than_codes_are_refused_before_workers_start(tmp_path):
     world, settings = sid_world(tmp_path), settings_of(quantizer="rqkmeans", fit_items=3, collisions="suffix")
-    with pytest.raises(InputError, match=r"3 items cannot fill 4 codes.*sid.codes=2"):
+    with pytest.raises(InputError, match=r"3 items cannot fill 4 codes.*sid.codebook_size=2"):
         prepare_fit(world / "data", world / "vectors", world / "out", settings, seed=0)
-    with pytest.raises(InputError, match=r"3 items cannot fill 4 codes.*sid.codes=2"):
-        make_quantizer(settings).fit_parallel(Stream(Rows(cloud()), range(3)), Alone())
+    with pytest.raises(InputError, match=r"3 items cannot fill 4 codes.*sid.codebook_size=2"):
+        make_quantizer(settings).fit_parallel(Stream(Rows(cloud()), range(3)), SingleProcess())
 
 
 def test_balanced_batches_are_refused_where_workers_share_them():
@@ -206,7 +206,7 @@ def test_all_items_are_fitted_by_workers_unless_a_number_is_set():
 
 def test_a_share_of_a_fit_over_files_is_saved_by_the_first_worker(tmp_path):
     world = sid_world(tmp_path)
-    settings = settings_of(quantizer="rqkmeans", codes=8, fit_items=100)
+    settings = settings_of(quantizer="rqkmeans", codebook_size=8, fit_items=100)
     Crew(2).run(lambda member: fit_share(world / "vectors", world / "out", settings, member, seed=0, threads=1))
     assert sorted(path.name for path in (world / "out" / "quantizer").iterdir()) == [
         "fit.json",

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 import torch
 from support.sid_worlds import N, build, sid_world
-from test_sid_quantizers import FAST, grid, inputs_of
+from test_quantizers import FAST, grid, inputs_of
 
 from genrec.config import Sid, load_config
 from genrec.errors import InputError
@@ -20,7 +20,7 @@ SIZES = (8, 4, 12)
 
 
 def settings_of(kind: str, **more) -> Sid:
-    sizes = {"levels": 1, "codes": 8} if kind == "vq" else {"codes": SIZES}
+    sizes = {"levels": 1, "codebook_size": 8} if kind == "vq" else {"codebook_size": SIZES}
     return Sid(**{**FAST, "quantizer": kind, "epochs": 10, **sizes, **more})
 
 
@@ -79,16 +79,16 @@ def test_a_catalogue_is_built_with_unequal_levels(kind, collisions, tmp_path):
 
 
 def test_levels_come_from_the_command_line_and_equal_ones_are_one_number():
-    assert load_config([], ["sid.codes=[256,128,64]"]).sid.level_sizes == (256, 128, 64)
-    assert load_config([], ["sid.codes=[64,64,64]"]).sid == load_config([], ["sid.codes=64"]).sid
+    assert load_config([], ["sid.codebook_size=[256,128,64]"]).sid.level_sizes == (256, 128, 64)
+    assert load_config([], ["sid.codebook_size=[64,64,64]"]).sid == load_config([], ["sid.codebook_size=64"]).sid
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("sid.codes=[256,128]", r"sid\.codes.*one for each of sid\.levels=3 \(got \[256, 128\]\)"),
-        ("sid.codes=[256,128,1]", r"sid\.codes.*2 to 65536.*1 came"),
-        ("sid.codes=70000", r"sid\.codes.*2 to 65536.*70000 came"),
+        ("sid.codebook_size=[256,128]", r"sid\.codebook_size.*one for each of sid\.levels=3 \(got \[256, 128\]\)"),
+        ("sid.codebook_size=[256,128,1]", r"sid\.codebook_size.*2 to 65536.*1 came"),
+        ("sid.codebook_size=70000", r"sid\.codebook_size.*2 to 65536.*70000 came"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(override, message):
@@ -99,15 +99,17 @@ def test_sizes_that_cannot_be_are_refused(override, message):
 def test_too_few_items_are_told_a_list_that_works(quantizer):
     if quantizer.settings.quantizer == "vq":
         pytest.skip("it has one level")
-    with pytest.raises(InputError, match=r"7 items cannot fill 12 codes.*sid\.codes=\[4,4,4\]|sid\.codes=4 "):
+    with pytest.raises(
+        InputError, match=r"7 items cannot fill 12 codes.*sid\.codebook_size=\[4,4,4\]|sid\.codebook_size=4 "
+    ):
         make_quantizer(quantizer.settings).fit(own_inputs(quantizer)[:7])
-    with pytest.raises(InputError, match=r"11 items cannot fill 12 codes.*sid\.codes=\[8,4,8\]"):
+    with pytest.raises(InputError, match=r"11 items cannot fill 12 codes.*sid\.codebook_size=\[8,4,8\]"):
         make_quantizer(quantizer.settings).fit(own_inputs(quantizer)[:11])
 
 
 def test_published_codes_beyond_their_level_are_told_a_list_that_works():
     items = pa.table({"sid": pa.array([[0, 3], [2, 5]], pa.list_(pa.int16()))})
-    with pytest.raises(InputError, match=r"codes 3…5 at level 2.*sid\.codes=\[8,6\]"):
+    with pytest.raises(InputError, match=r"codes 3…5 at level 2.*sid\.codebook_size=\[8,6\]"):
         published_codes(items, "sid", (8, 4))
 
 
@@ -115,7 +117,7 @@ def test_lattices_of_unequal_levels_use_nearly_all_codes_of_each():
     steps = fsq_steps((256, 128, 64))
     assert steps == ((7, 6, 6), (5, 5, 5), (4, 4, 4))
     for kind, points in (("fsq", [4, 16, 6]), ("lfq", [4, 16, 8])):
-        quantizer = make_quantizer(settings_of(kind, codes=(4, 16, 8), epochs=1), device="cpu")
+        quantizer = make_quantizer(settings_of(kind, codebook_size=(4, 16, 8), epochs=1), device="cpu")
         quantizer.fit(grid()[0])
         assert [len(np.unique(book, axis=0)) for book in quantizer.codebooks] == points
         reach = np.stack([np.abs(book).max(axis=0) for book in quantizer.codebooks])

@@ -16,7 +16,7 @@ from genrec.sid.quantizers.base import nearest
 from genrec.sid.quantizers.controls import title_words
 from genrec.sid.quantizers.lattice import entropy_loss, fsq_steps
 
-FAST = {"levels": 3, "codes": 4, "epochs": 80, "hidden": (32,), "latent": 8, "batch_size": 160, "lr": 5e-3}
+FAST = {"levels": 3, "codebook_size": 4, "epochs": 80, "hidden": (32,), "latent": 8, "batch_size": 160, "lr": 5e-3}
 
 
 def grid(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -90,7 +90,7 @@ def test_the_cheapest_code_of_each_level_is_the_encoded_one(quantizer):
 
 
 def test_every_quantizer_gives_collision_resolution_what_it_needs(quantizer):
-    vectors = inputs_of(quantizer.settings.quantizer)[: quantizer.settings.codes**quantizer.settings.levels]
+    vectors = inputs_of(quantizer.settings.quantizer)[: quantizer.settings.codebook_size**quantizer.settings.levels]
     vectors[::3] = vectors[0]
     codes = quantizer.encode(vectors)
     resolved = resolve(codes, vectors, quantizer)
@@ -113,7 +113,7 @@ def test_the_same_seed_gives_the_same_codes_and_a_saved_quantizer_too(quantizer,
 
 def test_fewer_items_than_codes_are_refused_with_a_number_that_works(quantizer):
     unfitted = make_quantizer(quantizer.settings, device="cpu")
-    with pytest.raises(InputError, match=r"3 items cannot fill 4 codes.*sid.codes=2"):
+    with pytest.raises(InputError, match=r"3 items cannot fill 4 codes.*sid.codebook_size=2"):
         unfitted.fit(inputs_of(quantizer.settings.quantizer)[:3])
 
 
@@ -199,7 +199,7 @@ def lopsided(items: int = 2000) -> np.ndarray:
 def test_balanced_clusters_keep_their_bounds_where_plain_ones_do_not():
     points, sizes = lopsided(), {}
     for kind in ("rqkmeans", "rqkmeans_balanced"):
-        quantizer = make_quantizer(Sid(quantizer=kind, levels=2, codes=16, iterations=5))
+        quantizer = make_quantizer(Sid(quantizer=kind, levels=2, codebook_size=16, iterations=5))
         measures = quantizer.fit(points)
         sizes[kind] = [np.bincount(codes, minlength=16) / (2000 / 16) for codes in quantizer.encode(points).T]
     assert sizes["rqkmeans"][0].max() > 2.5
@@ -215,7 +215,7 @@ def test_bounds_that_no_clusters_can_keep_are_refused():
 
 def test_rqkmeans_plus_starts_from_residual_kmeans():
     points = lopsided(400)
-    settings = {"levels": 2, "codes": 8, "iterations": 5, "hidden": (8,), "epochs": 1, "lr": 1e-12}
+    settings = {"levels": 2, "codebook_size": 8, "iterations": 5, "hidden": (8,), "epochs": 1, "lr": 1e-12}
     plus = make_quantizer(Sid(quantizer="rqkmeans_plus", **settings), device="cpu")
     plus.fit(points)
     scaled = (points - points.mean(0)) / np.sqrt(np.mean((points - points.mean(0)) ** 2))
@@ -235,7 +235,7 @@ def test_a_rotation_repays_where_the_slices_are_correlated():
     points = (hidden @ rng.standard_normal((3, 9)) + 0.01 * rng.standard_normal((600, 9))).astype(np.float32)
     errors = {}
     for kind in ("pq", "opq"):
-        quantizer = make_quantizer(Sid(quantizer=kind, levels=3, codes=16, iterations=10))
+        quantizer = make_quantizer(Sid(quantizer=kind, levels=3, codebook_size=16, iterations=10))
         quantizer.fit(points)
         errors[kind] = np.square(points - quantizer.decode(quantizer.encode(points))).sum()
     assert errors["opq"] < 0.95 * errors["pq"]
@@ -243,7 +243,7 @@ def test_a_rotation_repays_where_the_slices_are_correlated():
 
 def test_the_code_of_a_tree_depends_on_its_prefix():
     points = np.random.default_rng(0).standard_normal((300, 8)).astype(np.float32)
-    quantizer = make_quantizer(Sid(quantizer="hierarchical", levels=3, codes=8, iterations=5))
+    quantizer = make_quantizer(Sid(quantizer="hierarchical", levels=3, codebook_size=8, iterations=5))
     quantizer.fit(points)
     codes = quantizer.encode(points)
     for group in range(8):
@@ -255,7 +255,7 @@ def test_the_code_of_a_tree_depends_on_its_prefix():
 
 def test_a_code_without_a_cluster_stands_for_its_parent_and_is_never_the_nearest():
     points = np.repeat(np.eye(4, 8, dtype=np.float32), 5, axis=0)
-    quantizer = make_quantizer(Sid(quantizer="hierarchical", levels=2, codes=4, iterations=3))
+    quantizer = make_quantizer(Sid(quantizer="hierarchical", levels=2, codebook_size=4, iterations=3))
     quantizer.fit(points)
     codes = quantizer.encode(points)
     assert set(codes[:, 1].tolist()) == {0}
@@ -272,7 +272,7 @@ def test_lattices_use_nearly_all_codes_and_repeat_the_first_in_place_of_the_rest
         and fsq_steps((1024,)) == ((4,) * 5,)
     )
     assert all(0.8 * codes < np.prod(fsq_steps((codes,))) <= codes for codes in (8, 30, 240, 512, 1000, 4096))
-    quantizer = make_quantizer(settings_of("fsq", codes=10, epochs=1), device="cpu")
+    quantizer = make_quantizer(settings_of("fsq", codebook_size=10, epochs=1), device="cpu")
     quantizer.fit(grid()[0])
     book = quantizer.codebooks[0]
     assert len(book) == 10 and len(np.unique(book, axis=0)) == np.prod(fsq_steps((10,)))
@@ -287,7 +287,7 @@ def test_the_entropy_loss_wants_sure_bits_that_are_evenly_spread():
 
 
 def test_titles_with_the_same_first_words_share_a_prefix():
-    settings = Sid(quantizer="title", codes=4096)
+    settings = Sid(quantizer="title", codebook_size=4096)
     words = title_words(["3M Tape, blue", "3m tape red", "Glue", ""], settings)
     assert (words[0, :2] == words[1, :2]).all() and words[0, 2] != words[1, 2]
     assert words.min() >= 1 and words.max() <= 4096
@@ -298,7 +298,7 @@ def test_random_codes_are_spread_evenly_and_depend_on_the_seed():
     points = lopsided()
     drawn = []
     for seed in (0, 1):
-        quantizer = make_quantizer(Sid(quantizer="random", codes=8), seed=seed)
+        quantizer = make_quantizer(Sid(quantizer="random", codebook_size=8), seed=seed)
         quantizer.fit(points)
         drawn.append(quantizer.encode(points))
     assert all(np.bincount(codes, minlength=8).min() > 150 for codes in drawn[0].T)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from support.sid_worlds import N, build, sid_world
-from test_sid_quantizers import inputs_of, settings_of
+from test_quantizers import inputs_of, settings_of
 
 from genrec.config import Sid, load_config
 from genrec.errors import InputError
@@ -41,7 +41,7 @@ def test_no_items_at_all_are_refused(kind):
 
 @pytest.mark.parametrize("kind", EVERY)
 def test_thousands_of_identical_items_get_distinct_sids(kind):
-    codes = {"levels": 1, "codes": 2000} if kind == "vq" else {"codes": 13}
+    codes = {"levels": 1, "codebook_size": 2000} if kind == "vq" else {"codebook_size": 13}
     quantizer = make_quantizer(quick(kind, **codes), device="cpu")
     vectors = np.repeat(inputs_of(kind)[:2], (1997, 3), axis=0)
     quantizer.fit(vectors)
@@ -59,7 +59,7 @@ def test_a_checkpoint_of_another_quantizer_or_shape_is_refused(kind, tmp_path):
     with pytest.raises(InputError, match=rf"holds a quantizer {kind} with .*, {other} with .* was expected; fit it"):
         make_quantizer(quick(other)).load(tmp_path)
     with pytest.raises(InputError, match=r"with levels \(5.* was expected"):
-        make_quantizer(quick(kind, codes=5)).load(tmp_path)
+        make_quantizer(quick(kind, codebook_size=5)).load(tmp_path)
     tensors = load_file(tmp_path / "quantizer.safetensors")
     del tensors[sorted(tensors)[0]]
     save_file({**tensors, "strange": np.ones(1)}, tmp_path / "quantizer.safetensors")

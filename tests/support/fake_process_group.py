@@ -53,7 +53,7 @@ class Crew:
 
 
 class Member:
-    """One worker (``Workers`` protocol)."""
+    """One worker (``ProcessGroup`` protocol)."""
 
     device = "cpu"
 

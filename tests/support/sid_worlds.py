@@ -15,7 +15,7 @@ from genrec.sid.build import finish_quantized, make_assigner
 from genrec.sid.fit import fit_quantizer
 from genrec.sid.vectors import missing_shards, shard_path, write_vectors
 
-SETTINGS = Sid(levels=3, codes=8, shard_items=50, iterations=5)
+SETTINGS = Sid(levels=3, codebook_size=8, shard_items=50, iterations=5)
 N = 120
 
 

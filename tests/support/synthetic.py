@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from genrec.config import Config, Policy, load_config
+from genrec.config import Config, PolicyConfig, load_config
 from genrec.policy.backbone import build
 from genrec.policy.model import Policy as Model
 from genrec.policy.prompts import Prompts
 from genrec.sid.catalog import Catalog
 
-TINY = Policy(hidden=32, layers=1, heads=2, dropout=0.0)
+TINY = PolicyConfig(hidden=32, layers=1, heads=2, dropout=0.0)
 
 
 def random_catalog(items: int, sizes: tuple[int, ...], seed: int = 0) -> Catalog:
@@ -27,7 +27,7 @@ def random_catalog(items: int, sizes: tuple[int, ...], seed: int = 0) -> Catalog
 
 def small_policy(catalog: Catalog, arch: str = "gpt2", seed: int = 1) -> tuple[Model, Prompts]:
     """An untrained policy with weights large enough that its answers differ from item to item."""
-    settings = Policy(arch=arch, hidden=32, layers=2, heads=4, dropout=0.0)  # type: ignore[arg-type]
+    settings = PolicyConfig(arch=arch, hidden=32, layers=2, heads=4, dropout=0.0)  # type: ignore[arg-type]
     policy, prompts = build(settings, catalog, max_history=6, seed=seed)
     with torch.no_grad():
         for parameter in policy.parameters():
@@ -69,7 +69,7 @@ def tiny_config(storage: Path, shop: Path, *overrides: str) -> Config:
             "data.max_history=5",
             "data.shards=2",
             "embed.max_tokens=16",
-            "sid.codes=8",
+            "sid.codebook_size=8",
             "sid.cf_weight=1.0",
             "sid.cf_dims=8",
             "policy.hidden=32",
@@ -81,13 +81,13 @@ def tiny_config(storage: Path, shop: Path, *overrides: str) -> Config:
             "learning.sft.batch_size=16",
             "learning.sft.micro_batch=16",
             "learning.sft.checkpoint_every=3",
-            "learning.grpo.steps=6",
-            "learning.grpo.queries=16",
-            "learning.grpo.group=4",
-            "learning.grpo.rollout_chunk=8",
-            "learning.grpo.eval_every=3",
-            "learning.grpo.checkpoint_every=2",
-            "learning.grpo.guard_drop=1.0",
+            "learning.rl.steps=6",
+            "learning.rl.queries=16",
+            "learning.rl.group=4",
+            "learning.rl.rollout_chunk=8",
+            "learning.rl.eval_every=3",
+            "learning.rl.checkpoint_every=2",
+            "learning.rl.guard_drop=1.0",
             "decode.width=50",
             "evaluation.bootstrap=50",
             "evaluation.shard_queries=32",

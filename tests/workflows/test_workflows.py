@@ -12,10 +12,10 @@ import pytest
 from support.synthetic import chain_shop, tiny_config
 
 import genrec
-from cluster.artifacts import Output, run_stage
+from cluster.artifacts import Artifact, run_stage
 from cluster.policy_predictor import NODE_WEIGHTS
-from cluster.run_spec import Job
-from cluster.train import fit, grpo_loop, sft_loop
+from cluster.run_spec import RunSpec
+from cluster.train import grpo_loop, run_training, sft_loop
 from genrec.config import Config, to_yaml
 from genrec.data.tables import read_items, read_queries
 from genrec.errors import InputError
@@ -36,11 +36,11 @@ def config(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 
 @pytest.fixture(scope="module")
-def report(config: Config) -> Output:
+def report(config: Config) -> Artifact:
     return full.run(config)
 
 
-def test_the_model_learns_the_chain_and_metrics_have_their_form(report: Output) -> None:
+def test_the_model_learns_the_chain_and_metrics_have_their_form(report: Artifact) -> None:
     metrics = json.loads((report.path / "metrics.json").read_text())
     assert metrics["model"]["item"]["hr@10"] > 0.9
     assert set(metrics["baselines"]) == {"popularity", "transition", "itemknn"}
@@ -55,14 +55,14 @@ def test_the_model_learns_the_chain_and_metrics_have_their_form(report: Output) 
     assert metrics["verdict"].split()[0] in page
 
 
-def test_a_second_run_does_nothing(report: Output, config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_run_does_nothing(report: Artifact, config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     again = full.run(config)
     assert again.skipped
     assert again.path == report.path
     assert " starts" not in capsys.readouterr().out
 
 
-def test_a_loaded_run_recommends_the_next_item(report: Output, config: Config) -> None:
+def test_a_loaded_run_recommends_the_next_item(report: Artifact, config: Config) -> None:
     recommender = genrec.load(Path(config.storage) / "runs" / "tiny")
     found = recommender.recommend(["i3", "i4", "i5"], k=3)
     assert found[0].id == "i6"
@@ -74,20 +74,20 @@ def test_a_loaded_run_recommends_the_next_item(report: Output, config: Config) -
         genrec.load(config.storage)
 
 
-def test_another_config_goes_to_another_directory(report: Output, config: Config) -> None:
+def test_another_config_goes_to_another_directory(report: Artifact, config: Config) -> None:
     other = config.model_copy(update={"rewards": config.rewards.model_copy(update={"hit": 2.0})})
     assert sft.run(other).path == sft.run(config).path
     assert grpo.run(other).path != grpo.run(config).path
 
 
-def test_a_policy_of_other_sids_is_refused(report: Output, config: Config, tmp_path: Path) -> None:
-    sizes = config.model_copy(update={"sid": config.sid.model_copy(update={"codes": 12})})
-    job = Job(config, prepare.run(config).path, assign.run(sizes).path, tmp_path, start=sft.run(config).path)
+def test_a_policy_of_other_sids_is_refused(report: Artifact, config: Config, tmp_path: Path) -> None:
+    sizes = config.model_copy(update={"sid": config.sid.model_copy(update={"codebook_size": 12})})
+    job = RunSpec(config, prepare.run(config).path, assign.run(sizes).path, tmp_path, start=sft.run(config).path)
     with pytest.raises(InputError, match="trained on the catalogue"):
         job.build()
 
 
-def test_the_policy_alone_is_judged_before_the_mixture(config: Config, report: Output) -> None:
+def test_the_policy_alone_is_judged_before_the_mixture(config: Config, report: Artifact) -> None:
     mixed = config.model_copy(
         update={"name": "mixed", "decode": config.decode.model_copy(update={"prior": "itemknn", "prior_weight": 0.5})}
     )
@@ -100,7 +100,7 @@ def test_the_policy_alone_is_judged_before_the_mixture(config: Config, report: O
     assert found[0].id == "i6"
 
 
-def test_a_prior_on_nodes_is_tuned_judged_and_served_alike(config: Config, report: Output) -> None:
+def test_a_prior_on_nodes_is_tuned_judged_and_served_alike(config: Config, report: Artifact) -> None:
     steered = config.model_copy(
         update={"name": "steered", "decode": config.decode.model_copy(update={"prior": "itemknn_nodes"})}
     )
@@ -123,14 +123,14 @@ def test_a_prior_on_nodes_is_tuned_judged_and_served_alike(config: Config, repor
         assert scores == sorted(scores, reverse=True) and 0 < sum(scores) <= 1
 
 
-def test_a_run_that_its_guard_stopped_stays_stopped(config: Config, report: Output, tmp_path: Path) -> None:
+def test_a_run_that_its_guard_stopped_stays_stopped(config: Config, report: Artifact, tmp_path: Path) -> None:
     paths = [stage.run(config).path for stage in (prepare, assign, sft)]
-    grpo_settings = config.learning.grpo.model_copy(update={"guard_drop": 0.0, "lr": 0.5, "eval_every": 1, "sft": 0.0})
+    grpo_settings = config.learning.rl.model_copy(update={"guard_drop": 0.0, "lr": 0.5, "eval_every": 1, "sft": 0.0})
     learning = config.learning.model_copy(update={"grpo": grpo_settings})
     wild = config.model_copy(update={"learning": learning})
     curves = []
     for _ in range(2):
-        job = Job(wild, paths[0], paths[1], tmp_path, start=paths[2])
+        job = RunSpec(wild, paths[0], paths[1], tmp_path, start=paths[2])
         grpo_loop(job)
         curves.append(json.loads((tmp_path / "curve.json").read_text()))
         (tmp_path / "curve.json").unlink()
@@ -143,7 +143,7 @@ def test_a_stage_that_fails_leaves_nothing_that_looks_finished(config: Config) -
         (path / "half.txt").write_text("half")
         raise RuntimeError("lost power")
 
-    def run(work: object) -> Output:
+    def run(work: object) -> Artifact:
         return run_stage(config, "broken", version=1, settings={}, inputs=(), work=work)  # type: ignore[arg-type]
 
     with pytest.raises(RuntimeError):
@@ -161,7 +161,7 @@ def command(config: Config, verb: str, file: Path) -> list[str]:
 
 
 def test_training_killed_with_sigkill_ends_with_the_weights_of_an_undisturbed_run(
-    config: Config, report: Output, shop: Path, tmp_path: Path
+    config: Config, report: Artifact, shop: Path, tmp_path: Path
 ) -> None:
     killed = tiny_config(tmp_path / "storage", shop)
     run = command(killed, "grpo", tmp_path / "config.yaml")
@@ -185,7 +185,7 @@ def test_training_killed_with_sigkill_ends_with_the_weights_of_an_undisturbed_ru
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
 def test_ray_train_and_rollout_actors_give_the_weights_of_one_process(
-    config: Config, report: Output, shop: Path, tmp_path: Path
+    config: Config, report: Artifact, shop: Path, tmp_path: Path
 ) -> None:
     on_ray = tiny_config(tmp_path, shop, "compute.workers=1", "compute.rollout_actors=2", "compute.data_actors=1")
     shared = on_ray.model_copy(update={"compute": on_ray.compute.model_copy(update={"rollout_cpus": 0.25})})
@@ -199,22 +199,24 @@ def test_ray_train_and_rollout_actors_give_the_weights_of_one_process(
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
-def test_bad_input_in_a_training_worker_is_one_clear_error(config: Config, report: Output, tmp_path: Path) -> None:
+def test_bad_input_in_a_training_worker_is_one_clear_error(config: Config, report: Artifact, tmp_path: Path) -> None:
     data = prepare.run(config).path
     for workers in (2, 1):
         on_ray = config.model_copy(update={"compute": config.compute.model_copy(update={"workers": workers})})
-        lost = Job(on_ray, data, tmp_path / "nowhere", tmp_path / str(workers))
+        lost = RunSpec(on_ray, data, tmp_path / "nowhere", tmp_path / str(workers))
         with pytest.raises(InputError, match="no readable catalogue"):
-            fit(sft_loop, lost, "sft")
+            run_training(sft_loop, lost, "sft")
     greedy = on_ray.compute.model_copy(update={"worker_cpus": 64.0})
     with pytest.raises(InputError, match="asks for 64 CPUs"):
-        fit(sft_loop, Job(on_ray.model_copy(update={"compute": greedy}), lost.data, lost.catalog, tmp_path), "sft")
+        run_training(
+            sft_loop, RunSpec(on_ray.model_copy(update={"compute": greedy}), lost.data, lost.catalog, tmp_path), "sft"
+        )
 
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
-def test_two_workers_learn_what_one_learns(config: Config, report: Output, shop: Path, tmp_path: Path) -> None:
+def test_two_workers_learn_what_one_learns(config: Config, report: Artifact, shop: Path, tmp_path: Path) -> None:
     pair = tiny_config(tmp_path, shop, "compute.workers=2", "compute.rollout_actors=0", "policy.dropout=0.0")
     one = tiny_config(tmp_path, shop, "compute.workers=0", "policy.dropout=0.0")
     losses = [
@@ -228,7 +230,7 @@ def test_two_workers_learn_what_one_learns(config: Config, report: Output, shop:
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_killed_rollout_actor_is_replaced_and_its_work_replayed(report: Output, config: Config) -> None:
+def test_a_killed_rollout_actor_is_replaced_and_its_work_replayed(report: Artifact, config: Config) -> None:
     import ray
     import torch
 
@@ -236,7 +238,7 @@ def test_a_killed_rollout_actor_is_replaced_and_its_work_replayed(report: Output
     from genrec.data.tables import read_queries, to_queries
 
     paths = [stage.run(config).path for stage in (prepare, assign, sft)]
-    job = Job(config, paths[0], paths[1], paths[2], start=paths[2])
+    job = RunSpec(config, paths[0], paths[1], paths[2], start=paths[2])
     policy, _, _ = job.build()
     queries = to_queries(read_queries(paths[0], "train"))[:40]
     rollouts = RayRollouts(job, 2)
@@ -254,7 +256,7 @@ def test_a_killed_rollout_actor_is_replaced_and_its_work_replayed(report: Output
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
-def test_tune_ranks_its_trials_by_validation(report: Output, config: Config) -> None:
+def test_tune_ranks_its_trials_by_validation(report: Artifact, config: Config) -> None:
     small = config.model_copy(update={"tune": config.tune.model_copy(update={"trials": 2, "steps": 2})})
     found = tune.run(small)
     trials = json.loads((found.path / "trials.json").read_text())

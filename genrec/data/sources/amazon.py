@@ -45,7 +45,7 @@ class Amazon:
     """One metadata file and one or more review files; years are told apart by the fields of the lines."""
 
     data: Data
-    drops_unknown: bool = True
+    ignores_unknown_items: bool = True
     whole_histories: bool = False
 
     def check(self) -> None:

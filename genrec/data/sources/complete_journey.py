@@ -36,7 +36,7 @@ class CompleteJourney:
     """Products and basket lines of ``data.departments``; ``data.path`` overrides the package's folder."""
 
     data: Data
-    drops_unknown: bool = False
+    ignores_unknown_items: bool = False
     whole_histories: bool = False
 
     def check(self) -> None:

@@ -33,7 +33,7 @@ class MiniOneRec:
     """``data.items`` names the ``*.item.json`` when a folder holds several; the other files are found by its stem."""
 
     data: Data
-    drops_unknown: bool = False
+    ignores_unknown_items: bool = False
     whole_histories: bool = True
 
     def check(self) -> None:

@@ -36,7 +36,7 @@ class Parquet:
     """Items and interactions in Parquet; an interaction with an unknown item is refused."""
 
     data: Data
-    drops_unknown: bool = False
+    ignores_unknown_items: bool = False
     whole_histories: bool = False
 
     def check(self) -> None:

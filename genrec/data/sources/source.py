@@ -29,7 +29,7 @@ class Source(Protocol):
     """A catalogue and a log, wherever they come from. Small and picklable: readers run on other machines."""
 
     @property
-    def drops_unknown(self) -> bool:
+    def ignores_unknown_items(self) -> bool:
         """Interactions whose item is not in the catalogue are dropped and counted; else they are refused."""
         ...
 

@@ -24,10 +24,10 @@ CHART = ("hr@10", "ndcg@10", "hr@50")
 SFT_PANELS = (("loss", "Training loss"), ("ndcg@10", "Validation NDCG@10"), ("lr", "Learning rate"))
 GRPO_PANELS = (
     ("reward", "Mean reward"),
-    ("dead_groups", "Zero-advantage groups"),
+    ("zero_advantage_groups", "Zero-advantage groups"),
     ("kl", "KL to the SFT policy"),
-    ("mass/head", "Mass moved to head items"),
-    ("mass/tail", "Mass moved to tail items"),
+    ("prob_shift/head", "Mass moved to head items"),
+    ("prob_shift/tail", "Mass moved to tail items"),
     ("ndcg@10", "Validation NDCG@10"),
     ("hr@50", "Validation HR@50"),
 )
@@ -46,7 +46,7 @@ def write_report(
 ) -> Path:
     """Write ``directory/report.html`` atomically and return its path.
 
-    ``metrics`` is what ``judge.judge`` returned, ``sid_stats`` what ``slices.sid_use`` returned. ``curves`` maps
+    ``metrics`` is what ``summarise.judge`` returned, ``sid_stats`` what ``slices.sid_use`` returned. ``curves`` maps
     "sft" and "grpo" to points with "step" and any of the panels' keys; a panel without values is left out. A sample has
     "history" and "recommended" (titles, oldest and best first), and may have "target" and "rank" (from 1, 0: missed).
     """

@@ -5,9 +5,9 @@ diversity is paid as each candidate's marginal contribution, and the rank penalt
 the others.
 """
 
-from genrec.learning.rewards.compute import choose, pay
-from genrec.learning.rewards.context import Ahead, Knowledge, Term
+from genrec.learning.rewards.compute import active_terms, compute_rewards
+from genrec.learning.rewards.context import FutureItems, RewardContext, Term
 from genrec.learning.rewards.plugins import load_terms
 from genrec.learning.rewards.terms import TERMS
 
-__all__ = ["TERMS", "Ahead", "Knowledge", "Term", "choose", "load_terms", "pay"]
+__all__ = ["TERMS", "FutureItems", "RewardContext", "Term", "active_terms", "compute_rewards", "load_terms"]

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from genrec.config import Rewards
 from genrec.errors import InputError
-from genrec.learning.rewards.context import Knowledge, Term
+from genrec.learning.rewards.context import RewardContext, Term
 from genrec.learning.rewards.terms import TERMS
 from genrec.types import Group
 
 
-def choose(rewards: Rewards, terms: Mapping[str, Term] = TERMS, *, centred: bool = True) -> dict[str, Term]:
+def active_terms(rewards: Rewards, terms: Mapping[str, Term] = TERMS, *, centred: bool = True) -> dict[str, Term]:
     """The terms that have a weight; warns of one that cancels where groups are ``centred``.
 
     Raises:
@@ -33,7 +33,9 @@ def choose(rewards: Rewards, terms: Mapping[str, Term] = TERMS, *, centred: bool
     return {name: terms[name] for name in active}
 
 
-def pay(groups: Sequence[Group], knowledge: Knowledge, rewards: Rewards, terms: Mapping[str, Term] = TERMS) -> None:
+def compute_rewards(
+    groups: Sequence[Group], context: RewardContext, rewards: Rewards, terms: Mapping[str, Term] = TERMS
+) -> None:
     """Fill ``rewards_G`` and ``terms`` of each group with the weighted ``terms``; empty candidates earn nothing.
 
     Raises:
@@ -43,14 +45,14 @@ def pay(groups: Sequence[Group], knowledge: Knowledge, rewards: Rewards, terms: 
     for group in groups:
         for name, term in terms.items():
             if weights[name]:
-                paid_G = _checked(name, term, group, knowledge)
+                paid_G = _checked(name, term, group, context)
                 group.terms[name] = weights[name] * paid_G.masked_fill(group.items_G < 0, 0)
         group.rewards_G = sum(group.terms.values(), torch.zeros(len(group.items_G)))
 
 
-def _checked(name: str, term: Term, group: Group, knowledge: Knowledge) -> Tensor:
+def _checked(name: str, term: Term, group: Group, context: RewardContext) -> Tensor:
     try:
-        paid_G: Any = term(group, knowledge)
+        paid_G: Any = term(group, context)
     except Exception as error:
         raise InputError(f"reward term {name!r} failed on query {group.query.id}: {error!r}") from error
     wanted = tuple(group.items_G.shape)

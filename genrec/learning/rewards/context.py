@@ -20,7 +20,7 @@ UNKNOWN = "unknown"
 """The type of an event that the log gives none."""
 
 
-class Ahead:
+class FutureItems:
     """For each train query, its target and the train targets of the same user after it, with their event types.
 
     Validation and test targets are no train targets, so nothing of them is seen.
@@ -56,7 +56,7 @@ class Ahead:
 
 
 @dataclass(frozen=True)
-class Knowledge:
+class RewardContext:
     """What the terms may look up. What was not loaded is None, and a term that asks for it is refused.
 
     ``codes_NL`` SIDs; ``categories`` the leaf category of each item, '' if none; ``counts_N`` train events per item;
@@ -68,17 +68,17 @@ class Knowledge:
     categories: Sequence[str]
     settings: RewardSettings = field(default_factory=RewardSettings)
     counts_N: Tensor | None = None
-    ahead: Ahead | None = None
+    ahead: FutureItems | None = None
     vectors_ND: Tensor | None = None
     neighbours: Callable[[int, Sequence[int], Tensor], Tensor] | None = None
     buckets: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
-Term = Callable[[Group, Knowledge], Tensor]
+Term = Callable[[Group, RewardContext], Tensor]
 """(group, knowledge) → reward per candidate, (G,), in rank order. Empty candidates (item -1) are never paid."""
 
 
-def known(value: Known | None, what: str) -> Known:
+def require(value: Known | None, what: str) -> Known:
     """The value, or a refusal that says what was not loaded."""
     if value is None:
         raise InputError(f"{what} were not loaded; give the term a weight in the config before the run starts")

@@ -10,22 +10,22 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from genrec.baselines.buckets import BUCKETS, popularity_bucket
 from genrec.baselines.itemknn import ItemKNN, KnnSettings, Pairs
-from genrec.baselines.models import TrainLog, train_log
+from genrec.baselines.train_log import TrainLog, train_log
 from genrec.config import RewardSettings
 from genrec.data.tables import read_items, read_queries, read_sequences
 from genrec.errors import InputError
-from genrec.evaluation.slices import BUCKETS, popularity_bucket
-from genrec.learning.rewards import Ahead, Knowledge
+from genrec.learning.rewards import FutureItems, RewardContext
 from genrec.sid.vectors import VectorFiles, unit_rows
 
 FOLDS = 5
 """Of users: each fold's ItemKNN has seen the other four."""
 
 
-def read_knowledge(
+def read_reward_context(
     data: Path, codes_NL: Tensor, terms: Collection[str], settings: RewardSettings, vectors: Path | None = None
-) -> Knowledge:
+) -> RewardContext:
     """The knowledge that ``terms`` ask for; nothing of validation or test.
 
     Args:
@@ -39,7 +39,7 @@ def read_knowledge(
     items, sequences = read_items(data), read_sequences(data)
     log = train_log(sequences, items.num_rows)
     bucket_N = torch.from_numpy(popularity_bucket(log.counts_N))
-    return Knowledge(
+    return RewardContext(
         codes_NL,
         [path[-1] if path else "" for path in items["categories"].to_pylist()],
         settings,
@@ -79,8 +79,8 @@ def _neighbours(sequences: pa.Table, log: TrainLog) -> Neighbours:
     return Neighbours([ItemKNN(Pairs(other), KnnSettings()) for other in others])
 
 
-def _ahead(queries: pa.Table, terms: Collection[str], settings: RewardSettings) -> Ahead:
-    ahead = Ahead(queries)
+def _ahead(queries: pa.Table, terms: Collection[str], settings: RewardSettings) -> FutureItems:
+    ahead = FutureItems(queries)
     if "event" in terms and not ahead.event_types & set(settings.events):
         raise InputError(
             f"rewards.event: the train log's event types are {sorted(ahead.event_types)}, "

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from genrec.policy.decoding.beam import Beams
-from genrec.policy.decoding.sampling import Drawn
+from genrec.policy.decoding.sampling import SampledBeams
 from genrec.policy.decoding.score import score
 from genrec.policy.model import Policy
 from genrec.sid.trie import Trie
 
 
-def importance(drawn: Drawn) -> Tensor:
+def importance(drawn: SampledBeams) -> Tensor:
     """Weights (B, G) of a sample without replacement: π / inclusion probability, scaled to mean 1 over the real ones.
 
     Source: Kool et al. 2019, §4.2 (normalised importance weights). 0 at empty places.

@@ -12,7 +12,7 @@ from genrec.learning.rl.advantages import EPSILON
 from genrec.types import Group
 
 
-def dead_share(rewards_BG: Tensor) -> Tensor:
+def zero_advantage_share(rewards_BG: Tensor) -> Tensor:
     """Share of groups whose rewards spread less than EPSILON: they teach nothing."""
     return (rewards_BG.std(-1, correction=0) < EPSILON).float().mean()
 
@@ -44,7 +44,7 @@ def level_credit(logp_BGL: Tensor, advantage_BGL: Tensor, valid_BG: Tensor) -> T
     return pull_BGL.sum((0, 1)).detach()
 
 
-def mass_moved(
+def probability_shift(
     logp_BGL: Tensor, reference_BGL: Tensor, items_BG: Tensor, buckets: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Per popularity bucket Σ (π - π_ref) over the distinct candidates in it, summed over the queries."""

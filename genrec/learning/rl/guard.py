@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from genrec.config import Grpo
+from genrec.config import Rl
 from genrec.learning.checkpoints import TrainingState
 from genrec.types import Snapshot
 
@@ -17,10 +17,10 @@ GUARDED = ("ndcg@10", "hr@50", "tail_hr@50")
 BASE = "guard.safetensors"
 
 
-class Judge(Protocol):
+class SnapshotValidator(Protocol):
     """Validates snapshots, here or elsewhere. All workers call both methods at the same steps."""
 
-    waits: bool
+    is_synchronous: bool
     """``submit`` returns when the work is done: nothing is gained by collecting later."""
 
     def submit(self, snapshot: Snapshot) -> Any:
@@ -32,7 +32,7 @@ class Judge(Protocol):
         ...
 
 
-def fallen_by(values_Q: Tensor, base_Q: Tensor, *, noise: float, share: float) -> float:
+def significant_drop(values_Q: Tensor, base_Q: Tensor, *, noise: float, share: float) -> float:
     """How far the mean fell below ``base_Q``, 0 unless by more than ``noise`` standard errors and ``share`` of it.
 
     The standard error is that of the paired difference over queries; NaN entries are left out.
@@ -54,23 +54,23 @@ class Guard:
     off, so the state is the same as with a verdict at once.
     """
 
-    def __init__(self, judge: Judge, settings: Grpo, state: TrainingState) -> None:
-        self._judge, self._settings, self._state = judge, settings, state
+    def __init__(self, validator: SnapshotValidator, settings: Rl, state: TrainingState) -> None:
+        self._validator, self._settings, self._state = validator, settings, state
         self._base: dict[str, Tensor] = {}
         self._pending: tuple[Snapshot, Any] | None = None
 
-    def begin(self, snapshot: Snapshot) -> None:
+    def submit(self, snapshot: Snapshot) -> None:
         """Let ``snapshot`` be validated; with a judge that waits, the verdict falls at once."""
-        self._pending = (snapshot, self._judge.submit(snapshot))
-        if self._judge.waits:
-            self.settle()
+        self._pending = (snapshot, self._validator.submit(snapshot))
+        if self._validator.is_synchronous:
+            self.collect()
 
-    def settle(self) -> bool:
+    def collect(self) -> bool:
         """Wait for the verdict on the version under way; False if there was none."""
         if self._pending is None:
             return False
         (snapshot, ticket), self._pending = self._pending, None
-        values = dict(self._judge.collect(ticket))
+        values = dict(self._validator.collect(ticket))
         if snapshot.version == 0:
             self._base = values
         metrics = {name: float(values_Q.nanmean()) for name, values_Q in values.items()}
@@ -100,7 +100,7 @@ class Guard:
         noise, share = self._settings.guard_noise, self._settings.guard_drop
         for name in GUARDED:
             if name in values and name in self._base:
-                drop = fallen_by(values[name], self._base[name], noise=noise, share=share)
+                drop = significant_drop(values[name], self._base[name], noise=noise, share=share)
                 if drop:
                     return f"{name} fell below the SFT policy's by {drop:.4f}, more than its noise"
         return ""

@@ -13,14 +13,14 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from genrec.config import Grpo, Rewards
+from genrec.config import Rewards, Rl
 from genrec.errors import InputError
 from genrec.learning.checkpoints import TrainingState
-from genrec.learning.rewards import Knowledge, Term, choose, pay
+from genrec.learning.rewards import RewardContext, Term, active_terms, compute_rewards
 from genrec.learning.rl.advantages import EPSILON, advantages
 from genrec.learning.rl.critic import Critic, gae, normalised, value_loss
-from genrec.learning.rl.diagnostics import dead_share, level_credit, mass_moved, term_shares
-from genrec.learning.rl.objectives import OBJECTIVES, Batch, exact_entropy, exact_kl
+from genrec.learning.rl.diagnostics import level_credit, probability_shift, term_shares, zero_advantage_share
+from genrec.learning.rl.objectives import OBJECTIVES, PolicyBatch, exact_entropy, exact_kl
 from genrec.learning.schedule import learning_rate
 from genrec.learning.sft.strategies import read_moments, write_moments
 from genrec.learning.sft.trainer import parameter_groups
@@ -37,24 +37,24 @@ AGREEMENT = 1e-3
 
 
 @dataclass(frozen=True)
-class Signal:
+class Targets:
     """What an update learns from: rewards (B, G), advantages (B, G, L), and PPO's returns, shaped like these."""
 
     rewards_BG: Tensor
     advantage_BGL: Tensor
     returns_BGL: Tensor | None
 
-    def part(self, rows: slice, device: torch.device) -> Signal:
+    def part(self, rows: slice, device: torch.device) -> Targets:
         """Some of the queries, on ``device``."""
         returns_BGL = None if self.returns_BGL is None else self.returns_BGL[rows].to(device)
-        return Signal(self.rewards_BG[rows].to(device), self.advantage_BGL[rows].to(device), returns_BGL)
+        return Targets(self.rewards_BG[rows].to(device), self.advantage_BGL[rows].to(device), returns_BGL)
 
 
 class GrpoLearner:
     """Holds the policy and its optimizer; the reference is the policy as it was handed in (the SFT policy).
 
     Args:
-        terms: the reward terms that have a weight (``choose``); by default from the built-in ones.
+        terms: the reward terms that have a weight (``active_terms``); by default from the built-in ones.
     """
 
     def __init__(
@@ -62,14 +62,14 @@ class GrpoLearner:
         policy: Policy,
         prompts: Prompts,
         trie: Trie,
-        knowledge: Knowledge,
-        settings: Grpo,
+        context: RewardContext,
+        settings: Rl,
         rewards: Rewards,
         accelerator: Accelerator,
         terms: Mapping[str, Term] | None = None,
     ) -> None:
-        self._settings, self._rewards, self._knowledge = settings, rewards, knowledge
-        self._terms = choose(rewards, centred=settings.objective != "ppo") if terms is None else terms
+        self._settings, self._rewards, self._knowledge = settings, rewards, context
+        self._terms = active_terms(rewards, centred=settings.objective != "ppo") if terms is None else terms
         self._objective = OBJECTIVES[settings.objective]
         self._prompts, self._accelerator = prompts, accelerator
         self.policy = policy.to(accelerator.device)
@@ -90,7 +90,7 @@ class GrpoLearner:
         self._began: int | None = None
         self._snapshot: Snapshot | None = None
         self._average: dict[str, Tensor] = {}
-        if settings.average:
+        if settings.ema_decay:
             self._average = {name: tensor.clone() for name, tensor in self.reference.items()}
 
     def snapshot(self) -> Snapshot:
@@ -99,7 +99,7 @@ class GrpoLearner:
             self._snapshot = self.policy.snapshot(self.version)
         return self._snapshot
 
-    def candidate(self) -> Snapshot:
+    def ema_snapshot(self) -> Snapshot:
         """What may be kept of this version: the running mean of the weights since the SFT policy, where there is one.
 
         Polyak & Juditsky 1992, with exponential weights: it does not have the noise of a high learning rate.
@@ -112,19 +112,19 @@ class GrpoLearner:
         """One optimizer step on this worker's groups (averaged over workers), and the audit of it."""
         settings = self._settings
         self._began = self.version if self._began is None else self._began
-        pay(groups, self._knowledge, self._rewards, self._terms)
-        dead = dead_share(torch.stack([group.rewards_G for group in groups]))
+        compute_rewards(groups, self._knowledge, self._rewards, self._terms)
+        dead = zero_advantage_share(torch.stack([group.rewards_G for group in groups]))
         groups = informative_first(groups)[: max(1, len(groups) // settings.oversample)]
         rewards_BG = torch.stack([group.rewards_G for group in groups])
         kind = self._objective.advantage if settings.advantage == "auto" else settings.advantage
         advantage_BG = advantages(kind, rewards_BG)
         self._wrapped.eval()
-        sums = self._backward_all(groups, self._signal(groups, rewards_BG, advantage_BG))
+        sums = self._backward_all(groups, self._targets(groups, rewards_BG, advantage_BG))
         self._step()
-        measured = self._measured(sums, len(groups), {"reward": rewards_BG.mean(), "dead_groups": dead})
+        measured = self._measured(sums, len(groups), {"reward": rewards_BG.mean(), "zero_advantage_groups": dead})
         staleness = self.version - groups[0].version
         self.version += 1
-        shares = {f"share/{name}": share for name, share in term_shares(groups, advantage_BG).items()}
+        shares = {f"advantage_share/{name}": share for name, share in term_shares(groups, advantage_BG).items()}
         return {"step": float(self.version), **measured, **shares, "staleness": float(staleness)}
 
     def write(self, directory: Path, run: TrainingState) -> None:
@@ -151,19 +151,19 @@ class GrpoLearner:
             self._critic.load_state_dict(state["critic"])
             self._critic_optimizer.load_state_dict(state["optimizer"])
 
-    def _signal(self, groups: Sequence[Group], rewards_BG: Tensor, advantage_BG: Tensor) -> Signal:
+    def _targets(self, groups: Sequence[Group], rewards_BG: Tensor, advantage_BG: Tensor) -> Targets:
         """The group's advantage at every level, or those of the value head as it stands before the update."""
         if self._critic is None:
             levels = groups[0].codes_GL.shape[1]
-            return Signal(rewards_BG, advantage_BG[..., None].expand(-1, -1, levels), None)
+            return Targets(rewards_BG, advantage_BG[..., None].expand(-1, -1, levels), None)
         with torch.no_grad():
             values = [self._values(self._score(groups[part], self.policy)) for part in self._parts(len(groups))]
         values_BGL = torch.cat(values).cpu()
         advantage_BGL = gae(values_BGL, rewards_BG, self._settings.gae_lambda)
         valid_BG = torch.stack([group.items_G for group in groups]) >= 0
-        return Signal(rewards_BG, normalised(advantage_BGL, valid_BG), advantage_BGL + values_BGL)
+        return Targets(rewards_BG, normalised(advantage_BGL, valid_BG), advantage_BGL + values_BGL)
 
-    def _backward_all(self, groups: Sequence[Group], signal: Signal) -> dict[str, Tensor]:
+    def _backward_all(self, groups: Sequence[Group], signal: Targets) -> dict[str, Tensor]:
         """Gradients of the whole batch, in micro-batches; returns what was measured, summed over queries."""
         device = self._accelerator.device
         units = torch.tensor(float(len(groups)), device=device)
@@ -175,7 +175,7 @@ class GrpoLearner:
             sums = {name: sums.get(name, 0) + amount.detach() for name, amount in found.items()}
         return sums
 
-    def _backward(self, groups: Sequence[Group], signal: Signal, units: Tensor, total: int) -> dict[str, Tensor]:
+    def _backward(self, groups: Sequence[Group], signal: Targets, units: Tensor, total: int) -> dict[str, Tensor]:
         settings, device = self._settings, self._accelerator.device
         scores = self._score(groups, self._wrapped)
         reference = self._reference(groups)
@@ -185,7 +185,7 @@ class GrpoLearner:
         self._check_agreement(groups, logp_BGL, old_BGL, valid_BG)
         theirs_BGL = None if reference is None else reference.logp_BGL[:, :-1]
         weight_BG = _weights(groups).to(device) * valid_BG
-        batch = Batch(logp_BGL, old_BGL, theirs_BGL, signal.advantage_BGL, signal.rewards_BG, weight_BG)
+        batch = PolicyBatch(logp_BGL, old_BGL, theirs_BGL, signal.advantage_BGL, signal.rewards_BG, weight_BG)
         surrogate = self._objective.loss(batch, settings)
         sft = -scores.logp_BGL[:, -1].sum()
         visited_BG = F.pad(valid_BG, (0, 1), value=True)
@@ -196,8 +196,8 @@ class GrpoLearner:
         if reference is not None:
             kl_L = exact_kl(scores.steps, reference.steps, visited_BG)
             loss = loss + settings.kl * kl_L.sum() / total
-            moved = mass_moved(logp_BGL, reference.logp_BGL[:, :-1], items_BG, self._knowledge.buckets)
-            found |= {f"mass/{name}": amount for name, amount in moved.items()}
+            moved = probability_shift(logp_BGL, reference.logp_BGL[:, :-1], items_BG, self._knowledge.buckets)
+            found |= {f"prob_shift/{name}": amount for name, amount in moved.items()}
         if signal.returns_BGL is not None:
             found["value_loss"] = value_loss(self._values(scores), signal.returns_BGL, valid_BG)
             loss = loss + settings.value_weight * found["value_loss"] / total
@@ -238,7 +238,7 @@ class GrpoLearner:
         self.optimizer.zero_grad(set_to_none=True)
         own = self.policy.trainable()
         for name, mean in self._average.items():
-            mean.lerp_(own[name].detach(), 1 - settings.average)
+            mean.lerp_(own[name].detach(), 1 - settings.ema_decay)
         if self._critic is not None:
             self._critic_optimizer.step()
             self._critic_optimizer.zero_grad(set_to_none=True)
@@ -262,8 +262,8 @@ class GrpoLearner:
         """Means over the queries of all workers; credit as each level's share."""
         values = torch.stack([*(amount / total for amount in sums.values()), *(v.to(sums["kl"]) for v in own.values())])
         found = dict(zip((*sums, *own), self._mean_of_workers(values).tolist(), strict=True))
-        credit = sum(value for name, value in found.items() if name.startswith("credit/"))
-        return {n: v / max(credit, EPSILON) if n.startswith("credit/") else v for n, v in found.items()}
+        credit = sum(value for name, value in found.items() if name.startswith("level_credit/"))
+        return {n: v / max(credit, EPSILON) if n.startswith("level_credit/") else v for n, v in found.items()}
 
     def _mean_of_workers(self, values: Tensor) -> Tensor:
         both: Any = self._accelerator.reduce(values, "mean")
@@ -282,7 +282,7 @@ def informative_first(groups: Sequence[Group]) -> list[Group]:
     return sorted(groups, key=lambda group: bool(group.rewards_G.std(correction=0) < EPSILON))
 
 
-def _informative_tokens(groups: Sequence[Group], signal: Signal) -> Tensor:
+def _informative_tokens(groups: Sequence[Group], signal: Targets) -> Tensor:
     valid_BG = torch.stack([group.items_G for group in groups]) >= 0
     informative_B = (signal.advantage_BGL != 0).any(-1).any(-1)
     return (valid_BG & informative_B[:, None]).sum().float() * signal.advantage_BGL.shape[-1]

@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 from genrec.types import Group, Query, Rollouts, Snapshot
 
-Watch = Callable[[Mapping[str, float]], Mapping[str, float]]
+Callback = Callable[[Mapping[str, float]], Mapping[str, float]]
 """Is told each update's measurements, and returns further figures for the run's status line."""
 
 
-def ignore(record: Mapping[str, float]) -> Mapping[str, float]:
+def no_callback(record: Mapping[str, float]) -> Mapping[str, float]:
     """Watch nothing."""
     return {}
 
@@ -34,7 +34,7 @@ class Learner(Protocol):
         ...
 
 
-def improve(
+def train_async(
     learner: Learner,
     rollouts: Rollouts,
     queries: Callable[[int], Sequence[Query]],

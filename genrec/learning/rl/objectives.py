@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from genrec.config import Grpo
+from genrec.config import Rl
 from genrec.learning.rl.preferences import dpo, s_dpo
 
 LOG_RATIO_LIMIT = 10.0
@@ -20,7 +20,7 @@ LOG_RATIO_LIMIT = 10.0
 
 
 @dataclass(frozen=True)
-class Batch:
+class PolicyBatch:
     """What an objective sees of B queries with G candidates of L levels.
 
     ``logp_BGL`` carries the gradient; ``old_BGL`` is the policy that generated, ``reference_BGL`` the SFT policy (None
@@ -41,17 +41,17 @@ class Batch:
         return gap_BGL.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
 
 
-def grpo(batch: Batch, settings: Grpo) -> Tensor:
+def grpo(batch: PolicyBatch, settings: Rl) -> Tensor:
     """-mean over G, L of min(ρ A, clip(ρ, 1 - ε, 1 + ε) A) (GRPO, Shao et al. 2024, eq. 3; without its KL term)."""
     return -_clipped(batch, settings.ratio_clip, settings.ratio_clip).mean((1, 2)).sum()
 
 
-def dr_grpo(batch: Batch, settings: Grpo) -> Tensor:
+def dr_grpo(batch: PolicyBatch, settings: Rl) -> Tensor:
     """The same summed, not averaged, over L: no length normalisation (Dr. GRPO, Liu et al. 2025, eq. 3)."""
     return -_clipped(batch, settings.ratio_clip, settings.ratio_clip).sum(2).mean(1).sum()
 
 
-def dapo(batch: Batch, settings: Grpo) -> Tensor:
+def dapo(batch: PolicyBatch, settings: Rl) -> Tensor:
     """-Σ over the tokens of informative groups, clipped to 1 - ε_low, 1 + ε_high (DAPO, Yu et al. 2025, eq. 8).
 
     The learner divides by the number of those tokens, so groups without an advantage do not thin the gradient.
@@ -59,7 +59,7 @@ def dapo(batch: Batch, settings: Grpo) -> Tensor:
     return -_clipped(batch, settings.ratio_clip, settings.ratio_clip_high).sum()
 
 
-def gspo(batch: Batch, settings: Grpo) -> Tensor:
+def gspo(batch: PolicyBatch, settings: Rl) -> Tensor:
     """Clipped surrogate of the sequence's ratio s = exp(mean over L of log ρ) (GSPO, Zheng et al. 2025, eq. 5–7).
 
     Its clip range is far narrower than a token's: ``ratio_clip`` of 3e-4 in the paper.
@@ -71,13 +71,13 @@ def gspo(batch: Batch, settings: Grpo) -> Tensor:
     return -(gain_BG * batch.weight_BG).mean(1).sum()
 
 
-def reinforce(batch: Batch, settings: Grpo) -> Tensor:
+def reinforce(batch: PolicyBatch, settings: Rl) -> Tensor:
     """-mean over G of A log π(item), no ratio (Williams 1992; with ``leave_one_out``: RLOO, Ahmadian et al. 2024)."""
     logp_BGL = batch.logp_BGL.masked_fill(batch.weight_BG[..., None] == 0, 0)
     return -((batch.advantage_BGL * logp_BGL).sum(-1) * batch.weight_BG).mean(1).sum()
 
 
-def preferred(batch: Batch, settings: Grpo) -> Tensor:
+def preferred(batch: PolicyBatch, settings: Rl) -> Tensor:
     """DPO or S-DPO between the best-paid candidate of a group and those paid less; see ``preferences``."""
     assert batch.reference_BGL is not None
     gap_BGL = (batch.logp_BGL - batch.reference_BGL).masked_fill(batch.weight_BG[..., None] == 0, 0)
@@ -89,7 +89,7 @@ def preferred(batch: Batch, settings: Grpo) -> Tensor:
 class Objective:
     """A loss summed over queries (or tokens, the learner divides), the advantage it wants, and what else it needs."""
 
-    loss: Callable[[Batch, Grpo], Tensor]
+    loss: Callable[[PolicyBatch, Rl], Tensor]
     advantage: str
     unit: Literal["query", "token"] = "query"
     reference: bool = False
@@ -127,7 +127,7 @@ def exact_entropy(steps: Sequence[Tensor], valid_BG: Tensor) -> Tensor:
     return torch.stack([_mean_of_valid(-(s_BGK.exp() * _finite(s_BGK)).sum(-1), valid_BG) for s_BGK in steps])
 
 
-def _clipped(batch: Batch, low: float, high: float) -> Tensor:
+def _clipped(batch: PolicyBatch, low: float, high: float) -> Tensor:
     """Weighted gain per token (B, G, L), the clipped surrogate of PPO (Schulman et al. 2017, eq. 7)."""
     ratio_BGL = batch.log_ratio_BGL.exp()
     clipped_BGL = ratio_BGL.clamp(1 - low, 1 + high)

@@ -22,7 +22,7 @@ class QueryStream:
         if self._size == 0:
             raise InputError(
                 f"{queries.num_rows} training queries in batches of {batch_size} cannot be shared by {world} workers; "
-                "use fewer workers or a larger learning.grpo.queries"
+                "use fewer workers or a larger learning.rl.queries"
             )
         self._seed, self._rank, self._world = seed, rank, world
 

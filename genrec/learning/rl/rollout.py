@@ -8,7 +8,7 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
-from genrec.config import Grpo
+from genrec.config import Rl
 from genrec.learning.rl.candidates import importance, mixed, with_target
 from genrec.policy.decoding.beam import beam, sample
 from genrec.policy.decoding.sampling import stochastic_beam
@@ -19,7 +19,7 @@ from genrec.types import Group, Query, Snapshot
 
 
 def generate(
-    policy: Policy, prompts: Prompts, trie: Trie, queries: Sequence[Query], settings: Grpo, *, version: int, seed: int
+    policy: Policy, prompts: Prompts, trie: Trie, queries: Sequence[Query], settings: Rl, *, version: int, seed: int
 ) -> list[Group]:
     """One group of G candidates per query from the policy as it stands, without rewards.
 
@@ -54,7 +54,7 @@ def chunks(queries: Sequence[Query], size: int) -> list[Sequence[Query]]:
 class LocalRollouts:
     """Rollouts in the learner's own process, with its own modules: snapshots are lent by exchanging pointers."""
 
-    def __init__(self, policy: Policy, prompts: Prompts, trie: Trie, settings: Grpo, seed: int) -> None:
+    def __init__(self, policy: Policy, prompts: Prompts, trie: Trie, settings: Rl, seed: int) -> None:
         self._policy, self._prompts, self._trie = policy, prompts, trie
         self._settings, self._seed = settings, seed
 

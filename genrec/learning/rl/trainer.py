@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
 
-from genrec.config import Grpo
+from genrec.config import Rl
 from genrec.learning.checkpoints import Checkpoints, TrainingState
-from genrec.learning.rl.guard import GUARDED, Guard, Judge
+from genrec.learning.rl.guard import GUARDED, Guard, SnapshotValidator
 from genrec.learning.rl.learner import GrpoLearner
-from genrec.learning.rl.loop import Watch, ignore, improve
+from genrec.learning.rl.loop import Callback, no_callback, train_async
+from genrec.progress import Progress, log_progress
 from genrec.types import Query, Rollouts
 
+LOG = logging.getLogger(__name__)
 
-class GrpoRun:
+
+class GrpoTrainer:
     """Improves a policy and keeps its best version by validation; the SFT policy is version 0.
 
     When the guard finds a version worse than version 0 the run stops and rolls back: the policy is then the best
@@ -29,17 +33,17 @@ class GrpoRun:
         rollouts: Rollouts,
         queries: Callable[[int], Sequence[Query]],
         *,
-        settings: Grpo,
+        settings: Rl,
         accelerator: Accelerator,
         checkpoints: Checkpoints,
-        judge: Judge,
-        watch: Watch = ignore,
+        validator: SnapshotValidator,
+        callback: Callback = no_callback,
     ) -> None:
         self._learner, self._rollouts, self._queries = learner, rollouts, queries
         self._settings, self._accelerator = settings, accelerator
-        self._checkpoints, self._watch = checkpoints, watch
+        self._checkpoints, self._callback = checkpoints, callback
         self.state = TrainingState()
-        self._guard = Guard(judge, settings, self.state)
+        self._guard = Guard(validator, settings, self.state)
 
     def run(self) -> TrainingState:
         """Run to the last step or until the guard stops it; resumes from the latest checkpoint."""
@@ -48,16 +52,16 @@ class GrpoRun:
             return self.state
         started, first = time.monotonic(), self.state.step
         steps, staleness = self._settings.steps, self._settings.max_staleness
-        for record in improve(self._learner, self._rollouts, self._queries, steps=steps, max_staleness=staleness):
+        for record in train_async(self._learner, self._rollouts, self._queries, steps=steps, max_staleness=staleness):
             self.state.step = self._learner.version
             self.state.curve.append(record)
             checked = self._is_check()
             if checked or self.state.step % self._settings.checkpoint_every == 0:
                 self._settle()
                 if checked and not self.state.stopped:
-                    self._guard.begin(self._learner.candidate())
+                    self._guard.submit(self._learner.ema_snapshot())
                 self._save()
-            seen = {**record, **self._watch(record)}
+            seen = {**record, **self._callback(record)}
             if checked or self.state.step % 10 == 0:
                 self._say(seen, (time.monotonic() - started) / max(1, self.state.step - first))
             if self.state.stopped:
@@ -74,20 +78,20 @@ class GrpoRun:
         if not self.state.curve:
             self.state.curve.append({"step": 0.0})
         if self._is_check() and not self._guard.judged(self.state.step):
-            self._guard.begin(self._learner.candidate())
+            self._guard.submit(self._learner.ema_snapshot())
 
     def _is_check(self) -> bool:
         return self.state.step % self._settings.eval_every == 0 or self.state.step == self._settings.steps
 
     def _settle(self) -> bool:
         """Wait for a verdict that is under way; False if there is none."""
-        if not self._guard.settle():
+        if not self._guard.collect():
             return False
         checked = [record for record in self.state.curve if "ndcg@10" in record][-1]
-        self._watch({name: checked[name] for name in ("step", *GUARDED) if name in checked})
+        self._callback({name: checked[name] for name in ("step", *GUARDED) if name in checked})
         if self._accelerator.is_main_process:
             shown = "  ".join(f"{name} {checked[name]:.4f}" for name in GUARDED if name in checked)
-            print(f"[grpo] version {checked['step']:.0f} validated  {shown}", flush=True)
+            LOG.info("version %d validated  %s", checked["step"], shown)
         return True
 
     def _save(self) -> None:
@@ -104,6 +108,6 @@ class GrpoRun:
         if not self._accelerator.is_main_process:
             return
         left = step_s * (self._settings.steps - self.state.step)
-        names = ("reward", "dead_groups", "kl", "staleness", "rollouts_per_s", *GUARDED)
-        shown = "  ".join(f"{name} {record[name]:.4f}" for name in names if name in record)
-        print(f"[grpo] step {self.state.step}/{self._settings.steps}  {shown}  about {left:.0f} s left", flush=True)
+        names = ("reward", "zero_advantage_groups", "kl", "staleness", "rollouts_per_s", *GUARDED)
+        shown = {name: record[name] for name in names if name in record}
+        log_progress(LOG, Progress("step", self.state.step, self._settings.steps, left, shown))

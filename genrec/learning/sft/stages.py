@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,15 +18,17 @@ from genrec.config import Sft, Stage
 from genrec.data.files import write_json
 from genrec.learning.checkpoints import Checkpoints, TrainingState
 from genrec.learning.sft.batches import Epochs
-from genrec.learning.sft.trainer import SftRun, Validate
+from genrec.learning.sft.trainer import SftTrainer, Validate
 from genrec.policy.model import Policy
 
-NEVER = 10**9
+LOG = logging.getLogger(__name__)
+
+NO_PATIENCE = 10**9
 """A patience that no run outlasts: a stage before the last one goes to its end."""
 
 
 @dataclass(frozen=True)
-class Phase:
+class TrainingStage:
     """One stage: its settings, batches and loss; ``rows_only`` freezes all but the SID rows."""
 
     name: str
@@ -39,14 +42,14 @@ def settings_of(stage: Stage, last: Sft, steps_per_epoch: int, *, rows_only: boo
     """The settings of a stage before the last one: its own rates and length, the rest as in ``last``."""
     epochs = stage.epochs or -(-stage.steps // steps_per_epoch)
     own = {name: getattr(stage, name) for name in ("lr", "min_lr", "warmup")}
-    own |= {"epochs": epochs, "max_steps": stage.steps, "patience": NEVER}
+    own |= {"epochs": epochs, "max_steps": stage.steps, "patience": NO_PATIENCE}
     # Decay would move the rows of a whole embedding table that have no gradient.
     return last.model_copy(update={**own, **({"weight_decay": 0.0} if rows_only else {})})
 
 
-def run_phases(
+def run_stages(
     policy: Policy,
-    phases: Sequence[Phase],
+    stages: Sequence[TrainingStage],
     *,
     seed: int,
     accelerator: Accelerator,
@@ -65,9 +68,9 @@ def run_phases(
     first, earlier = _latest(checkpoints)
     offset = 0
     state = TrainingState()
-    for number, phase in enumerate(phases):
+    for number, stage in enumerate(stages):
         kept = StageCheckpoints(checkpoints, number, offset, earlier)
-        offset += NEVER
+        offset += NO_PATIENCE
         if number < first:
             continue
         options: dict[str, Any] = {
@@ -76,15 +79,15 @@ def run_phases(
             "validate": validate,
             "deepspeed": deepspeed,
         }
-        with only_sid_rows(policy) if phase.rows_only else nullcontext():
-            run = SftRun(policy, phase.loss, phase.epochs, phase.settings, checkpoints=kept, **options)
+        with train_only_sid_embeddings(policy) if stage.rows_only else nullcontext():
+            run = SftTrainer(policy, stage.loss, stage.epochs, stage.settings, checkpoints=kept, **options)
             if accelerator.is_main_process:
-                print(f"[sft] stage {number + 1} of {len(phases)}: {phase.name}", flush=True)
+                LOG.info("stage %d of %d: %s", number + 1, len(stages), stage.name)
             state = run.run()
             run.close()
-        if number < len(phases) - 1:
+        if number < len(stages) - 1:
             earlier += [{"stage": number + 1, **record} for record in state.curve]
-    if phases[-1].rows_only:
+    if stages[-1].rows_only:
         state.best = {**policy.snapshot(state.step).tensors, **state.best}
     state.curve = [*earlier, *state.curve]
     return state
@@ -118,7 +121,7 @@ class StageCheckpoints:
 
 
 @contextmanager
-def only_sid_rows(policy: Policy) -> Generator[None]:
+def train_only_sid_embeddings(policy: Policy) -> Generator[None]:
     """Inside, only the SID rows learn: other parameters are frozen, other rows of a whole table get no gradient."""
     tables = {id(table): rows for table, rows in policy.sid_tables()}
     frozen = [parameter for parameter in policy.trainable().values() if id(parameter) not in tables]

@@ -45,7 +45,7 @@ class Strategy(Protocol):
         """Clip, update at the learning rate ``rate``, and clear the gradients."""
         ...
 
-    def whole(self) -> AbstractContextManager[None]:
+    def gathered(self) -> AbstractContextManager[None]:
         """While it lasts, the policy can be used directly, as if there were one worker."""
         ...
 
@@ -62,7 +62,7 @@ class Strategy(Protocol):
         ...
 
 
-class Copies:
+class DdpStrategy:
     """DDP (or one worker alone): every worker holds all of it and the gradients are averaged."""
 
     lockstep = False
@@ -88,7 +88,7 @@ class Copies:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
-    def whole(self) -> AbstractContextManager[None]:
+    def gathered(self) -> AbstractContextManager[None]:
         """See ``Strategy``."""
         return nullcontext()
 
@@ -105,7 +105,7 @@ class Copies:
         self._accelerator.free_memory()
 
 
-class Zero:
+class ZeroStrategy:
     """DeepSpeed ZeRO (Rajbhandari et al. 2020): optimizer state and gradients in shards, at stage 3 the weights too.
 
     The policy is built whole on every worker, then sharded.
@@ -159,7 +159,7 @@ class Zero:
         self._engine.step()
 
     @contextmanager
-    def whole(self) -> Generator[None]:
+    def gathered(self) -> Generator[None]:
         """See ``Strategy``."""
         if not self._sharded:
             yield

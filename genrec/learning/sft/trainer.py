@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,15 +16,18 @@ from genrec.learning.checkpoints import Checkpoints, TrainingState
 from genrec.learning.schedule import learning_rate
 from genrec.learning.sft.batches import Epochs
 from genrec.learning.sft.losses import SftLoss
-from genrec.learning.sft.strategies import Copies, Strategy, Zero
+from genrec.learning.sft.strategies import DdpStrategy, Strategy, ZeroStrategy
 from genrec.policy.model import Policy
-from genrec.policy.sid_embeddings import RowWatch
+from genrec.policy.sid_embeddings import EmbeddingUpdateCheck
+from genrec.progress import Progress, log_progress
+
+LOG = logging.getLogger(__name__)
 
 Validate = Callable[[Policy], dict[str, float]]
 """Metrics of a policy on validation queries, the same number on every worker; "ndcg@10" decides what is best."""
 
 
-class SftRun:
+class SftTrainer:
     """Trains ``policy`` in place and keeps the tensors of its best validation NDCG@10.
 
     The state at a step boundary is a pure function of the settings and the seed, dropout included, so a run that was
@@ -47,7 +51,7 @@ class SftRun:
         self._loss, self._epochs = loss, epochs
         self._accelerator, self._checkpoints, self._validate = accelerator, checkpoints, validate
         self._policy = policy.to(accelerator.device)
-        self._watch = RowWatch(policy)
+        self._watch = EmbeddingUpdateCheck(policy)
         self.state = TrainingState()
         total = settings.epochs * epochs.steps
         self.total_steps = min(total, settings.max_steps) if settings.max_steps else total
@@ -70,7 +74,7 @@ class SftRun:
                 self._say(record, (time.monotonic() - started) / (self.state.step - first))
             if self._is_check(self.state.step) or self.state.step % self._settings.checkpoint_every == 0:
                 self._save()
-        self._watch.require_moved(
+        self._watch.require_changed(
             self.state.best,
             f"raise learning.sft.lr={self._settings.lr:g} or train longer than {self.state.step} steps",
         )
@@ -91,9 +95,9 @@ class SftRun:
         optimizer = torch.optim.AdamW(groups, lr=self._settings.lr, betas=(0.9, 0.98), fused=True)
         clip = self._settings.clip
         self._strategy: Strategy = (
-            Copies(self._policy, optimizer, self._accelerator, clip)
+            DdpStrategy(self._policy, optimizer, self._accelerator, clip)
             if self._deepspeed is None
-            else Zero(self._policy, optimizer, self._deepspeed, clip)
+            else ZeroStrategy(self._policy, optimizer, self._deepspeed, clip)
         )
         if moments:
             self._strategy.restore(moments, self.state.step)
@@ -118,8 +122,8 @@ class SftRun:
         for index, (piece, weight) in enumerate(zip(pieces, weights, strict=True)):
             total += self._strategy.add(self._loss, piece, weight, last=index == len(pieces) - 1) * weight / world
         self._strategy.step(rate)
-        whole: Any = self._accelerator.reduce(total, "sum")
-        return {"step": step + 1, "loss": float(whole), "lr": rate}
+        gathered: Any = self._accelerator.reduce(total, "sum")
+        return {"step": step + 1, "loss": float(gathered), "lr": rate}
 
     def _is_check(self, step: int) -> bool:
         every = self._settings.eval_every * self._epochs.steps
@@ -127,7 +131,7 @@ class SftRun:
 
     def _check(self) -> dict[str, float]:
         self._policy.eval()
-        with self._strategy.whole():
+        with self._strategy.gathered():
             metrics = self._validate(self._policy)
             tensors = dict(self._policy.snapshot(self.state.step).tensors)
         if metrics["ndcg@10"] > self.state.best_score:
@@ -143,7 +147,7 @@ class SftRun:
 
     def _save(self) -> None:
         metrics = {"step": self.state.step, "ndcg@10": self.state.best_score}
-        with self._strategy.whole():
+        with self._strategy.gathered():
             tensors = self._policy.snapshot(self.state.step).tensors
         moments = self._strategy.moments()
         self._checkpoints.save(lambda path: self.state.write(tensors, moments, path), metrics)
@@ -152,8 +156,8 @@ class SftRun:
         if not self._accelerator.is_main_process:
             return
         left = step_s * (self.total_steps - self.state.step)
-        shown = "  ".join(f"{name} {record[name]:.4f}" for name in ("loss", "ndcg@10", "hr@10") if name in record)
-        print(f"[sft] step {self.state.step}/{self.total_steps}  {shown}  about {left:.0f} s left", flush=True)
+        shown = {name: record[name] for name in ("loss", "ndcg@10", "hr@10") if name in record}
+        log_progress(LOG, Progress("step", self.state.step, self.total_steps, left, shown))
 
 
 def parameter_groups(policy: Policy, decay: float) -> list[dict[str, Any]]:

@@ -9,14 +9,14 @@ import numpy as np
 
 from genrec.config import Instruction
 from genrec.errors import InputError
-from genrec.learning.tasks.item_fields import Shop
+from genrec.learning.tasks.item_fields import ItemFields
 from genrec.policy.chat.templates import TASKS, Language, Message, Parts, Phrasing, fill
 
 T = TypeVar("T")
 CATEGORY_DIALOGUE, SEQUENCE_DIALOGUE = "multi_turn_dialogue_category", "multi_turn_dialogue_sequence"
 
 
-class Writer:
+class ExampleBuilder:
     """Makes examples from a shop's items, its train queries and the templates.
 
     Args:
@@ -28,7 +28,7 @@ class Writer:
 
     def __init__(
         self,
-        shop: Shop,
+        item_fields: ItemFields,
         languages: Sequence[Language],
         settings: Instruction,
         histories: Sequence[Sequence[int]],
@@ -37,7 +37,7 @@ class Writer:
         absent: Sequence[int] = (),
         reasons: Mapping[tuple[int, str], str] | None = None,
     ) -> None:
-        self.shop = shop
+        self.item_fields = item_fields
         self._languages, self._settings = languages, settings
         self._histories, self._targets = histories, targets
         self._absent, self._reasons = frozenset(absent), reasons or {}
@@ -53,7 +53,7 @@ class Writer:
         fits: dict[frozenset[str], bool] = {}
         found: list[int] = []
         source = TASKS[task].source
-        total = len(self.shop) if source == "items" else len(self._histories)
+        total = len(self.item_fields) if source == "items" else len(self._histories)
         for row in range(total):
             has = self._has(task, row)
             if has is None:
@@ -76,19 +76,19 @@ class Writer:
         phrasing = _drawn(_fitting(language.tasks[task], self._has(task, row) or frozenset()), rng)
         system = Message("system", (_drawn(language.system, rng),))
         if TASKS[task].source == "items":
-            fields = self.shop.about_item(row, language, rng)
+            fields = self.item_fields.about_item(row, language, rng)
             return [system, *_turns(phrasing, [("user", fields), ("assistant", fields)])]
         return [system, *_turns(phrasing, self._exchanges(task, row, language))]
 
     def _has(self, task: str, row: int) -> frozenset[str] | None:
         """Names of the fields of a row; None where the task does not fit it at all."""
         if TASKS[task].source == "items":
-            return None if row in self._absent else self.shop.has_about_item(row)
+            return None if row in self._absent else self.item_fields.has_about_item(row)
         history, target = self._histories[row], self._targets[row]
         if not history or target in self._absent or (task == SEQUENCE_DIALOGUE and len(history) < 2):
             return None
         context, steps = self._split(task, row)
-        return self.shop.has_about_query(context, steps[-1])
+        return self.item_fields.has_about_query(context, steps[-1])
 
     def _split(self, task: str, row: int) -> tuple[Sequence[int], list[int]]:
         """What is known when a conversation begins, and the items that are recommended in it: later behaviour."""
@@ -99,20 +99,22 @@ class Writer:
         context, later = history[: len(history) - before], history[len(history) - before :]
         steps = [item for item in later if item not in self._absent]
         if task == CATEGORY_DIALOGUE:
-            steps = [item for item in steps if self.shop.category(item)]
+            steps = [item for item in steps if self.item_fields.category(item)]
         return context, [*steps, target]
 
     def _exchanges(self, task: str, row: int, language: Language) -> list[tuple[str, Mapping[str, Parts]]]:
         context, steps = self._split(task, row)
         reason = self._reasons.get((row, language.name), "")
-        said: list[Mapping[str, Parts]] = [self.shop.about_query(context, step, language, reason) for step in steps]
+        said: list[Mapping[str, Parts]] = [
+            self.item_fields.about_query(context, step, language, reason) for step in steps
+        ]
         if task == CATEGORY_DIALOGUE:
             lines = [("user", said[0]), ("assistant", said[0]), ("ask", said[0]), ("recommend", said[0])]
         else:
             lines = [("user", said[0]), ("assistant", said[0])]
         answer = "recommend" if task == CATEGORY_DIALOGUE else "assistant"
         for before, step, fields in zip(steps, steps[1:], said[1:], strict=False):
-            same = self.shop.category(before) == self.shop.category(step)
+            same = self.item_fields.category(before) == self.item_fields.category(step)
             lines += [("more" if same else "other", fields), (answer, fields)]
         return lines
 

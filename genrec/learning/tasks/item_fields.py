@@ -17,7 +17,7 @@ UNSPACED = 20
 """Text with more signs per word than this is written without spaces, and is cut by signs."""
 
 
-class Shop:
+class ItemFields:
     """The texts of N items, and the fields that are made of them."""
 
     def __init__(self, items: pa.Table, settings: Instruction) -> None:

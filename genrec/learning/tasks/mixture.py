@@ -18,7 +18,7 @@ from torch import Tensor
 from genrec.config import Tasks
 from genrec.errors import InputError
 from genrec.learning.sft.batches import Epochs, RowExamples, Rows
-from genrec.learning.tasks.examples import Writer
+from genrec.learning.tasks.examples import ExampleBuilder
 from genrec.policy.chat.chat_format import ChatFormat, Encoded
 from genrec.policy.chat.templates import TASKS, Message
 
@@ -81,7 +81,14 @@ class Mixture:
     """
 
     def __init__(
-        self, tasks: Tasks, writer: Writer, queries: RowExamples, form: ChatFormat, *, seed: int, max_tokens: int
+        self,
+        tasks: Tasks,
+        writer: ExampleBuilder,
+        queries: RowExamples,
+        form: ChatFormat,
+        *,
+        seed: int,
+        max_tokens: int,
     ) -> None:
         self._writer, self._queries, self._form, self._seed = writer, queries, form, seed
         self._max_tokens = max_tokens

@@ -140,7 +140,7 @@ class ChatFormat:
         return int(end)
 
 
-def load_tokenizer(policy: settings.Policy, cache: Path | None) -> PreTrainedTokenizerBase:
+def load_tokenizer(policy: settings.PolicyConfig, cache: Path | None) -> PreTrainedTokenizerBase:
     """The tokenizer of a policy that knows text, from ``cache`` where ``backbone.build`` has kept a packaged one.
 
     Raises:
@@ -149,7 +149,7 @@ def load_tokenizer(policy: settings.Policy, cache: Path | None) -> PreTrainedTok
     if not policy.knows_text:
         raise InputError(
             "this policy knows semantic IDs only, no text; chat and tasks need policy.kind=pretrained or "
-            "policy.text=bytes"
+            "policy.tokenizer=bytes"
         )
     if policy.kind == "scratch":
         return byte_tokenizer()

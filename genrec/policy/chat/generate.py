@@ -68,7 +68,7 @@ def write(policy: Policy, form: ChatFormat, trie: Trie, messages: Sequence[Messa
             f"the conversation has {len(prompt_P)} tokens and max_tokens={sampling.max_tokens} may follow, the model "
             f"reads {room}; shorten one of them"
         )
-    return _Writer(policy, form, trie, sampling).write(prompt_P)
+    return _ChatGenerator(policy, form, trie, sampling).write(prompt_P)
 
 
 def read(text: str, rows: Mapping[str, int], catalog: Catalog) -> Parts:
@@ -109,7 +109,7 @@ def show(parts: Sequence[str | Item], codes_NL: Tensor, level_sizes: Sequence[in
     return "".join(shown)
 
 
-class _Writer:
+class _ChatGenerator:
     """One answer in the making."""
 
     def __init__(self, policy: Policy, form: ChatFormat, trie: Trie, sampling: Sampling) -> None:

@@ -39,7 +39,7 @@ class Message:
 
 
 @dataclass(frozen=True)
-class Task:
+class TaskTemplate:
     """What a task's phrasings look like.
 
     ``source``: what a row of it is. ``lines``: the names of the lines. ``needs``: per line, or ``*`` for all of them
@@ -72,22 +72,22 @@ FIELDS = {
     "items": frozenset(["sid", "title", "category", "path", "brand", "description", "partial", "document"]),
 }
 TASKS = {
-    "sequence_prediction": Task("queries", PAIR, TARGET),
-    "category_analysis": Task("queries", PAIR, {"user": SEEN, "assistant": ("interests",)}),
-    "category_based_recommendation": Task("queries", PAIR, TARGET | {"*": ("category",)}),
-    "multi_turn_dialogue_category": Task(
+    "sequence_prediction": TaskTemplate("queries", PAIR, TARGET),
+    "category_analysis": TaskTemplate("queries", PAIR, {"user": SEEN, "assistant": ("interests",)}),
+    "category_based_recommendation": TaskTemplate("queries", PAIR, TARGET | {"*": ("category",)}),
+    "multi_turn_dialogue_category": TaskTemplate(
         "queries",
         (*PAIR, "ask", "recommend", "more", "other"),
         {"user": SEEN, "assistant": ("interests",), "ask": ("category",), "recommend": ("target",)},
     ),
-    "multi_turn_dialogue_sequence": Task("queries", (*PAIR, "more", "other"), TARGET),
-    "preference_analysis": Task("queries", PAIR, {"user": SEEN, "assistant": ("categories", "brands")}),
-    "recommendation_reasoning": Task("queries", PAIR, TARGET | {"*": ("reason",)}),
-    "semantic_anchoring": Task("items", PAIR, {"*": ("sid",)}),
-    "attribute_mapping": Task("items", PAIR, {"user": ("sid",), "assistant": ("title", "category")}),
-    "semantic_recovery": Task("items", PAIR, {"user": ("partial",), "assistant": ("sid",)}),
-    "document_to_id": Task("items", PAIR, {"user": ("document",), "assistant": ("sid",)}),
-    "id_to_document": Task("items", PAIR, {"user": ("sid",), "assistant": ("document",)}),
+    "multi_turn_dialogue_sequence": TaskTemplate("queries", (*PAIR, "more", "other"), TARGET),
+    "preference_analysis": TaskTemplate("queries", PAIR, {"user": SEEN, "assistant": ("categories", "brands")}),
+    "recommendation_reasoning": TaskTemplate("queries", PAIR, TARGET | {"*": ("reason",)}),
+    "semantic_anchoring": TaskTemplate("items", PAIR, {"*": ("sid",)}),
+    "attribute_mapping": TaskTemplate("items", PAIR, {"user": ("sid",), "assistant": ("title", "category")}),
+    "semantic_recovery": TaskTemplate("items", PAIR, {"user": ("partial",), "assistant": ("sid",)}),
+    "document_to_id": TaskTemplate("items", PAIR, {"user": ("document",), "assistant": ("sid",)}),
+    "id_to_document": TaskTemplate("items", PAIR, {"user": ("sid",), "assistant": ("document",)}),
 }
 PHRASES = {
     "separator": (),

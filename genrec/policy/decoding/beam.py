@@ -18,7 +18,7 @@ from torch import Tensor
 
 from genrec.policy.decoding.node_prior import NodePrior
 from genrec.policy.decoding.prompt_cache import PromptCache, read
-from genrec.policy.decoding.tree import grow, node_mask
+from genrec.policy.decoding.tree import merge_nodes, node_mask
 from genrec.policy.decoding.trie_masks import LeafMasks
 from genrec.policy.model import Policy
 from genrec.sid.trie import CompleteTrie, Trie
@@ -185,8 +185,8 @@ def search(
         codes_BWL = torch.cat([codes_BWL[rows_B1, parents_BW], chosen_BW[..., None]], -1)
         logp_BWL = torch.cat([logp_BWL[rows_B1, parents_BW], step_BW1], -1)
         if level < trie.depth - 1:
-            open_BW = (nodes_BW >= 0) & ~certain(trie, level + 1, nodes_BW.clamp(min=0), scale)
-            places_BM, slots_BW, seen_BWT = grow(seen_BWT[rows_B1, parents_BW], nodes_BW, open_BW)
+            open_BW = (nodes_BW >= 0) & ~is_deterministic(trie, level + 1, nodes_BW.clamp(min=0), scale)
+            places_BM, slots_BW, seen_BWT = merge_nodes(seen_BWT[rows_B1, parents_BW], nodes_BW, open_BW)
             hidden_BWD = hidden_B1D.expand(-1, nodes_BW.shape[1], -1)
             if places_BM.shape[1]:
                 tokens_BM = policy.sids.token(level, chosen_BW[rows_B1, places_BM])
@@ -197,7 +197,7 @@ def search(
     return _finished(trie, nodes_BW, codes_BWL, logp_BWL)
 
 
-def certain(trie: Trie | CompleteTrie, depth: int, nodes_x: Tensor, scale: Scale = "trie") -> Tensor:
+def is_deterministic(trie: Trie | CompleteTrie, depth: int, nodes_x: Tensor, scale: Scale = "trie") -> Tensor:
     """True at nodes of ``depth`` under which every further step has probability 1, whatever the policy."""
     if isinstance(trie, CompleteTrie) or scale == "vocabulary":
         return torch.zeros_like(nodes_x, dtype=torch.bool)

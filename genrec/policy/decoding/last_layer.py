@@ -23,20 +23,20 @@ from transformers import DynamicCache
 
 
 @dataclass
-class _Wish:
+class _SkipRequest:
     start: int
     granted: bool = False
 
 
-_wish: ContextVar[_Wish | None] = ContextVar("wish", default=None)
+_skip_request: ContextVar[_SkipRequest | None] = ContextVar("wish", default=None)
 """Of this thread; the hooks stay where they are, and do nothing without a wish."""
 
 
-class _Kept(Exception):
+class _KeysCached(Exception):
     """The keys and values are in the cache: nothing else of the layer is wanted."""
 
 
-class _KeysAlone:
+class _KeyOnlyCache:
     """A cache that takes one layer's keys and values, and ends the layer."""
 
     def __init__(self, cache: Any) -> None:
@@ -45,7 +45,7 @@ class _KeysAlone:
     def update(self, *arguments: Any, **settings: Any) -> None:
         """Hand on, and end."""
         self._cache.update(*arguments, **settings)
-        raise _Kept
+        raise _KeysCached
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cache, name)
@@ -55,8 +55,8 @@ def prepare(body: nn.Module, layers: int) -> None:
     """Make ``body``, a model of so many layers, heed ``states_from``. A body of unknown shape is left alone."""
     for module in body.modules():
         if isinstance(module, nn.ModuleList) and len(module) == layers:
-            module[-1].register_forward_pre_hook(_hand_in, with_kwargs=True)
-            module[-1].register_forward_hook(_fill)
+            module[-1].register_forward_pre_hook(_pre_hook, with_kwargs=True)
+            module[-1].register_forward_hook(_post_hook)
             return
 
 
@@ -66,15 +66,15 @@ def states_from(start: int) -> Generator[None]:
 
     Only in evaluation mode: training may wrap or recompute layers.
     """
-    token = _wish.set(_Wish(start) if start > 0 else None)
+    token = _skip_request.set(_SkipRequest(start) if start > 0 else None)
     try:
         yield
     finally:
-        _wish.reset(token)
+        _skip_request.reset(token)
 
 
-def _hand_in(layer: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any] | None:
-    wish = _wish.get()
+def _pre_hook(layer: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any] | None:
+    wish = _skip_request.get()
     if wish is None or layer.training:
         return None
     call = inspect.signature(layer.forward).bind(*positional, **named)
@@ -83,12 +83,12 @@ def _hand_in(layer: nn.Module, positional: tuple[Any, ...], named: dict[str, Any
         return None
     length, cache = next(iter(values.values())).shape[1], values.get("past_key_values")
     cache = DynamicCache() if cache is None else cache
-    values["past_key_values"] = _KeysAlone(cache)
+    values["past_key_values"] = _KeyOnlyCache(cache)
     first, rest = _cut(values, length, slice(0, wish.start)), _cut(values, length, slice(wish.start, None))
     try:
         call.arguments = first
         layer.forward(*call.args, **call.kwargs)
-    except _Kept:
+    except _KeysCached:
         wish.granted = True
         rest["past_key_values"] = cache
         call.arguments = rest
@@ -96,9 +96,9 @@ def _hand_in(layer: nn.Module, positional: tuple[Any, ...], named: dict[str, Any
     return None
 
 
-def _fill(layer: nn.Module, positional: tuple[Any, ...], output: Any) -> Any:
+def _post_hook(layer: nn.Module, positional: tuple[Any, ...], output: Any) -> Any:
     """Zeros in the places that were left out: the model goes on with as many states as it began with."""
-    wish = _wish.get()
+    wish = _skip_request.get()
     if wish is None or not wish.granted:
         return None
     if isinstance(output, tuple):

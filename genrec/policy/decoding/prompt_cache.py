@@ -19,7 +19,7 @@ class Read(NamedTuple):
     cache: Any
 
 
-class Kept(NamedTuple):
+class CachedPrompt(NamedTuple):
     """Keys and values of one prompt, a pair per layer, each (1, heads, P, D), and the hash of each of its prefixes."""
 
     layers: list[tuple[Tensor, Tensor]]
@@ -48,7 +48,7 @@ class PromptCache:
 
     def __init__(self, policy: Policy, limit: int) -> None:
         self._policy, self._limit = policy, limit
-        self._kept: OrderedDict[tuple[int, ...], Kept] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, ...], CachedPrompt] = OrderedDict()
         self._prefixes: dict[int, tuple[int, ...]] = {}
         self._lock = threading.Lock()
         self.bytes = 0
@@ -78,10 +78,10 @@ class PromptCache:
         layers = [(layer.keys, layer.values) for layer in read_layers]
         with self._lock:
             self.reused_tokens += known
-            self._keep(tokens, Kept(layers, hashes, sum(k.nbytes + v.nbytes for k, v in layers)))
+            self._keep(tokens, CachedPrompt(layers, hashes, sum(k.nbytes + v.nbytes for k, v in layers)))
         return Read(hidden_BSD[:, -1:], cache)
 
-    def _longest(self, tokens: tuple[int, ...], hashes: list[int]) -> tuple[Kept, int] | None:
+    def _longest(self, tokens: tuple[int, ...], hashes: list[int]) -> tuple[CachedPrompt, int] | None:
         """The known prompt with the longest common prefix, and its length: all but the last token at most."""
         for length in range(len(tokens) - 1, 0, -1):
             other = self._prefixes.get(hashes[length - 1])
@@ -90,7 +90,7 @@ class PromptCache:
                 return self._kept[other], length
         return None
 
-    def _keep(self, tokens: tuple[int, ...], kept: Kept) -> None:
+    def _keep(self, tokens: tuple[int, ...], kept: CachedPrompt) -> None:
         if kept.size > self._limit:
             return
         if tokens in self._kept:

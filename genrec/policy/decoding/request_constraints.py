@@ -38,7 +38,7 @@ class Constraint:
     """Without the items of the history."""
 
 
-class Facts:
+class ItemAttributes:
     """What constraints ask of the catalogue's items.
 
     Args:
@@ -99,11 +99,11 @@ class Facts:
         return (self._price_N >= low) & (self._price_N <= high)
 
 
-def read_facts(items: pa.Table, added: Sequence[pa.Table], rows: dict[str, int]) -> Facts:
+def read_item_attributes(items: pa.Table, added: Sequence[pa.Table], rows: dict[str, int]) -> ItemAttributes:
     """The facts of the assigned items and of those that were inserted since, which have no price."""
     categories = [own for table in (items, *added) for own in table["categories"].to_pylist()]
     if "price" not in items.column_names:
-        return Facts(rows, categories, None)
+        return ItemAttributes(rows, categories, None)
     price_N = np.full(len(categories), np.nan)
     price_N[: items.num_rows] = items["price"].cast(pa.float64()).to_numpy()
-    return Facts(rows, categories, price_N)
+    return ItemAttributes(rows, categories, price_N)

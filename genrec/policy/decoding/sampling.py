@@ -14,7 +14,7 @@ from genrec.sid.trie import CompleteTrie, Trie
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampledBeams:
     """Distinct samples, in the order of their perturbed log-probabilities.
 
     ``perturbed_BW``: Gumbel-perturbed log-probability of each, descending, -inf at empty places;
@@ -40,7 +40,7 @@ def stochastic_beam(
     count: int,
     *,
     generator: torch.Generator | None = None,
-) -> Drawn:
+) -> SampledBeams:
     """``count`` distinct items per query, drawn without replacement from the trie-renormalised policy.
 
     Source: Kool, van Hoof & Welling, "Stochastic Beams and Where to Find Them" (2019), Algorithm 1: a beam search over
@@ -62,7 +62,7 @@ def stochastic_beam(
     kept = min(count, last_BW.shape[1])
     first = torch.arange(kept, device=last_BW.device).expand(len(last_BW), -1)
     left_out = last_BW[:, count] if last_BW.shape[1] > count else last_BW.new_full((len(last_BW),), -torch.inf)
-    return Drawn(found.ordered(first), last_BW[:, :kept], left_out)
+    return SampledBeams(found.ordered(first), last_BW[:, :kept], left_out)
 
 
 def _conditioned(perturbed_BWK: Tensor, parent_BW: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from genrec.policy.decoding.beam import certain, masked_log_softmax
-from genrec.policy.decoding.tree import grow, node_mask, prompt_mask, prompt_positions
+from genrec.policy.decoding.beam import is_deterministic, masked_log_softmax
+from genrec.policy.decoding.tree import merge_nodes, node_mask, prompt_mask, prompt_positions
 from genrec.policy.model import Policy
 from genrec.sid.trie import Trie
 
@@ -93,8 +93,8 @@ def states(
             open_BG = torch.ones_like(nodes_BG, dtype=torch.bool)
         else:
             nodes_BG = paths_BGL[..., level + 1]
-            open_BG = (nodes_BG >= 0) & ~certain(trie, level + 1, nodes_BG.clamp(min=0))
-        places_BM, slots_BG, seen_BGT = grow(seen_BGT, nodes_BG, open_BG)
+            open_BG = (nodes_BG >= 0) & ~is_deterministic(trie, level + 1, nodes_BG.clamp(min=0))
+        places_BM, slots_BG, seen_BGT = merge_nodes(seen_BGT, nodes_BG, open_BG)
         nodes_BG = slots_BG
         tokens_BM = policy.sids.token(level, codes_BGL[..., level][rows_B1, places_BM])
         tokens.append(tokens_BM)

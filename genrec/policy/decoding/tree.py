@@ -31,7 +31,7 @@ def node_mask(mask_BP: Tensor, seen_BWT: Tensor) -> Tensor:
     return torch.cat([mask_BP[:, None, :].expand(-1, width, -1), seen_BWT], dim=-1)[:, None]
 
 
-class Grown(NamedTuple):
+class MergedNodes(NamedTuple):
     """The nodes that join a tree, a slot for each.
 
     ``places_BM`` a candidate that goes through each slot; ``slots_BW`` the slot that each open candidate goes through;
@@ -43,7 +43,7 @@ class Grown(NamedTuple):
     seen_BWT: Tensor
 
 
-def grow(seen_BWT: Tensor, nodes_BW: Tensor, open_BW: Tensor) -> Grown:
+def merge_nodes(seen_BWT: Tensor, nodes_BW: Tensor, open_BW: Tensor) -> MergedNodes:
     """Let the open candidates' nodes join the tree: those that stand at the same node share a slot.
 
     M is the largest number of distinct open nodes of a row; a row with fewer repeats others.
@@ -64,4 +64,4 @@ def grow(seen_BWT: Tensor, nodes_BW: Tensor, open_BW: Tensor) -> Grown:
     places_BW = torch.nn.functional.pad(places_BW, (0, 1)).scatter(1, slot_BW.where(is_new_BW, width), order_BW)
     slots_BW = torch.empty_like(slot_BW).scatter(1, order_BW, slot_BW)
     own_BWM = slots_BW[..., None] == torch.arange(slots, device=nodes_BW.device)
-    return Grown(places_BW[:, :slots], slots_BW, torch.cat([seen_BWT, own_BWM], dim=-1))
+    return MergedNodes(places_BW[:, :slots], slots_BW, torch.cat([seen_BWT, own_BWM], dim=-1))

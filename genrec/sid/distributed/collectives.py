@@ -27,7 +27,7 @@ MESSAGE = 2000
 """Bytes of a refusal that reach the other workers."""
 
 
-class Workers(Protocol):
+class ProcessGroup(Protocol):
     """The workers of one fit, seen from one of them; all call the same methods in the same order.
 
     ``rank`` counts from 0 below ``size``; ``device`` is where this one computes.
@@ -50,7 +50,7 @@ class Workers(Protocol):
         ...
 
 
-class Alone:
+class SingleProcess:
     """One worker without company or checkpoints."""
 
     rank, size = 0, 1
@@ -70,10 +70,10 @@ class Alone:
         """Nothing is kept."""
 
 
-class Pace:
+class CheckpointTimer:
     """Says when a checkpoint is due, on all workers alike, by the clock of the first."""
 
-    def __init__(self, workers: Workers, every_s: float | None = None) -> None:
+    def __init__(self, workers: ProcessGroup, every_s: float | None = None) -> None:
         self._workers, self._every_s = workers, SAVE_S if every_s is None else every_s
         self._last = time.monotonic()
 
@@ -87,7 +87,7 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class Survey:
+class ScanStatistics:
     """All vectors' mean (D,) and root mean squared deviation from it, and a sample of them (n, D)."""
 
     mean_D: Floats
@@ -95,7 +95,7 @@ class Survey:
     sample_ND: Floats
 
 
-def survey(stream: Stream, workers: Workers, codes: int, seed: int) -> Survey:
+def scan_statistics(stream: Stream, workers: ProcessGroup, codes: int, seed: int) -> ScanStatistics:
     """Read everything once: refuse what cannot be quantized, and draw a sample that does not depend on the workers.
 
     Args:
@@ -119,14 +119,14 @@ def survey(stream: Stream, workers: Workers, codes: int, seed: int) -> Survey:
             sums_D2 += torch.stack([block_BD.sum(0), block_BD.square().sum(0)], dim=1)
     except InputError as error:
         refused = str(error)
-    agree(workers, refused)
+    raise_on_all(workers, refused)
     mean_D, square_D = (workers.sum(sums_D2) / len(stream)).unbind(1)
     scale = (square_D - mean_D.square()).mean().clamp(min=0).sqrt().item() or 1.0
     sample_ND = torch.cat([workers.sum(part) for part in sample_ND.split(BLOCK)])
-    return Survey(mean_D.float().numpy(), scale, sample_ND.numpy())
+    return ScanStatistics(mean_D.float().numpy(), scale, sample_ND.numpy())
 
 
-def agree(workers: Workers, refused: str) -> None:
+def raise_on_all(workers: ProcessGroup, refused: str) -> None:
     """Raise the first worker's message on all of them, if any has one: none is left waiting for the others.
 
     Raises:
@@ -144,12 +144,12 @@ def agree(workers: Workers, refused: str) -> None:
     raise InputError(bytes(workers.sum(text).tolist()).rstrip(b"\0").decode(errors="ignore"))
 
 
-def share(workers: Workers, values: Tensor) -> Tensor:
+def share(workers: ProcessGroup, values: Tensor) -> Tensor:
     """The first worker's tensor, on all of them."""
     return workers.sum(values if workers.rank == 0 else torch.zeros_like(values))
 
 
-def sum_all(workers: Workers, parts: Sequence[Tensor]) -> list[Tensor]:
+def sum_all(workers: ProcessGroup, parts: Sequence[Tensor]) -> list[Tensor]:
     """The sums of several tensors of one type, in one exchange."""
     flat = workers.sum(torch.cat([part.detach().flatten() for part in parts]))
     pieces = flat.split([part.numel() for part in parts])

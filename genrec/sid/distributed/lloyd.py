@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from genrec.config import Sid
-from genrec.sid.distributed.collectives import Pace, Workers, share, sum_all, survey
+from genrec.sid.distributed.collectives import CheckpointTimer, ProcessGroup, scan_statistics, share, sum_all
 from genrec.sid.distributed.vector_stream import Stream
 from genrec.sid.quantizers.base import nearest
 from genrec.sid.quantizers.kmeans import kmeans
 from genrec.sid.vectors import Floats
+
+LOG = logging.getLogger(__name__)
 
 ENOUGH = 1e-4
 """A level ends when a pass lowers its error by a smaller share than this."""
@@ -38,7 +41,7 @@ class ResidualLloyd:
     Clustering Based on MapReduce" (2009).
     """
 
-    def __init__(self, stream: Stream, workers: Workers, settings: Sid, *, seed: int, threads: int) -> None:
+    def __init__(self, stream: Stream, workers: ProcessGroup, settings: Sid, *, seed: int, threads: int) -> None:
         self._stream, self._workers, self._settings = stream, workers, settings
         self._seed, self._threads = seed, threads
         self.codebooks: list[Floats] = []
@@ -53,17 +56,17 @@ class ResidualLloyd:
             InputError: vectors that cannot be quantized, on every worker.
         """
         sizes = self._settings.level_sizes
-        sample_ND = survey(self._stream, self._workers, max(sizes), self._seed).sample_ND
+        sample_ND = scan_statistics(self._stream, self._workers, max(sizes), self._seed).sample_ND
         with self._workers.latest() as directory:
             if directory is not None:
                 self._read(directory)
-        pace = Pace(self._workers)
+        pace = CheckpointTimer(self._workers)
         for level, codes in enumerate(sizes):
             if level == len(self.codebooks):
                 self._settle(codes, sample_ND, pace)
             sample_ND = sample_ND - self.codebooks[level][nearest(sample_ND, self.codebooks[level])]
 
-    def _settle(self, codes: int, sample_ND: Floats, pace: Pace) -> None:
+    def _settle(self, codes: int, sample_ND: Floats, pace: CheckpointTimer) -> None:
         """Make one level; ``sample_ND`` is what the levels before left of the sample."""
         level, now_KD = len(self.codebooks), self._now_KD
         if now_KD is None:
@@ -108,7 +111,7 @@ class ResidualLloyd:
 
     def _say(self, text: str) -> None:
         if self._workers.rank == 0:
-            print(f"[assign] {text}", flush=True)
+            LOG.info(text)
 
     def _write(self, directory: Path) -> None:
         assert self._now_KD is not None

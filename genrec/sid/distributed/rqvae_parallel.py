@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from genrec.config import Sid
-from genrec.sid.distributed.collectives import Pace, Workers, share, sum_all
-from genrec.sid.distributed.vector_stream import Batch, Stream
+from genrec.sid.distributed.collectives import CheckpointTimer, ProcessGroup, share, sum_all
+from genrec.sid.distributed.vector_stream import Stream, VectorBatch
 from genrec.sid.quantizers.autoencoder import RESTART_UNTIL, Codebook, Losses, make_optimizer
 from genrec.sid.vectors import Floats
+
+LOG = logging.getLogger(__name__)
 
 
 class ParallelTraining:
@@ -38,7 +41,7 @@ class ParallelTraining:
         settings: Sid,
         seed: int,
         stream: Stream,
-        workers: Workers,
+        workers: ProcessGroup,
     ) -> None:
         self._net, self._books, self._losses, self._prepare = net, books, losses, prepare
         self._settings, self._seed, self._stream, self._workers = settings, seed, stream, workers
@@ -55,7 +58,7 @@ class ParallelTraining:
         with self._workers.latest() as directory:
             if directory is not None:
                 self._read(directory / "rqvae.pt")
-        pace, epochs = Pace(self._workers), self._settings.epochs
+        pace, epochs = CheckpointTimer(self._workers), self._settings.epochs
         while self._epoch < epochs:
             totals_2, last = torch.zeros(2), None
             for batch in self._stream.batches(self._settings.batch_size, self._epoch):
@@ -67,12 +70,12 @@ class ParallelTraining:
             self._epoch, self._totals_2 = self._epoch + 1, totals_2
             if pace.due():
                 if self._workers.rank == 0:
-                    print(f"[assign] epoch {self._epoch} of {epochs}, error {totals_2[0]:.5g}", flush=True)
+                    LOG.info("epoch %d of %d, error %.5g", self._epoch, epochs, totals_2[0])
                 self._workers.save(self._write, {"epoch": self._epoch})
         error, commitment = self._totals_2.tolist()
         return {"error": error, "commitment": commitment, "restarted_codes": float(self._restarted)}
 
-    def _step(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+    def _step(self, batch: VectorBatch) -> tuple[Tensor, list[Tensor]]:
         """One optimizer step; returns the whole batch's two losses, and this worker's residuals per level."""
         self._optimizer.zero_grad(set_to_none=True)
         error, commitment, residuals, codes = self._losses(self._prepare(batch.rows_BD))
@@ -93,7 +96,7 @@ class ParallelTraining:
             book.absorb(counted[2 * level], counted[2 * level + 1])
         return summed[0], residuals
 
-    def _restart(self, batch: Batch, residuals: list[Tensor]) -> int:
+    def _restart(self, batch: VectorBatch, residuals: list[Tensor]) -> int:
         """Put codes that no item chose onto residuals of the last whole batch; returns how many."""
         generator = torch.Generator().manual_seed(self._seed + 7919 * self._epoch)
         restarted = 0

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from genrec.sid.vectors import Floats
 
 Longs = npt.NDArray[np.int64]
-LANES = 64
+VIRTUAL_SHARDS = 64
 """More workers than lanes would have nothing to read."""
 READ = 2048
 """Rows that a lane reads at once, and shuffles; 64 lanes of 384 dimensions hold 200 MB, shared by the workers."""
@@ -43,7 +43,7 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True)
-class Batch:
+class VectorBatch:
     """One worker's part of a training batch: its vectors (b, D), their places in the batch (b,), the batch's size."""
 
     rows_BD: Floats
@@ -59,7 +59,7 @@ class Stream:
 
     def __init__(self, reader: Reader, rows: range | Longs, *, rank: int = 0, workers: int = 1, seed: int = 0) -> None:
         self._reader, self._rows, self._seed = reader, rows, seed
-        self._lanes = range(rank * LANES // workers, (rank + 1) * LANES // workers)
+        self._lanes = range(rank * VIRTUAL_SHARDS // workers, (rank + 1) * VIRTUAL_SHARDS // workers)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -79,29 +79,29 @@ class Stream:
         """Batches per epoch."""
         return -(-len(self) // batch_size)
 
-    def batches(self, batch_size: int, epoch: int) -> Iterator[Batch]:
+    def batches(self, batch_size: int, epoch: int) -> Iterator[VectorBatch]:
         """This worker's part, perhaps empty, of each batch of about ``batch_size`` rows, drawn anew each epoch."""
         steps = self.steps(batch_size)
-        lanes = [self._lane(lane, epoch) for lane in self._lanes]
-        length_J = np.diff([self._bound(lane) for lane in range(LANES + 1)])
-        phase_J = np.arange(LANES) * steps // LANES
+        lanes = [self._virtual_shard(virtual_shard, epoch) for virtual_shard in self._lanes]
+        length_J = np.diff([self._bound(virtual_shard) for virtual_shard in range(VIRTUAL_SHARDS + 1)])
+        phase_J = np.arange(VIRTUAL_SHARDS) * steps // VIRTUAL_SHARDS
         for step in range(steps):
             count_J = ((step + 1) * length_J + phase_J) // steps - (step * length_J + phase_J) // steps
             first_J = np.concatenate([[0], np.cumsum(count_J)])
             own = self._lanes
-            rows = [lane.take(int(count_J[number])) for number, lane in zip(own, lanes, strict=True)]
+            rows = [virtual_shard.take(int(count_J[number])) for number, virtual_shard in zip(own, lanes, strict=True)]
             place_B = np.arange(first_J[own.start], first_J[own.stop])
-            yield Batch(np.concatenate(rows), place_B, int(first_J[-1]))
+            yield VectorBatch(np.concatenate(rows), place_B, int(first_J[-1]))
 
-    def _bound(self, lane: int) -> int:
-        return lane * len(self) // LANES
+    def _bound(self, virtual_shard: int) -> int:
+        return virtual_shard * len(self) // VIRTUAL_SHARDS
 
-    def _lane(self, lane: int, epoch: int) -> _Lane:
-        rows = self._rows[self._bound(lane) : self._bound(lane + 1)]
-        return _Lane(self._reader, rows, np.random.default_rng([self._seed, epoch, lane]))
+    def _virtual_shard(self, virtual_shard: int, epoch: int) -> _VirtualShard:
+        rows = self._rows[self._bound(virtual_shard) : self._bound(virtual_shard + 1)]
+        return _VirtualShard(self._reader, rows, np.random.default_rng([self._seed, epoch, virtual_shard]))
 
 
-class _Lane:
+class _VirtualShard:
     """The rows of one lane, its blocks in random order and each block shuffled."""
 
     def __init__(self, reader: Reader, rows: range | Longs, rng: np.random.Generator) -> None:

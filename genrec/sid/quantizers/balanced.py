@@ -35,13 +35,13 @@ class BalancedRqKmeans(RqKmeans):
         if not 0 <= low <= 1 <= high:
             raise InputError(f"sid.balance={low, high}: a lower bound in [0, 1] and an upper one >= 1 were expected")
         self.check_fit(vectors_ND)
-        self.codebooks, self.prices = [], []
+        self.codebooks, self.penalties = [], []
         left_ND = np.array(vectors_ND, np.float32, order="C")
         measures: dict[str, float] = {}
         for level, codes in enumerate(self.level_sizes):
             codebook_KD, price_K = self._balance(left_ND, codes, level)
             self.codebooks.append(codebook_KD)
-            self.prices.append(price_K)
+            self.penalties.append(price_K)
             code_N = nearest(left_ND, codebook_KD, price_K)
             left_ND -= codebook_KD[code_N]
             share_K = np.bincount(code_N, minlength=codes) * codes / len(code_N)
@@ -52,13 +52,13 @@ class BalancedRqKmeans(RqKmeans):
 
     def tensors(self) -> Tensors:
         """Codebooks, and ``price_0`` … ``price_{L-1}``, (K,) each."""
-        prices = {f"price_{level}": price_K for level, price_K in enumerate(self.prices or [])}
-        return {**super().tensors(), **prices}
+        penalties = {f"price_{level}": price_K for level, price_K in enumerate(self.penalties or [])}
+        return {**super().tensors(), **penalties}
 
     def restore(self, tensors: Tensors) -> None:
         """Take back what ``tensors`` gave."""
         super().restore(tensors)
-        self.prices = [tensors[f"price_{level}"] for level in range(len(self.level_sizes))]
+        self.penalties = [tensors[f"price_{level}"] for level in range(len(self.level_sizes))]
 
     def _balance(self, left_ND: Floats, codes: int, level: int) -> tuple[Floats, Floats]:
         codebook_KD = kmeans(
@@ -66,15 +66,15 @@ class BalancedRqKmeans(RqKmeans):
         )
         rows = np.random.default_rng(self.seed + level).permutation(len(left_ND))[: POINTS * codes]
         sample_ND = left_ND[np.sort(rows)]
-        pricing = Pricing(codes, self.settings.balance)
+        pricing = BalancePenalties(codes, self.settings.balance)
         for _ in range(self.settings.iterations):
-            code_N = pricing.settle(sample_ND, codebook_KD, STEPS)
+            code_N = pricing.fit(sample_ND, codebook_KD, STEPS)
             codebook_KD = _means(sample_ND, code_N, codebook_KD)
-        pricing.settle(left_ND, codebook_KD, LAST_STEPS)
+        pricing.fit(left_ND, codebook_KD, LAST_STEPS)
         return codebook_KD, pricing.price_K - pricing.price_K.min()
 
 
-class Pricing:
+class BalancePenalties:
     """Prices (K,) of codes, moved until every cluster has between ``low`` and ``high`` mean sizes.
 
     Each price keeps a step of its own that grows while it moves one way and halves when it turns (Riedmiller & Braun,
@@ -85,11 +85,11 @@ class Pricing:
         self.price_K = np.zeros(codes, np.float32)
         self._balance = balance
 
-    def settle(self, left_ND: Floats, codebook_KD: Floats, steps: int) -> Ints:
+    def fit(self, left_ND: Floats, codebook_KD: Floats, steps: int) -> Ints:
         """Move the prices at most ``steps`` times; returns the code of each vector, (N,)."""
         mean = len(left_ND) / len(codebook_KD)
         low, high = np.floor(self._balance[0] * mean), np.ceil(self._balance[1] * mean)
-        costs = _Costs(left_ND, codebook_KD)
+        costs = _PenalisedCosts(left_ND, codebook_KD)
         step_K = np.full(len(codebook_KD), 0.02 * costs.scale, np.float32)
         way_K = np.zeros(len(codebook_KD), np.float32)
         code_N = costs.cheapest(self.price_K)
@@ -111,7 +111,7 @@ class Pricing:
         return best_code_N
 
 
-class _Costs:
+class _PenalisedCosts:
     """Half the squared distances of vectors to codes, in blocks, kept where they are few enough."""
 
     def __init__(self, left_ND: Floats, codebook_KD: Floats) -> None:

@@ -17,7 +17,7 @@ from genrec.config.sid import FIT_PARALLEL, Sid, cannot_share
 from genrec.data.files import write_atomically, write_json
 from genrec.errors import InputError
 from genrec.sid.codes import codes_option
-from genrec.sid.distributed.collectives import Workers
+from genrec.sid.distributed.collectives import ProcessGroup
 from genrec.sid.distributed.vector_stream import Stream
 from genrec.sid.vectors import Floats, Ints, check_vectors
 
@@ -46,7 +46,7 @@ class Quantizer(ABC):
             InputError: fewer vectors than codes, or vectors that are not finite.
         """
 
-    def fit_parallel(self, stream: Stream, workers: Workers) -> dict[str, float]:
+    def fit_parallel(self, stream: Stream, workers: ProcessGroup) -> dict[str, float]:
         """Learn as one of several workers, each of which reads its own part of the vectors; all end with the same.
 
         Raises:
@@ -57,7 +57,7 @@ class Quantizer(ABC):
         refuse_few(len(stream), self.level_sizes)
         return self._fit_share(stream, workers)
 
-    def _fit_share(self, stream: Stream, workers: Workers) -> dict[str, float]:
+    def _fit_share(self, stream: Stream, workers: ProcessGroup) -> dict[str, float]:
         """``fit_parallel`` of the quantizers that can."""
         raise NotImplementedError
 
@@ -222,7 +222,7 @@ def refuse_few(items: int, level_sizes: Sequence[int]) -> None:
         raise InputError(f"semantic IDs are learned from 2 items at least, {items} came; add items to the catalogue")
     fewer = [min(size, 1 << (items.bit_length() - 1)) for size in level_sizes]
     raise InputError(
-        f"{items} items cannot fill {max(level_sizes)} codes per level; set sid.codes={codes_option(fewer)} (or fewer)"
+        f"{items} items cannot fill {max(level_sizes)} codes per level; set sid.codebook_size={codes_option(fewer)} (or fewer)"
     )
 
 

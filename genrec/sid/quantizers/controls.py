@@ -16,7 +16,7 @@ from genrec.sid.vectors import Floats, Ints
 WORD = re.compile(r"\w+")
 
 
-class Named(Quantizer):
+class HashQuantizer(Quantizer):
     """Codes that are a name, not a place: a cost is the number of codes that differ from the item's own."""
 
     _mean_D: Floats
@@ -62,7 +62,7 @@ class Named(Quantizer):
         return len(self._mean_D)
 
 
-class Random(Named):
+class Random(HashQuantizer):
     """Codes drawn at random for each item: from a hash of its vector's bytes and the seed, so equal on every run."""
 
     def _names(self, vectors_ND: Floats) -> Ints:
@@ -74,7 +74,7 @@ class Random(Named):
         return (numbers_NL % np.array(self.level_sizes, np.uint64)).astype(np.int32)
 
 
-class Title(Named):
+class Title(HashQuantizer):
     """Codes that are the hashed words of the title; its "vectors" (N, L) are those words, see ``title_words``."""
 
     def _names(self, vectors_ND: Floats) -> Ints:

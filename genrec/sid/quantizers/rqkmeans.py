@@ -7,7 +7,7 @@ import torch
 
 from genrec.config import Sid
 from genrec.errors import InputError
-from genrec.sid.distributed.collectives import Workers
+from genrec.sid.distributed.collectives import ProcessGroup
 from genrec.sid.distributed.lloyd import ResidualLloyd
 from genrec.sid.distributed.vector_stream import Stream
 from genrec.sid.quantizers.base import ResidualQuantizer, nearest
@@ -30,7 +30,7 @@ class RqKmeans(ResidualQuantizer):
             errors[f"error_{level + 1}"] = float(np.mean(np.einsum("nd,nd->n", left_ND, left_ND)))
         return errors
 
-    def _fit_share(self, stream: Stream, workers: Workers) -> dict[str, float]:
+    def _fit_share(self, stream: Stream, workers: ProcessGroup) -> dict[str, float]:
         """The same by Lloyd's algorithm over all vectors, each worker its part; see ``ResidualLloyd``."""
         torch.set_num_threads(self.threads)
         lloyd = ResidualLloyd(stream, workers, self.settings, seed=self.seed, threads=self.threads)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from genrec.sid.distributed.collectives import Workers, survey
+from genrec.sid.distributed.collectives import ProcessGroup, scan_statistics
 from genrec.sid.distributed.rqvae_parallel import ParallelTraining
 from genrec.sid.distributed.vector_stream import Stream
 from genrec.sid.quantizers.autoencoder import (
@@ -45,13 +45,13 @@ class RqVae(ResidualQuantizer):
         self._net = self._new_net().to(device)
         return self._train(data_ND, self._first_codebooks(data_ND))
 
-    def _fit_share(self, stream: Stream, workers: Workers) -> dict[str, float]:
+    def _fit_share(self, stream: Stream, workers: ProcessGroup) -> dict[str, float]:
         """The same with each batch's items shared by the workers; see ``ParallelTraining``.
 
         The codebooks start from k-means on the first latents of a sample.
         """
         torch.set_num_threads(self.threads)
-        found = survey(stream, workers, max(self.level_sizes), self.seed)
+        found = scan_statistics(stream, workers, max(self.level_sizes), self.seed)
         self._mean_D, self._scale = found.mean_D, found.scale
         self._net = self._new_net().to(workers.device)
         books = self._first_codebooks(self._scaled(found.sample_ND).to(workers.device))

@@ -1,0 +1,61 @@
+"""The best items of a baseline's scores.
+
+A history is a row of ``recent_QH``: item rows, newest first, padded with -1. Where no train target repeats an earlier
+item of its user, repeats are taken to be impossible and seen items are masked: for the baselines, and for the policy
+(``genrec.inference.batch``) alike.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genrec.metrics import FloatArray, IntArray
+
+CHUNK_BYTES = 32 * 2**20
+
+
+class Baseline(Protocol):
+    """Anything that scores the whole catalogue for a history."""
+
+    def dense(self, recent_QH: IntArray) -> FloatArray:
+        """Scores (Q, N), higher is better. Callers keep Q small: the result is dense."""
+        ...
+
+
+def rank(
+    baseline: Baseline, recent_QH: IntArray, k: int, *, mask_seen: bool, chunk_bytes: int = CHUNK_BYTES
+) -> NDArray[np.int64]:
+    """The k best items of each history, (Q, min(k, N)), best first, padded with -1 where masks leave fewer.
+
+    Dense scores are made for as many queries at a time as fit ``chunk_bytes`` (scores and working copies).
+    """
+    n_items = baseline.dense(recent_QH[:1]).shape[1] if len(recent_QH) else 0
+    chunk = max(1, chunk_bytes // max(1, 24 * n_items))
+    parts = [np.zeros((0, min(k, n_items)), dtype=np.int64)]
+    for start in range(0, len(recent_QH), chunk):
+        recent_CH = recent_QH[start : start + chunk]
+        scores_CN = baseline.dense(recent_CH)
+        if mask_seen:
+            row_CH = np.broadcast_to(np.arange(len(recent_CH))[:, None], recent_CH.shape)
+            scores_CN[row_CH[recent_CH >= 0], recent_CH[recent_CH >= 0]] = -np.inf
+        parts.append(_top(scores_CN, k))
+    return np.concatenate(parts)
+
+
+def _top(scores_QN: FloatArray, k: int) -> NDArray[np.int64]:
+    """The k best columns of each row, best first, ties to the lower column; -1 for a score of minus infinity."""
+    queries, n_items = scores_QN.shape
+    k = min(k, n_items)
+    border_Q1 = np.partition(scores_QN, n_items - k, axis=1)[:, n_items - k, None]
+    kept_QN = scores_QN >= border_Q1
+    for row in np.flatnonzero(kept_QN.sum(axis=1) > k):
+        tied = np.flatnonzero(scores_QN[row] == border_Q1[row])
+        kept_QN[row, tied[k - int(kept_QN[row].sum()) :]] = False
+    best_QK = np.nonzero(kept_QN)[1].reshape(queries, k)
+    value_QK = np.take_along_axis(scores_QN, best_QK, axis=1)
+    order_QK = np.argsort(-value_QK, axis=1, kind="stable")
+    ranked_QK = np.take_along_axis(best_QK, order_QK, axis=1)
+    return np.where(np.isneginf(np.take_along_axis(value_QK, order_QK, axis=1)), -1, ranked_QK)

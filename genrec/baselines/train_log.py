@@ -1,0 +1,88 @@
+"""What baselines learn from: the train positions of all users, and histories as arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from genrec.errors import InputError
+
+CONTEXT, TRAIN = 0, 1
+
+
+@dataclass(frozen=True)
+class TrainLog:
+    """The train part of all users' sequences, laid end to end: E events, oldest first within a user."""
+
+    items_E: NDArray[np.int64]
+    users_E: NDArray[np.int64]
+    times_E: NDArray[np.int64]
+    n_items: int
+
+    @property
+    def counts_N(self) -> NDArray[np.int64]:
+        """Train events per item."""
+        return np.bincount(self.items_E, minlength=self.n_items)
+
+    @property
+    def repeat_share(self) -> float:
+        """Share of train targets that the same user had touched before (a user's first event is no target)."""
+        if self.items_E.size == 0:
+            return 0.0
+        distinct = np.unique(self.users_E * self.n_items + self.items_E).size
+        users = np.unique(self.users_E).size
+        targets = self.items_E.size - users
+        return (self.items_E.size - distinct) / targets if targets else 0.0
+
+
+def train_log(sequences: pa.Table, n_items: int) -> TrainLog:
+    """The events that train rows show: each user's context and train positions up to the last train target.
+
+    ``sequences`` has the columns ``items`` and ``split`` (0 context, 1 train, 2 valid, 3 test), and may have
+    ``times``; without it an event's time is its position. A user without a train target adds nothing.
+    Raises InputError when no train target exists or an item is not in the catalogue.
+    """
+    items_E, lengths_U = _flat(sequences, "items")
+    split_E, split_lengths_U = _flat(sequences, "split")
+    if not np.array_equal(lengths_U, split_lengths_U):
+        raise InputError("sequences: the columns items and split differ in length; run prepare again")
+    users_E = np.repeat(np.arange(len(lengths_U)), lengths_U)
+    position_E = np.arange(len(items_E)) - np.repeat(np.cumsum(lengths_U) - lengths_U, lengths_U)
+    last_U = np.full(len(lengths_U), -1)
+    is_train_E = split_E == TRAIN
+    np.maximum.at(last_U, users_E[is_train_E], position_E[is_train_E])
+    keep_E = (position_E <= last_U[users_E]) & (split_E <= TRAIN)
+    if not keep_E.any():
+        raise InputError("sequences hold no train position (split code 1); the baselines need a train split")
+    low, high = int(items_E.min()), int(items_E.max())
+    if low < 0 or high >= n_items:
+        raise InputError(f"sequences hold item {low if low < 0 else high}; the catalogue has rows 0 to {n_items - 1}")
+    times_E = _flat(sequences, "times")[0] if "times" in sequences.column_names else position_E
+    return TrainLog(items_E[keep_E], users_E[keep_E], times_E[keep_E], n_items)
+
+
+def recent_history(queries: pa.Table, max_history: int) -> NDArray[np.int64]:
+    """The ``history`` column as ``recent_QH``: at most ``max_history`` items, newest first, padded with -1."""
+    items_E, lengths_Q = _flat(queries, "history")
+    ends_Q = np.cumsum(lengths_Q)
+    place_QH = ends_Q[:, None] - 1 - np.arange(max_history)[None, :]
+    inside_QH = np.arange(max_history)[None, :] < lengths_Q[:, None]
+    if items_E.size == 0:
+        return np.full(inside_QH.shape, -1, dtype=np.int64)
+    return np.where(inside_QH, items_E[np.maximum(place_QH, 0)], -1)
+
+
+def _flat(table: pa.Table, column: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """A list column's values end to end, and each row's length."""
+    if column not in table.column_names:
+        raise InputError(f"the table has columns {table.column_names}, {column!r} was expected; run prepare again")
+    lists = table.column(column).combine_chunks()
+    array = cast("pa.ListArray", lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists)
+    offsets = array.offsets.to_numpy(zero_copy_only=False)
+    if array.null_count or array.flatten().null_count:
+        raise InputError(f"the column {column!r} holds nulls; every sequence needs its {column}")
+    return array.flatten().to_numpy(zero_copy_only=False).astype(np.int64), np.diff(offsets).astype(np.int64)

@@ -1,0 +1,33 @@
+"""How far a long piece of work has come, as a log record: a terminal may draw it as a bar, a file keeps the line."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+EXTRA = "progress"
+"""The attribute of a ``logging.LogRecord`` that holds its ``Progress``."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """``done`` of ``total`` units of work, about how long the rest takes, and the figures that matter now.
+
+    ``Progress("step", 30, 266, 235.0, {"loss": 6.3961})``: step 30 of 266, 235 seconds left.
+    """
+
+    unit: str
+    done: int
+    total: int
+    seconds_left: float
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        shown = "".join(f"  {name} {value:.4f}" for name, value in self.figures.items())
+        return f"{self.unit} {self.done}/{self.total}{shown}  about {self.seconds_left:.0f} s left"
+
+
+def log_progress(logger: logging.Logger, progress: Progress) -> None:
+    """Log ``progress`` at level INFO; handlers find the object itself under ``record.progress``."""
+    logger.info("%s", progress, extra={EXTRA: progress})
