@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.compare import Comparison
 from cluster.artifacts import Artifact
-from cluster.run_spec import RunSpec
+from cluster.train import RunSpec
 from cluster.stages import instruction, steps
 from genrec.config import Config
 from genrec.errors import InputError

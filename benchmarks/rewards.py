@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from benchmarks.compare import QUERIES, Comparison, RunScore, Scores, Variant, compare, score_rows
@@ -24,7 +23,6 @@ from genrec.errors import InputError
 
 PLACE = "rewards"
 FIRST = "sft"
-RECIPES = Path(__file__).parent.parent / "configs" / "versions"
 GUARDED = ("ndcg@10", "hr@50")
 """What the paired bootstrap is drawn for, of all queries and of those for tail items."""
 
@@ -55,7 +53,7 @@ def changes(config: Config) -> dict[str, Change]:
     """What each row changes in the config, by name."""
     found: dict[str, Change] = {FIRST: ({}, {}), "config": ({}, {})}
     for name in ("v1", "v2", "v3", "v4"):
-        recipe = load_config([RECIPES / f"{name}.yaml"])
+        recipe = load_config([f"versions/{name}"])
         found[name] = ({"objective": recipe.learning.rl.objective}, recipe.rewards)
     hit = Rewards(hit=1.0, rank_log=0.0, settings=config.rewards.settings)
     none = hit.weighted({"hit": 0.0})

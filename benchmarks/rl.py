@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.decode import generate
 from benchmarks.harness import Bench, interleaved_timings, random_catalog, ratio, timed
 from benchmarks.throughput_model import Service
-from cluster.run_spec import RunSpec
+from cluster.train import RunSpec
 from genrec.config import Config, PolicyConfig
 
 ACTORS = (1, 2, 4, 8, 16, 32, 64)

@@ -1,37 +1,50 @@
-"""Stages: each noun of a run is written once, under a name made from everything that went into it.
+"""Artifacts: each stage writes one directory, under a name made from everything that its result depends on.
 
-``storage/<name>/<key>/`` is complete exactly when its ``manifest.json`` exists; until then the work lives in
+``<storage>/<stage>/<key>/`` is complete exactly when its ``manifest.json`` exists; until then the work lives in
 ``<key>.partial/``, which survives ``kill -9`` and is handed to the same stage again. Same key: nothing to do.
-Other config, code version or input: other key, other directory, never a mixture.
+Other settings, code or inputs: other key, other directory, never a mixture.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import platform
+import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from cluster.fingerprint import code_digest
+from cluster.progress import STAGE, STAGE_LOG, stage_log
 from cluster.resources import PeakMemory
 from genrec.config import Config, to_yaml
 from genrec.data.files import write_json, write_text
 from genrec.errors import InputError
 
-_told: set[Path] = set()
-"""Outputs that this process has spoken of already: every later verb asks for them again."""
+LOG = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+PENDING = "pending.json"
+"""In an unfinished directory: what its key was made from, so that a later key can say what it differs in."""
+
+BOOKKEEPING = (PENDING, STAGE_LOG)
+"""Files of an unfinished directory that hold nothing of its result."""
+
+PACKAGES = ("genrec", "torch", "ray", "transformers", "peft", "pyarrow", "numpy", "faiss-cpu", "faiss-gpu")
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished stage: its name, its directory, the key that it is known by, and what it measured."""
+    """The result of a finished stage: its name, its directory, the key that it is known by, and what it measured."""
 
     name: str
     path: Path
@@ -40,93 +53,124 @@ class Artifact:
     skipped: bool
 
 
-def run_stage(
-    config: Config,
-    name: str,
-    *,
-    version: int,
-    settings: Mapping[str, Any],
-    inputs: Sequence[Artifact],
-    work: Callable[[Path], Mapping[str, Any]],
-) -> Artifact:
-    """Do ``work(directory)`` unless its output exists already.
+@dataclass(frozen=True)
+class Recipe:
+    """What an artifact depends on, and nothing else.
 
-    Args:
-        version: raised by hand whenever the stage's code gives another result from the same settings.
-        settings: the JSON-able part of the config that the result depends on (not: threads, actors).
-        inputs: the stages that it reads.
-        work: fills the directory (skipping what a killed run left complete) and returns metrics.
+    ``settings`` is JSON-able and holds what changes the result; ``code`` names the modules whose code makes it
+    (``cluster.fingerprint``); ``inputs`` are the artifacts that it reads.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    code: Sequence[str]
+    inputs: Sequence[Artifact] = ()
+
+    @cached_property
+    def parts(self) -> dict[str, Any]:
+        """What the key is made from, JSON-able."""
+        return {
+            "name": self.name,
+            "settings": dict(self.settings),
+            "code": code_digest(*self.code),
+            "inputs": {artifact.name: f"{artifact.name}/{artifact.key}" for artifact in self.inputs},
+        }
+
+    @cached_property
+    def key(self) -> str:
+        """Twelve hexadecimal digits of the SHA-256 of ``parts``."""
+        return hashlib.sha256(json.dumps(self.parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def make_artifact(config: Config, recipe: Recipe, work: Callable[[Path], Mapping[str, Any]]) -> Artifact:
+    """The artifact of ``recipe``: as it lies under ``config.storage``, or made by ``work(directory)``.
+
+    ``work`` fills the directory (skipping what a killed run left complete) and returns metrics.
 
     Raises:
-        InputError: another process is at work on the same output.
+        InputError: another process is making the same artifact.
     """
-    key = _key(name, version, settings, [stage.key for stage in inputs])
-    final = Path(config.storage).absolute() / name / key
-    if (final / "manifest.json").is_file():
-        manifest = json.loads((final / "manifest.json").read_text(encoding="utf-8"))
-        if final not in _told:
-            print(f"[{name}] done already: {_shown(final)}", flush=True)
-        _told.add(final)
-        return Artifact(name, final, key, manifest["metrics"], skipped=True)
-    partial = final.with_name(f"{key}.partial")
+    final = Path(config.storage).expanduser().absolute() / recipe.name / recipe.key
+    if (finished := _finished(recipe.name, final)) is not None:
+        LOG.info("done already: %s", shown_path(final), extra={STAGE: recipe.name})
+        return finished
+    partial = final.with_name(f"{recipe.key}.partial")
+    with _only_writer(partial):
+        # Another process may have finished it between the look above and the lock.
+        if (finished := _finished(recipe.name, final)) is not None:
+            return finished
+        metrics = _make(config, recipe, work, partial)
+        partial.rename(final)
+    about = (metrics["wall_s"], metrics["peak_rss_mb"])
+    LOG.info("done in %.0f s, peak memory %.0f MB", *about, extra={STAGE: recipe.name})
+    return Artifact(recipe.name, final, recipe.key, metrics, skipped=False)
+
+
+def shown_path(path: Path) -> str:
+    """``path`` relative to the working directory where it lies below it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def _finished(name: str, final: Path) -> Artifact | None:
+    if not (final / MANIFEST).is_file():
+        return None
+    manifest = json.loads((final / MANIFEST).read_text(encoding="utf-8"))
+    return Artifact(name, final, final.name, manifest["metrics"], skipped=True)
+
+
+@contextmanager
+def _only_writer(partial: Path) -> Generator[None]:
+    """Hold the lock of an unfinished directory; an empty one, and the lock of one that is gone, are removed."""
     partial.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(f"{partial}.lock", timeout=0):
-            if (final / "manifest.json").is_file():
-                partial.rmdir()
-                return run_stage(config, name, version=version, settings=settings, inputs=inputs, work=work)
-            print(f"[{name}] {'continues' if any(partial.iterdir()) else 'starts'}: {_shown(final)}", flush=True)
-            metrics = _measured(work, partial)
-            write_text(to_yaml(config), partial / "config.yaml")
-            write_json(_manifest(name, key, version, settings, inputs, metrics), partial / "manifest.json")
-            partial.rename(final)
+            yield
     except Timeout:
-        raise InputError(f"another process is writing {partial}; wait for it, or end it, then run this again") from None
-    except InputError:
-        if partial.is_dir() and not any(partial.iterdir()):
-            partial.rmdir()
-        raise
+        raise InputError(
+            f"another process is writing {partial}; wait until it ends, or end it, then run this again"
+        ) from None
     finally:
+        if partial.is_dir() and not _holds_work(partial):
+            shutil.rmtree(partial)
         if not partial.is_dir():
             Path(f"{partial}.lock").unlink(missing_ok=True)
-    print(f"[{name}] done in {metrics['wall_s']:.0f} s, peak memory {metrics['peak_rss_mb']:.0f} MB", flush=True)
-    _told.add(final)
-    return Artifact(name, final, key, metrics, skipped=False)
 
 
-def _key(name: str, version: int, settings: Mapping[str, Any], inputs: Sequence[str]) -> str:
-    text = json.dumps([name, version, settings, list(inputs)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _measured(work: Callable[[Path], Mapping[str, Any]], directory: Path) -> dict[str, Any]:
+def _make(config: Config, recipe: Recipe, work: Callable[[Path], Mapping[str, Any]], partial: Path) -> dict[str, Any]:
+    """Run ``work`` and write the manifest; returns the metrics with wall time and peak memory."""
+    begins = "continues" if _holds_work(partial) else "starts"
+    LOG.info("%s: %s", begins, shown_path(partial.with_suffix("")), extra={STAGE: recipe.name})
+    parts = recipe.parts
+    _tell_of_other_code(parts, partial)
+    write_json(parts, partial / PENDING)
     start = time.perf_counter()
-    with PeakMemory() as memory:
-        metrics = dict(work(directory))
-    return {**metrics, "wall_s": round(time.perf_counter() - start, 2), "peak_rss_mb": round(memory.peak_mb, 1)}
+    with stage_log(recipe.name, partial), PeakMemory() as memory:
+        found = dict(work(partial))
+    metrics = {**found, "wall_s": round(time.perf_counter() - start, 2), "peak_rss_mb": round(memory.peak_mb, 1)}
+    write_text(to_yaml(config), partial / "config.yaml")
+    write_json({**parts, "key": recipe.key, "metrics": metrics, "versions": _versions()}, partial / MANIFEST)
+    (partial / PENDING).unlink()
+    return metrics
 
 
-def _manifest(
-    name: str, key: str, version: int, settings: Mapping[str, Any], inputs: Sequence[Artifact], metrics: dict[str, Any]
-) -> dict[str, Any]:
-    return {
-        "name": name,
-        "key": key,
-        "code_version": version,
-        "settings": dict(settings),
-        "inputs": {stage.name: f"{stage.name}/{stage.key}" for stage in inputs},
-        "metrics": metrics,
-        "versions": _versions(),
-    }
+def _holds_work(partial: Path) -> bool:
+    return any(file.name not in BOOKKEEPING for file in partial.iterdir())
+
+
+def _tell_of_other_code(parts: Mapping[str, Any], partial: Path) -> None:
+    """Say which unfinished directories differ from this one in code alone: they stay as they are, and are not used."""
+    for other in sorted(partial.parent.glob("*.partial")):
+        pending = other / PENDING
+        if other == partial or not pending.is_file():
+            continue
+        theirs = json.loads(pending.read_text(encoding="utf-8"))
+        if {**theirs, "code": ""} == {**parts, "code": ""}:
+            about = f"{shown_path(other)} was begun by other code; it is kept, and not used"
+            LOG.warning(about, extra={STAGE: parts["name"]})
 
 
 @cache
 def _versions() -> dict[str, str]:
-    packages = ("genrec", "torch", "ray", "transformers", "peft", "pyarrow", "numpy", "faiss-cpu", "faiss-gpu")
     installed = {dist.metadata["Name"].lower(): dist.version for dist in metadata.distributions()}
-    return {"python": platform.python_version()} | {p: installed[p] for p in packages if p in installed}
-
-
-def _shown(path: Path) -> str:
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+    return {"python": platform.python_version()} | {name: installed[name] for name in PACKAGES if name in installed}

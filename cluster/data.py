@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
-from cluster.session import connect, require
+from cluster.session import connect, require_resources
 from genrec.config import Config
 from genrec.errors import InputError
+from genrec.progress import Progress, log_progress
+
+LOG = logging.getLogger(__name__)
+
+REPORT_S = 5.0
+"""Seconds between two reports of how many shards are done."""
+
+T = TypeVar("T")
 
 Work = Callable[[int], Mapping[str, Any]]
 
@@ -20,7 +29,7 @@ def parallel_map(
 
     ``make`` is called once per actor and loads what the work needs; it must be picklable. The work writes its result
     itself, atomically; callers pass only the shards whose file is missing. ``compute.data_actors: 0`` works in this
-    process without Ray.
+    process without Ray. ``label`` says in the log what is done.
 
     Raises:
         InputError: the work refused its input.
@@ -58,30 +67,31 @@ def _accepted(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _on_ray(config: Config, make: Callable[[], Work], shards: Sequence[int]) -> Any:
+def _on_ray(config: Config, make: Callable[[], Work], shards: Sequence[int]) -> Iterator[dict[str, Any]]:
     connect(config)
     import ray.data
     from ray.data import ActorPoolStrategy
 
     compute = config.compute
-    require(config, "an actor of Ray Data", compute.data_cpus, compute.data_gpus)
+    require_resources(config, "an actor of Ray Data", compute.data_cpus, compute.data_gpus)
     rows = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
     results = rows.map(
-        _Actor,
+        cast("Any", _Actor),
         fn_constructor_args=(make,),
         compute=ActorPoolStrategy(size=min(compute.data_actors, len(shards))),
         num_cpus=compute.data_cpus,
         num_gpus=compute.data_gpus or None,
     )
-    return results.iter_rows()
+    return iter(results.iter_rows())
 
 
-def _counted(rows: Any, total: int, label: str) -> Any:
+def _counted(rows: Iterable[T], total: int, label: str) -> Iterator[T]:
+    """``rows`` as they come; every few seconds it is logged how many came."""
     start = shown = time.monotonic()
     for done, row in enumerate(rows, start=1):
         yield row
         now = time.monotonic()
-        if now - shown > 5 or done == total:
-            left = (now - start) / done * (total - done)
-            print(f"[{label}] {done}/{total} shards, about {left:.0f} s left", flush=True)
+        if now - shown > REPORT_S or done == total:
+            left_s = (now - start) / done * (total - done)
+            log_progress(LOG, Progress("shard", done, total, left_s, task=label))
             shown = now

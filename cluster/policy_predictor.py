@@ -42,7 +42,7 @@ class PolicyPredictor:
             mask_seen=self._lineup.mask_seen,
             prior=prior,
             count=count,
-            label=f"evaluate {self._name} on {split}{steered}",
+            label=f"{self._name} on {split}{steered}",
         )
 
     def tuned_prior(self, valid: Any) -> dict[str, Any]:

@@ -1,37 +1,173 @@
-"""Progress from a training worker to the terminal: the worker writes lines to a file, the driver shows them.
+"""What people see while a run works: log records as lines, as a live bar in a terminal, and in a file per stage.
 
-A file, because a worker's own output comes through Ray mixed with the logs of Ray's actors, and only while the driver
-that started it lives. The file stays beside the result.
+A training worker's records come to the driver by file: its own output comes through Ray mixed with the logs of Ray's
+actors, and only while the driver that started it lives.
 """
 
 from __future__ import annotations
 
+import json
+import logging
+import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
-FILE = "progress.log"
+from genrec.progress import EXTRA, Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+OWN_LOGGERS = ("genrec", "cluster", "workflows", "benchmarks")
+"""Loggers whose records are shown and kept; those of libraries are not."""
+
+STAGE_LOG = "stage.log"
+WORKER_LOG = "worker.jsonl"
+STAGE = "stage"
+"""The attribute of a record that names the stage it speaks of, where that is not the one at work."""
+
+_stages: list[str] = []
+"""The stages at work in this process, the inner one last."""
+
+
+class _StageFormatter(logging.Formatter):
+    """``[stage] message``, with the level before what is more than information."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        stage = getattr(record, STAGE, None) or (_stages[-1] if _stages else None)
+        level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+        return f"[{stage}] {level}{super().format(record)}" if stage else f"{level}{super().format(record)}"
+
+
+class LineHandler(logging.StreamHandler[TextIO]):
+    """Every record as a line: for files, pipes and CI. Characters that the stream cannot write are replaced."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        super().__init__(sys.stdout if stream is None else stream)
+        self.setFormatter(_StageFormatter())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the line; where the stream's encoding lacks a character, ``?`` stands for it."""
+        encoding = getattr(self.stream, "encoding", None) or "utf-8"
+        self.stream.write(self.format(record).encode(encoding, "replace").decode(encoding) + self.terminator)
+        self.flush()
+
+
+class BarHandler(logging.Handler):
+    """Progress as a live bar in a terminal: done of total, rate, time left and figures; the rest as lines."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as Bars
+
+        super().__init__()
+        self.setFormatter(_StageFormatter())
+        self._console = console or Console(highlight=False, markup=False, soft_wrap=True)
+        self._bars = Bars(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}  {task.fields[left]}{task.fields[figures]}", markup=False),
+            console=self._console,
+            transient=True,
+        )
+        self._shown: str | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Move the bar for a ``Progress``; print anything else above it."""
+        progress = getattr(record, EXTRA, None)
+        if not isinstance(progress, Progress):
+            self._console.print(self.format(record))
+        elif progress.done >= progress.total:
+            self.end()
+            self._console.print(self.format(record))
+        else:
+            self._move(progress)
+
+    def end(self) -> None:
+        """Take the bar away."""
+        if self._shown is not None:
+            self._bars.stop()
+            for task in self._bars.task_ids:
+                self._bars.remove_task(task)
+            self._shown = None
+
+    def close(self) -> None:
+        """Take the bar away, and the handler with it."""
+        self.end()
+        super().close()
+
+    def _move(self, progress: Progress) -> None:
+        title = " ".join(part for part in (*_stages[-1:], progress.task or f"{progress.unit}s") if part)
+        fields: dict[str, Any] = {
+            "rate": _rate(progress),
+            "left": f"about {_duration(progress.seconds_left)} left",
+            "figures": "".join(f"  {name} {value:.4f}" for name, value in progress.figures.items()),
+        }
+        if title != self._shown:
+            self.end()
+            self._bars.add_task(title, total=progress.total, completed=progress.done, **fields)
+            self._bars.start()
+            self._shown = title
+        else:
+            self._bars.update(self._bars.task_ids[0], completed=progress.done, total=progress.total, **fields)
+
+
+def show_in_terminal(level: int = logging.INFO) -> None:
+    """Show this process's records on standard output: bars in a terminal, lines elsewhere; once."""
+    for name in OWN_LOGGERS:
+        logger = logging.getLogger(name)
+        logger.setLevel(level)
+    if not any(isinstance(handler, LineHandler | BarHandler) for handler in logging.getLogger(OWN_LOGGERS[0]).handlers):
+        _attach(BarHandler() if sys.stdout.isatty() else LineHandler())
+
+
+@contextmanager
+def stage_log(stage: str, directory: Path) -> Generator[None]:
+    """Meanwhile, records belong to ``stage``, and ``directory/stage.log`` keeps them with time and level."""
+    handler = logging.FileHandler(directory / STAGE_LOG, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    _stages.append(stage)
+    _attach(handler)
+    try:
+        yield
+    finally:
+        _detach(handler)
+        _stages.pop()
+        for own in logging.getLogger(OWN_LOGGERS[0]).handlers:
+            if isinstance(own, BarHandler):
+                own.end()
 
 
 @contextmanager
 def log_to_file(directory: Path) -> Generator[None]:
-    """In the worker: what is printed goes to the progress file."""
-    with (directory / FILE).open("a", encoding="utf-8", buffering=1) as file, redirect_stdout(file):
-        yield
+    """In a training worker: records, and what is printed, go to ``directory/worker.jsonl``."""
+    for name in OWN_LOGGERS:
+        logging.getLogger(name).setLevel(logging.INFO)
+    handler = _JsonLines(directory / WORKER_LOG)
+    _attach(handler)
+    try:
+        with redirect_stdout(_Printed()):
+            yield
+    finally:
+        _detach(handler)
 
 
 @contextmanager
 def tail_log(directory: Path, interval_s: float = 0.5) -> Generator[None]:
-    """In the driver: print what is added to the progress file meanwhile."""
-    path, stop = directory / FILE, threading.Event()
+    """In the driver: handle the records that are added to ``directory/worker.jsonl`` meanwhile like its own."""
+    path, stop = directory / WORKER_LOG, threading.Event()
     path.touch()
     with path.open(encoding="utf-8") as file:
         file.seek(0, 2)
 
         def follow() -> None:
             while not stop.wait(interval_s):
-                print(file.read(), end="", flush=True)
+                _handle_lines(file)
 
         thread = threading.Thread(target=follow, daemon=True)
         thread.start()
@@ -40,4 +176,82 @@ def tail_log(directory: Path, interval_s: float = 0.5) -> Generator[None]:
         finally:
             stop.set()
             thread.join()
-            print(file.read(), end="", flush=True)
+            _handle_lines(file)
+
+
+class _JsonLines(logging.Handler):
+    """A record per line; the file is opened for each, so that it may be written by several processes."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        progress = getattr(record, EXTRA, None)
+        line: dict[str, Any] = {
+            "name": record.name,
+            "level": record.levelno,
+            "levelname": record.levelname,
+            "message": record.getMessage(),
+        }
+        if isinstance(progress, Progress):
+            line[EXTRA] = asdict(progress)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+class _Printed:
+    """Standard output of a worker: each line becomes a record."""
+
+    def __init__(self) -> None:
+        self._rest = ""
+
+    def write(self, text: str) -> int:
+        """Log the lines that ``text`` completes."""
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            if line.strip():
+                logging.getLogger("cluster").info("%s", line)
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is held back but an unfinished line."""
+
+
+def _handle_lines(file: TextIO) -> None:
+    while True:
+        place = file.tell()
+        line = file.readline()
+        if not line.endswith("\n"):
+            file.seek(place)
+            return
+        _handle(json.loads(line))
+
+
+def _handle(line: Mapping[str, Any]) -> None:
+    fields = {"name": line["name"], "levelno": line["level"], "levelname": line["levelname"]}
+    record = logging.makeLogRecord({**fields, "msg": line["message"]})
+    if EXTRA in line:
+        setattr(record, EXTRA, Progress(**line[EXTRA]))
+    logging.getLogger(record.name).handle(record)
+
+
+def _attach(handler: logging.Handler) -> None:
+    for name in OWN_LOGGERS:
+        logging.getLogger(name).addHandler(handler)
+
+
+def _detach(handler: logging.Handler) -> None:
+    for name in OWN_LOGGERS:
+        logging.getLogger(name).removeHandler(handler)
+    handler.close()
+
+
+def _rate(progress: Progress) -> str:
+    left = progress.total - progress.done
+    return f"{left / progress.seconds_left:.2g} {progress.unit}s/s" if progress.seconds_left > 0 else ""
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d} min" if minutes else f"{rest} s"

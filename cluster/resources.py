@@ -1,11 +1,14 @@
-"""Memory: what a stage took, over this process and all it started, and what a process may take of a shared card."""
+"""The machine: memory that a stage took, a process's share of a card, and the device that shards are worked on."""
 
 from __future__ import annotations
 
 import threading
 from types import TracebackType
+from typing import Literal
 
 import psutil
+
+from genrec.config import Config
 
 
 class PeakMemory:
@@ -55,3 +58,15 @@ def cap_memory(share: float) -> None:
 
     if 0 < share < 1 and torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(share)
+
+
+def data_device(config: Config) -> Literal["cpu", "cuda"]:
+    """The device of the shards' work: that of this process, or of the actors that do it (``compute.data_gpus``)."""
+    compute = config.compute
+    if compute.device != "auto":
+        return compute.device
+    if compute.data_actors:
+        return "cuda" if compute.data_gpus else "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""A file of reward terms as part of a stage: its content is in the stage's key, and a copy lies beside the result."""
+"""A file of reward terms as part of a stage: its content is in the stage's key, and a copy lies next to the result."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from genrec.errors import InputError
 
 
-def terms_settings(file: str | None) -> dict[str, str]:
+def settings(file: Path | None) -> dict[str, str]:
     """What a stage's key needs to know of the file; nothing where there is none.
 
     Raises:
@@ -17,11 +17,11 @@ def terms_settings(file: str | None) -> dict[str, str]:
     """
     if file is None:
         return {}
-    if not Path(file).is_file():
-        raise InputError(f"--rewards {file}: no such file; a Python file with a mapping TERMS was expected")
-    return {"terms": hashlib.sha256(Path(file).read_bytes()).hexdigest()}
+    if not file.is_file():
+        raise InputError(f"--rewards {file}: no such file; wanted: a Python file with a mapping TERMS")
+    return {"terms": hashlib.sha256(file.read_bytes()).hexdigest()}
 
 
-def kept_terms(file: str | None, out: Path) -> Path | None:
+def keep(file: Path | None, out: Path) -> Path | None:
     """The copy under ``out``, which every worker sees, or None."""
     return None if file is None else Path(shutil.copyfile(file, out / "rewards.py"))

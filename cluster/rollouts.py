@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cluster.resources import cap_memory
-from cluster.run_spec import RunSpec
+from cluster.train import RunSpec
 from genrec.types import Group, Query, Snapshot
 
 if TYPE_CHECKING:

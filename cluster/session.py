@@ -1,4 +1,4 @@
-"""The one place where this process joins a Ray cluster."""
+"""This process and Ray: the environment that both need, and joining or starting a cluster."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from genrec.config import Config
 from genrec.errors import InputError
+
+LOG = logging.getLogger(__name__)
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -84,7 +87,9 @@ def connect(config: Config) -> None:
         )
     address = config.compute.address or os.environ.get("RAY_ADDRESS") or "local"
     passed = {name: os.environ[name] for name in (*QUIET, "HF_HUB_OFFLINE") if name in os.environ}
-    options = {} if address != "local" else {"object_store_memory": config.compute.object_store_mb * 2**20}
+    options: dict[str, Any] = (
+        {} if address != "local" else {"object_store_memory": config.compute.object_store_mb * 2**20}
+    )
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     ray.init(
         address=address,
@@ -97,7 +102,7 @@ def connect(config: Config) -> None:
     _quieten_ray_data()
 
 
-def require(config: Config, what: str, cpus: float, gpus: float) -> None:
+def require_resources(config: Config, what: str, cpus: float, gpus: float) -> None:
     """Refuse to wait forever for resources that this machine does not have (a cluster may still grow, and is told).
 
     Raises:
@@ -114,7 +119,7 @@ def require(config: Config, what: str, cpus: float, gpus: float) -> None:
         "lower the numbers in the config's compute section, or take another configs/ file for where to run"
     )
     if config.compute.address or os.environ.get("RAY_ADDRESS"):
-        print(f"warning: {message}; waiting for the cluster to grow", flush=True)
+        LOG.warning("%s; waiting for the cluster to grow", message)
         return
     raise InputError(message)
 

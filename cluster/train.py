@@ -1,31 +1,81 @@
-"""Ray Train around the learning loops: what every worker runs, and the trainer that starts the workers."""
+"""Ray Train around the learning loops: what a worker is told, what it runs, and the trainer that starts the workers."""
 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cluster.progress import log_to_file, tail_log
+from cluster.progress import WORKER_LOG, log_to_file, tail_log
 from cluster.resources import cap_memory
-from cluster.run_spec import RunSpec
-from cluster.session import connect, prepare_environment, require
-from cluster.stages.instruction import is_wanted, train_stages
-from cluster.telemetry import Telemetry, TimedRollouts, metric_loggers, require_mlflow
-from genrec.config import Config
+from cluster.session import connect, require_resources
+from cluster.telemetry import require_mlflow
+from genrec.config import Config, packaged_file
 from genrec.data.files import write_json, write_text
 from genrec.errors import InputError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from genrec.learning.checkpoints import Checkpoints, TrainingState
+    from genrec.policy.model import Policy
+    from genrec.policy.prompts import Prompts
+    from genrec.sid.catalog import Catalog
 
 REFUSED = "refused.txt"
 """Where a worker leaves the message of an InputError: as an exception it would be retried and arrive wrapped."""
 
-DEEPSPEED = Path(__file__).parent.parent / "configs" / "deepspeed"
-"""A file per ZeRO strategy, in DeepSpeed's own format."""
+CURVE = "curve.json"
+"""The training's summary and its curve; a stage whose directory has it is trained."""
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One training run as workers and actors are told of it: paths and the config, from which they build the rest.
+
+    Rank 0 leaves the result in ``out``. ``start`` holds the policy to begin from (the SFT policy), or is None for a new
+    one; ``vectors`` the item vectors and ``rewards`` the Python file of terms, for rewards that want them.
+    """
+
+    config: Config
+    data: Path
+    catalog: Path
+    out: Path
+    start: Path | None = None
+    vectors: Path | None = None
+    rewards: Path | None = None
+
+    @property
+    def backbones(self) -> Path:
+        """Where packaged models are kept in a form that loads fast."""
+        return backbones(self.config)
+
+    def build(self) -> tuple[Policy, Prompts, Catalog]:
+        """The policy (with the tensors of ``start``), its prompts and the catalogue."""
+        from genrec.data.tables import read_items
+        from genrec.policy.backbone import build, load
+        from genrec.sid.catalog import Catalog
+
+        catalog, config = Catalog.load(self.catalog), self.config
+        history = config.data.max_history
+        options: dict[str, Any] = {"max_history": history, "seed": config.seed, "cache": self.backbones}
+        if self.start is None:
+            if config.policy.kind == "pretrained":
+                options["titles"] = [title or "" for title in read_items(self.data)["title"].to_pylist()]
+            return *build(config.policy, catalog, **options), catalog
+        return *load(config.policy, catalog, self.start, **options), catalog
+
+
+def backbones(config: Config) -> Path:
+    """The folder of converted packaged models, shared by all runs of a storage."""
+    return Path(config.storage).expanduser().absolute() / "backbones"
 
 
 class RayCheckpoints:
@@ -60,8 +110,8 @@ class RayCheckpoints:
             ray.train.report(dict(metrics), checkpoint=checkpoint)
 
 
-def run_training(loop: Callable[[RunSpec], None], job: RunSpec, name: str) -> None:
-    """Run ``loop(job)`` on ``compute.workers`` Ray Train workers; with 0, in this process without Ray.
+def run_training(loop: Callable[[RunSpec], None], spec: RunSpec, name: str) -> None:
+    """Run ``loop(spec)`` on ``compute.workers`` Ray Train workers; with 0, in this process without Ray.
 
     The run's name and storage are the stage's own directory, so the same command resumes from its last checkpoint;
     ``compute.max_failures`` restarts cover a worker that dies meanwhile.
@@ -69,21 +119,21 @@ def run_training(loop: Callable[[RunSpec], None], job: RunSpec, name: str) -> No
     Raises:
         InputError: the loop refused its input, or the machine is too small for what ``compute`` asks.
     """
-    compute = job.config.compute
-    if (job.out / "curve.json").is_file():
+    compute = spec.config.compute
+    if (spec.out / CURVE).is_file():
         return
-    require_mlflow(job.config)
+    require_mlflow(spec.config)
     if compute.workers == 0:
-        loop(job)
+        loop(spec)
         return
-    actors = compute.rollout_actors if job.start is not None else 0
-    train(partial(loop, job), job.config, job.out, name=name, workers=compute.workers, actors=actors)
+    actors = compute.rollout_actors if spec.start is not None else 0
+    train_on_ray(partial(loop, spec), spec.config, spec.out, name, compute.workers, actors)
 
 
-def train(loop: Callable[[], None], config: Config, out: Path, *, name: str, workers: int, actors: int = 0) -> None:
-    """Run ``loop()`` on so many Ray Train workers, beside the rollout actors that they will start.
+def train_on_ray(loop: Callable[[], None], config: Config, out: Path, name: str, workers: int, actors: int = 0) -> None:
+    """Run ``loop()`` on ``workers`` Ray Train workers, next to ``actors`` rollout actors that they will start.
 
-    Their checkpoints are kept under ``out/train``, what they print in ``out/progress.log``.
+    Their checkpoints are kept under ``out/train``; what they log is shown here.
 
     Raises:
         InputError: a worker refused its input, or the machine is too small for what ``compute`` asks.
@@ -94,7 +144,7 @@ def train(loop: Callable[[], None], config: Config, out: Path, *, name: str, wor
 
     compute = config.compute
     cpus = workers * compute.worker_cpus + actors * compute.rollout_cpus
-    require(config, name, cpus, workers * compute.worker_gpus + actors * compute.rollout_gpus)
+    require_resources(config, name, cpus, workers * compute.worker_gpus + actors * compute.rollout_gpus)
     gpus = compute.worker_gpus > 0
     trainer = TorchTrainer(
         partial(_worker_entry, loop, out),
@@ -125,12 +175,10 @@ def train(loop: Callable[[], None], config: Config, out: Path, *, name: str, wor
 
 
 def _worker_entry(loop: Callable[[], None], out: Path) -> None:
-    """In a Ray Train worker: progress goes to the driver's terminal by file, Ray's own reports to its logs.
+    """In a Ray Train worker: what it logs goes to the driver by file, Ray's own reports to Ray's logs.
 
     A loop that refused its input is not tried again: workers that are started after that end at once.
     """
-    import logging
-
     import ray.train
 
     if (out / REFUSED).is_file():
@@ -141,144 +189,20 @@ def _worker_entry(loop: Callable[[], None], out: Path) -> None:
             loop()
         except InputError as error:
             write_text(str(error), out / REFUSED)
-            # Where workers are many, one that ends quietly would leave the others waiting for it.
+            # Among several workers, one that ends quietly would leave the others waiting for it.
             if ray.train.get_context().get_world_size() > 1:
                 raise
 
 
-def sft_loop(job: RunSpec) -> None:
-    """What every SFT worker runs; rank 0 writes ``policy`` and ``curve.json`` into ``job.out``."""
-    prepare_environment(job.config)
-    from genrec.evaluation.validate import Validator
-    from genrec.learning.sft.batches import Epochs
-    from genrec.learning.sft.trainer import SftTrainer
-
-    config, settings = job.config, job.config.learning.sft
-    accelerator = _accelerator(job)
-    policy, prompts, catalog = job.build()
-    examples, valid = _examples(job.data, settings.example_format, config.data.max_history)
-    if config.compute.gradient_checkpointing:
-        policy.recompute_activations()
-    validator = Validator(
-        valid,
-        prompts,
-        catalog.trie,
-        accelerator,
-        count=settings.eval_queries,
-        width=10,
-        batch_size=config.decode.batch_size,
-    )
-    loss = _sft_loss(job, prompts, catalog, accelerator.device)
-    options: dict[str, Any] = {
-        "seed": config.seed,
-        "accelerator": accelerator,
-        "checkpoints": _checkpoints(job),
-        "validate": validator,
-        "deepspeed": deepspeed_config(config.compute.strategy),
-    }
-    if is_wanted(config):
-        state = train_stages(job, policy, prompts, catalog, loss, options=options)
-    else:
-        epochs = Epochs(examples, settings.batch_size, config.seed)
-        state = SftTrainer(policy, loss, epochs, settings, **options).run()
-    _save_result(job, policy, catalog, state, accelerator)
-
-
-def _sft_loss(job: RunSpec, prompts: Any, catalog: Any, device: Any) -> Any:
-    """The loss of ``learning.sft``; what is rare is counted in the train targets."""
-    import torch
-
-    from genrec.data.tables import read_queries
-    from genrec.learning.sft.losses import SftLoss, rare_items
-
-    settings, rare_N = job.config.learning.sft, None
-    if "rare" in settings.loss.weights:
-        targets = torch.from_numpy(read_queries(job.data, "train")["target"].to_numpy().astype("int64"))
-        rare_N = rare_items(targets.bincount(minlength=len(catalog.codes_NL)), settings.loss.rare_share)
-    return SftLoss(
-        prompts,
-        catalog,
-        softmax=settings.softmax,
-        smoothing=settings.label_smoothing,
-        weights=settings.loss,
-        rare_N=rare_N,
-        device=device,
-    )
-
-
-@lru_cache(maxsize=1)
-def _examples(data: Path, form: str, max_history: int) -> tuple[Any, Any]:
-    """Training examples and validation queries: items, not SIDs, so runs in one process share them."""
-    from genrec.data.tables import read_queries, read_sequences
-    from genrec.learning.sft.batches import DenseExamples, RowExamples
-
-    valid = read_queries(data, "valid")
-    if form == "dense":
-        return DenseExamples(read_sequences(data), max_history), valid
-    return RowExamples(read_queries(data, "train")), valid
-
-
-def grpo_loop(job: RunSpec) -> None:
-    """What every GRPO learner runs, each with its share of the rollout actors; rank 0 writes the result."""
-    prepare_environment(job.config)
-    from genrec.data.tables import read_queries
-    from genrec.evaluation.validate import LocalValidator, Validator
-    from genrec.learning.rewards import active_terms, load_terms
-    from genrec.learning.rewards.read_context import read_reward_context
-    from genrec.learning.rl.learner import GrpoLearner
-    from genrec.learning.rl.query_sampler import QueryStream
-    from genrec.learning.rl.rollout import LocalRollouts
-    from genrec.learning.rl.trainer import GrpoTrainer
-
-    config, settings = job.config, job.config.learning.rl
-    accelerator = _accelerator(job)
-    policy, prompts, catalog = job.build()
-    rewards = config.rewards
-    terms = active_terms(rewards, load_terms(rewards.custom, job.rewards), centred=settings.objective != "ppo")
-    context = read_reward_context(job.data, catalog.codes_NL, terms, rewards.settings, job.vectors)
-    learner = GrpoLearner(policy, prompts, catalog.trie, context, settings, rewards, accelerator, terms)
-    rank, world = accelerator.process_index, accelerator.num_processes
-    actors = len(range(rank, config.compute.rollout_actors, world)) if config.compute.workers else 0
-    if actors:
-        from cluster.rollouts import RayRollouts
-
-        rollouts: Any = RayRollouts(job, actors)
-    else:
-        rollouts = LocalRollouts(policy, prompts, catalog.trie.to(accelerator.device), settings, config.seed)
-    validator = Validator(
-        read_queries(job.data, "valid"),
-        prompts,
-        catalog.trie,
-        accelerator,
-        count=settings.eval_queries,
-        width=50,
-        batch_size=config.decode.batch_size,
-        train_counts_N=context.counts_N.numpy(),
-    )
-    validator = rollouts.judge(validator) if actors else LocalValidator(validator, policy)
-    train = read_queries(job.data, "train")
-    timed = TimedRollouts(rollouts)
-    run = GrpoTrainer(
-        learner,
-        timed,
-        QueryStream(train, settings.queries * settings.oversample, seed=config.seed, rank=rank, world=world),
-        settings=settings,
-        accelerator=accelerator,
-        checkpoints=_checkpoints(job),
-        validator=validator,
-        callback=Telemetry(timed, metric_loggers(config, job.out, rank=rank)),
-    )
-    _save_result(job, policy, catalog, run.run(), accelerator)
-
-
-def _accelerator(job: RunSpec) -> Any:
+def make_accelerator(config: Config) -> Accelerator:
+    """This worker's device and process group, with its threads and its share of a shared card set."""
     import torch
     from accelerate import Accelerator
 
-    torch.set_num_threads(job.config.compute.threads)
-    cuda = torch.cuda.is_available() and job.config.compute.device != "cpu"
+    torch.set_num_threads(config.compute.threads)
+    cuda = torch.cuda.is_available() and config.compute.device != "cpu"
     if cuda:
-        cap_memory(job.config.compute.worker_gpus)
+        cap_memory(config.compute.worker_gpus)
     return Accelerator(cpu=not cuda)
 
 
@@ -286,33 +210,35 @@ def deepspeed_config(strategy: str) -> dict[str, Any] | None:
     """DeepSpeed's own config for ``strategy``; None for ddp."""
     if strategy == "ddp":
         return None
-    return json.loads((DEEPSPEED / f"{strategy}.json").read_text(encoding="utf-8"))
+    return json.loads(packaged_file(f"deepspeed/{strategy}.json").read_text(encoding="utf-8"))
 
 
-def _checkpoints(job: RunSpec) -> Any:
+def make_checkpoints(spec: RunSpec) -> Checkpoints:
+    """Where a run keeps its checkpoints: with Ray Train, or in a folder of the stage's directory."""
     from genrec.learning.checkpoints import DirectoryCheckpoints
 
-    return (
-        RayCheckpoints(str(job.out / "train"))
-        if job.config.compute.workers
-        else DirectoryCheckpoints(job.out / "checkpoints")
-    )
+    if spec.config.compute.workers:
+        return RayCheckpoints(str(spec.out / "train"))
+    return DirectoryCheckpoints(spec.out / "checkpoints")
 
 
-def _save_result(job: RunSpec, policy: Any, catalog: Any, state: Any, accelerator: Any) -> None:
-    """Rank 0 writes the best policy, the curve and a summary."""
+def save_result(
+    spec: RunSpec, policy: Policy, catalog: Catalog, state: TrainingState, accelerator: Accelerator
+) -> None:
+    """From rank 0: the best policy, and the summary with the curve."""
     if not accelerator.is_main_process:
         return
     from genrec.policy.backbone import save
 
-    save(policy, state.best, catalog, {"settings": job.config.policy.model_dump(mode="json")}, job.out)
-    summary = {"steps": state.step, "best_step": state.best_step, "valid_ndcg@10": state.best_score}
-    write_json({**summary, "stopped": state.stopped, "curve": state.curve}, job.out / "curve.json")
+    save(policy, state.best, catalog, {"settings": spec.config.policy.model_dump(mode="json")}, spec.out)
+    about = {"steps": state.step, "best_step": state.best_step, "valid_ndcg@10": state.best_score}
+    write_json({**about, "stopped": state.stopped, "curve": state.curve}, spec.out / CURVE)
 
 
-def summary(out: Path) -> dict[str, Any]:
-    """What the finished loop says of itself, without the curve; its checkpoints are dropped."""
-    about = json.loads((out / "curve.json").read_text(encoding="utf-8"))
+def training_summary(out: Path) -> dict[str, Any]:
+    """What a finished run says of itself, without the curve; its checkpoints and the workers' log are dropped."""
+    about = json.loads((out / CURVE).read_text(encoding="utf-8"))
     for name in ("train", "checkpoints"):
         shutil.rmtree(out / name, ignore_errors=True)
+    (out / WORKER_LOG).unlink(missing_ok=True)
     return {name: value for name, value in about.items() if name != "curve"}

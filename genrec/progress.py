@@ -14,6 +14,8 @@ EXTRA = "progress"
 class Progress:
     """``done`` of ``total`` units of work, about how long the rest takes, and the figures that matter now.
 
+    ``task`` says what is done where the stage does several things.
+
     ``Progress("step", 30, 266, 235.0, {"loss": 6.3961})``: step 30 of 266, 235 seconds left.
     """
 
@@ -21,11 +23,13 @@ class Progress:
     done: int
     total: int
     seconds_left: float
-    figures: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict[str, float])
+    task: str = ""
 
     def __str__(self) -> str:
         shown = "".join(f"  {name} {value:.4f}" for name, value in self.figures.items())
-        return f"{self.unit} {self.done}/{self.total}{shown}  about {self.seconds_left:.0f} s left"
+        task = f"{self.task}: " if self.task else ""
+        return f"{task}{self.unit} {self.done}/{self.total}{shown}  about {self.seconds_left:.0f} s left"
 
 
 def log_progress(logger: logging.Logger, progress: Progress) -> None:

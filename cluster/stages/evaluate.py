@@ -1,90 +1,192 @@
-"""Evaluation on Ray Data: policies answer shards of queries, then one process judges them beside the baselines."""
+"""evaluate: policies answer the test queries on Ray Data, and are compared with tuned baselines in one report."""
 
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from cluster.artifacts import Artifact
 from cluster.policy_predictor import PolicyPredictor
-from genrec.config import Config
+from cluster.stages.plan import Plan, StageRun
+from genrec.config import Config, to_yaml
 from genrec.data.files import write_json
 from genrec.data.tables import read_items, read_queries, read_sequences
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from genrec.baselines.tuning import BaselineSuite
+    from genrec.inference.prior import RankedItems
+    from genrec.metrics import FloatArray, IntArray
+    from genrec.sid.catalog import Catalog
+
+LOG = logging.getLogger(__name__)
 
 SAMPLES = 10
 """Queries shown in the report."""
 
+PUBLISHED = ("metrics.json", "report.html", "recommender.json", "config.yaml")
+"""Files that are copied to ``<storage>/runs/<name>``."""
 
-def evaluate(config: Config, stages: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
-    """Judge the policies among ``stages`` ("sft", and "grpo" when it ran) on the test queries; fills ``out``.
 
-    Returns the deciding figures. ``metrics.json``, ``report.html`` and ``recommender.json`` are written.
-    """
-    import numpy as np
+def plan(run: StageRun) -> Plan:
+    """Test the policies among the inputs ("sft", and "grpo" when it ran); fills the directory with the report."""
+    config = run.config
+    settings = {
+        "decode": config.decode.result_settings(),
+        "evaluation": config.evaluation.result_settings(),
+        "name": config.name,
+        "seed": config.seed,
+    }
+    return Plan(settings, partial(_evaluate, config, run.inputs))
 
-    from genrec.baselines.train_log import recent_history
+
+def publish(run: StageRun, artifact: Artifact) -> None:
+    """Copy the report to ``<storage>/runs/<name>``, and say its headline."""
+    shown = Path(run.config.storage).expanduser() / "runs" / run.config.name
+    shown.mkdir(parents=True, exist_ok=True)
+    for name in PUBLISHED:
+        shutil.copyfile(artifact.path / name, shown / name)
+    LOG.info("headline: %s", artifact.metrics["headline"])
+    LOG.info("report: %s", shown / "report.html")
+
+
+@dataclass(frozen=True)
+class _Test:
+    """The data of the evaluation: items, test and validation queries, the catalogue, and the fitted baselines."""
+
+    items: pa.Table
+    test: pa.Table
+    valid: pa.Table
+    catalog: Catalog
+    suite: BaselineSuite
+
+    @property
+    def targets_Q(self) -> IntArray:
+        """The target of each test query."""
+        return self.test["target"].to_numpy().astype(np.int64)
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What the policies answered: ``alone`` by name; ``model_QK`` what the best one answers with its ``prior``."""
+
+    best: str
+    alone: Mapping[str, RankedItems]
+    model_QK: IntArray
+    prior: Mapping[str, Any]
+
+
+def _evaluate(config: Config, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
+    """Predict, summarise and write; returns the deciding figures."""
+    test = _read_test(config, inputs)
+    answers = _predict(config, inputs, test, out)
+    metrics = _summarise(config, inputs, test, answers)
+    _write(config, inputs, test, answers, metrics, out)
+    return {"headline": metrics["headline"], "model": metrics["model"]["item"]}
+
+
+def _read_test(config: Config, inputs: Mapping[str, Artifact]) -> _Test:
     from genrec.baselines.tuning import fit_baselines
-    from genrec.evaluation.report.page import print_table, write_report
-    from genrec.evaluation.slices import category_numbers, sid_use
-    from genrec.evaluation.summary import Rankings, add_gain, add_prior, summarise
-    from genrec.metrics import per_query, sid_numbers, target_ranks
     from genrec.sid.catalog import Catalog
 
-    data, catalog = stages["prepare"].path, Catalog.load(stages["assign"].path)
+    data, catalog = inputs["prepare"].path, Catalog.load(inputs["assign"].path)
     items, test, valid = read_items(data), read_queries(data, "test"), read_queries(data, "valid")
-    policies = [name for name in ("grpo", "sft") if name in stages]
-    best = policies[0]
     suite = fit_baselines(read_sequences(data), valid, len(items), config.data.max_history, seed=config.seed)
-    asked = {name: PolicyPredictor(config, stages, name, suite, out / "predictions") for name in policies}
-    answers = {name: one.answers("test") for name, one in asked.items()}
-    prior = asked[best].tuned_prior(valid)
-    recent_QH = recent_history(test, config.data.max_history)
-    others = {"sft": answers["sft"].items_QK} if best != "sft" else {}
-    model = answers[best].items_QK
+    return _Test(items, test, valid, catalog, suite)
+
+
+def _predict(config: Config, inputs: Mapping[str, Artifact], test: _Test, out: Path) -> _Answers:
+    """The policies' own answers, and those of the best policy mixed with its prior, whose weight validation tunes."""
+    from genrec.baselines.train_log import recent_history
+
+    policies = [name for name in ("grpo", "sft") if name in inputs]
+    best = policies[0]
+    predictors = {name: PolicyPredictor(config, inputs, name, test.suite, out / "predictions") for name in policies}
+    alone = {name: predictor.answers("test") for name, predictor in predictors.items()}
+    prior = predictors[best].tuned_prior(test.valid)
+    model_QK = alone[best].items_QK
     if prior["weight"]:
-        others |= {"policy": model}
-        model = asked[best].with_prior(answers[best], recent_QH, prior)
-    targets_Q = test["target"].to_numpy().astype(np.int64)
+        recent_QH = recent_history(test.test, config.data.max_history)
+        model_QK = predictors[best].with_prior(alone[best], recent_QH, prior)
+    return _Answers(best, alone, model_QK, prior)
+
+
+def _summarise(config: Config, inputs: Mapping[str, Artifact], test: _Test, answers: _Answers) -> dict[str, Any]:
+    """The metrics of the model, its parts and the baselines, with intervals, and what reinforcement learning gained."""
+    from genrec.baselines.train_log import recent_history
+    from genrec.evaluation.slices import category_numbers
+    from genrec.evaluation.summary import Rankings, add_gain, add_prior, summarise
+    from genrec.metrics import per_query, sid_numbers, target_ranks
+
+    ks, draws, suite = config.evaluation.ks, config.evaluation.bootstrap, test.suite
+    others = {"sft": answers.alone["sft"].items_QK} if answers.best != "sft" else {}
+    if answers.prior["weight"]:
+        others |= {"policy": answers.alone[answers.best].items_QK}
     rankings = Rankings(
-        targets_Q=targets_Q,
-        model_QK=model,
-        baselines=suite.rank(recent_QH, max(config.evaluation.ks)),
-        sid_of_item_N=sid_numbers(catalog.codes_NL.numpy()),
+        targets_Q=test.targets_Q,
+        model_QK=answers.model_QK,
+        baselines=suite.rank(recent_history(test.test, config.data.max_history), max(ks)),
+        sid_of_item_N=sid_numbers(test.catalog.codes_NL.numpy()),
         train_counts_N=suite.log.counts_N,
-        category_N=category_numbers(items),
+        category_N=category_numbers(test.items),
         policies=others,
     )
-    costs = {name: {k: stage.metrics[k] for k in ("wall_s", "peak_rss_mb")} for name, stage in stages.items()}
-    ks, draws = config.evaluation.ks, config.evaluation.bootstrap
-    details = {"baseline_settings": dict(suite.settings), "prior": prior, "seen_items_masked": suite.mask_seen}
+    costs = {name: {k: made.metrics[k] for k in ("wall_s", "peak_rss_mb")} for name, made in inputs.items()}
+    details = {
+        "baseline_settings": dict(suite.settings),
+        "prior": answers.prior,
+        "seen_items_masked": suite.mask_seen,
+    }
     metrics = summarise(rankings, ks=ks, resamples=draws, seed=config.seed, stages=costs, details=details)
-    if prior["weight"]:
-        add_prior(metrics, "policy", prior["weight"])
-    if best == "grpo":
-        values = {name: per_query(target_ranks(answers[name].items_QK, targets_Q), ks) for name in policies}
-        add_gain(metrics, values["grpo"], values["sft"], draws, config.seed)
+    if answers.prior["weight"]:
+        add_prior(metrics, "policy", answers.prior["weight"])
+    if answers.best == "grpo":
+
+        def values(name: str) -> dict[str, FloatArray]:
+            return per_query(target_ranks(answers.alone[name].items_QK, test.targets_Q), ks)
+
+        add_gain(metrics, values("grpo"), values("sft"), draws, config.seed)
+    return metrics
+
+
+def _write(
+    config: Config,
+    inputs: Mapping[str, Artifact],
+    test: _Test,
+    answers: _Answers,
+    metrics: dict[str, Any],
+    out: Path,
+) -> None:
+    """``metrics.json``, ``report.html`` and ``recommender.json``; the table is logged too."""
+    from genrec.evaluation.report.page import print_table, write_report
+    from genrec.evaluation.slices import sid_use
+
     write_json(metrics, out / "metrics.json")
-    curves = {name: json.loads((stages[name].path / "curve.json").read_text())["curve"] for name in policies}
+    curves = {name: json.loads((inputs[name].path / "curve.json").read_text())["curve"] for name in answers.alone}
     write_report(
         out,
         metrics,
         curves=curves,
-        sid_stats=sid_use(catalog.codes_NL.numpy(), catalog.level_sizes),
-        samples=_samples(items, test, model),
-        config_text=_config_text(config),
+        sid_stats=sid_use(test.catalog.codes_NL.numpy(), test.catalog.level_sizes),
+        samples=_samples(test.items, test.test, answers.model_QK),
+        config_text=to_yaml(config),
         title=config.name,
     )
-    _write_pointer(config, stages, best, prior, suite, out)
-    print(print_table(metrics), flush=True)
-    return {"verdict": metrics["verdict"], "model": metrics["model"]["item"]}
+    _write_pointer(config, inputs, test.suite, answers, out)
+    LOG.info("\n%s", print_table(metrics))
 
 
-def _samples(items: Any, test: Any, model_QK: Any) -> list[dict[str, Any]]:
+def _samples(items: pa.Table, test: pa.Table, model_QK: IntArray) -> list[dict[str, Any]]:
+    """The first test queries in words: recent history, five best answers, the target and its rank (0: not found)."""
     titles = items["title"].to_pylist()
     rows = test.slice(0, SAMPLES).to_pylist()
     shown: list[dict[str, Any]] = []
@@ -96,21 +198,16 @@ def _samples(items: Any, test: Any, model_QK: Any) -> list[dict[str, Any]]:
     return shown
 
 
-def _config_text(config: Config) -> str:
-    from genrec.config import to_yaml
-
-    return to_yaml(config)
-
-
 def _write_pointer(
-    config: Config, stages: Mapping[str, Artifact], best: str, prior: Mapping[str, Any], suite: BaselineSuite, out: Path
+    config: Config, inputs: Mapping[str, Artifact], suite: BaselineSuite, answers: _Answers, out: Path
 ) -> None:
     """What ``genrec.load`` needs: where the parts lie under the storage root, and how the prior was tuned."""
-    parts = {"data": stages["prepare"], "catalog": stages["assign"], "policy": stages[best]}
+    parts = {"data": inputs["prepare"], "catalog": inputs["assign"], "policy": inputs[answers.best]}
     knn = {k: v for k, v in suite.settings["itemknn"].items() if k not in ("valid_ndcg@10", "tried", "seconds")}
+    prior = dict(answers.prior)
     about = {
-        "parts": {name: f"{stage.name}/{stage.key}" for name, stage in parts.items()},
-        "prior": dict(prior) | ({"settings": knn} if prior["weight"] else {}),
+        "parts": {name: f"{artifact.name}/{artifact.key}" for name, artifact in parts.items()},
+        "prior": prior | ({"settings": knn} if prior["weight"] else {}),
         "mask_seen": suite.mask_seen,
         "config": config.model_dump(mode="json"),
     }

@@ -9,6 +9,7 @@ holds catalogue-sized counts and one bucket's columns at a time. The functions o
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -20,13 +21,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.content import hash_cache
 from cluster.data import parallel_map
+from cluster.stages.plan import Plan, StageRun
 from genrec.config import Config
 from genrec.data.files import write_json, write_parquet
 from genrec.data.filters import Bools, Ints, k_core, keep_titles, users_per_item, window
 from genrec.data.partition import partition_part, read_bucket, total_counts
 from genrec.data.sequences import Numbering, Users, filter_events, read_users, sort_events, split_codes, write_users
-from genrec.data.sources.source import Source
+from genrec.data.sources import open_source
+from genrec.data.sources.source import Source, fingerprint, total_bytes
 from genrec.data.splits import Codes, Cut, cut_points
 from genrec.data.statistics import (
     NEVER,
@@ -38,6 +42,12 @@ from genrec.data.statistics import (
 )
 from genrec.data.tables import ITEMS
 from genrec.errors import InputError
+
+LOG = logging.getLogger(__name__)
+
+SHOWN = ("users", "items", "interactions", "train", "valid", "test")
+PLACES = ("path", "items", "interactions")
+"""Settings that say where the source's files lie."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,36 @@ class PrepareSpec:
         return [j for j in range(self.config.data.shards) if not (self.folder / pattern.format(j)).is_file()]
 
 
+def plan(run: StageRun) -> Plan:
+    """Check the source's files, then write the data directory.
+
+    The key holds the files' content and names, never their place.
+    """
+    config, source = run.config, open_source(run.config.data)
+    window(config.data.filters)
+    files = source.files()
+    data = config.data.result_settings()
+    settings = {
+        "data": {name: value for name, value in data.items() if name not in PLACES},
+        "files": fingerprint(files, hash_cache(config.storage)),
+    }
+    return Plan(settings, partial(_prepare_and_tell, source, _in_process_if_small(config, files)))
+
+
+def _prepare_and_tell(source: Source, config: Config, directory: Path) -> dict[str, Any]:
+    stats = prepare(source, config, directory)
+    LOG.info("  ".join(f"{name} {stats[name]:,}" for name in SHOWN))
+    return stats
+
+
+def _in_process_if_small(config: Config, files: list[str]) -> Config:
+    """The config with Ray Data switched off where the log is so small that starting actors would take longer."""
+    size = total_bytes(files)
+    if size is None or size >= config.compute.in_process_below_mb * 2**20:
+        return config
+    return config.model_copy(update={"compute": config.compute.model_copy(update={"data_actors": 0})})
+
+
 def prepare(source: Source, config: Config, folder: Path) -> dict[str, Any]:
     """Fill ``folder`` with the data directory (``genrec.data.tables``) and return its statistics.
 
@@ -94,7 +134,7 @@ def _prepare(job: PrepareSpec) -> None:
     job, survey = _number(job, int(alive.sum()))
     refuse_nothing_left(counts, left, survey.events, job.config.data)
     refuse_missing_splits(survey, job.config.data, job.source.whole_histories)
-    _map(job, _writer, job.todo("sequences/part-{:05d}.parquet"), "prepare: write sequences and queries")
+    _map(job, _writer, job.todo("sequences/part-{:05d}.parquet"), "write sequences and queries")
     items = _final_items(catalogue, alive, survey if job.timed else None)
     write_parquet(items, job.folder / "items.parquet")
     written = {split: _rows(job.folder / "queries" / split) for split in survey.targets}
@@ -131,7 +171,7 @@ def _scatter(job: PrepareSpec) -> tuple[PrepareSpec, dict[str, Any]]:
     folder = job.scratch / "scatter"
     parts = range(len(job.source.parts()))
     todo = [part for part in parts if not (folder / f"part-{part:05d}" / "counts.json").is_file()]
-    _map(job, _scatterer, todo, "prepare: read the log")
+    _map(job, _scatterer, todo, "read the log")
     counts = total_counts(folder)
     _refuse_unusable_log(counts, job)
     return replace(job, by_position=counts["no_position"] == 0, timed=counts["no_time"] == 0), counts
@@ -186,11 +226,11 @@ def _thin(job: PrepareSpec, items: int) -> dict[str, int]:
     least = job.config.data.filters.item_users
     alive = job.alive("titles")
     if least:
-        _map(job, _user_counter, job.todo("scratch/item_users/{:05d}.npy"), "prepare: count each item's users")
+        _map(job, _user_counter, job.todo("scratch/item_users/{:05d}.npy"), "count each item's users")
         files = sorted((job.scratch / "item_users").glob("*.npy"))
         alive &= sum((np.load(file) for file in files), np.zeros(items, np.int64)) >= least
     np.save(job.scratch / "item_users.npy", alive)
-    _map(job, _thinner, job.todo("scratch/kept/part-{:05d}.json"), "prepare: sort and filter")
+    _map(job, _thinner, job.todo("scratch/kept/part-{:05d}.json"), "sort and filter")
     left = [json.loads(job.kept(j).with_suffix(".json").read_text()) for j in range(job.config.data.shards)]
     return {step: sum(counts[step] for counts in left) for step in left[0]}
 

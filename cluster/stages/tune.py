@@ -3,20 +3,50 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.run_spec import RunSpec
+from cluster import reward_file
+from cluster.artifacts import Artifact
 from cluster.session import connect, prepare_environment
-from cluster.train import grpo_loop, run_training
+from cluster.stages.grpo import grpo_loop, rl_settings, spec_of
+from cluster.stages.plan import Plan, StageRun
+from cluster.train import RunSpec, run_training
+from genrec.data.files import write_json
 from genrec.errors import InputError
+
+LOG = logging.getLogger(__name__)
 
 FIGURES = ("ndcg@10", "gain", "last", "hr@50")
 
 
-def run_search(job: RunSpec) -> list[dict[str, Any]]:
+def plan(run: StageRun) -> Plan:
+    """Search ``tune.space``, each trial a short GRPO run."""
+    config = run.config
+    settings = {**rl_settings(config), "tune": config.tune.result_settings(), **reward_file.settings(run.reward_file)}
+    return Plan(settings, partial(_search, spec_of(run), run.reward_file))
+
+
+def publish(run: StageRun, artifact: Artifact) -> None:
+    """Show the trials, best first, and the overrides of the best one."""
+    LOG.info("\n%s", (artifact.path / "trials.txt").read_text(encoding="utf-8"))
+    custom = run.config.rewards.custom
+    best = {f"custom.{n}" if n in custom else n: w for n, w in artifact.metrics["best"]["rewards"].items()}
+    LOG.info("best: %s", " ".join(f"rewards.{name}={weight:.4f}" for name, weight in best.items()))
+
+
+def _search(make_spec: partial[RunSpec], terms: Path | None, out: Path) -> Mapping[str, Any]:
+    trials = run_search(make_spec(out=out, rewards=reward_file.keep(terms, out)))
+    write_json(trials, out / "trials.json")
+    write_table(trials, out / "trials.txt")
+    return {"trials": len(trials), "best": trials[0]}
+
+
+def run_search(spec: RunSpec) -> list[dict[str, Any]]:
     """Run ``tune.trials`` trials over ``tune.space`` and return them, best validation NDCG@10 first.
 
     A killed search goes on where it was: finished trials are kept, the others run again.
@@ -24,12 +54,12 @@ def run_search(job: RunSpec) -> list[dict[str, Any]]:
     Raises:
         InputError: no trial finished.
     """
-    config = job.config
+    config = spec.config
     connect(config)
     from ray import tune
 
-    trainable = tune.with_resources(partial(_trial, job=job), {"cpu": 0.1})
-    storage = job.out / "trials"
+    trainable = tune.with_resources(partial(_trial, spec=spec), {"cpu": 0.1})
+    storage = spec.out / "trials"
     if tune.Tuner.can_restore(str(storage / "search")):
         tuner = tune.Tuner.restore(str(storage / "search"), trainable, restart_errored=True)
     else:
@@ -48,7 +78,7 @@ def run_search(job: RunSpec) -> list[dict[str, Any]]:
         )
     results = tuner.fit()
     for error in results.errors:
-        print(f"[tune] a trial failed: {error}", flush=True)
+        LOG.warning("a trial failed: %s", error)
     trials = [
         {"rewards": result.config, **{k: result.metrics[k] for k in FIGURES}}
         for result in results
@@ -59,20 +89,20 @@ def run_search(job: RunSpec) -> list[dict[str, Any]]:
     return sorted(trials, key=lambda trial: (-trial["ndcg@10"], -trial["last"]))
 
 
-def _trial(weights: dict[str, float], job: RunSpec) -> dict[str, float]:
+def _trial(weights: dict[str, float], spec: RunSpec) -> dict[str, float]:
     """One GRPO run with ``weights`` over the config's; returns its best validation and its gain over the SFT policy."""
-    prepare_environment(job.config)
+    prepare_environment(spec.config)
     from ray import tune
 
     name = tune.get_context().get_trial_id()
-    rewards = job.config.rewards.weighted(weights)
-    steps = job.config.tune.steps
-    grpo = job.config.learning.rl.model_copy(update={"steps": steps, "eval_every": max(1, steps // 4)})
-    learning = job.config.learning.model_copy(update={"grpo": grpo})
-    config = job.config.model_copy(update={"rewards": rewards, "learning": learning})
-    out = job.out / "runs" / name
+    rewards = spec.config.rewards.weighted(weights)
+    steps = spec.config.tune.steps
+    grpo = spec.config.learning.rl.model_copy(update={"steps": steps, "eval_every": max(1, steps // 4)})
+    learning = spec.config.learning.model_copy(update={"grpo": grpo})
+    config = spec.config.model_copy(update={"rewards": rewards, "learning": learning})
+    out = spec.out / "runs" / name
     out.mkdir(parents=True, exist_ok=True)
-    run_training(grpo_loop, replace(job, config=config, out=out), name)
+    run_training(grpo_loop, replace(spec, config=config, out=out), name)
     return _best(json.loads((out / "curve.json").read_text(encoding="utf-8")))
 
 

@@ -6,8 +6,10 @@ from and the nearest key that exists. Nothing here imports torch, so ``--show`` 
 
 from genrec.config.data import Data, Embed, Filters
 from genrec.config.learning import Learning, Loss, Rewards, RewardSettings, Rl, Sft
+from genrec.config.loading import known_keys, load_config, to_yaml
+from genrec.config.packaged import packaged_file, packaged_names
 from genrec.config.policy import Lora, PolicyConfig
-from genrec.config.root import Config, known_keys, load_config, to_yaml
+from genrec.config.root import Config
 from genrec.config.running import BenchConfig, Compute, Decode, Evaluation, Tune
 from genrec.config.section import Section
 from genrec.config.sid import Sid
@@ -41,5 +43,7 @@ __all__ = [
     "Tune",
     "known_keys",
     "load_config",
+    "packaged_file",
+    "packaged_names",
     "to_yaml",
 ]

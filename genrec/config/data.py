@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt
 
-from genrec.config.section import Section
+from genrec.config.section import SPEED, Section
 
 
 class Filters(Section):
@@ -53,5 +53,5 @@ class Embed(Section):
     pooling: Literal["mean", "last", "cls"] = "mean"
     fields: tuple[str, ...] = ("title", "brand", "categories", "description")
     max_tokens: PositiveInt = 256
-    batch_size: PositiveInt = 64
+    batch_size: PositiveInt = Field(default=64, json_schema_extra=SPEED, description="texts per forward")
     shard_items: PositiveInt = Field(default=2048, description="items per output file")

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from genrec.config.section import Section
+from genrec.config.section import SPEED, Section
 from genrec.config.tasks import Instruction, Stages, Tasks
 
 
@@ -44,7 +44,9 @@ class Sft(Section):
     batch_size: PositiveInt = Field(
         default=256, description="users (dense) or rows per optimizer step, over all workers"
     )
-    micro_batch: PositiveInt = Field(default=256, description="users or rows per forward; fewer means accumulation")
+    micro_batch: PositiveInt = Field(
+        default=256, json_schema_extra=SPEED, description="users or rows per forward; fewer means accumulation"
+    )
     weight_decay: float = Field(default=0.01, ge=0)
     clip: float = Field(default=1.0, gt=0, description="gradient norm")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
@@ -55,7 +57,9 @@ class Sft(Section):
     max_steps: int = Field(default=0, ge=0, description="stop after so many optimizer steps; 0 = all epochs")
     eval_every: PositiveInt = Field(default=1, description="epochs between validations")
     eval_queries: PositiveInt = Field(default=1000, description="validation queries per check")
-    checkpoint_every: PositiveInt = Field(default=100, description="optimizer steps between checkpoints")
+    checkpoint_every: PositiveInt = Field(
+        default=100, json_schema_extra=SPEED, description="optimizer steps between checkpoints"
+    )
     patience: PositiveInt = Field(default=8, description="checks without a better validation NDCG@10 before stopping")
 
 
@@ -93,9 +97,13 @@ class Rl(Section):
     value_lr: float = Field(default=1e-3, gt=0, description="ppo: learning rate of the value head")
     dpo_beta: float = Field(default=0.1, gt=0, description="dpo, s_dpo: inverse temperature of the preference")
     max_staleness: int = Field(default=0, ge=0, le=16)
-    micro_queries: PositiveInt = Field(default=64, description="queries per forward of the learner")
+    micro_queries: PositiveInt = Field(
+        default=64, json_schema_extra=SPEED, description="queries per forward of the learner"
+    )
     rollout_chunk: PositiveInt = Field(
-        default=32, description="queries per rollout request; fixed, so results do not depend on the number of actors"
+        default=32,
+        json_schema_extra=SPEED,
+        description="queries per rollout request; fixed, so results do not depend on the number of actors",
     )
     ema_decay: float = Field(
         default=0.0,
@@ -105,7 +113,9 @@ class Rl(Section):
     )
     eval_every: PositiveInt = Field(default=50, description="updates between validations (the guard)")
     eval_queries: PositiveInt = 1000
-    checkpoint_every: PositiveInt = 25
+    checkpoint_every: PositiveInt = Field(
+        default=25, json_schema_extra=SPEED, description="updates between checkpoints"
+    )
     guard_noise: float = Field(
         default=2.0,
         ge=0,

@@ -1,16 +1,8 @@
-"""The whole config, and how it is read: defaults < YAML files, left to right < ``dotted.key=value`` overrides."""
+"""The whole config: every section, and what does not fit together."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, cast
-
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, Field, ValidationError, model_validator
-from yaml import YAMLError
+from pydantic import Field, model_validator
 
 from genrec.config.data import Data, Embed
 from genrec.config.learning import Learning, Rewards
@@ -18,7 +10,10 @@ from genrec.config.policy import PolicyConfig
 from genrec.config.running import BenchConfig, Compute, Decode, Evaluation, Tune
 from genrec.config.section import Section
 from genrec.config.sid import VQ_SHARES, Sid
-from genrec.errors import InputError
+
+TASKS_NEED_TEXT = (
+    "learning.sft.example_format=tasks and learning.stages need policy.kind=pretrained or policy.tokenizer=bytes"
+)
 
 
 class Config(Section):
@@ -89,10 +84,7 @@ def _tasks_fit(learning: Learning, knows_text: bool) -> dict[str, bool]:
     """What is wrong with instruction tuning: message -> whether it applies."""
     tasks, stages = learning.sft.example_format == "tasks", learning.stages.on()
     return {
-        "learning.sft.example_format=tasks and learning.stages need policy.kind=pretrained or policy.tokenizer=bytes": bool(
-            tasks or stages
-        )
-        and not knows_text,
+        TASKS_NEED_TEXT: bool(tasks or stages) and not knows_text,
         "learning.sft.example_format=tasks needs a weight above 0 in learning.tasks": tasks
         and not learning.tasks.chosen,
         "learning.tasks has weights that nothing reads: they need learning.sft.example_format=tasks": bool(
@@ -104,85 +96,3 @@ def _tasks_fit(learning: Learning, knows_text: bool) -> dict[str, bool]:
             learning.instruction.teacher.url and not learning.instruction.teacher.model
         ),
     }
-
-
-def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
-    """Merge ``files`` left to right, then ``overrides`` (``dotted.key=value``), into a validated ``Config``.
-
-    Raises InputError for a missing file, broken YAML, an unknown key (with the nearest one) or a bad value.
-    """
-    merged = OmegaConf.create()
-    for source, layer in _layers(files, overrides):
-        _refuse_unknown_keys(layer, source)
-        merged = OmegaConf.merge(merged, OmegaConf.create(dict(layer)))
-    try:
-        plain = OmegaConf.to_container(merged, resolve=True)
-        return Config.model_validate(plain)
-    except ValidationError as error:
-        lines = [_line(e["loc"], e["msg"], e["input"]) for e in error.errors()]
-        raise InputError("invalid config:\n  " + "\n  ".join(lines)) from None
-    except OmegaConfBaseException as error:
-        raise InputError(f"invalid config: {error}") from None
-
-
-def _line(location: tuple[int | str, ...], message: str, value: object) -> str:
-    named = f"{'.'.join(map(str, location))}: {message}" if location else message
-    return named if isinstance(value, dict) else f"{named} (got {value!r})"
-
-
-def to_yaml(config: Section) -> str:
-    """The resolved section as YAML, readable back by ``load_config``."""
-    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
-
-
-def _layers(files: Sequence[str | Path], overrides: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for file in files:
-        if not Path(file).is_file():
-            raise InputError(f"config file not found: {file}")
-        try:
-            layer = OmegaConf.to_container(OmegaConf.load(file))
-        except (YAMLError, OmegaConfBaseException, OSError) as error:
-            raise InputError(f"{file} is not valid YAML: {error}") from None
-        yield str(file), _mapping(layer or {}, str(file))
-    for text in overrides:
-        key, separator, _ = text.partition("=")
-        if not separator or not key:
-            raise InputError(f"override {text!r} is not of the form dotted.key=value")
-        try:
-            layer = OmegaConf.to_container(OmegaConf.from_dotlist([text]))
-        except (YAMLError, OmegaConfBaseException) as error:
-            raise InputError(f"override {text!r} cannot be read: {error}") from None
-        yield f"the command line ({text})", _mapping(layer, text)
-
-
-def _mapping(layer: object, source: str) -> Mapping[str, Any]:
-    if not isinstance(layer, dict):
-        raise InputError(f"{source} holds a {type(layer).__name__}, a mapping of config keys was expected")
-    return cast("Mapping[str, Any]", layer)
-
-
-def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
-    """Every dotted key of the config, sections included."""
-    for name, field in model.model_fields.items():
-        yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from known_keys(field.annotation, f"{prefix}{name}.")
-
-
-def _refuse_unknown_keys(layer: Mapping[str, Any], source: str) -> None:
-    known = list(known_keys())
-    free = ("data.columns", "tune.space", "rewards.custom", "rewards.settings.events")
-    for key in _dotted(layer):
-        if key in known or key.startswith(tuple(f"{name}." for name in free)):
-            continue
-        leaf = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-        near = difflib.get_close_matches(key, leaf or known, n=1, cutoff=0.0)[0]
-        raise InputError(f"unknown config key {key!r} in {source}; the nearest known key is {near!r}")
-
-
-def _dotted(layer: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for name, value in layer.items():
-        if isinstance(value, dict):
-            yield from _dotted(cast("Mapping[str, Any]", value), f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from genrec.config.section import Section
+from genrec.config.section import SPEED, Effect, Section
 
 
 class Decode(Section):
     """How items are searched for."""
 
     width: PositiveInt = Field(default=50, le=512, description="beams")
-    batch_size: PositiveInt = Field(default=64, description="queries per forward")
+    batch_size: PositiveInt = Field(default=64, json_schema_extra=SPEED, description="queries per forward")
     prompt_cache_mb: int = Field(
-        default=256, ge=0, description="serving: keys and values of the last prompts that are kept; 0 keeps none"
+        default=256,
+        ge=0,
+        json_schema_extra=SPEED,
+        description="serving: keys and values of the last prompts that are kept; 0 keeps none",
     )
     prior: Literal["none", "itemknn", "itemknn_nodes"] = Field(
         default="none",
@@ -49,7 +52,7 @@ class Tune(Section):
     )
     trials: PositiveInt = 4
     steps: PositiveInt = 40
-    max_concurrent: PositiveInt = 1
+    max_concurrent: PositiveInt = Field(default=1, json_schema_extra=SPEED, description="trials at a time")
 
 
 class BenchConfig(Section):
@@ -70,11 +73,14 @@ class BenchConfig(Section):
 class Compute(Section):
     """Where to run. ``workers: 0`` trains in this process; a Ray cluster is used otherwise."""
 
+    default_effect: ClassVar[Effect] = "speed"
+
     address: str | None = Field(default=None, description="Ray cluster; null starts or joins a local one")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: int = Field(default=1, ge=0, description="Ray Train workers")
     strategy: Literal["ddp", "zero2", "zero3"] = Field(
-        default="ddp", description="of sft: whole copies, or optimizer state and gradients (2) and weights (3) sharded"
+        default="ddp",
+        description="of sft: whole copies, or optimizer state and gradients (2) and weights (3) sharded",
     )
     gradient_checkpointing: bool = Field(default=False, description="sft: recompute activations to save memory")
     threads: PositiveInt = Field(default=2, description="torch threads per training worker")
@@ -85,7 +91,9 @@ class Compute(Section):
     worker_cpus: float = Field(default=1.0, gt=0)
     worker_gpus: float = Field(default=0.0, ge=0, le=1)
     data_actors: int = Field(
-        default=1, ge=0, description="actors of prepare, embed, assign, evaluate; 0: in this process"
+        default=1,
+        ge=0,
+        description="actors of prepare, embed, assign, evaluate; 0: in this process",
     )
     in_process_below_mb: int = Field(
         default=256,

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt
 
-from genrec.config.section import Section
+from genrec.config.section import SPEED, Section
 
 
 class TaskWeight(Section):
@@ -64,7 +64,7 @@ class Teacher(Section):
     examples: PositiveInt = Field(default=1000, description="train queries that get a reason from it")
     temperature: float = Field(default=0.7, ge=0)
     max_tokens: PositiveInt = 160
-    timeout_s: float = Field(default=60.0, gt=0)
+    timeout_s: float = Field(default=60.0, gt=0, json_schema_extra=SPEED)
 
 
 class Instruction(Section):

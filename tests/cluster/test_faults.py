@@ -17,8 +17,9 @@ import torch
 from accelerate import Accelerator
 from support.synthetic import chain_shop, tiny_config
 
-from cluster.run_spec import RunSpec
-from cluster.train import RayCheckpoints, grpo_loop, run_training
+from cluster.train import RunSpec
+from cluster.stages.grpo import grpo_loop
+from cluster.train import RayCheckpoints, run_training
 from genrec.config import Config
 from genrec.data.tables import read_queries, to_queries
 from genrec.errors import InputError

@@ -15,7 +15,7 @@ from test_tasks import CATALOG, queries, writer
 from torch import Tensor
 
 import genrec
-from cluster.stages import teacher
+from cluster import teacher
 from genrec.config import Config, Lora, PolicyConfig, Sft, Stage, Tasks, TaskWeight
 from genrec.errors import InputError
 from genrec.learning.checkpoints import DirectoryCheckpoints, TrainingState

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from support.synthetic import chain_shop, random_catalog, tiny_config, tiny_pretrained
 from torch import Tensor
 
-from cluster.run_spec import RunSpec
+from cluster.train import RunSpec
 from genrec.config import Lora, PolicyConfig, Sft
 from genrec.errors import InputError
 from genrec.learning.checkpoints import DirectoryCheckpoints

@@ -14,8 +14,10 @@ from support.synthetic import chain_shop, tiny_config
 import genrec
 from cluster.artifacts import Artifact, run_stage
 from cluster.policy_predictor import NODE_WEIGHTS
-from cluster.run_spec import RunSpec
-from cluster.train import grpo_loop, run_training, sft_loop
+from cluster.train import RunSpec
+from cluster.stages.grpo import grpo_loop
+from cluster.stages.sft import sft_loop
+from cluster.train import run_training
 from genrec.config import Config, to_yaml
 from genrec.data.tables import read_items, read_queries
 from genrec.errors import InputError

@@ -1,24 +1,61 @@
-"""Fitting a quantizer: in this process, or by Ray Train workers that each read their own part of the items."""
+"""assign: vectors to semantic IDs without collisions, the catalogue with its trie, and the health page.
+
+The quantizer is fitted in this process, or by Ray Train workers that each read their own part of the items; then shards
+of items are encoded on Ray Data, and collisions are resolved here.
+"""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from cluster.progress import FILE
+from cluster.data import parallel_map
+from cluster.progress import WORKER_LOG
 from cluster.session import prepare_environment
-from cluster.train import REFUSED, RayCheckpoints, train
+from cluster.stages.plan import Plan, StageRun
+from cluster.train import REFUSED, RayCheckpoints, train_on_ray
 from genrec.config import Config
 from genrec.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+GIVEN = {"quantizer", "column", "levels", "codebook_size", "collisions"}
+"""Settings that count where semantic IDs are taken from a column of the item table."""
+
+
+def plan(run: StageRun) -> Plan:
+    """A semantic ID for every item: by a quantizer of its vector, or as published (``sid.quantizer=given``)."""
+    config, data, vectors = run.config, run.path("prepare"), run.path_or_none("embed")
+    if vectors is None:
+        settings = config.sid.model_dump(mode="json", include=GIVEN)
+        return Plan(settings, partial(_take, config, data))
+    settings = {**config.sid.stage_settings(), "seed": config.seed}
+    return Plan(settings, partial(_quantize, config, data, vectors))
+
+
+def _take(config: Config, data: Path, out: Path) -> Mapping[str, Any]:
+    from genrec.sid.build import finish_published
+
+    return finish_published(data, out, config.sid)
+
+
+def _quantize(config: Config, data: Path, vectors: Path, out: Path) -> Mapping[str, Any]:
+    from genrec.sid.build import finish_quantized, make_assigner
+    from genrec.sid.vectors import missing_shards
+
+    items = fit(config, data, vectors, out)
+    sid, compute = config.sid, config.compute
+    make = partial(make_assigner, vectors, out, sid, compute.data_threads)
+    parallel_map(config, make, missing_shards(out / "codes", items, sid.shard_items), label="encode vectors")
+    return finish_quantized(data, vectors, out, sid, compute.threads)
+
 
 class RayProcessGroup(RayCheckpoints):
-    """The workers of a Ray Train run, seen from one of them (``ProcessGroup`` protocol): gloo, or NCCL where they have GPUs.
+    """The workers of a Ray Train run, seen from one of them (``ProcessGroup`` protocol): gloo, or NCCL on GPUs.
 
     Checkpoints are Ray Train's, so a worker that died and a command that is run again both go on from the newest.
     """
@@ -58,9 +95,9 @@ def fit(config: Config, data: Path, vectors: Path, out: Path) -> int:
     items = prepare_fit(data, vectors, out, sid, seed)
     if not is_fitted(out):
         try:
-            train(partial(_share, config, vectors, out), config, out, name="fit", workers=sid.fit_workers)
+            train_on_ray(partial(_share, config, vectors, out), config, out, "fit", sid.fit_workers)
         except InputError:
-            _drop(out, "train", "cf", REFUSED, FILE)
+            _drop(out, "train", "cf", REFUSED, WORKER_LOG)
             raise
     _drop(out, "train")
     return items

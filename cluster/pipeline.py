@@ -1,0 +1,181 @@
+"""The pipeline, declared once: which stages there are, what each reads, what its result depends on, who does the work.
+
+    prepare ─ embed ─ assign ─ sft ─ grpo ─ evaluate        (tune searches the rewards of grpo, from the same sft)
+
+Adding a stage is one entry in ``STAGES`` and one file in ``cluster/stages/``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster.artifacts import Artifact, Recipe, make_artifact
+from cluster.stages import assign, embed, evaluate, grpo, prepare, sft, tune
+from cluster.stages.plan import Plan, StageRun
+from genrec.config import Config
+from genrec.errors import InputError
+
+LOG = logging.getLogger(__name__)
+
+Condition = Callable[[Config], bool]
+
+
+def always(config: Config) -> bool:
+    """Whatever the config says."""
+    return True
+
+
+def fits_a_quantizer(config: Config) -> bool:
+    """Unless the semantic IDs are given, they are made from item vectors."""
+    return config.sid.quantizer != "given"
+
+
+def rewards_similarity(config: Config) -> bool:
+    """``rewards.semantic`` compares item vectors."""
+    return bool(config.rewards.semantic)
+
+
+def searches_similarity(config: Config) -> bool:
+    """The search, or the config that it starts from, uses ``rewards.semantic``."""
+    return rewards_similarity(config) or "semantic" in config.tune.space
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: ``plan(run)`` checks its input and says what the result depends on and how it is made.
+
+    ``reads`` names the stages whose artifacts it needs, each with the condition under which it does. ``writes`` says in
+    words what lies in its directory. ``publish(run, artifact)`` is called each time, also when the artifact was there.
+    """
+
+    name: str
+    about: str
+    writes: str
+    plan: Callable[[StageRun], Plan]
+    reads: Mapping[str, Condition] = field(default_factory=dict[str, Condition])
+    publish: Callable[[StageRun, Artifact], None] | None = None
+
+    @property
+    def code(self) -> str:
+        """The module whose code, with all of ``genrec`` that it imports, makes the result."""
+        return self.plan.__module__
+
+
+STAGES: Mapping[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            "prepare",
+            about="raw log to tables and splits",
+            writes="items.parquet, sequences/, queries/{train,valid,test}/, stats.json",
+            plan=prepare.plan,
+        ),
+        Stage(
+            "embed",
+            about="item texts to vectors",
+            writes="vectors, one Parquet file per shard of items",
+            reads={"prepare": always},
+            plan=embed.plan,
+        ),
+        Stage(
+            "assign",
+            about="vectors to semantic IDs",
+            writes="sids.parquet, the trie, the quantizer, sid_health.json and .html",
+            reads={"prepare": always, "embed": fits_a_quantizer},
+            plan=assign.plan,
+        ),
+        Stage(
+            "sft",
+            about="the policy learns from the log",
+            writes="policy.safetensors, curve.json",
+            reads={"prepare": always, "assign": always},
+            plan=sft.plan,
+        ),
+        Stage(
+            "grpo",
+            about="the policy learns from rewards",
+            writes="policy.safetensors, curve.json with the audit of every update",
+            reads={"prepare": always, "assign": always, "sft": always, "embed": rewards_similarity},
+            plan=grpo.plan,
+        ),
+        Stage(
+            "tune",
+            about="a search over reward weights, each trial a short GRPO run",
+            writes="trials.json, trials.txt",
+            reads={"prepare": always, "assign": always, "sft": always, "embed": searches_similarity},
+            plan=tune.plan,
+            publish=tune.publish,
+        ),
+        Stage(
+            "evaluate",
+            about="the test compared with the baselines",
+            writes="metrics.json, report.html, recommender.json; copied to <storage>/runs/<name>/",
+            reads={"prepare": always, "embed": fits_a_quantizer, "assign": always, "sft": always, "grpo": always},
+            plan=evaluate.plan,
+            publish=evaluate.publish,
+        ),
+    )
+}
+
+
+def run(config: Config, until: str, *, reward_file: Path | None = None) -> dict[str, Artifact]:
+    """Make the stage ``until`` and everything that it needs; finished stages are found and skipped.
+
+    Args:
+        reward_file: Python file with a mapping ``TERMS`` of own reward terms.
+
+    Returns:
+        The artifacts by stage name, in the order in which they were made.
+
+    Raises:
+        InputError: bad input of any stage.
+    """
+    order = stages_needed(config, until)
+    made: dict[str, Artifact] = {}
+    for number, stage in enumerate(order, start=1):
+        later = ", ".join(other.name for other in order[number:]) or "nothing"
+        LOG.info("── %d/%d %s: %s (then: %s)", number, len(order), stage.name, stage.about, later)
+        made[stage.name] = run_stage(config, stage.name, made, reward_file=reward_file)
+    return made
+
+
+def stages_needed(config: Config, until: str) -> list[Stage]:
+    """The stages of ``run(config, until)``, in their order."""
+    names = set[str]()
+
+    def need(name: str) -> None:
+        names.add(name)
+        for other in reads(STAGES[name], config):
+            need(other)
+
+    need(until)
+    return [stage for name, stage in STAGES.items() if name in names]
+
+
+def run_stage(
+    config: Config, name: str, inputs: Mapping[str, Artifact], *, reward_file: Path | None = None
+) -> Artifact:
+    """Make one stage from the artifacts in ``inputs``, which may come from anywhere; others in there are left alone.
+
+    Raises:
+        InputError: bad input, or an artifact that the stage reads is missing in ``inputs``.
+    """
+    stage = STAGES[name]
+    needed = list(reads(stage, config))
+    if missing := [other for other in needed if other not in inputs]:
+        raise InputError(f"the stage {name} reads {needed}, and {missing} are missing; make them first")
+    run = StageRun(config, {other: inputs[other] for other in needed}, reward_file)
+    plan = stage.plan(run)
+    recipe = Recipe(name, plan.settings, (stage.code,), list(run.inputs.values()))
+    artifact = make_artifact(config, recipe, plan.work)
+    if stage.publish is not None:
+        stage.publish(run, artifact)
+    return artifact
+
+
+def reads(stage: Stage, config: Config) -> Iterator[str]:
+    """The names of the stages that ``stage`` reads under ``config``."""
+    return (name for name, condition in stage.reads.items() if condition(config))

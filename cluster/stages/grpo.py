@@ -1,0 +1,148 @@
+"""grpo: reinforcement learning of the SFT policy on rewards, with rollout actors next to a Ray Train learner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster import reward_file
+from cluster.session import prepare_environment
+from cluster.stages.plan import Plan, StageRun
+from cluster.stages.sft import policy_settings
+from cluster.telemetry import Telemetry, TimedRollouts, metric_loggers
+from cluster.train import RunSpec, make_accelerator, make_checkpoints, run_training, save_result, training_summary
+from genrec.config import Config
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from genrec.evaluation.validate import Validator
+    from genrec.learning.rewards.context import RewardContext
+    from genrec.learning.rl.guard import SnapshotValidator
+    from genrec.learning.rl.learner import GrpoLearner
+    from genrec.policy.model import Policy
+    from genrec.policy.prompts import Prompts
+    from genrec.sid.catalog import Catalog
+    from genrec.types import Rollouts
+
+VALIDATION_WIDTH = 50
+"""Beams of a validation: HR@50 is guarded."""
+
+
+def plan(run: StageRun) -> Plan:
+    """Improve the SFT policy, with the reward terms of the user's file too."""
+    config = run.config
+    settings = rl_settings(config) | {"policy": policy_settings(config)} | reward_file.settings(run.reward_file)
+    return Plan(settings, partial(_improve, spec_of(run), run.reward_file))
+
+
+def rl_settings(config: Config) -> dict[str, Any]:
+    """What a policy that rewards improve depends on, besides where it starts."""
+    rl = config.learning.rl
+    settings = {"rl": rl.result_settings(), "rewards": config.rewards.result_settings(), "seed": config.seed}
+    # Candidates that are drawn are drawn for a whole request at a time; beams are the same in any request.
+    return settings | ({"rollout_chunk": rl.rollout_chunk} if rl.generation != "beam" else {})
+
+
+def spec_of(run: StageRun) -> partial[RunSpec]:
+    """A run from the SFT policy among the stage's inputs; where it leaves its result (``out``) is still to be said."""
+    return partial(
+        RunSpec,
+        run.config,
+        run.path("prepare"),
+        run.path("assign"),
+        start=run.path("sft"),
+        vectors=run.path_or_none("embed"),
+    )
+
+
+def _improve(make_spec: partial[RunSpec], terms: Path | None, out: Path) -> Mapping[str, Any]:
+    run_training(grpo_loop, make_spec(out=out, rewards=reward_file.keep(terms, out)), "grpo")
+    return training_summary(out)
+
+
+@dataclass(frozen=True)
+class _Built:
+    """What every learner builds for itself from the run's directories."""
+
+    policy: Policy
+    prompts: Prompts
+    catalog: Catalog
+    context: RewardContext
+    accelerator: Accelerator
+
+
+def grpo_loop(spec: RunSpec) -> None:
+    """What every GRPO learner runs, each with its share of the rollout actors; rank 0 writes the result."""
+    prepare_environment(spec.config)
+    from genrec.data.tables import read_queries
+    from genrec.learning.rl.query_sampler import QueryStream
+    from genrec.learning.rl.trainer import GrpoTrainer
+
+    config, settings = spec.config, spec.config.learning.rl
+    accelerator = make_accelerator(config)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    built, learner = _make_learner(spec, accelerator)
+    rollouts, validator = _make_rollouts(spec, built, _make_validator(spec, built))
+    timed = TimedRollouts(rollouts)
+    train, queries = read_queries(spec.data, "train"), settings.queries * settings.oversample
+    trainer = GrpoTrainer(
+        learner,
+        timed,
+        QueryStream(train, queries, seed=config.seed, rank=rank, world=world),
+        settings=settings,
+        accelerator=accelerator,
+        checkpoints=make_checkpoints(spec),
+        validator=validator,
+        callback=Telemetry(timed, metric_loggers(config, spec.out, rank=rank)),
+    )
+    save_result(spec, built.policy, built.catalog, trainer.run(), accelerator)
+
+
+def _make_learner(spec: RunSpec, accelerator: Accelerator) -> tuple[_Built, GrpoLearner]:
+    from genrec.learning.rewards import active_terms, load_terms
+    from genrec.learning.rewards.read_context import read_reward_context
+    from genrec.learning.rl.learner import GrpoLearner
+
+    rewards, settings = spec.config.rewards, spec.config.learning.rl
+    policy, prompts, catalog = spec.build()
+    terms = active_terms(rewards, load_terms(rewards.custom, spec.rewards), centred=settings.objective != "ppo")
+    context = read_reward_context(spec.data, catalog.codes_NL, terms, rewards.settings, spec.vectors)
+    learner = GrpoLearner(policy, prompts, catalog.trie, context, settings, rewards, accelerator, terms)
+    return _Built(policy, prompts, catalog, context, accelerator), learner
+
+
+def _make_validator(spec: RunSpec, built: _Built) -> Validator:
+    from genrec.data.tables import read_queries
+    from genrec.evaluation.validate import Validator
+
+    return Validator(
+        read_queries(spec.data, "valid"),
+        built.prompts,
+        built.catalog.trie,
+        built.accelerator,
+        count=spec.config.learning.rl.eval_queries,
+        width=VALIDATION_WIDTH,
+        batch_size=spec.config.decode.batch_size,
+        train_counts_N=built.context.counts_N.numpy(),
+    )
+
+
+def _make_rollouts(spec: RunSpec, built: _Built, validator: Validator) -> tuple[Rollouts, SnapshotValidator]:
+    """This learner's share of the rollout actors, or rollouts in its own process; the same for validation."""
+    from genrec.evaluation.validate import LocalValidator
+    from genrec.learning.rl.rollout import LocalRollouts
+
+    config, accelerator = spec.config, built.accelerator
+    own = range(accelerator.process_index, config.compute.rollout_actors, accelerator.num_processes)
+    if config.compute.workers and own:
+        from cluster.rollouts import RayRollouts
+
+        remote = RayRollouts(spec, len(own))
+        return remote, remote.validator(validator)
+    trie = built.catalog.trie.to(accelerator.device)
+    local = LocalRollouts(built.policy, built.prompts, trie, config.learning.rl, config.seed)
+    return local, LocalValidator(validator, built.policy)

@@ -1,0 +1,256 @@
+"""sft: the policy learns the next item from the log, on Ray Train; and tasks, in stages, where the config says so."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster import teacher
+from cluster.content import model_content
+from cluster.session import prepare_environment
+from cluster.stages.plan import Plan, StageRun
+from cluster.train import (
+    RunSpec,
+    backbones,
+    deepspeed_config,
+    make_accelerator,
+    make_checkpoints,
+    run_training,
+    save_result,
+    training_summary,
+)
+from genrec.config import Config, Tasks
+from genrec.data.files import write_json
+from genrec.data.tables import Split, read_items, read_queries, read_sequences
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import torch
+    from accelerate import Accelerator
+
+    from genrec.learning.checkpoints import TrainingState
+    from genrec.learning.sft.batches import Examples, RowExamples
+    from genrec.learning.sft.losses import SftLoss
+    from genrec.learning.sft.stages import TrainingStage
+    from genrec.learning.tasks.examples import ExampleBuilder
+    from genrec.learning.tasks.mixture import Mixture
+    from genrec.policy.chat.chat_format import ChatFormat
+    from genrec.policy.model import Policy
+    from genrec.policy.prompts import Prompts
+    from genrec.sid.catalog import Catalog
+
+LOG = logging.getLogger(__name__)
+
+MIXTURE = "mixture.json"
+"""Next to the policy: per stage and task the examples of an epoch, and the share of SIDs in what is learned."""
+
+
+def plan(run: StageRun) -> Plan:
+    """Train the policy for the semantic IDs of the catalogue."""
+    config, learning = run.config, run.config.learning
+    settings = {
+        "policy": policy_settings(config),
+        "sft": learning.sft.result_settings(),
+        "max_history": config.data.max_history,
+        "seed": config.seed,
+    }
+    if "hard" in learning.sft.loss.weights:
+        # The largest losses are found within a worker's micro batch.
+        settings |= {"micro_batch": learning.sft.micro_batch, "workers": config.compute.workers}
+    if learns_tasks(config):
+        settings |= {name: getattr(learning, name).result_settings() for name in ("stages", "tasks", "instruction")}
+    return Plan(settings, partial(_train, config, run.path("prepare"), run.path("assign")))
+
+
+def policy_settings(config: Config) -> dict[str, Any]:
+    """What a policy depends on: the config's section, and the content of a local model directory."""
+    settings = config.policy.result_settings()
+    if config.policy.kind == "pretrained":
+        settings["path"] = model_content(config.policy.path, config.storage)
+    return settings
+
+
+def _train(config: Config, data: Path, catalog: Path, out: Path) -> Mapping[str, Any]:
+    teacher.ask(config, data, out)
+    run_training(sft_loop, RunSpec(config, data, catalog, out), "sft")
+    return training_summary(out)
+
+
+def sft_loop(spec: RunSpec) -> None:
+    """What every SFT worker runs; rank 0 writes ``policy`` and ``curve.json`` into ``spec.out``."""
+    config = spec.config
+    prepare_environment(config)
+    from genrec.evaluation.validate import Validator
+
+    settings, accelerator = config.learning.sft, make_accelerator(config)
+    policy, prompts, catalog = spec.build()
+    examples, valid = _examples(spec.data, settings.example_format, config.data.max_history)
+    if config.compute.gradient_checkpointing:
+        policy.recompute_activations()
+    validator = Validator(
+        valid,
+        prompts,
+        catalog.trie,
+        accelerator,
+        count=settings.eval_queries,
+        width=10,
+        batch_size=config.decode.batch_size,
+    )
+    loss = _make_loss(spec, prompts, catalog, accelerator.device)
+    options: dict[str, Any] = {
+        "seed": config.seed,
+        "accelerator": accelerator,
+        "checkpoints": make_checkpoints(spec),
+        "validate": validator,
+        "deepspeed": deepspeed_config(config.compute.strategy),
+    }
+    state = _learn(spec, _Built(policy, prompts, catalog), loss, examples, options)
+    save_result(spec, policy, catalog, state, accelerator)
+
+
+@dataclass(frozen=True)
+class _Built:
+    """The policy in training, its prompts and its catalogue."""
+
+    policy: Policy
+    prompts: Prompts
+    catalog: Catalog
+
+
+def _learn(
+    spec: RunSpec, built: _Built, loss: SftLoss, examples: Examples, options: Mapping[str, Any]
+) -> TrainingState:
+    """Next items alone, or every stage of ``learning.stages`` that is on and then ``learning.sft``."""
+    from genrec.learning.sft.batches import Epochs
+    from genrec.learning.sft.stages import run_stages
+    from genrec.learning.sft.trainer import SftTrainer
+
+    config, settings = spec.config, spec.config.learning.sft
+    if not learns_tasks(config):
+        epochs = Epochs(examples, settings.batch_size, config.seed)
+        return SftTrainer(built.policy, loss, epochs, settings, **options).run()
+    return run_stages(built.policy, _stages(spec, built, loss, options["accelerator"]), **options)
+
+
+def _make_loss(spec: RunSpec, prompts: Prompts, catalog: Catalog, device: torch.device) -> SftLoss:
+    """The loss of ``learning.sft``; how rare an item is, is counted in the train targets."""
+    import torch
+
+    from genrec.learning.sft.losses import SftLoss, rare_items
+
+    settings, rare_N = spec.config.learning.sft, None
+    if "rare" in settings.loss.weights:
+        targets = torch.from_numpy(read_queries(spec.data, "train")["target"].to_numpy().astype("int64"))
+        rare_N = rare_items(targets.bincount(minlength=len(catalog.codes_NL)), settings.loss.rare_share)
+    return SftLoss(
+        prompts,
+        catalog,
+        softmax=settings.softmax,
+        smoothing=settings.label_smoothing,
+        weights=settings.loss,
+        rare_N=rare_N,
+        device=device,
+    )
+
+
+@lru_cache(maxsize=1)
+def _examples(data: Path, example_format: str, max_history: int) -> tuple[Examples, pa.Table]:
+    """Training examples and validation queries: items, not SIDs, so runs in one process share them."""
+    from genrec.learning.sft.batches import DenseExamples, RowExamples
+
+    valid = read_queries(data, "valid")
+    if example_format == "dense":
+        return DenseExamples(read_sequences(data), max_history), valid
+    return RowExamples(read_queries(data, "train")), valid
+
+
+def learns_tasks(config: Config) -> bool:
+    """Whether the config asks for tasks or stages."""
+    return config.learning.sft.example_format == "tasks" or bool(config.learning.stages.on())
+
+
+def _stages(spec: RunSpec, built: _Built, loss: SftLoss, accelerator: Accelerator) -> list[TrainingStage]:
+    """The stages in their order, each with its mixture; ``mixture.json`` counts what they show."""
+    from genrec.learning.sft.batches import Epochs, RowExamples
+    from genrec.learning.sft.stages import TrainingStage, settings_of
+    from genrec.learning.tasks.loss import MixedLoss
+    from genrec.learning.tasks.mixture import MixtureEpochs
+
+    config, learning = spec.config, spec.config.learning
+    queries = RowExamples(read_queries(spec.data, "train"))
+    make = _mixtures(spec, built, queries)
+    mixed = MixedLoss(loss, built.catalog.trie.to(accelerator.device))
+    size, statistics, stages = learning.sft.batch_size, dict[str, Any](), list[TrainingStage]()
+    for name, stage in learning.stages.on().items():
+        mixture = make(stage.tasks)
+        epochs, rows_only = MixtureEpochs(mixture, size, config.seed), name == "sid_embeddings"
+        own = settings_of(stage, learning.sft, epochs.steps, rows_only=rows_only)
+        stages.append(TrainingStage(name, own, epochs, mixed, rows_only=rows_only))
+        statistics[name] = mixture.statistics()
+    if learning.sft.example_format == "tasks":
+        mixture = make(learning.tasks)
+        stages.append(TrainingStage("instruction", learning.sft, MixtureEpochs(mixture, size, config.seed), mixed))
+        statistics["instruction"] = mixture.statistics()
+    else:
+        stages.append(TrainingStage("next item", learning.sft, Epochs(queries, size, config.seed), loss))
+    if accelerator.is_main_process:
+        _keep_statistics(statistics, spec.out)
+    return stages
+
+
+def _keep_statistics(statistics: Mapping[str, Any], out: Path) -> None:
+    from genrec.learning.tasks.mixture import table
+
+    write_json(statistics, out / MIXTURE)
+    for name, found in statistics.items():
+        LOG.info("mixture of %s:\n%s", name, table(found))
+
+
+def _mixtures(spec: RunSpec, built: _Built, queries: RowExamples) -> Callable[[Tasks], Mixture]:
+    """From weights of tasks to their mixture over the run's items and train queries."""
+    from genrec.learning.tasks.mixture import Mixture
+
+    config, reasons = spec.config, teacher.read_reasons(spec.out)
+    builder = make_example_builder(spec, built.catalog, "train", config.learning.instruction.languages, reasons)
+    chat_format = make_chat_format(config, built.prompts, built.catalog)
+    room = int(built.policy.model.config.max_position_embeddings)
+
+    def mixture(tasks: Tasks) -> Mixture:
+        return Mixture(tasks, builder, queries, chat_format, seed=config.seed, max_tokens=room)
+
+    return mixture
+
+
+def make_example_builder(
+    spec: RunSpec,
+    catalog: Catalog,
+    split: Split,
+    languages: Sequence[str],
+    reasons: Mapping[tuple[int, str], str] | None = None,
+) -> ExampleBuilder:
+    """Builds conversations about the run's items and the queries of ``split``."""
+    from genrec.learning.tasks.examples import ExampleBuilder
+    from genrec.learning.tasks.item_fields import ItemFields
+    from genrec.policy.chat.templates import load_language
+
+    settings, queries = spec.config.learning.instruction, read_queries(spec.data, split)
+    return ExampleBuilder(
+        ItemFields(read_items(spec.data), settings),
+        [load_language(name) for name in languages],
+        settings,
+        queries["history"].to_pylist(),
+        queries["target"].to_pylist(),
+        absent=catalog.removed,
+        reasons=reasons,
+    )
+
+
+def make_chat_format(config: Config, prompts: Prompts, catalog: Catalog) -> ChatFormat:
+    """The conversations of the config's policy as tokens."""
+    from genrec.policy.chat.chat_format import ChatFormat, load_tokenizer
+
+    return ChatFormat(load_tokenizer(config.policy, backbones(config)), prompts.sids, catalog)

@@ -1,0 +1,126 @@
+"""How a config is read: defaults < YAML files, left to right < ``dotted.key=value`` overrides."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+from yaml import YAMLError
+
+from genrec.config.packaged import find_config
+from genrec.config.root import Config
+from genrec.config.section import Section
+from genrec.errors import InputError
+
+RENAMED = {
+    "bench.rows": "bench.variants",
+    "compute.local_mb": "compute.in_process_below_mb",
+    "learning.grpo": "learning.rl",
+    "learning.grpo.average": "learning.rl.ema_decay",
+    "learning.sft.form": "learning.sft.example_format",
+    "learning.stages.rows": "learning.stages.sid_embeddings",
+    "policy.form": "policy.finetuning",
+    "policy.text": "policy.tokenizer",
+    "sid.codes": "sid.codebook_size",
+}
+"""Old keys, and sections, with their new names: a config that was written for them is told what to write."""
+
+
+def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
+    """Merge ``files`` left to right, then ``overrides``, into a validated ``Config``.
+
+    Args:
+        files: paths of YAML files, or names of packaged ones (``demo``, ``versions/v1``).
+        overrides: ``dotted.key=value``.
+
+    Raises:
+        InputError: a missing file, broken YAML, an unknown key (with the nearest one) or a bad value.
+    """
+    merged = OmegaConf.create()
+    for source, layer in _layers(files, overrides):
+        _refuse_unknown_keys(layer, source)
+        merged = OmegaConf.merge(merged, OmegaConf.create(dict(layer)))
+    try:
+        plain = OmegaConf.to_container(merged, resolve=True)
+        return Config.model_validate(plain)
+    except ValidationError as error:
+        lines = [_line(e["loc"], e["msg"], e["input"]) for e in error.errors()]
+        raise InputError("invalid config:\n  " + "\n  ".join(lines)) from None
+    except OmegaConfBaseException as error:
+        raise InputError(f"invalid config: {error}") from None
+
+
+def _line(location: tuple[int | str, ...], message: str, value: object) -> str:
+    named = f"{'.'.join(map(str, location))}: {message}" if location else message
+    return named if isinstance(value, dict) else f"{named} (got {value!r})"
+
+
+def to_yaml(config: Section) -> str:
+    """The resolved section as YAML, readable back by ``load_config``."""
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+
+
+def _layers(files: Sequence[str | Path], overrides: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for file in map(find_config, files):
+        try:
+            layer = OmegaConf.to_container(OmegaConf.load(file))
+        except (YAMLError, OmegaConfBaseException, OSError) as error:
+            raise InputError(f"{file} is not valid YAML: {error}") from None
+        yield str(file), _mapping(layer or {}, str(file))
+    for text in overrides:
+        key, separator, _ = text.partition("=")
+        if not separator or not key:
+            raise InputError(f"override {text!r} is not of the form dotted.key=value")
+        try:
+            layer = OmegaConf.to_container(OmegaConf.from_dotlist([text]))
+        except (YAMLError, OmegaConfBaseException) as error:
+            raise InputError(f"override {text!r} cannot be read: {error}") from None
+        yield f"the command line ({text})", _mapping(layer, text)
+
+
+def _mapping(layer: object, source: str) -> Mapping[str, Any]:
+    if not isinstance(layer, dict):
+        raise InputError(f"{source} holds a {type(layer).__name__}, a mapping of config keys was expected")
+    return cast("Mapping[str, Any]", layer)
+
+
+def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of the config, sections included."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from known_keys(field.annotation, f"{prefix}{name}.")
+
+
+def _refuse_unknown_keys(layer: Mapping[str, Any], source: str) -> None:
+    known = list(known_keys())
+    free = ("data.columns", "tune.space", "rewards.custom", "rewards.settings.events")
+    for key in _dotted(layer):
+        if key in known or key.startswith(tuple(f"{name}." for name in free)):
+            continue
+        leaf = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+        if new := renamed(key):
+            raise InputError(f"config key {key!r} in {source} has a new name: {new!r}")
+        near = difflib.get_close_matches(key, leaf or known, n=1, cutoff=0.0)[0]
+        raise InputError(f"unknown config key {key!r} in {source}; the nearest known key is {near!r}")
+
+
+def _dotted(layer: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in layer.items():
+        if isinstance(value, dict):
+            yield from _dotted(cast("Mapping[str, Any]", value), f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def renamed(key: str) -> str | None:
+    """The new name of a key that was renamed, alone or with its section; None for any other key."""
+    for old in sorted(RENAMED, key=len, reverse=True):
+        if key == old or key.startswith(f"{old}."):
+            return RENAMED[old] + key.removeprefix(old)
+    return None
