@@ -32,7 +32,7 @@ def predict(
 
     Args:
         data, catalog, policy: directories of the queries, of the SIDs that may be answered, and of the policy.
-        where: directory of the answers, one file per shard; shards that are there are not asked again.
+        where: directory of the answers, one file per shard; shards that exist are not computed again.
         mask_seen: leave out items of a query's own history (a wider beam makes up for them).
         prior: steers the search; the answers come in its order.
         count: the first queries alone, so many or the rest of their shard more.
@@ -44,8 +44,8 @@ def predict(
     queries = read_queries(data, split)
     wide = width + history if mask_seen else width
     make = partial(make_predictor, config, data, catalog, policy, split, where, wide, prior)
-    asked = len(queries) if count is None else min(count, len(queries))
-    parallel_map(config, make, missing(where, asked, config.evaluation.shard_queries), label=label)
+    wanted = len(queries) if count is None else min(count, len(queries))
+    parallel_map(config, make, missing(where, wanted, config.evaluation.shard_queries), label=label)
     beams = read_predictions(where)
     if not mask_seen:
         return beams

@@ -28,16 +28,21 @@ def code_digest(*modules: str) -> str:
     Args:
         modules: dotted names, such as ``"cluster.stages.sft"``.
     """
+    total = hashlib.sha256()
+    for name in sorted(modules_used(*modules)):
+        total.update(f"{name} {_tree_digest(name)}\n".encode())
+    return total.hexdigest()
+
+
+def modules_used(*modules: str) -> set[str]:
+    """``modules`` and every module of ours that they import, directly or not."""
     used, waiting = set[str](), list(modules)
     while waiting:
         name = waiting.pop()
         if name not in used:
             used.add(name)
             waiting += _imports(name)
-    total = hashlib.sha256()
-    for name in sorted(used):
-        total.update(f"{name} {_tree_digest(name)}\n".encode())
-    return total.hexdigest()
+    return used
 
 
 @cache

@@ -1,6 +1,6 @@
 """Rollout actors: each request carries its snapshot, so an actor is stateless and lost work is replayed exactly.
 
-An actor that dies is started again, where there is room; what it owed goes to the others at once.
+An actor that dies is started again, where there is room; the requests it had not answered go to the others at once.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from genrec.evaluation.validate import Validator
 
 REST_S = 30.0
-"""Seconds that an actor which failed is asked last: it is being started again, or its node is gone."""
+"""Seconds for which an actor that failed gets requests last: it is being started again, or its node is gone."""
 PATIENCE_S = 600.0
 """How long a request that keeps failing is sent again: time for a new actor, an end for a request that kills actors."""
 
 
 @dataclass
 class Request:
-    """A call of a rollout actor: the method and its arguments, which actor was asked last, and what will come of it."""
+    """A call of a rollout actor: the method and its arguments, the actor it was last sent to, and its future answer."""
 
     method: str
     arguments: tuple[Any, ...]
@@ -43,20 +43,20 @@ class RayTicket:
 class RolloutWorker:
     """Generates groups for the snapshots that come with the requests; runs as a Ray actor."""
 
-    def __init__(self, job: RunSpec) -> None:
+    def __init__(self, spec: RunSpec) -> None:
         import torch
 
         from cluster.telemetry import UtilisationGauge
 
-        torch.set_num_threads(job.config.compute.rollout_threads)
+        torch.set_num_threads(spec.config.compute.rollout_threads)
         self._busy = UtilisationGauge()
-        self._policy, self._prompts, catalog = job.build()
-        gpus = job.config.compute.rollout_gpus
+        self._policy, self._prompts, catalog = spec.build()
+        gpus = spec.config.compute.rollout_gpus
         device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
         cap_memory(gpus)
         self._policy.to(device)
         self._trie = catalog.trie.to(device)
-        self._settings, self._seed = job.config.learning.rl, job.config.seed
+        self._settings, self._seed = spec.config.learning.rl, spec.config.seed
         self._digest: str | None = None
 
     def generate(self, snapshot: Snapshot, queries: Sequence[Query]) -> list[Group]:
@@ -78,7 +78,7 @@ class RolloutWorker:
             return target_ranks(self._policy, self._prompts, self._trie, queries, width)
 
     def _adopt(self, snapshot: Snapshot) -> None:
-        """Take over a snapshot unless it is in use already; every tensor must be bound and its bytes must be the same.
+        """Load a snapshot unless it is loaded; every tensor must be bound, and its bytes must arrive unchanged.
 
         Raises:
             InputError: the snapshot is not of this policy, or its weights changed on the way.
@@ -93,7 +93,7 @@ class RolloutWorker:
         found = Snapshot(snapshot.version, own).digest
         if found != snapshot.digest:
             raise InputError(
-                f"the rollout actor adopted version {snapshot.version} with digest {found[:12]}, the learner sent "
+                f"the rollout actor loaded version {snapshot.version} with digest {found[:12]}, the learner sent "
                 f"{snapshot.digest[:12]}: the weights changed on the way; policy.dtype must be the same on both sides"
             )
         self._digest = snapshot.digest
@@ -102,13 +102,13 @@ class RolloutWorker:
 class RayRollouts:
     """Sends fixed chunks of queries to the least busy actors; the snapshot goes to the object store once per version.
 
-    Which actor answers does not change the answer, so results do not depend on the number of actors or their speed.
+    Which actor answers does not change the answer: results depend neither on the number of actors nor on their speed.
     """
 
-    def __init__(self, job: RunSpec, actors: int) -> None:
+    def __init__(self, spec: RunSpec, actors: int) -> None:
         import ray
 
-        compute = job.config.compute
+        compute = spec.config.compute
         make = ray.remote(RolloutWorker).options(
             num_cpus=compute.rollout_cpus,
             num_gpus=compute.rollout_gpus,
@@ -116,18 +116,18 @@ class RayRollouts:
             # An actor made inside a trial would otherwise wait for room in the trial's placement group.
             scheduling_strategy="DEFAULT",
         )
-        self.actors = [make.remote(job) for _ in range(actors)]
-        self._owed: list[list[Any]] = [[] for _ in self.actors]
+        self.actors = [make.remote(spec) for _ in range(actors)]
+        self._open: list[list[Any]] = [[] for _ in self.actors]
         self._failed_at = [-REST_S] * actors
-        self._chunk = job.config.learning.rl.rollout_chunk
-        self._sent: tuple[Snapshot, Any] | None = None
+        self._chunk = spec.config.learning.rl.rollout_chunk
+        self._last_put: tuple[Snapshot, Any] | None = None
 
     def submit(self, queries: Sequence[Query], policy: Snapshot) -> RayTicket:
-        """Ask for groups; returns at once."""
+        """Request groups; returns at once."""
         from genrec.learning.rl.rollout import chunks
 
-        sent = self.send(policy)
-        return RayTicket([self._ask("generate", (sent, part)) for part in chunks(queries, self._chunk)])
+        sent = self.put(policy)
+        return RayTicket([self._send("generate", (sent, part)) for part in chunks(queries, self._chunk)])
 
     def collect(self, ticket: RayTicket) -> list[Group]:
         """Wait for the groups of ``ticket``, in the order of its queries."""
@@ -138,23 +138,23 @@ class RayRollouts:
         return RemoteValidator(self, validator)
 
     def ranks(self, snapshot: Snapshot, requests: Sequence[Sequence[Query]], width: int) -> RayTicket:
-        """Ask the least busy actor for the targets' ranks of ``requests``; returns at once."""
-        index, sent = self.least_busy(), self.send(snapshot)
-        return RayTicket([self._ask("ranks", (sent, part, width), index) for part in requests])
+        """Request the targets' ranks of ``requests`` from the least busy actor; returns at once."""
+        index, sent = self.least_busy(), self.put(snapshot)
+        return RayTicket([self._send("ranks", (sent, part, width), index) for part in requests])
 
     def fetched(self, ticket: RayTicket) -> list[Any]:
-        """Wait for all answers. What dead actors and lost nodes owed is asked of the others.
+        """Wait for all answers. Requests of dead actors and lost nodes are sent to the others.
 
         Raises:
-            InputError: an actor refused its input; asking again would not help.
+            InputError: an actor refused its input; a second try would not help.
             ray.exceptions.RayActorError: no actor could be built, or a request failed for ``PATIENCE_S``.
         """
         return [self._answer(request) for request in ticket.requests]
 
-    def _ask(self, method: str, arguments: tuple[Any, ...], actor: int | None = None) -> Request:
+    def _send(self, method: str, arguments: tuple[Any, ...], actor: int | None = None) -> Request:
         index = self.least_busy() if actor is None else actor
         answer = getattr(self.actors[index], method).remote(*arguments)
-        self._owed[index].append(answer)
+        self._open[index].append(answer)
         return Request(method, arguments, index, answer)
 
     def _answer(self, request: Request) -> Any:
@@ -179,26 +179,26 @@ class RayRollouts:
                 if all(now - failed_at < REST_S for failed_at in self._failed_at):
                     time.sleep(wait_s)
                     wait_s = min(2 * wait_s, REST_S / 6)
-                request = self._ask(request.method, request.arguments)
+                request = self._send(request.method, request.arguments)
 
-    def send(self, snapshot: Snapshot) -> Any:
+    def put(self, snapshot: Snapshot) -> Any:
         """The snapshot's reference in the object store; it is put there once."""
         import ray
 
-        if self._sent is None or self._sent[0] is not snapshot:
-            self._sent = (snapshot, ray.put(snapshot))
-        return self._sent[1]
+        if self._last_put is None or self._last_put[0] is not snapshot:
+            self._last_put = (snapshot, ray.put(snapshot))
+        return self._last_put[1]
 
     def least_busy(self) -> int:
-        """The number of the actor that owes the fewest requests, of those that did not fail lately."""
+        """The number of the actor with the fewest open requests, of those that did not fail lately."""
         import ray
 
-        for owed in self._owed:
-            if owed:
-                owed[:] = ray.wait(owed, num_returns=len(owed), timeout=0, fetch_local=False)[1]
+        for waiting in self._open:
+            if waiting:
+                waiting[:] = ray.wait(waiting, num_returns=len(waiting), timeout=0, fetch_local=False)[1]
         now = time.monotonic()
         failed = [now - failed_at < REST_S for failed_at in self._failed_at]
-        return min(range(len(self._owed)), key=lambda index: (failed[index], len(self._owed[index])))
+        return min(range(len(self._open)), key=lambda index: (failed[index], len(self._open[index])))
 
 
 class RemoteValidator:
@@ -210,7 +210,7 @@ class RemoteValidator:
         self._rollouts, self._validator = rollouts, validator
 
     def submit(self, snapshot: Snapshot) -> RayTicket:
-        """Ask for the ranks of this worker's share; returns at once."""
+        """Request the ranks of this worker's share; returns at once."""
         return self._rollouts.ranks(snapshot, self._validator.requests, self._validator.width)
 
     def collect(self, ticket: RayTicket) -> Mapping[str, Any]:

@@ -27,7 +27,7 @@ QUIET = {
 }
 
 KEPT = {"MALLOC_TRIM_THRESHOLD_": (-1, 2**31 - 1), "MALLOC_MMAP_THRESHOLD_": (-3, 2**25)}
-"""glibc's variables, ``mallopt``'s numbers for them, and the bytes: freed ones to keep, and asked for at once."""
+"""glibc's variables, ``mallopt``'s numbers for them, and bytes: freed ones to keep, and the size mapped by itself."""
 
 
 def prepare_environment(config: Config) -> None:
@@ -103,7 +103,7 @@ def connect(config: Config) -> None:
 
 
 def require_resources(config: Config, what: str, cpus: float, gpus: float) -> None:
-    """Refuse to wait forever for resources that this machine does not have (a cluster may still grow, and is told).
+    """Refuse to wait forever for resources that this machine does not have (a cluster may still grow: there it is a warning).
 
     Raises:
         InputError: a local Ray has fewer CPUs or GPUs than ``what`` asks for.

@@ -1,12 +1,13 @@
-"""Reasons by a larger model: an OpenAI-compatible server is asked once per train query, before training starts.
+"""Reasons by a larger model: an OpenAI-compatible server answers once per train query, before training starts.
 
-Answers are kept as lines of ``teacher.jsonl`` in the stage's directory, so a killed run asks for the others only. The
+Answers are kept as lines of ``teacher.jsonl`` in the stage's directory, so a killed run requests only the others. The
 key comes from the environment variable that the config names; it is sent to the server, and written nowhere.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,12 +20,14 @@ import numpy as np
 from genrec.config import Config, Teacher
 from genrec.errors import InputError
 
+LOG = logging.getLogger(__name__)
+
 FILE = "teacher.jsonl"
 TASK = "recommendation_reasoning"
 
 
 def ask(config: Config, data: Path, out: Path) -> int:
-    """Ask for a reason for each of ``teacher.examples`` train queries, in each language in turn; returns how many came.
+    """Ask for a reason for each of ``teacher.examples`` train queries, in each language in turn; returns how many were given.
 
     Does nothing without a URL, or when no task reads reasons.
 
@@ -44,12 +47,12 @@ def ask(config: Config, data: Path, out: Path) -> int:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
         asked += 1
         if asked % 50 == 0:
-            print(f"[sft] {asked} reasons by {settings.model}", flush=True)
+            LOG.info("%d reasons by %s", asked, settings.model)
     return asked
 
 
 def read_reasons(out: Path) -> dict[tuple[int, str], str]:
-    """(train query row, language) to the reason, as ``ask`` kept them; a line that was cut off is left out."""
+    """(train query row, language) to the reason, as ``ask`` wrote them; a line that was cut off is left out."""
     if not (out / FILE).is_file():
         return {}
     reasons: dict[tuple[int, str], str] = {}

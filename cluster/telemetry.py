@@ -1,4 +1,4 @@
-"""What a GRPO run lets be seen while it learns: Ray metrics, TensorBoard scalars, MLflow, and figures for its status.
+"""Telemetry of a GRPO run: Ray metrics, TensorBoard scalars, MLflow, and figures for its progress lines.
 
 None of it enters the result: these figures depend on the machine, the curve does not.
 """
@@ -35,7 +35,7 @@ def require_mlflow(config: Config) -> None:
     """Refuse ``compute.mlflow`` where MLflow is missing, before any work.
 
     Raises:
-        InputError: MLflow is asked for and not installed.
+        InputError: the config wants MLflow, and it is not installed.
     """
     if config.compute.mlflow and find_spec("mlflow") is None:
         raise InputError(
@@ -45,16 +45,16 @@ def require_mlflow(config: Config) -> None:
 
 
 class TimedRollouts:
-    """Rollouts that keep the time (``Rollouts`` protocol)."""
+    """Rollouts that measure how long the learner waits for them (``Rollouts`` protocol)."""
 
     def __init__(self, rollouts: Rollouts) -> None:
         self._rollouts = rollouts
         self._made, self._waited_s, self._age_s, self._since = 0, 0.0, 0.0, time.monotonic()
 
     def submit(self, queries: Sequence[Query], policy: Snapshot) -> tuple[float, Any]:
-        """Ask for groups; the ticket knows when."""
-        with self._waiting() as asked:
-            return asked, self._rollouts.submit(queries, policy)
+        """Request groups; the ticket holds the time of the request."""
+        with self._waiting() as start:
+            return start, self._rollouts.submit(queries, policy)
 
     def collect(self, ticket: tuple[float, Any]) -> list[Group]:
         """Wait for the groups of ``ticket``."""

@@ -1,6 +1,6 @@
 """prepare on Ray Data: a log larger than memory goes through as parts, then as buckets of users.
 
-    parts ─scatter→ buckets ─thin→ sorted, filtered buckets ─k-core, numbers (here)→ ─write→ sequences, queries
+    parts ─partition→ buckets ─filter→ sorted, filtered buckets ─k-core, numbers (here)→ ─write→ sequences, queries
 
 Each arrow but the middle one is a ``parallel_map`` over files that are skipped when complete. In between, this process
 holds catalogue-sized counts and one bucket's columns at a time. The functions of the data live in ``genrec.data``.
@@ -52,7 +52,7 @@ PLACES = ("path", "items", "interactions")
 
 @dataclass(frozen=True)
 class PrepareSpec:
-    """What the workers of a phase need: small, picklable, the same for every shard."""
+    """What the workers of each step need: small, picklable, the same for every shard."""
 
     source: Source
     config: Config
@@ -64,11 +64,11 @@ class PrepareSpec:
 
     @property
     def scratch(self) -> Path:
-        """Where everything lies that goes when the stage is done."""
+        """Folder of everything that is removed when the stage is done."""
         return self.folder / "scratch"
 
     def kept(self, bucket: int) -> Path:
-        """A bucket's sorted and thinned events."""
+        """A bucket's sorted and filtered events."""
         return self.scratch / "kept" / f"part-{bucket:05d}.parquet"
 
     def alive(self, step: str) -> Bools:
@@ -115,38 +115,42 @@ def prepare(source: Source, config: Config, folder: Path) -> dict[str, Any]:
 
     Raises InputError for data that cannot be used; then nothing stays in ``folder``.
     """
-    job = PrepareSpec(source, config, folder)
+    spec = PrepareSpec(source, config, folder)
     if not (folder / "stats.json").is_file():
         try:
-            _prepare(job)
+            _prepare(spec)
         except InputError:
             shutil.rmtree(folder)
             raise
-    shutil.rmtree(job.scratch, ignore_errors=True)
+    shutil.rmtree(spec.scratch, ignore_errors=True)
     return json.loads((folder / "stats.json").read_text(encoding="utf-8"))
 
 
-def _prepare(job: PrepareSpec) -> None:
-    catalogue = _catalogue(job)
-    job, counts = _scatter(job)
-    left = _thin(job, catalogue.num_rows)
-    alive = _core(job)
-    job, survey = _number(job, int(alive.sum()))
-    refuse_nothing_left(counts, left, survey.events, job.config.data)
-    refuse_missing_splits(survey, job.config.data, job.source.whole_histories)
-    _map(job, _writer, job.todo("sequences/part-{:05d}.parquet"), "write sequences and queries")
-    items = _final_items(catalogue, alive, survey if job.timed else None)
-    write_parquet(items, job.folder / "items.parquet")
-    written = {split: _rows(job.folder / "queries" / split) for split in survey.targets}
-    write_json(statistics(survey, written, counts, left, items.num_rows), job.folder / "stats.json")
+def _prepare(spec: PrepareSpec) -> None:
+    catalogue = _catalogue(spec)
+    spec, counts = _partition(spec)
+    left = _filter(spec, catalogue.num_rows)
+    alive = _core(spec)
+    spec, survey = _number(spec, int(alive.sum()))
+    refuse_nothing_left(counts, left, survey.events, spec.config.data)
+    refuse_missing_splits(survey, spec.config.data, spec.source.whole_histories)
+    _map(spec, _writer, spec.todo("sequences/part-{:05d}.parquet"), "write sequences and queries")
+    items = _final_items(catalogue, alive, survey if spec.timed else None)
+    write_parquet(items, spec.folder / "items.parquet")
+    written = {split: _rows(spec.folder / "queries" / split) for split in survey.targets}
+    write_json(statistics(survey, written, counts, left, items.num_rows), spec.folder / "stats.json")
 
 
-def _map(job: PrepareSpec, make: Callable[[PrepareSpec], Callable[[int], None]], shards: list[int], label: str) -> None:
-    parallel_map(job.config, partial(_silent, make, job), shards, label=label)
+def _map(
+    spec: PrepareSpec, make: Callable[[PrepareSpec], Callable[[int], None]], shards: list[int], label: str
+) -> None:
+    parallel_map(spec.config, partial(_without_result, make, spec), shards, label=label)
 
 
-def _silent(make: Callable[[PrepareSpec], Callable[[int], None]], job: PrepareSpec) -> Callable[[int], dict[str, Any]]:
-    work = make(job)
+def _without_result(
+    make: Callable[[PrepareSpec], Callable[[int], None]], spec: PrepareSpec
+) -> Callable[[int], dict[str, Any]]:
+    work = make(spec)
 
     def done(shard: int) -> dict[str, Any]:
         work(shard)
@@ -155,54 +159,54 @@ def _silent(make: Callable[[PrepareSpec], Callable[[int], None]], job: PrepareSp
     return done
 
 
-def _catalogue(job: PrepareSpec) -> pa.Table:
-    file = job.scratch / "catalogue.parquet"
+def _catalogue(spec: PrepareSpec) -> pa.Table:
+    file = spec.scratch / "catalogue.parquet"
     if not file.is_file():
-        items = job.source.items()
+        items = spec.source.items()
         if items.num_rows == 0:
             raise InputError("the catalogue is empty; at least one item was expected")
         write_parquet(items, file)
     catalogue = pq.ParquetFile(file).read()
-    np.save(job.scratch / "titles.npy", keep_titles(catalogue["title"], job.config.data.filters))
+    np.save(spec.scratch / "titles.npy", keep_titles(catalogue["title"], spec.config.data.filters))
     return catalogue
 
 
-def _scatter(job: PrepareSpec) -> tuple[PrepareSpec, dict[str, Any]]:
-    folder = job.scratch / "scatter"
-    parts = range(len(job.source.parts()))
+def _partition(spec: PrepareSpec) -> tuple[PrepareSpec, dict[str, Any]]:
+    folder = spec.scratch / "scatter"
+    parts = range(len(spec.source.parts()))
     todo = [part for part in parts if not (folder / f"part-{part:05d}" / "counts.json").is_file()]
-    _map(job, _scatterer, todo, "read the log")
+    _map(spec, _partitioner, todo, "read the log")
     counts = total_counts(folder)
-    _refuse_unusable_log(counts, job)
-    return replace(job, by_position=counts["no_position"] == 0, timed=counts["no_time"] == 0), counts
+    _refuse_unusable_log(counts, spec)
+    return replace(spec, by_position=counts["no_position"] == 0, timed=counts["no_time"] == 0), counts
 
 
-def _scatterer(job: PrepareSpec) -> Callable[[int], None]:
-    parts = job.source.parts()
-    ids = pq.ParquetFile(job.scratch / "catalogue.parquet").read(columns=["id"])["id"].combine_chunks()
-    keep, inside = job.alive("titles"), window(job.config.data.filters)
+def _partitioner(spec: PrepareSpec) -> Callable[[int], None]:
+    parts = spec.source.parts()
+    ids = pq.ParquetFile(spec.scratch / "catalogue.parquet").read(columns=["id"])["id"].combine_chunks()
+    keep, inside = spec.alive("titles"), window(spec.config.data.filters)
 
     def work(index: int) -> None:
-        folder = job.scratch / "scatter" / f"part-{index:05d}"
-        shards = job.config.data.shards
+        folder = spec.scratch / "scatter" / f"part-{index:05d}"
+        shards = spec.config.data.shards
         partition_part(
-            job.source, parts[index], index, ids=ids, keep_N=keep, window=inside, buckets=shards, folder=folder
+            spec.source, parts[index], index, ids=ids, keep_N=keep, window=inside, buckets=shards, folder=folder
         )
 
     return work
 
 
-def _refuse_unusable_log(counts: dict[str, Any], job: PrepareSpec) -> None:
-    rows, kept, split = counts["rows"], counts["kept"], job.config.data.split
+def _refuse_unusable_log(counts: dict[str, Any], spec: PrepareSpec) -> None:
+    rows, kept, split = counts["rows"], counts["kept"], spec.config.data.split
     if rows == 0:
         raise InputError("the log is empty; at least one interaction was expected")
-    if counts["unknown"] and not job.source.ignores_unknown_items:
+    if counts["unknown"] and not spec.source.ignores_unknown_items:
         examples = ", ".join(repr(name) for name in counts["unknown_examples"])
         raise InputError(
             f"{counts['unknown']:,} of {rows:,} interactions name an item that the catalogue lacks, e.g. {examples}; "
             "add these items to the item table, or take the interactions out"
         )
-    refuse_nothing_left(counts, {}, kept, job.config.data)
+    refuse_nothing_left(counts, {}, kept, spec.config.data)
     if 0 < counts["no_position"] < kept:
         raise InputError(
             f"{counts['no_position']:,} of {kept:,} interactions have no position, others have one; "
@@ -222,26 +226,26 @@ def _refuse_unusable_log(counts: dict[str, Any], job: PrepareSpec) -> None:
         raise InputError("data.split=given needs a split for each interaction, and this log has none")
 
 
-def _thin(job: PrepareSpec, items: int) -> dict[str, int]:
-    least = job.config.data.filters.item_users
-    alive = job.alive("titles")
+def _filter(spec: PrepareSpec, items: int) -> dict[str, int]:
+    least = spec.config.data.filters.item_users
+    alive = spec.alive("titles")
     if least:
-        _map(job, _user_counter, job.todo("scratch/item_users/{:05d}.npy"), "count each item's users")
-        files = sorted((job.scratch / "item_users").glob("*.npy"))
+        _map(spec, _user_counter, spec.todo("scratch/item_users/{:05d}.npy"), "count each item's users")
+        files = sorted((spec.scratch / "item_users").glob("*.npy"))
         alive &= sum((np.load(file) for file in files), np.zeros(items, np.int64)) >= least
-    np.save(job.scratch / "item_users.npy", alive)
-    _map(job, _thinner, job.todo("scratch/kept/part-{:05d}.json"), "sort and filter")
-    left = [json.loads(job.kept(j).with_suffix(".json").read_text()) for j in range(job.config.data.shards)]
+    np.save(spec.scratch / "item_users.npy", alive)
+    _map(spec, _bucket_filter, spec.todo("scratch/kept/part-{:05d}.json"), "sort and filter")
+    left = [json.loads(spec.kept(j).with_suffix(".json").read_text()) for j in range(spec.config.data.shards)]
     return {step: sum(counts[step] for counts in left) for step in left[0]}
 
 
-def _user_counter(job: PrepareSpec) -> Callable[[int], None]:
-    items = len(job.alive("titles"))
-    folder = job.scratch / "item_users"
+def _user_counter(spec: PrepareSpec) -> Callable[[int], None]:
+    items = len(spec.alive("titles"))
+    folder = spec.scratch / "item_users"
     folder.mkdir(exist_ok=True)
 
     def work(bucket: int) -> None:
-        events = read_bucket(job.scratch / "scatter", bucket, ["user_id", "item"])
+        events = read_bucket(spec.scratch / "scatter", bucket, ["user_id", "item"])
         user = events["user_id"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
         counts = users_per_item(user, events["item"].to_numpy().astype(np.int64), items)
         np.save(folder / f"{bucket:05d}.tmp.npy", counts)
@@ -250,52 +254,52 @@ def _user_counter(job: PrepareSpec) -> Callable[[int], None]:
     return work
 
 
-def _thinner(job: PrepareSpec) -> Callable[[int], None]:
-    alive = job.alive("item_users")
+def _bucket_filter(spec: PrepareSpec) -> Callable[[int], None]:
+    alive = spec.alive("item_users")
 
     def work(bucket: int) -> None:
-        events = sort_events(read_bucket(job.scratch / "scatter", bucket), job.by_position)
-        events, left = filter_events(events, job.config.data.filters, alive)
-        write_parquet(events, job.kept(bucket))
-        write_json(left, job.kept(bucket).with_suffix(".json"))
+        events = sort_events(read_bucket(spec.scratch / "scatter", bucket), spec.by_position)
+        events, left = filter_events(events, spec.config.data.filters, alive)
+        write_parquet(events, spec.kept(bucket))
+        write_json(left, spec.kept(bucket).with_suffix(".json"))
 
     return work
 
 
-def _core(job: PrepareSpec) -> Bools:
+def _core(spec: PrepareSpec) -> Bools:
     def pairs() -> Iterator[tuple[Ints, Ints]]:
-        for bucket in range(job.config.data.shards):
-            table = pq.ParquetFile(job.kept(bucket)).read(columns=["user", "item"])
+        for bucket in range(spec.config.data.shards):
+            table = pq.ParquetFile(spec.kept(bucket)).read(columns=["user", "item"])
             yield tuple(table[name].to_numpy().astype(np.int64) for name in ("user", "item"))
 
-    filters = job.config.data.filters
-    alive = k_core(pairs, job.alive("item_users"), filters.user_core, filters.item_core)
-    np.save(job.scratch / "alive.npy", alive)
+    filters = spec.config.data.filters
+    alive = k_core(pairs, spec.alive("item_users"), filters.user_core, filters.item_core)
+    np.save(spec.scratch / "alive.npy", alive)
     return alive
 
 
-def _number(job: PrepareSpec, items: int) -> tuple[PrepareSpec, LogStatistics]:
-    data = job.config.data
+def _number(spec: PrepareSpec, items: int) -> tuple[PrepareSpec, LogStatistics]:
+    data = spec.config.data
     if data.split == "chronological":
-        job = replace(job, cuts=cut_points(lambda: (users.targets() for users in _all_users(job))))
-    coded = ((users, split_codes(users, data.split, job.cuts)) for users in _all_users(job))
+        spec = replace(spec, cuts=cut_points(lambda: (users.targets() for users in _all_users(spec))))
+    coded = ((users, split_codes(users, data.split, spec.cuts)) for users in _all_users(spec))
     survey = count_users(coded, items, data.eval_queries)
-    return replace(job, numbering=survey.numbering()), survey
+    return replace(spec, numbering=survey.numbering()), survey
 
 
-def _all_users(job: PrepareSpec) -> Iterator[Users]:
-    alive = job.alive("alive")
-    for bucket in range(job.config.data.shards):
-        yield read_users(job.kept(bucket), alive, job.config.data.filters.user_core, timed=job.timed)
+def _all_users(spec: PrepareSpec) -> Iterator[Users]:
+    alive = spec.alive("alive")
+    for bucket in range(spec.config.data.shards):
+        yield read_users(spec.kept(bucket), alive, spec.config.data.filters.user_core, timed=spec.timed)
 
 
-def _writer(job: PrepareSpec) -> Callable[[int], None]:
-    alive, data = job.alive("alive"), job.config.data
+def _writer(spec: PrepareSpec) -> Callable[[int], None]:
+    alive, data = spec.alive("alive"), spec.config.data
 
     def work(bucket: int) -> None:
-        users = read_users(job.kept(bucket), alive, data.filters.user_core, timed=job.timed)
-        codes: Codes = split_codes(users, data.split, job.cuts)
-        write_users(users, codes, job.numbering[bucket], data.max_history, job.folder, bucket)
+        users = read_users(spec.kept(bucket), alive, data.filters.user_core, timed=spec.timed)
+        codes: Codes = split_codes(users, data.split, spec.cuts)
+        write_users(users, codes, spec.numbering[bucket], data.max_history, spec.folder, bucket)
 
     return work
 

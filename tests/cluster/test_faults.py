@@ -17,9 +17,8 @@ import torch
 from accelerate import Accelerator
 from support.synthetic import chain_shop, tiny_config
 
-from cluster.train import RunSpec
 from cluster.stages.grpo import grpo_loop
-from cluster.train import RayCheckpoints, run_training
+from cluster.train import RayCheckpoints, RunSpec, run_training
 from genrec.config import Config
 from genrec.data.tables import read_queries, to_queries
 from genrec.errors import InputError

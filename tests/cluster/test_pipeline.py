@@ -9,20 +9,21 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
+from support.pipeline import made
 from support.synthetic import chain_shop, tiny_config
 
 import genrec
-from cluster.artifacts import Artifact, run_stage
+from cluster import pipeline
+from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.policy_predictor import NODE_WEIGHTS
-from cluster.train import RunSpec
 from cluster.stages.grpo import grpo_loop
 from cluster.stages.sft import sft_loop
-from cluster.train import run_training
+from cluster.train import RunSpec, run_training
 from genrec.config import Config, to_yaml
 from genrec.data.tables import read_items, read_queries
 from genrec.errors import InputError
 from genrec.inference.batch import read_predictions
-from workflows import assign, full, grpo, prepare, sft, tune
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,7 +40,7 @@ def config(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 @pytest.fixture(scope="module")
 def report(config: Config) -> Artifact:
-    return full.run(config)
+    return made(config, "evaluate")
 
 
 def test_the_model_learns_the_chain_and_metrics_have_their_form(report: Artifact) -> None:
@@ -54,11 +55,11 @@ def test_the_model_learns_the_chain_and_metrics_have_their_form(report: Artifact
         assert metrics["stages"][stage]["wall_s"] > 0
         assert metrics["stages"][stage]["peak_rss_mb"] > 0
     page = (report.path / "report.html").read_text()
-    assert metrics["verdict"].split()[0] in page
+    assert metrics["headline"].split()[0] in page
 
 
 def test_a_second_run_does_nothing(report: Artifact, config: Config, capsys: pytest.CaptureFixture[str]) -> None:
-    again = full.run(config)
+    again = made(config, "evaluate")
     assert again.skipped
     assert again.path == report.path
     assert " starts" not in capsys.readouterr().out
@@ -78,26 +79,28 @@ def test_a_loaded_run_recommends_the_next_item(report: Artifact, config: Config)
 
 def test_another_config_goes_to_another_directory(report: Artifact, config: Config) -> None:
     other = config.model_copy(update={"rewards": config.rewards.model_copy(update={"hit": 2.0})})
-    assert sft.run(other).path == sft.run(config).path
-    assert grpo.run(other).path != grpo.run(config).path
+    assert made(other, "sft").path == made(config, "sft").path
+    assert made(other, "grpo").path != made(config, "grpo").path
 
 
 def test_a_policy_of_other_sids_is_refused(report: Artifact, config: Config, tmp_path: Path) -> None:
     sizes = config.model_copy(update={"sid": config.sid.model_copy(update={"codebook_size": 12})})
-    job = RunSpec(config, prepare.run(config).path, assign.run(sizes).path, tmp_path, start=sft.run(config).path)
+    spec = RunSpec(
+        config, made(config, "prepare").path, made(sizes, "assign").path, tmp_path, start=made(config, "sft").path
+    )
     with pytest.raises(InputError, match="trained on the catalogue"):
-        job.build()
+        spec.build()
 
 
 def test_the_policy_alone_is_judged_before_the_mixture(config: Config, report: Artifact) -> None:
     mixed = config.model_copy(
         update={"name": "mixed", "decode": config.decode.model_copy(update={"prior": "itemknn", "prior_weight": 0.5})}
     )
-    judged = full.run(mixed)
+    judged = made(mixed, "evaluate")
     metrics = json.loads((judged.path / "metrics.json").read_text())
     assert metrics["prior"]["weight"] == 0.5
     assert metrics["policy"]["item"] == json.loads((report.path / "metrics.json").read_text())["model"]["item"]
-    assert "trained policy alone" in metrics["verdict"].split(":")[0]
+    assert "trained policy alone" in metrics["headline"].split(":")[0]
     found = genrec.load(Path(config.storage) / "runs" / "mixed").recommend(["i3", "i4", "i5"], k=3)
     assert found[0].id == "i6"
 
@@ -106,7 +109,7 @@ def test_a_prior_on_nodes_is_tuned_judged_and_served_alike(config: Config, repor
     steered = config.model_copy(
         update={"name": "steered", "decode": config.decode.model_copy(update={"prior": "itemknn_nodes"})}
     )
-    judged = full.run(steered)
+    judged = made(steered, "evaluate")
     metrics = json.loads((judged.path / "metrics.json").read_text())
     prior = metrics["prior"]
     searched = {path.name for path in (judged.path / "predictions" / "grpo").iterdir()}
@@ -114,7 +117,7 @@ def test_a_prior_on_nodes_is_tuned_judged_and_served_alike(config: Config, repor
     assert prior["kind"] == "itemknn_nodes" and 0 < prior["weight"] <= max(NODE_WEIGHTS)
     assert metrics["policy"]["item"] == json.loads((report.path / "metrics.json").read_text())["model"]["item"]
     recommender = genrec.load(Path(config.storage) / "runs" / "steered")
-    data = prepare.run(config).path
+    data = made(config, "prepare").path
     ids, queries = read_items(data)["id"].to_pylist(), read_queries(data, "test")
     beams = read_predictions(judged.path / "predictions" / "grpo" / f"test-nodes-{prior['weight']:g}")
     for history, items_K in zip(queries["history"].to_pylist()[:5], beams.items_QK, strict=False):
@@ -126,14 +129,14 @@ def test_a_prior_on_nodes_is_tuned_judged_and_served_alike(config: Config, repor
 
 
 def test_a_run_that_its_guard_stopped_stays_stopped(config: Config, report: Artifact, tmp_path: Path) -> None:
-    paths = [stage.run(config).path for stage in (prepare, assign, sft)]
+    paths = [made(config, stage).path for stage in ("prepare", "assign", "sft")]
     grpo_settings = config.learning.rl.model_copy(update={"guard_drop": 0.0, "lr": 0.5, "eval_every": 1, "sft": 0.0})
-    learning = config.learning.model_copy(update={"grpo": grpo_settings})
+    learning = config.learning.model_copy(update={"rl": grpo_settings})
     wild = config.model_copy(update={"learning": learning})
     curves = []
     for _ in range(2):
-        job = RunSpec(wild, paths[0], paths[1], tmp_path, start=paths[2])
-        grpo_loop(job)
+        spec = RunSpec(wild, paths[0], paths[1], tmp_path, start=paths[2])
+        grpo_loop(spec)
         curves.append(json.loads((tmp_path / "curve.json").read_text()))
         (tmp_path / "curve.json").unlink()
     assert curves[0]["stopped"]
@@ -146,13 +149,13 @@ def test_a_stage_that_fails_leaves_nothing_that_looks_finished(config: Config) -
         raise RuntimeError("lost power")
 
     def run(work: object) -> Artifact:
-        return run_stage(config, "broken", version=1, settings={}, inputs=(), work=work)  # type: ignore[arg-type]
+        return make_artifact(config, Recipe("broken", {}, (__name__,)), work)  # type: ignore[arg-type]
 
     with pytest.raises(RuntimeError):
         run(broken)
     folder = Path(config.storage) / "broken"
     assert not list(folder.glob("*/manifest.json"))
-    done = run(lambda path: {"found": len(list(path.iterdir()))})
+    done = run(lambda path: {"found": len(list(path.glob("*.txt")))})
     assert done.metrics["found"] == 1
     assert not list(folder.glob("*.partial"))
 
@@ -178,8 +181,8 @@ def test_training_killed_with_sigkill_ends_with_the_weights_of_an_undisturbed_ru
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     subprocess.run(run, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    for stage in (sft, grpo):
-        weights = [(stage.run(c).path / "policy.safetensors").read_bytes() for c in (config, killed)]
+    for stage in ("sft", "grpo"):
+        weights = [(made(c, stage).path / "policy.safetensors").read_bytes() for c in (config, killed)]
         assert weights[0] == weights[1]
 
 
@@ -191,10 +194,10 @@ def test_ray_train_and_rollout_actors_give_the_weights_of_one_process(
 ) -> None:
     on_ray = tiny_config(tmp_path, shop, "compute.workers=1", "compute.rollout_actors=2", "compute.data_actors=1")
     shared = on_ray.model_copy(update={"compute": on_ray.compute.model_copy(update={"rollout_cpus": 0.25})})
-    settings = [json.loads((grpo.run(c).path / "curve.json").read_text()) for c in (config, shared)]
+    settings = [json.loads((made(c, "grpo").path / "curve.json").read_text()) for c in (config, shared)]
     assert settings[0]["curve"][1:] == settings[1]["curve"][1:]
-    for stage in (sft, grpo):
-        weights = [(stage.run(c).path / "policy.safetensors").read_bytes() for c in (config, shared)]
+    for stage in ("sft", "grpo"):
+        weights = [(made(c, stage).path / "policy.safetensors").read_bytes() for c in (config, shared)]
         assert weights[0] == weights[1]
 
 
@@ -202,7 +205,7 @@ def test_ray_train_and_rollout_actors_give_the_weights_of_one_process(
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
 def test_bad_input_in_a_training_worker_is_one_clear_error(config: Config, report: Artifact, tmp_path: Path) -> None:
-    data = prepare.run(config).path
+    data = made(config, "prepare").path
     for workers in (2, 1):
         on_ray = config.model_copy(update={"compute": config.compute.model_copy(update={"workers": workers})})
         lost = RunSpec(on_ray, data, tmp_path / "nowhere", tmp_path / str(workers))
@@ -219,14 +222,19 @@ def test_bad_input_in_a_training_worker_is_one_clear_error(config: Config, repor
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
 def test_two_workers_learn_what_one_learns(config: Config, report: Artifact, shop: Path, tmp_path: Path) -> None:
-    pair = tiny_config(tmp_path, shop, "compute.workers=2", "compute.rollout_actors=0", "policy.dropout=0.0")
-    one = tiny_config(tmp_path, shop, "compute.workers=0", "policy.dropout=0.0")
+    exact = ("policy.dropout=0.0", "compute.rollout_actors=0")
+    one = tiny_config(tmp_path / "one", shop, "compute.workers=0", *exact)
+    pair = tiny_config(tmp_path / "pair", shop, "compute.workers=2", *exact)
     losses = [
-        [p["loss"] for p in json.loads((sft.run(c).path / "curve.json").read_text())["curve"]] for c in (one, pair)
+        [p["loss"] for p in json.loads((made(c, "sft").path / "curve.json").read_text())["curve"]] for c in (one, pair)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=2e-2)
-    checks = json.loads((grpo.run(pair).path / "curve.json").read_text())["curve"]
-    assert checks[-1]["ndcg@10"] > 0.5
+    start = pipeline.run(one, "sft")
+    weights = [load_file(pipeline.run_stage(c, "grpo", start).path / "policy.safetensors") for c in (one, pair)]
+    before = load_file(start["sft"].path / "policy.safetensors")
+    moved = sum((weights[0][name] - before[name]).square().sum() for name in before) ** 0.5
+    apart = sum((weights[0][name] - weights[1][name]).square().sum() for name in before) ** 0.5
+    assert moved > 0 and apart < 0.05 * moved, f"apart by {apart:.2g}, moved by {moved:.2g}"
 
 
 @pytest.mark.ray
@@ -239,11 +247,11 @@ def test_a_killed_rollout_actor_is_replaced_and_its_work_replayed(report: Artifa
     from cluster.rollouts import RayRollouts
     from genrec.data.tables import read_queries, to_queries
 
-    paths = [stage.run(config).path for stage in (prepare, assign, sft)]
-    job = RunSpec(config, paths[0], paths[1], paths[2], start=paths[2])
-    policy, _, _ = job.build()
+    paths = [made(config, stage).path for stage in ("prepare", "assign", "sft")]
+    spec = RunSpec(config, paths[0], paths[1], paths[2], start=paths[2])
+    policy, _, _ = spec.build()
     queries = to_queries(read_queries(paths[0], "train"))[:40]
-    rollouts = RayRollouts(job, 2)
+    rollouts = RayRollouts(spec, 2)
     expected = rollouts.collect(rollouts.submit(queries, policy.snapshot(0)))
     ticket = rollouts.submit(queries, policy.snapshot(1))
     ray.kill(rollouts.actors[0], no_restart=False)
@@ -260,7 +268,7 @@ def test_a_killed_rollout_actor_is_replaced_and_its_work_replayed(report: Artifa
 @pytest.mark.usefixtures("ray_cluster")
 def test_tune_ranks_its_trials_by_validation(report: Artifact, config: Config) -> None:
     small = config.model_copy(update={"tune": config.tune.model_copy(update={"trials": 2, "steps": 2})})
-    found = tune.run(small)
+    found = made(small, "tune")
     trials = json.loads((found.path / "trials.json").read_text())
     assert len(trials) == 2
     assert trials[0]["ndcg@10"] >= trials[1]["ndcg@10"]

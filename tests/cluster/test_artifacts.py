@@ -1,0 +1,203 @@
+"""Keys hold what changes a result and only that; unfinished work is kept, named, and never mixed."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from support.pipeline import made
+from support.synthetic import chain_shop, tiny_config
+
+from cluster import fingerprint, pipeline
+from cluster.artifacts import PENDING, Artifact, Recipe, make_artifact
+from cluster.stages import prepare
+from cluster.stages.plan import StageRun
+from genrec.config import Config
+from genrec.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return chain_shop(tmp_path_factory.mktemp("shop"))
+
+
+def key_of(config: Config, stage: str) -> str:
+    """The key of a stage whose inputs are made up: nothing is computed."""
+    inputs = {
+        name: Artifact(name, Path("/none"), "0", {}, True) for name in pipeline.reads(pipeline.STAGES[stage], config)
+    }
+    declared = pipeline.STAGES[stage]
+    plan = declared.plan(StageRun(config, inputs))
+    return Recipe(stage, plan.settings, (declared.code,), list(inputs.values())).key
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "learning.sft.micro_batch=4",
+        "learning.sft.checkpoint_every=7",
+        "learning.rl.micro_queries=2",
+        "learning.rl.rollout_chunk=3",
+        "decode.batch_size=3",
+        "decode.prompt_cache_mb=0",
+        "embed.batch_size=2",
+        "compute.threads=3",
+        "compute.workers=2",
+        "compute.data_actors=2",
+        "tune.max_concurrent=2",
+    ],
+)
+def test_what_changes_the_speed_alone_changes_no_key(shop: Path, tmp_path: Path, override: str) -> None:
+    plain, other = tiny_config(tmp_path, shop), tiny_config(tmp_path, shop, override)
+    assert {name: key_of(plain, name) for name in pipeline.STAGES} == {
+        name: key_of(other, name) for name in pipeline.STAGES
+    }
+
+
+@pytest.mark.parametrize(
+    ("override", "stages"),
+    [
+        ("data.max_history=4", {"prepare", "sft"}),
+        ("embed.max_tokens=8", {"embed"}),
+        ("sid.iterations=3", {"assign"}),
+        ("learning.sft.lr=1e-4", {"sft"}),
+        ("learning.rl.lr=1e-4", {"grpo", "tune"}),
+        ("rewards.prefix=0.5", {"grpo", "tune"}),
+        ("tune.trials=9", {"tune"}),
+        ("decode.width=60", {"evaluate"}),
+        ("seed=5", {"assign", "sft", "grpo", "tune", "evaluate"}),
+    ],
+)
+def test_what_changes_a_result_changes_the_keys_of_its_stages(
+    shop: Path, tmp_path: Path, override: str, stages: set[str]
+) -> None:
+    plain, other = tiny_config(tmp_path, shop), tiny_config(tmp_path, shop, override)
+    assert {name for name in pipeline.STAGES if key_of(plain, name) != key_of(other, name)} == stages
+
+
+def test_where_draws_or_losses_depend_on_the_pieces_their_size_is_in_the_key(shop: Path, tmp_path: Path) -> None:
+    drawn = ["learning.rl.generation=sample"]
+    hard = ["learning.sft.loss.weights=[hard]"]
+    for fixed, piece, stage in (
+        (drawn, "learning.rl.rollout_chunk=3", "grpo"),
+        (hard, "learning.sft.micro_batch=4", "sft"),
+    ):
+        plain, other = tiny_config(tmp_path, shop, *fixed), tiny_config(tmp_path, shop, *fixed, piece)
+        assert key_of(plain, stage) != key_of(other, stage)
+
+
+def test_vectors_of_the_two_precisions_never_share_a_directory(shop: Path, tmp_path: Path) -> None:
+    keys = {key_of(tiny_config(tmp_path, shop, f"compute.device={device}"), "embed") for device in ("cpu", "cuda")}
+    assert len(keys) == 2
+
+
+def test_the_same_bytes_in_another_folder_are_the_same_run(shop: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(shop, tmp_path / "moved"))
+    first, second = (tiny_config(tmp_path / "storage", folder) for folder in (shop, moved))
+    artifact = made(first, "prepare")
+    again = made(second, "prepare")
+    assert not artifact.skipped and again.skipped and again.path == artifact.path
+    log = chain_shop(tmp_path / "other", users=11)
+    assert made(tiny_config(tmp_path / "storage", log), "prepare").path != artifact.path
+
+
+def test_code_counts_and_comments_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    module = tmp_path / "probe_of_code.py"
+
+    def digest(text: str) -> str:
+        module.write_text(text)
+        for cached in (fingerprint._tree, fingerprint._tree_digest, fingerprint._imports):
+            cached.cache_clear()
+        return fingerprint.code_digest("probe_of_code")
+
+    first = digest('"""One."""\ndef f(x):\n    return x + 1\n')
+    assert digest('"""Two."""\n\n# why\ndef f(x):\n    """Say."""\n    return (x + 1)\n') == first
+    assert digest('"""One."""\ndef f(x):\n    return x + 2\n') != first
+    through = "def f(x):\n    from genrec.sid import {name}\n    return {name}\n"
+    assert digest(through.format(name="trie")) != digest(through.format(name="catalog"))
+    fingerprint._tree.cache_clear()
+
+
+def test_every_stage_is_fingerprinted_with_the_method_behind_it() -> None:
+    for name, module in {
+        "prepare": "genrec.data.partition",
+        "embed": "genrec.sid.embed",
+        "assign": "genrec.sid.collisions",
+        "sft": "genrec.learning.sft.trainer",
+        "grpo": "genrec.learning.rl.objectives",
+        "evaluate": "genrec.policy.decoding.beam",
+    }.items():
+        assert module in fingerprint.modules_used(pipeline.STAGES[name].code), name
+        assert "genrec.config.learning" not in fingerprint.modules_used(pipeline.STAGES[name].code)
+
+
+def test_work_that_other_code_began_is_kept_told_and_not_used(
+    shop: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tiny_config(tmp_path, shop)
+
+    def dies(folder: Path) -> dict[str, int]:
+        (folder / "half.txt").write_text("half")
+        raise RuntimeError("lost power")
+
+    with pytest.raises(RuntimeError):
+        make_artifact(config, Recipe("probe", {"a": 1}, ("cluster.stages.embed",)), dies)
+    (begun,) = (tmp_path / "probe").glob("*.partial")
+    caplog.set_level(logging.INFO)
+    done = make_artifact(
+        config, Recipe("probe", {"a": 1}, ("cluster.stages.assign",)), lambda folder: {"found": [*folder.glob("*.txt")]}
+    )
+    assert done.metrics["found"] == [] and (begun / "half.txt").is_file()
+    assert f"{begun.name} was begun by other code" in caplog.text
+    caplog.clear()
+    make_artifact(config, Recipe("probe", {"a": 2}, ("cluster.stages.assign",)), lambda folder: {})
+    assert "begun by other code" not in caplog.text
+
+
+def test_a_killed_stage_goes_on_in_its_directory(shop: Path, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, shop)
+
+    def dies(folder: Path) -> dict[str, int]:
+        (folder / "half.txt").write_text("half")
+        raise RuntimeError("lost power")
+
+    recipe = Recipe("probe", {}, (__name__,))
+    with pytest.raises(RuntimeError):
+        make_artifact(config, recipe, dies)
+    done = make_artifact(config, recipe, lambda folder: {"half": (folder / "half.txt").is_file()})
+    assert done.metrics["half"] and not (done.path / PENDING).exists()
+    assert not list(done.path.parent.glob("*.lock")), "a finished stage leaves no lock"
+
+
+def test_a_refused_stage_leaves_nothing(shop: Path, tmp_path: Path) -> None:
+    def refuses(folder: Path) -> dict[str, int]:
+        raise InputError("no")
+
+    with pytest.raises(InputError):
+        make_artifact(tiny_config(tmp_path, shop), Recipe("probe", {}, (__name__,)), refuses)
+    assert not list((tmp_path / "probe").iterdir())
+
+
+def test_two_runs_on_one_storage_do_not_write_one_directory(shop: Path, tmp_path: Path) -> None:
+    config, recipe = tiny_config(tmp_path, shop), Recipe("probe", {}, (__name__,))
+    (tmp_path / "probe").mkdir()
+    with (
+        FileLock(f"{tmp_path / 'probe' / recipe.key}.partial.lock"),
+        pytest.raises(InputError, match="another process is writing"),
+    ):
+        make_artifact(config, recipe, lambda folder: {})
+
+
+def test_a_full_run_checks_its_source_once(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[object] = []
+    real = prepare.open_source
+    monkeypatch.setattr(prepare, "open_source", lambda settings: opened.append(settings) or real(settings))
+    pipeline.run(tiny_config(tmp_path, shop), "assign")
+    assert len(opened) == 1
+
+
+def test_a_stage_says_which_inputs_are_missing(shop: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"sft reads \['prepare', 'assign'\].*missing"):
+        pipeline.run_stage(tiny_config(tmp_path, shop), "sft", {})

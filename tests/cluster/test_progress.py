@@ -1,0 +1,92 @@
+"""What people see: lines, bars in a terminal, a file per stage, and the records of workers."""
+
+import io
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from cluster.progress import BarHandler, LineHandler, log_to_file, stage_log, tail_log
+from genrec.progress import Progress, log_progress
+
+LOG = logging.getLogger("genrec.probe")
+
+
+@pytest.fixture
+def info_level() -> None:
+    LOG.setLevel(logging.INFO)
+
+
+def handled(handler: logging.Handler) -> logging.Handler:
+    """The handler, on the probe's logger alone."""
+    LOG.handlers = [handler]
+    return handler
+
+
+@pytest.fixture(autouse=True)
+def _no_handlers_stay() -> object:
+    yield
+    LOG.handlers = []
+
+
+@pytest.mark.usefixtures("info_level")
+def test_lines_name_their_stage_and_what_is_more_than_information(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    handled(LineHandler(stream))
+    LOG.info("before")
+    with stage_log("sft", tmp_path):
+        log_progress(LOG, Progress("step", 30, 266, 235.4, {"loss": 6.39612}))
+        LOG.warning("thin %s", "ice")
+    assert stream.getvalue().splitlines() == [
+        "before",
+        "[sft] step 30/266  loss 6.3961  about 235 s left",
+        "[sft] warning: thin ice",
+    ]
+    kept = (tmp_path / "stage.log").read_text().splitlines()
+    assert [line.split(" ", 2)[2] for line in kept] == [
+        "INFO genrec.probe: step 30/266  loss 6.3961  about 235 s left",
+        "WARNING genrec.probe: thin ice",
+    ]
+
+
+@pytest.mark.usefixtures("info_level")
+def test_a_terminal_that_knows_only_ascii_gets_what_it_can_show() -> None:
+    raw = io.BytesIO()
+    handled(LineHandler(io.TextIOWrapper(raw, encoding="ascii")))
+    LOG.info("── 1/6 prepare")
+    assert raw.getvalue() == b"?? 1/6 prepare\n"
+
+
+@pytest.mark.usefixtures("info_level")
+def test_a_terminal_shows_a_bar_with_rate_time_left_and_figures(tmp_path: Path) -> None:
+    screen = io.StringIO()
+    bars = handled(BarHandler(Console(file=screen, force_terminal=True, width=120, markup=False, highlight=False)))
+    with stage_log("sft", tmp_path):
+        log_progress(LOG, Progress("step", 30, 266, 118.0, {"ndcg@10": 0.09801}))
+        assert isinstance(bars, BarHandler)
+        bars._bars.refresh()
+        shown = screen.getvalue()
+        LOG.info("a line [bold]in between[/bold]")
+        log_progress(LOG, Progress("step", 266, 266, 0.0, {"ndcg@10": 0.1}))
+    for part in ("sft steps", "30/266", "2 steps/s", "about 1:58 min left", "ndcg@10 0.0980"):
+        assert part in shown
+    assert "[bold]in between[/bold]" in screen.getvalue(), "what is logged is text, never markup"
+    assert "step 266/266" in screen.getvalue()
+
+
+@pytest.mark.usefixtures("info_level")
+def test_records_of_a_worker_reach_the_driver_with_their_level_and_progress(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    handled(LineHandler(stream))
+    with tail_log(tmp_path, interval_s=0.01):
+        own, LOG.handlers = LOG.handlers, []
+        with log_to_file(tmp_path):
+            print("a library\nprints")
+            LOG.warning("slow")
+            log_progress(LOG, Progress("step", 1, 2, 3.0))
+        LOG.handlers = own
+    lines = [json.loads(line) for line in (tmp_path / "worker.jsonl").read_text().splitlines()]
+    assert [line["message"] for line in lines][:2] == ["a library", "prints"]
+    assert stream.getvalue().splitlines() == ["warning: slow", "step 1/2  about 3 s left"]
