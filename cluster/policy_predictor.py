@@ -1,4 +1,4 @@
-"""A policy that is judged: its answers on Ray Data, and the ItemKNN prior that it is served with."""
+"""A trained policy in evaluation: its answers on Ray Data, and the ItemKNN prior that it is served with."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from cluster.batch_inference import predict
 from genrec.config import Config
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from genrec.baselines.tuning import BaselineSuite
     from genrec.inference.batch import KnnPrior, Split
     from genrec.inference.prior import RankedItems
+    from genrec.metrics import IntArray
 
 NODE_WEIGHTS = (0.25, 0.5, 1.0, 1.5, 2.0)
 NODE_QUERIES = 1000
@@ -27,7 +30,7 @@ class PolicyPredictor:
         self, config: Config, stages: Mapping[str, Artifact], name: str, suite: BaselineSuite, where: Path
     ) -> None:
         self._config, self._stages, self._name = config, stages, name
-        self._lineup, self._where = suite, where / name
+        self._suite, self._where = suite, where / name
 
     def answers(self, split: Split, prior: KnnPrior | None = None, count: int | None = None) -> RankedItems:
         """Its ``decode.width`` best items per query; masked seen items come from a wider beam."""
@@ -39,13 +42,13 @@ class PolicyPredictor:
             self._stages[self._name].path,
             self._where / (split if prior is None else f"{split}-nodes-{prior.weight:g}"),
             split=split,
-            mask_seen=self._lineup.mask_seen,
+            mask_seen=self._suite.mask_seen,
             prior=prior,
             count=count,
             label=f"{self._name} on {split}{steered}",
         )
 
-    def tuned_prior(self, valid: Any) -> dict[str, Any]:
+    def tuned_prior(self, valid: pa.Table) -> dict[str, Any]:
         """The kind and weight of the prior that the model is served with; weight 0 when there is none."""
         import numpy as np
 
@@ -58,21 +61,21 @@ class PolicyPredictor:
             return {"kind": "none", "weight": 0.0, "power": 1.0}
         if decode.prior == "itemknn_nodes":
             return self._tuned_on_nodes(targets_Q)
-        beams, scores = self.answers("valid"), self._lineup.scores(recent_history(valid, self._config.data.max_history))
+        beams, scores = self.answers("valid"), self._suite.scores(recent_history(valid, self._config.data.max_history))
         weights = WEIGHTS if decode.prior_weight == "tuned" else (float(decode.prior_weight),)
         found = tune_weight(beams.items_QK, beams.logp_QK, scores, targets_Q, weights=weights)
         return {"kind": "itemknn", "weight": found.weight, "power": found.power, "valid_ndcg@10": found.ndcg}
 
-    def with_prior(self, beams: RankedItems, recent_QH: Any, prior: Mapping[str, Any]) -> Any:
+    def with_prior(self, beams: RankedItems, recent_QH: IntArray, prior: Mapping[str, Any]) -> IntArray:
         """The items (Q, K) of the test queries under the prior; ``beams`` are the policy's own answers."""
         from genrec.inference.prior import mix
 
         if prior["kind"] == "itemknn_nodes":
             return self.answers("test", self._on_nodes(prior["weight"])).items_QK
-        width, scores = self._config.decode.width, self._lineup.scores(recent_QH)
+        width, scores = self._config.decode.width, self._suite.scores(recent_QH)
         return mix(beams.items_QK, beams.logp_QK, scores, prior["weight"], power=prior["power"], k=width)
 
-    def _tuned_on_nodes(self, targets_Q: Any) -> dict[str, Any]:
+    def _tuned_on_nodes(self, targets_Q: IntArray) -> dict[str, Any]:
         from genrec.metrics import measure
 
         def ndcg(weight: float) -> float:
@@ -89,4 +92,4 @@ class PolicyPredictor:
     def _on_nodes(self, weight: float) -> KnnPrior:
         from genrec.inference.batch import KnnPrior
 
-        return KnnPrior(self._lineup.itemknn.settings, weight, self._lineup.mask_seen)
+        return KnnPrior(self._suite.itemknn.settings, weight, self._suite.mask_seen)

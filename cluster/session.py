@@ -30,15 +30,22 @@ KEPT = {"MALLOC_TRIM_THRESHOLD_": (-1, 2**31 - 1), "MALLOC_MMAP_THRESHOLD_": (-3
 """glibc's variables, ``mallopt``'s numbers for them, and bytes: freed ones to keep, and the size mapped by itself."""
 
 
-def prepare_environment(config: Config) -> None:
-    """Set what must be set before ray or transformers are imported: no telemetry, no hub unless it is named, and an
-    allocator that keeps what was freed, in this process and in those that it starts.
+def configure_process(config: Config) -> None:
+    """Set, before ray or transformers are imported, what this process and those that it starts read from outside.
+
+    No telemetry and no progress bars of libraries; an allocator that keeps freed memory; and the model hub is offline
+    unless the config names a model of it.
     """
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    silence_libraries()
     keep_freed_memory()
     if not _names_a_hub_model(config):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def silence_libraries() -> None:
+    """Switch off telemetry and progress bars of ray, transformers and the hub; variables that are set already stay."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
 
 
 def keep_freed_memory() -> None:
@@ -61,12 +68,10 @@ def require_packages(config: Config) -> None:
     Raises:
         InputError: ``policy.finetuning=qlora`` without bitsandbytes, or a ZeRO strategy without DeepSpeed.
     """
-    packed, strategy = (
-        config.policy.kind == "pretrained" and config.policy.finetuning == "qlora",
-        config.compute.strategy,
-    )
+    strategy, policy = config.compute.strategy, config.policy
+    four_bit = policy.kind == "pretrained" and policy.finetuning == "qlora"
     wanted = {
-        "bitsandbytes": (packed, "policy.finetuning=qlora", "policy.finetuning=lora"),
+        "bitsandbytes": (four_bit, "policy.finetuning=qlora", "policy.finetuning=lora"),
         "deepspeed": (strategy != "ddp", f"compute.strategy={strategy}", "compute.strategy=ddp"),
     }
     for package, (is_wanted, key, instead) in wanted.items():
@@ -103,7 +108,7 @@ def connect(config: Config) -> None:
 
 
 def require_resources(config: Config, what: str, cpus: float, gpus: float) -> None:
-    """Refuse to wait forever for resources that this machine does not have (a cluster may still grow: there it is a warning).
+    """Refuse to wait forever for resources that this machine lacks; on a cluster, which may grow, only warn.
 
     Raises:
         InputError: a local Ray has fewer CPUs or GPUs than ``what`` asks for.

@@ -27,7 +27,7 @@ TASK = "recommendation_reasoning"
 
 
 def ask(config: Config, data: Path, out: Path) -> int:
-    """Ask for a reason for each of ``teacher.examples`` train queries, in each language in turn; returns how many were given.
+    """Ask for a reason for each of ``teacher.examples`` train queries, in each language in turn; returns their number.
 
     Does nothing without a URL, or when no task reads reasons.
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from genrec.config import Config
 from genrec.errors import InputError
@@ -145,7 +146,19 @@ class UtilisationGauge:
         self._end = now
 
 
-def tensorboard(writer: Any) -> MetricLogger:
+class ScalarWriter(Protocol):
+    """A ``SummaryWriter``, TensorBoard's or tensorboardX's."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        """Record one figure of one step."""
+        ...
+
+    def flush(self) -> None:
+        """Write out what is recorded."""
+        ...
+
+
+def tensorboard(writer: ScalarWriter) -> MetricLogger:
     """A scalar per figure, written out at once so that the page is live."""
 
     def write(step: int, figures: Mapping[str, float]) -> None:
@@ -157,23 +170,22 @@ def tensorboard(writer: Any) -> MetricLogger:
     return write
 
 
-def _summary_writer() -> Callable[[str], Any] | None:
+def _summary_writer() -> Callable[[str], ScalarWriter] | None:
     """TensorBoard's writer, or tensorboardX's, which Ray Tune brings; both write the same files."""
     if find_spec("tensorboard"):
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter
+        return cast("Callable[[str], ScalarWriter]", SummaryWriter)
     if find_spec("tensorboardX"):
         from tensorboardX import SummaryWriter
 
-        return SummaryWriter
+        return cast("Callable[[str], ScalarWriter]", SummaryWriter)
     return None
 
 
 def mlflow(config: Config) -> MetricLogger:
     """Metrics of a new MLflow run, in the experiment ``genrec`` of the tracking server ``compute.mlflow``."""
-    import mlflow as client
-
+    client: Any = import_module("mlflow")
     client.set_tracking_uri(config.compute.mlflow)
     client.set_experiment("genrec")
     client.start_run(run_name=f"{config.name}-grpo")

@@ -1,4 +1,4 @@
-"""Ray Train around the learning loops: what a worker is given, what it runs, and the trainer that starts the workers."""
+"""Ray Train around the learning loops: what a worker is given, what it runs, and the trainer that starts workers."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.data import parallel_map
 from cluster.progress import WORKER_LOG
-from cluster.session import prepare_environment
+from cluster.session import configure_process
 from cluster.stages.plan import Plan, StageRun
 from cluster.train import REFUSED, RayCheckpoints, train_on_ray
 from genrec.config import Config
@@ -111,7 +111,7 @@ def _drop(out: Path, *names: str) -> None:
 
 def _share(config: Config, vectors: Path, out: Path) -> None:
     """What every worker runs; the first of them writes ``out/quantizer``."""
-    prepare_environment(config)
+    configure_process(config)
     from genrec.sid.fit import fit_share
 
     fit_share(vectors, out, config.sid, RayProcessGroup(config), seed=config.seed, threads=config.compute.threads)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster import reward_file
-from cluster.session import prepare_environment
+from cluster.session import configure_process
 from cluster.stages.plan import Plan, StageRun
 from cluster.stages.sft import policy_settings
 from cluster.telemetry import Telemetry, TimedRollouts, metric_loggers
@@ -65,7 +65,7 @@ def _improve(make_spec: partial[RunSpec], terms: Path | None, out: Path) -> Mapp
 
 
 @dataclass(frozen=True)
-class _Built:
+class _RlParts:
     """What every learner builds for itself from the run's directories."""
 
     policy: Policy
@@ -77,7 +77,7 @@ class _Built:
 
 def grpo_loop(spec: RunSpec) -> None:
     """What every GRPO learner runs, each with its share of the rollout actors; rank 0 writes the result."""
-    prepare_environment(spec.config)
+    configure_process(spec.config)
     from genrec.data.tables import read_queries
     from genrec.learning.rl.query_sampler import QueryStream
     from genrec.learning.rl.trainer import GrpoTrainer
@@ -102,7 +102,7 @@ def grpo_loop(spec: RunSpec) -> None:
     save_result(spec, built.policy, built.catalog, trainer.run(), accelerator)
 
 
-def _make_learner(spec: RunSpec, accelerator: Accelerator) -> tuple[_Built, GrpoLearner]:
+def _make_learner(spec: RunSpec, accelerator: Accelerator) -> tuple[_RlParts, GrpoLearner]:
     from genrec.learning.rewards import active_terms, load_terms
     from genrec.learning.rewards.read_context import read_reward_context
     from genrec.learning.rl.learner import GrpoLearner
@@ -112,13 +112,16 @@ def _make_learner(spec: RunSpec, accelerator: Accelerator) -> tuple[_Built, Grpo
     terms = active_terms(rewards, load_terms(rewards.custom, spec.rewards), centred=settings.objective != "ppo")
     context = read_reward_context(spec.data, catalog.codes_NL, terms, rewards.settings, spec.vectors)
     learner = GrpoLearner(policy, prompts, catalog.trie, context, settings, rewards, accelerator, terms)
-    return _Built(policy, prompts, catalog, context, accelerator), learner
+    return _RlParts(policy, prompts, catalog, context, accelerator), learner
 
 
-def _make_validator(spec: RunSpec, built: _Built) -> Validator:
+def _make_validator(spec: RunSpec, built: _RlParts) -> Validator:
     from genrec.data.tables import read_queries
     from genrec.evaluation.validate import Validator
 
+    counts_N = built.context.counts_N
+    if counts_N is None:
+        raise RuntimeError("the reward context was read without train counts")
     return Validator(
         read_queries(spec.data, "valid"),
         built.prompts,
@@ -127,11 +130,11 @@ def _make_validator(spec: RunSpec, built: _Built) -> Validator:
         count=spec.config.learning.rl.eval_queries,
         width=VALIDATION_WIDTH,
         batch_size=spec.config.decode.batch_size,
-        train_counts_N=built.context.counts_N.numpy(),
+        train_counts_N=counts_N.numpy(),
     )
 
 
-def _make_rollouts(spec: RunSpec, built: _Built, validator: Validator) -> tuple[Rollouts, SnapshotValidator]:
+def _make_rollouts(spec: RunSpec, built: _RlParts, validator: Validator) -> tuple[Rollouts, SnapshotValidator]:
     """This learner's share of the rollout actors, or rollouts in its own process; the same for validation."""
     from genrec.evaluation.validate import LocalValidator
     from genrec.learning.rl.rollout import LocalRollouts

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster import teacher
 from cluster.content import model_content
-from cluster.session import prepare_environment
+from cluster.session import configure_process
 from cluster.stages.plan import Plan, StageRun
 from cluster.train import (
     RunSpec,
@@ -83,7 +83,7 @@ def _train(config: Config, data: Path, catalog: Path, out: Path) -> Mapping[str,
 def sft_loop(spec: RunSpec) -> None:
     """What every SFT worker runs; rank 0 writes ``policy`` and ``curve.json`` into ``spec.out``."""
     config = spec.config
-    prepare_environment(config)
+    configure_process(config)
     from genrec.evaluation.validate import Validator
 
     settings, accelerator = config.learning.sft, make_accelerator(config)
@@ -108,12 +108,12 @@ def sft_loop(spec: RunSpec) -> None:
         "validate": validator,
         "deepspeed": deepspeed_config(config.compute.strategy),
     }
-    state = _learn(spec, _Built(policy, prompts, catalog), loss, examples, options)
+    state = _learn(spec, _SftParts(policy, prompts, catalog), loss, examples, options)
     save_result(spec, policy, catalog, state, accelerator)
 
 
 @dataclass(frozen=True)
-class _Built:
+class _SftParts:
     """The policy in training, its prompts and its catalogue."""
 
     policy: Policy
@@ -122,7 +122,7 @@ class _Built:
 
 
 def _learn(
-    spec: RunSpec, built: _Built, loss: SftLoss, examples: Examples, options: Mapping[str, Any]
+    spec: RunSpec, built: _SftParts, loss: SftLoss, examples: Examples, options: Mapping[str, Any]
 ) -> TrainingState:
     """Next items alone, or every stage of ``learning.stages`` that is on and then ``learning.sft``."""
     from genrec.learning.sft.batches import Epochs
@@ -173,7 +173,7 @@ def learns_tasks(config: Config) -> bool:
     return config.learning.sft.example_format == "tasks" or bool(config.learning.stages.on())
 
 
-def _stages(spec: RunSpec, built: _Built, loss: SftLoss, accelerator: Accelerator) -> list[TrainingStage]:
+def _stages(spec: RunSpec, built: _SftParts, loss: SftLoss, accelerator: Accelerator) -> list[TrainingStage]:
     """The stages in their order, each with its mixture; ``mixture.json`` counts what they show."""
     from genrec.learning.sft.batches import Epochs, RowExamples
     from genrec.learning.sft.stages import TrainingStage, settings_of
@@ -210,7 +210,7 @@ def _keep_statistics(statistics: Mapping[str, Any], out: Path) -> None:
         LOG.info("mixture of %s:\n%s", name, table(found))
 
 
-def _mixtures(spec: RunSpec, built: _Built, queries: RowExamples) -> Callable[[Tasks], Mixture]:
+def _mixtures(spec: RunSpec, built: _SftParts, queries: RowExamples) -> Callable[[Tasks], Mixture]:
     """From weights of tasks to their mixture over the run's items and train queries."""
     from genrec.learning.tasks.mixture import Mixture
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from cluster import reward_file
 from cluster.artifacts import Artifact
-from cluster.session import connect, prepare_environment
+from cluster.session import configure_process, connect
 from cluster.stages.grpo import grpo_loop, rl_settings, spec_of
 from cluster.stages.plan import Plan, StageRun
 from cluster.train import RunSpec, run_training
@@ -57,6 +57,7 @@ def run_search(spec: RunSpec) -> list[dict[str, Any]]:
     config = spec.config
     connect(config)
     from ray import tune
+    from ray.tune.search import BasicVariantGenerator
 
     trainable = tune.with_resources(partial(_trial, spec=spec), {"cpu": 0.1})
     storage = spec.out / "trials"
@@ -72,7 +73,7 @@ def run_search(spec: RunSpec) -> list[dict[str, Any]]:
                 mode="max",
                 num_samples=config.tune.trials,
                 max_concurrent_trials=config.tune.max_concurrent,
-                search_alg=tune.search.BasicVariantGenerator(random_state=config.seed),
+                search_alg=BasicVariantGenerator(random_state=config.seed),
             ),
             run_config=tune.RunConfig(name="search", storage_path=str(storage), verbose=0),
         )
@@ -91,7 +92,7 @@ def run_search(spec: RunSpec) -> list[dict[str, Any]]:
 
 def _trial(weights: dict[str, float], spec: RunSpec) -> dict[str, float]:
     """One GRPO run with ``weights`` over the config's; returns its best validation and its gain over the SFT policy."""
-    prepare_environment(spec.config)
+    configure_process(spec.config)
     from ray import tune
 
     name = tune.get_context().get_trial_id()

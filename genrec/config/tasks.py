@@ -80,7 +80,7 @@ class Instruction(Section):
     teacher: Teacher = Teacher()
 
 
-class Stage(Section):
+class StageSettings(Section):
     """A stage before the last one; with neither steps nor epochs it is left out."""
 
     steps: int = Field(default=0, ge=0, description="optimizer steps; 0 = all epochs")
@@ -99,12 +99,12 @@ class Stage(Section):
 class Stages(Section):
     """What comes before learning.sft: first the new SID rows alone, then all that trains, both on text and SIDs."""
 
-    sid_embeddings: Stage = Stage(lr=1e-3)
-    pretraining: Stage = Stage()
+    sid_embeddings: StageSettings = StageSettings(lr=1e-3)
+    pretraining: StageSettings = StageSettings()
 
-    def on(self) -> dict[Literal["sid_embeddings", "pretraining"], Stage]:
+    def on(self) -> dict[Literal["sid_embeddings", "pretraining"], StageSettings]:
         """Those that run, in their order."""
-        named: dict[Literal["sid_embeddings", "pretraining"], Stage] = {
+        named: dict[Literal["sid_embeddings", "pretraining"], StageSettings] = {
             "sid_embeddings": self.sid_embeddings,
             "pretraining": self.pretraining,
         }

@@ -270,14 +270,14 @@ def test_rollouts_of_another_policy_are_refused_on_the_first_update(job: RunSpec
 TWO_NODES = """
 import sys, threading, time
 from pathlib import Path
-from cluster.session import prepare_environment
+from cluster.session import configure_process
 from genrec.config import load_config
 from cluster.run_spec import Job
 from cluster.rollouts import RayRollouts
 from genrec.data.tables import read_queries, to_queries
 
 config = load_config([sys.argv[1]], ["compute.rollout_cpus=1"])
-prepare_environment(config)
+configure_process(config)
 import ray
 from ray.cluster_utils import Cluster
 

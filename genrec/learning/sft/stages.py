@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from genrec.config import Sft, Stage
+from genrec.config import Sft, StageSettings
 from genrec.data.files import write_json
 from genrec.learning.checkpoints import Checkpoints, TrainingState
 from genrec.learning.sft.batches import Epochs
@@ -38,7 +38,7 @@ class TrainingStage:
     rows_only: bool = False
 
 
-def settings_of(stage: Stage, last: Sft, steps_per_epoch: int, *, rows_only: bool) -> Sft:
+def settings_of(stage: StageSettings, last: Sft, steps_per_epoch: int, *, rows_only: bool) -> Sft:
     """The settings of a stage before the last one: its own rates and length, the rest as in ``last``."""
     epochs = stage.epochs or -(-stage.steps // steps_per_epoch)
     own = {name: getattr(stage, name) for name in ("lr", "min_lr", "warmup")}
