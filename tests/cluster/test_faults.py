@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from support.pipeline import made
 from support.synthetic import chain_shop, tiny_config
 
 from cluster.stages.grpo import grpo_loop
@@ -28,7 +29,6 @@ from genrec.learning.rl.learner import GrpoLearner
 from genrec.learning.rl.loop import train_async
 from genrec.learning.rl.rollout import LocalRollouts
 from genrec.types import Query, Snapshot
-from workflows import assign, prepare, sft
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 def job(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
     shop = chain_shop(tmp_path_factory.mktemp("shop"))
     config = tiny_config(tmp_path_factory.mktemp("storage"), shop, "learning.sft.epochs=3")
-    paths = [stage.run(config).path for stage in (prepare, assign, sft)]
+    paths = [made(config, stage).path for stage in ("prepare", "assign", "sft")]
     return RunSpec(config, paths[0], paths[1], tmp_path_factory.mktemp("out"), start=paths[2])
 
 

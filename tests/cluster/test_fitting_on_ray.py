@@ -9,9 +9,9 @@ import pytest
 from support.fake_process_group import Crew, agreement, drift, fit_by
 from support.sid_worlds import N, sid_world
 
-from cluster.stages import fit_quantizer, steps
-from cluster.stages.fit_quantizer import RayProcessGroup
-from cluster.train import train
+from cluster.stages import assign
+from cluster.stages.assign import RayProcessGroup
+from cluster.train import train_on_ray
 from genrec.config import Config, load_config
 from genrec.errors import InputError
 from genrec.sid.catalog import Catalog
@@ -70,7 +70,7 @@ def test_two_ray_train_workers_fit_what_one_fits_though_one_of_them_dies(tmp_pat
 
         return save_and_die
 
-    train(fit_all, config, world / "run", name="fit", workers=2)
+    train_on_ray(fit_all, config, world / "run", "fit", 2)
     assert died.exists()
     assert {path.name for path in world.glob("begin-*")} == {f"begin-{r}-{b}" for r in (0, 1) for b in (True, False)}
     for number, options in enumerate(KINDS):
@@ -86,7 +86,7 @@ def test_two_ray_train_workers_fit_what_one_fits_though_one_of_them_dies(tmp_pat
 def test_a_catalogue_is_assigned_by_a_quantizer_that_a_worker_fitted(tmp_path):
     world = sid_world(tmp_path)
     config, out = rqvae(world, 1), world / "out"
-    metrics = steps._quantize(config, world / "data", world / "vectors", out)
+    metrics = assign._quantize(config, world / "data", world / "vectors", out)
     (alone,), measures = fit_by(Crew(1), config.sid, inputs(world))
     assert drift(alone, load_quantizer(out / "quantizer")) < 1e-4
     assert len(Catalog.load(out)) == N and not (out / "train").exists()
@@ -99,12 +99,12 @@ def test_a_vector_that_one_worker_refuses_is_one_clear_error_and_leaves_nothing(
     vectors[50] = np.nan
     write_vectors(vectors, 60, shard_path(world / "vectors", 1))
 
-    def train_here(loop, config, out, *, name, workers):
+    def train_here(loop, config, out, name, workers):
         (out / "train" / name).mkdir(parents=True)
-        (out / "progress.log").touch()
+        (out / "worker.jsonl").touch()
         Crew(workers).run(lambda one: fit_share(world / "vectors", out, config.sid, one, seed=0, threads=1))
 
-    monkeypatch.setattr(fit_quantizer, "train", train_here)
+    monkeypatch.setattr(assign, "train_on_ray", train_here)
     with pytest.raises(InputError, match=r"NaN or infinite values.*\[110\]"):
-        fit_quantizer.fit(rqvae(world, 2), world / "data", world / "vectors", out)
+        assign.fit(rqvae(world, 2), world / "data", world / "vectors", out)
     assert not list(out.iterdir())
