@@ -54,7 +54,7 @@ def test_inside_genrec_a_module_imports_only_from_the_left() -> None:
                 assert ORDER.get(parts[1], LAST) <= own, f"{file} imports {name}"
 
 
-def test_only_the_door_reads_arguments_and_the_environment_stays_outside_the_method() -> None:
+def test_only_the_command_line_reads_arguments_and_the_environment_stays_outside_the_method() -> None:
     for file in files("genrec"):
         assert not imports(file) & {"argparse", "os.environ", "click"}, file
         assert "os.environ" not in file.read_text(), file
@@ -73,5 +73,5 @@ def test_nothing_is_unpickled_and_no_text_is_evaluated() -> None:
 
 def test_a_workflow_is_at_most_sixty_lines() -> None:
     for file in files("workflows"):
-        if file.name not in ("door.py",):
+        if file.name not in ("cli.py",):
             assert len(file.read_text().splitlines()) <= 60, file
