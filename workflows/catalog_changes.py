@@ -1,4 +1,4 @@
-"""Changes of a catalogue from the command line: the assignment is made or found, then changed under ``<storage>/live``."""
+"""Changes of a catalogue from the command line: insert and remove, on the assignment that the config describes."""
 
 from __future__ import annotations
 
