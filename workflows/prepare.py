@@ -1,49 +1,12 @@
-"""prepare: raw log and catalogue to the data directory: items, sequences, and train, valid and test queries.
+"""Read the raw log and the catalogue into tables and splits.
 
-python -m workflows.prepare configs/demo.yaml configs/cpu.yaml
+The sources are parquet, complete_journey, amazon and minionerec (data.source).
+
+genrec prepare demo cpu
+genrec prepare industrial cpu data.path=/data/industrial
 """
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
-from cluster.artifacts import Artifact, run_stage
-from cluster.stages.prepare import prepare
-from genrec.config import Config
-from genrec.data.filters import window
-from genrec.data.sources import open_source
-from genrec.data.sources.source import fingerprint
-from workflows.door import main
-
-VERSION = 1
-
-
-def run(config: Config) -> Artifact:
-    """Check the source's files, then write the data directory unless it exists for these files and settings."""
-    source = open_source(config.data)
-    window(config.data.filters)
-    files = fingerprint(source.files())
-    here = in_process(config, files)
-
-    def work(directory: Path) -> dict[str, Any]:
-        stats = prepare(source, here, directory)
-        print("[prepare] " + "  ".join(f"{name} {stats[name]:,}" for name in SHOWN), flush=True)
-        return stats
-
-    settings = {"data": config.data.model_dump(mode="json"), "files": files}
-    return run_stage(config, "prepare", version=VERSION, settings=settings, inputs=(), work=work)
-
-
-def in_process(config: Config, files: list[list[str | int]]) -> Config:
-    """The config with Ray Data switched off when the log is so small that starting actors would take longer."""
-    sizes = [int(fact[1]) for fact in files if len(fact) > 1]
-    if len(sizes) < len(files) or sum(sizes) >= config.compute.in_process_below_mb * 2**20:
-        return config
-    return config.model_copy(update={"compute": config.compute.model_copy(update={"data_actors": 0})})
-
-
-SHOWN = ("users", "items", "interactions", "train", "valid", "test")
+from workflows.cli import main
 
 if __name__ == "__main__":
-    main(run, __doc__)
+    main("prepare")

@@ -1,21 +1,10 @@
-"""sft: supervised fine-tuning of the policy on next-item prediction, on Ray Train.
+"""Train the policy on the log: supervised fine-tuning.
 
-python -m workflows.sft configs/demo.yaml configs/cpu.yaml
+genrec sft demo cpu
+genrec sft demo cpu learning.sft.lr=1e-3 seed=1
 """
 
-from __future__ import annotations
-
-from cluster.artifacts import Artifact
-from cluster.stages import steps
-from genrec.config import Config
-from workflows import assign, prepare
-from workflows.door import main
-
-
-def run(config: Config) -> Artifact:
-    """Train the policy; what it needs is made first."""
-    return steps.sft(config, prepare.run(config), assign.run(config))
-
+from workflows.cli import main
 
 if __name__ == "__main__":
-    main(run, __doc__)
+    main("sft")

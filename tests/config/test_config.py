@@ -1,28 +1,29 @@
-import subprocess
-import sys
+from importlib import resources
 from pathlib import Path
 
 import pytest
 
-from genrec.config import load_config, to_yaml
+from genrec.config import Config, Section, known_keys, load_config, packaged_file, packaged_names, to_yaml
+from genrec.config.loading import RENAMED, renamed
+from genrec.config.packaged import find_config
 from genrec.errors import InputError
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+VERSIONS = [name for name in packaged_names() if name.startswith("versions/")]
 
 
 def test_later_files_and_overrides_win(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("learning: {grpo: {lr: 1.0e-3, steps: 5}}")
-    (tmp_path / "b.yaml").write_text("learning: {grpo: {lr: 1.0e-4}}")
+    (tmp_path / "a.yaml").write_text("learning: {rl: {lr: 1.0e-3, steps: 5}}")
+    (tmp_path / "b.yaml").write_text("learning: {rl: {lr: 1.0e-4}}")
     config = load_config([tmp_path / "a.yaml", tmp_path / "b.yaml"], ["learning.rl.kl=0.7"])
     assert (config.learning.rl.lr, config.learning.rl.steps, config.learning.rl.kl) == (1e-4, 5, 0.7)
 
 
 def test_an_unknown_key_names_its_file_and_the_nearest_key(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text("learning: {grpo: {learning_rate: 1.0}}")
-    with pytest.raises(InputError, match=r"learning\.grpo\.learning_rate.*mine\.yaml.*nearest known key"):
+    file.write_text("learning: {rl: {learning_rate: 1.0}}")
+    with pytest.raises(InputError, match=r"learning\.rl\.learning_rate.*mine\.yaml.*nearest known key"):
         load_config([file])
-    with pytest.raises(InputError, match=r"'learning\.grpo\.stpes'.*'learning\.grpo\.steps'"):
+    with pytest.raises(InputError, match=r"'learning\.rl\.stpes'.*'learning\.rl\.steps'"):
         load_config([], ["learning.rl.stpes=3"])
 
 
@@ -68,31 +69,146 @@ def test_the_shown_config_loads_back_to_itself(tmp_path: Path) -> None:
     assert load_config([tmp_path / "shown.yaml"]) == config
 
 
-@pytest.mark.parametrize("file", sorted(CONFIGS.glob("**/*.yaml")), ids=lambda f: f.name)
-def test_every_shipped_config_is_valid(file: Path) -> None:
-    before = [CONFIGS / "versions" / "v1.yaml"] if file.name == "qwen2.5-3b.yaml" else []
-    load_config([*before, file])
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_a_renamed_key_is_refused_with_its_new_name(old: str, new: str, tmp_path: Path) -> None:
+    assert new in known_keys(), "the new name must exist"
+    with pytest.raises(InputError, match=f"config key '{old}' in the command line .* has a new name: '{new}'"):
+        load_config([], [f"{old}=1"])
+    (tmp_path / "old.yaml").write_text(to_yaml_of(f"{old}.inner"))
+    with pytest.raises(InputError, match=rf"config key '{old}\.inner' in .*old\.yaml has a new name: '{new}\.inner'"):
+        load_config([tmp_path / "old.yaml"])
 
 
-@pytest.mark.parametrize("version", sorted(CONFIGS.glob("versions/*.yaml")), ids=lambda f: f.stem)
+def to_yaml_of(key: str) -> str:
+    """YAML that sets a dotted key."""
+    names = key.split(".")
+    return ": {".join(names) + ": 1" + "}" * (len(names) - 1)
+
+
+def test_a_section_that_was_renamed_gives_the_new_names_of_its_keys() -> None:
+    assert renamed("learning.grpo.steps") == "learning.rl.steps"
+    assert renamed("learning.grpo.average") == "learning.rl.ema_decay"
+    assert (
+        renamed("learning.stages.rows.tasks.next_item.weight")
+        == "learning.stages.sid_embeddings.tasks.next_item.weight"
+    )
+    assert renamed("learning.rl.steps") is None
+
+
+def test_no_key_has_both_an_old_name_and_a_new_one() -> None:
+    assert not set(RENAMED) & set(known_keys())
+
+
+def test_a_config_is_found_by_name_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    by_name = load_config(["demo", "cpu"])
+    assert by_name.name == "demo" and by_name.compute.device == "cpu"
+    assert load_config(["demo.yaml", "cpu.yaml"]) == by_name
+    assert find_config("versions/v1") == packaged_file("versions/v1.yaml")
+    for name in packaged_names():
+        assert resources.files("configs").joinpath(f"{name}.yaml").is_file()
+    for name in ("deepspeed/zero2.json", "deepspeed/zero3.json"):
+        assert packaged_file(name).is_file()
+
+
+def test_what_a_wheel_must_hold_is_found_as_package_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for package, name in (
+        ("cluster", "runtime_env.yaml"),
+        ("genrec", "sid/health.html.j2"),
+        ("genrec", "evaluation/report/report.html.j2"),
+        ("genrec", "policy/chat/languages/en.yaml"),
+        ("genrec", "policy/chat/languages/zh.yaml"),
+    ):
+        assert resources.files(package).joinpath(name).is_file(), name
+
+
+def test_a_file_of_the_working_directory_wins_over_the_packaged_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo.yaml").write_text("name: mine")
+    assert load_config(["demo.yaml"]).name == "mine"
+    assert load_config(["demo"]).name == "demo"
+
+
+@pytest.mark.parametrize(
+    ("given", "nearest"), [("dmeo", "demo"), ("cpux.yaml", "cpu"), ("configs/industrail.yaml", "industrial")]
+)
+def test_an_unknown_config_is_refused_with_the_nearest_name(given: str, nearest: str) -> None:
+    with pytest.raises(
+        InputError, match=rf"not found: {given}; wanted: .*a100, beauty.*\(the nearest is '{nearest}'\)"
+    ):
+        load_config([given])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "learning.sft.micro_batch=1",
+        "learning.sft.checkpoint_every=1",
+        "learning.rl.micro_queries=1",
+        "learning.rl.rollout_chunk=1",
+        "embed.batch_size=1",
+        "decode.batch_size=1",
+        "decode.prompt_cache_mb=0",
+        "tune.max_concurrent=3",
+        "compute.threads=7",
+        "compute.device=cuda",
+        "learning.instruction.teacher.timeout_s=1.0",
+    ],
+)
+def test_a_setting_of_speed_is_no_part_of_the_result_settings(override: str) -> None:
+    changed = load_config([], [override])
+    assert changed != Config()
+    assert changed.result_settings() == Config().result_settings()
+
+
+@pytest.mark.parametrize("override", ["learning.sft.lr=1.0", "rewards.settings.horizon=7", "seed=1", "data.shards=8"])
+def test_any_other_setting_is_part_of_the_result_settings(override: str) -> None:
+    assert load_config([], [override]).result_settings() != Config().result_settings()
+
+
+def test_result_settings_hold_every_field_that_is_not_marked_speed() -> None:
+    def check(section: Section, settings: dict[str, object]) -> None:
+        for name, field in type(section).model_fields.items():
+            assert (name in settings) == (section.effect_of(field) == "result"), name
+            if isinstance(value := getattr(section, name), Section):
+                check(value, settings[name])  # type: ignore[arg-type]
+
+    check(Config(), Config().result_settings())
+    assert Config().result_settings()["compute"] == {}
+
+
+@pytest.mark.parametrize("name", packaged_names())
+def test_every_packaged_config_is_valid_and_names_its_command(name: str) -> None:
+    load_config(["versions/v1", name] if name == "qwen2.5-3b" else [name])
+    head = [line for line in packaged_file(f"{name}.yaml").read_text().splitlines() if line.startswith("#   genrec ")]
+    assert len(head) == 1
+    words = head[0].split()[3:]
+    assert name in words
+    load_config([word for word in words if "=" not in word], [word for word in words if "=" in word])
+
+
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("data", ["demo", "industrial", "beauty"])
-@pytest.mark.parametrize("place", ["cpu", "a100", "cluster"])
-def test_every_version_goes_with_every_data_set_and_machine(version: Path, data: str, place: str) -> None:
-    config = load_config([CONFIGS / f"{data}.yaml", version, CONFIGS / f"{place}.yaml"])
+@pytest.mark.parametrize("machine", ["cpu", "a100", "cluster"])
+def test_every_version_goes_with_every_data_set_and_machine(version: str, data: str, machine: str) -> None:
+    config = load_config([data, version, machine])
     assert config.policy.kind == "pretrained"
-    assert config.name == version.stem
-    if version.stem == "three_stage":
+    assert f"versions/{config.name}" == version
+    if config.name == "three_stage":
         return
     alone = load_config([version])
-    assert config.rewards == alone.rewards, "a data set's own rewards are no part of a recipe"
-    for name in ("objective", "kl", "sft", "average", "advantage", "generation"):
+    assert config.rewards == alone.rewards, "a data set's own rewards are no part of a version"
+    for name in ("objective", "kl", "sft", "ema_decay", "advantage", "generation"):
         assert getattr(config.learning.rl, name) == getattr(alone.learning.rl, name), name
 
 
-@pytest.mark.parametrize("version", sorted(CONFIGS.glob("versions/*.yaml")), ids=lambda f: f.stem)
-def test_every_version_goes_with_the_large_model_and_keeps_its_own_method(version: Path) -> None:
-    small = load_config([CONFIGS / "industrial.yaml", version, CONFIGS / "a100.yaml"])
-    large = load_config([CONFIGS / "industrial.yaml", version, CONFIGS / "qwen2.5-3b.yaml", CONFIGS / "a100.yaml"])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_version_goes_with_the_large_model_and_keeps_its_own_method(version: str) -> None:
+    small = load_config(["industrial", version, "a100"])
+    large = load_config(["industrial", version, "qwen2.5-3b", "a100"])
     assert large.policy.path == "Qwen/Qwen2.5-3B-Instruct" != small.policy.path
     assert large.compute.gradient_checkpointing and large.learning.sft.batch_size == 256
     for name in ("sid", "rewards"):
@@ -103,30 +219,8 @@ def test_every_version_goes_with_the_large_model_and_keeps_its_own_method(versio
 
 
 def test_the_versions_differ_in_tokenizer_loss_and_rewards() -> None:
-    v1, v2, v3, v4 = (load_config([CONFIGS / "versions" / f"v{number}.yaml"]) for number in (1, 2, 3, 4))
+    v1, v2, v3, v4 = (load_config([f"versions/v{number}"]) for number in (1, 2, 3, 4))
     assert [c.sid.quantizer for c in (v1, v2, v3, v4)] == ["rqvae", "rqkmeans_balanced", "rqvae", "rqvae"]
     assert v4.sid.codebook == "ema" != v1.sid.codebook
     assert [c.learning.sft.loss.weights for c in (v1, v2, v3, v4)] == [(), ("rare",), ("focal",), ("hard",)]
     assert len({c.rewards.model_dump_json() for c in (v1, v2, v3, v4)}) == 4
-
-
-def test_show_prints_the_config_without_importing_torch() -> None:
-    code = (
-        "import sys, runpy; sys.argv = ['sft', 'configs/demo.yaml', 'seed=7', '--show']\n"
-        "from workflows.door import main\n"
-        "try: main(lambda c: None, None)\n"
-        "finally: assert 'torch' not in sys.modules and 'ray' not in sys.modules"
-    )
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "seed: 7" in done.stdout
-    assert "name: demo" in done.stdout
-
-
-def test_bad_input_ends_with_code_2_and_one_message() -> None:
-    command = [sys.executable, "-m", "workflows.sft", "learning.sft.lrr=1"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: unknown config key")
-    assert "Traceback" not in done.stderr

@@ -1,0 +1,270 @@
+"""The command line: ``genrec VERB CONFIG... [KEY=VALUE]...``, the same as ``python -m workflows.VERB CONFIG...``.
+
+The help of a verb is the docstring of its module. What is slow to import is imported by the command that needs it, so
+that ``--help`` and ``--show`` answer at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial, wraps
+from importlib import import_module
+from pathlib import Path
+from textwrap import indent
+from typing import TYPE_CHECKING, Concatenate, ParamSpec
+
+import click
+
+from genrec.errors import InputError
+
+if TYPE_CHECKING:
+    from genrec.config import Config
+
+P = ParamSpec("P")
+Rows = Sequence[tuple[str, str]]
+
+LAST_STAGE = {
+    **{stage: stage for stage in ("prepare", "embed", "assign", "sft", "grpo", "tune", "evaluate")},
+    "full": "evaluate",
+}
+"""The verbs that run the pipeline, and the stage that each runs it to."""
+
+TAKE_REWARDS = ("grpo", "tune", "evaluate", "full")
+INPUT_AND_OUTPUT = "Input and output"
+INTERRUPTED = 130
+
+
+class Verb(click.Command):
+    """A command with a section of its own in its help: a title, and rows that are looked up only when it is shown."""
+
+    title = ""
+    rows: Callable[[], Rows]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the section, then the options."""
+        with formatter.section(self.title):
+            formatter.write_dl(self.rows())
+        super().format_options(ctx, formatter)
+
+
+class Verbs(click.Group):
+    """A group that names the nearest command for an unknown one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command of the first argument.
+
+        Raises:
+            InputError: there is none of that name.
+        """
+        known = self.list_commands(ctx)
+        if args and not args[0].startswith("-") and args[0] not in known and not ctx.resilient_parsing:
+            raise unknown_name("command", args[0], known)
+        return super().resolve_command(ctx, args)
+
+
+class CommandLine(Verbs):
+    """``genrec``: makes a verb's command when it is named, and turns errors of the user into messages."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The verbs, in the order of the pipeline."""
+        return [*LAST_STAGE, "catalog", "bench"]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a verb, or None."""
+        if cmd_name in LAST_STAGE:
+            return stage_command(cmd_name)
+        return {"catalog": catalog_command, "bench": bench_command}.get(cmd_name, lambda: None)()
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; bad input ends with one message and exit code 2, Ctrl-C with 130."""
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(2)
+        except KeyboardInterrupt:
+            click.echo("\ninterrupted; the same command continues from here", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+@click.command("genrec", cls=CommandLine, no_args_is_help=True, context_settings={"max_content_width": 110})
+@click.version_option(package_name="genrec", message="%(prog)s %(version)s")
+def command_line() -> None:
+    """Generative recommendation: a catalogue and a log in, a recommender and its report out.
+
+    CONFIG is a YAML file, or the name of a packaged one such as demo (what to learn) or cpu (where to run). Later ones
+    win, and KEY=VALUE wins over all. Finished stages are found again and skipped.
+
+    \b
+        genrec full demo cpu                          everything, from the raw log to the report
+        genrec sft demo cpu learning.sft.lr=1e-3      up to supervised fine-tuning, with another learning rate
+        genrec full demo cpu --show                   the resolved config, and nothing else
+    """
+
+
+def main(verb: str | None = None) -> None:
+    """Run this process's arguments; ``verb`` is given where its module was started (``python -m workflows.VERB``)."""
+    given = [] if verb is None else [verb]
+    command_line.main([*given, *sys.argv[1:]], prog_name="genrec")
+
+
+def takes_config(work: Callable[Concatenate[Config, P], None]) -> Callable[..., None]:
+    """A command's callback that reads a config, and calls ``work(config, ...)`` unless ``--show`` was given."""
+
+    @click.argument("words", metavar="CONFIG... [KEY=VALUE]...", nargs=-1)
+    @click.option("--show", is_flag=True, help="Print the resolved config as YAML, and exit.")
+    @click.option("-v", "--verbose", is_flag=True, help="Show debugging messages too.")
+    @click.option("-q", "--quiet", is_flag=True, help="Show warnings and errors only.")
+    @wraps(work)
+    def callback(
+        words: Sequence[str], show: bool, verbose: bool, quiet: bool, *args: P.args, **options: P.kwargs
+    ) -> None:
+        from genrec.config import load_config, to_yaml
+
+        if verbose and quiet:
+            raise click.UsageError("got --verbose and --quiet; wanted: one of them")
+        config = load_config([word for word in words if "=" not in word], [word for word in words if "=" in word])
+        if show:
+            click.echo(to_yaml(config), nl=False)
+            return
+        _start(config, logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+        work(config, *args, **options)
+
+    return callback
+
+
+def _start(config: Config, level: int) -> None:
+    """Make this process ready for work."""
+    from cluster.progress import show_in_terminal
+    from cluster.session import prepare_environment, require_packages
+
+    prepare_environment(config)
+    require_packages(config)
+    show_in_terminal(level)
+
+
+def stage_command(verb: str) -> click.Command:
+    """The command that runs the pipeline to the last stage of ``verb``."""
+
+    @takes_config
+    def run(config: Config, rewards: Path | None = None) -> None:
+        from cluster import pipeline, reward_file
+
+        reward_file.settings(rewards)  # Refuses a missing file now, not hours later.
+        pipeline.run(config, LAST_STAGE[verb], reward_file=rewards)
+
+    if verb in TAKE_REWARDS:
+        about = "Python file with a mapping TERMS of reward terms; rewards.custom.NAME gives their weights."
+        run = click.option("--rewards", metavar="FILE", type=click.Path(path_type=Path), help=about)(run)
+    return _verb(verb, run, help_of(f"workflows.{verb}"), INPUT_AND_OUTPUT, partial(stage_rows, verb))
+
+
+def bench_command() -> click.Command:
+    """``genrec bench NAME CONFIG...``."""
+
+    @click.argument("name")
+    @click.option("--json", "as_json", is_flag=True, help="Print the result as one line of JSON, too.")
+    @takes_config
+    def run(config: Config, name: str, as_json: bool) -> None:
+        registry = import_module("benchmarks.registry")
+        if name not in registry.BENCHMARKS:
+            raise unknown_name("benchmark", name, registry.BENCHMARKS)
+        bench = registry.run(name, config)
+        click.echo(bench.table())
+        if as_json:
+            click.echo(bench.as_json())
+
+    return _verb("bench", run, help_of("workflows.bench"), "Benchmarks", benchmark_rows)
+
+
+def catalog_command() -> click.Command:
+    """``genrec catalog insert FILE CONFIG...`` and ``genrec catalog remove ID[,ID…] CONFIG...``."""
+
+    @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+    @takes_config
+    def insert(config: Config, file: Path) -> None:
+        """Give each item of a Parquet file the nearest free semantic ID.
+
+        Items that were removed before return to the semantic ID that they had.
+
+        \b
+            genrec catalog insert new_items.parquet demo cpu
+        """
+        from workflows.catalog_changes import insert
+
+        click.echo(insert(config, file))
+
+    @click.argument("ids", metavar="ID[,ID…]")
+    @takes_config
+    def remove(config: Config, ids: str) -> None:
+        """Hide items from every search; their semantic IDs stay theirs.
+
+        \b
+            genrec catalog remove 1029743,1106523 demo cpu
+        """
+        from workflows.catalog_changes import remove
+
+        click.echo(remove(config, ids.split(",")))
+
+    commands: dict[str, click.Command] = {
+        run.__name__: _verb(run.__name__, run, inspect.getdoc(run) or "", INPUT_AND_OUTPUT, catalog_rows)
+        for run in (insert, remove)
+    }
+    return Verbs("catalog", commands=commands, help=help_of("workflows.catalog"))
+
+
+def _verb(name: str, callback: Callable[..., None], text: str, title: str, rows: Callable[[], Rows]) -> Verb:
+    command = click.command(name, cls=Verb, help=text, no_args_is_help=True)(callback)
+    command.title, command.rows = title, rows
+    return command
+
+
+def help_of(module: str) -> str:
+    """A module's docstring as help: the paragraph of commands is indented, and keeps its lines."""
+    paragraphs = inspect.cleandoc(import_module(module).__doc__ or "").split("\n\n")
+    return "\n\n".join(f"\b\n{indent(text, '    ')}" if text.startswith("genrec ") else text for text in paragraphs)
+
+
+def stage_rows(verb: str) -> Rows:
+    """What a verb of the pipeline runs first, reads and writes."""
+    from cluster.pipeline import STAGES, always, stages_needed
+    from genrec.config import Config
+
+    stage, raw = STAGES[LAST_STAGE[verb]], "the catalogue and the log of data.source"
+    order = [other.name for other in stages_needed(Config(), stage.name)]
+    writes = ("writes", f"<storage>/{stage.name}/<key>/: {stage.writes}")
+    if verb == "full":
+        return [("runs", ", ".join(order)), ("reads", raw), writes]
+    reads = [name if when is always else f"{name} (where the config needs it)" for name, when in stage.reads.items()]
+    return [("runs first", ", ".join(order[:-1]) or "nothing"), ("reads", ", ".join(reads) or raw), writes]
+
+
+def catalog_rows() -> Rows:
+    """What a change of the catalogue reads and writes."""
+    return [
+        ("runs first", "prepare, embed, assign"),
+        ("reads", "assign, embed (where the config needs it), and the changes so far"),
+        ("writes", "<storage>/live/<key of assign>/00001/, 00002/, …: the whole catalogue after each change"),
+    ]
+
+
+def benchmark_rows() -> Rows:
+    """The benchmarks, and what each measures."""
+    return list(import_module("benchmarks.registry").BENCHMARKS.items())
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """The error for a name that does not exist: says the nearest one, and all."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+    return InputError(f"unknown {kind} {name!r}; the nearest is {near!r}; wanted: one of {', '.join(names)}")
+
+
+if __name__ == "__main__":
+    main()
