@@ -69,7 +69,7 @@ def _changed(config: Config, change: Change) -> Config:
     settings, weights = change
     grpo = config.learning.rl.model_copy(update=dict(settings))
     rewards = weights if isinstance(weights, Rewards) else config.rewards.weighted(weights)
-    learning = config.learning.model_copy(update={"grpo": grpo})
+    learning = config.learning.model_copy(update={"rl": grpo})
     return config.model_copy(update={"learning": learning, "rewards": rewards})
 
 

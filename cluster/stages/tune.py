@@ -99,7 +99,7 @@ def _trial(weights: dict[str, float], spec: RunSpec) -> dict[str, float]:
     rewards = spec.config.rewards.weighted(weights)
     steps = spec.config.tune.steps
     grpo = spec.config.learning.rl.model_copy(update={"steps": steps, "eval_every": max(1, steps // 4)})
-    learning = spec.config.learning.model_copy(update={"grpo": grpo})
+    learning = spec.config.learning.model_copy(update={"rl": grpo})
     config = spec.config.model_copy(update={"rewards": rewards, "learning": learning})
     out = spec.out / "runs" / name
     out.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from genrec.config.root import Config
 from genrec.config.running import BenchConfig, Compute, Decode, Evaluation, Tune
 from genrec.config.section import Section
 from genrec.config.sid import Sid
-from genrec.config.tasks import Instruction, StageSettings, Stages, Tasks, TaskWeight, Teacher
+from genrec.config.tasks import Instruction, Stages, StageSettings, Tasks, TaskWeight, Teacher
 
 __all__ = [
     "BenchConfig",

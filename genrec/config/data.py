@@ -12,17 +12,19 @@ from genrec.config.section import SPEED, Section
 class Filters(Section):
     """Which interactions and items survive ``prepare``. Zero or null switches a filter off."""
 
-    user_core: int = Field(default=0, ge=0, description="k-core: users with fewer interactions go, repeatedly")
-    item_core: int = Field(default=0, ge=0, description="k-core: items with fewer interactions go, repeatedly")
+    user_core: int = Field(default=0, ge=0, description="k-core: users with fewer interactions are removed, repeatedly")
+    item_core: int = Field(default=0, ge=0, description="k-core: items with fewer interactions are removed, repeatedly")
     item_users: int = Field(
-        default=0, ge=0, description="items bought by fewer distinct users go, once, before the k-core"
+        default=0, ge=0, description="items with fewer distinct users are removed, once, before the k-core"
     )
     last_per_user: int = Field(default=0, ge=0, description="keep only each user's most recent n interactions")
     first_only: bool = Field(default=False, description="keep only the first interaction of each user with each item")
-    start: str | None = Field(default=None, description="ISO date; interactions before it go")
-    end: str | None = Field(default=None, description="ISO date; interactions from it on go")
-    title_words: int = Field(default=0, ge=0, description="items whose title has more words go (MiniOneRec: 20)")
-    require_title: bool = Field(default=False, description="items without a title go")
+    start: str | None = Field(default=None, description="ISO date; earlier interactions are removed")
+    end: str | None = Field(default=None, description="ISO date; interactions from then on are removed")
+    title_words: int = Field(
+        default=0, ge=0, description="items whose title has more words are removed (MiniOneRec: 20)"
+    )
+    require_title: bool = Field(default=False, description="items without a title are removed")
 
 
 class Data(Section):

@@ -12,11 +12,11 @@ from genrec.config.tasks import Instruction, Stages, Tasks
 
 
 class Loss(Section):
-    """What weighs the cross-entropy of supervised examples; the weights are multiplied, none leaves it plain."""
+    """Weights of the cross-entropy of supervised examples: several are multiplied, none leaves it plain."""
 
     weights: tuple[Literal["focal", "hard", "rare"], ...] = Field(
         default=(),
-        description="focal: what is easy counts less; hard: the largest losses only; rare: rare targets more",
+        description="focal: easy targets count less; hard: only the largest losses count; rare: rare targets count more",
     )
     unit: Literal["token", "item"] = Field(
         default="token", description="a weight per code, or one per item, from the product of its codes' probabilities"
@@ -54,7 +54,7 @@ class Sft(Section):
         default="trie", description="over the codes that exist, all K of a level, or every token of the model"
     )
     loss: Loss = Loss()
-    max_steps: int = Field(default=0, ge=0, description="stop after so many optimizer steps; 0 = all epochs")
+    max_steps: int = Field(default=0, ge=0, description="optimizer steps after which training stops; 0 = all epochs")
     eval_every: PositiveInt = Field(default=1, description="epochs between validations")
     eval_queries: PositiveInt = Field(default=1000, description="validation queries per check")
     checkpoint_every: PositiveInt = Field(
@@ -77,7 +77,9 @@ class Rl(Section):
         default="beam", description="mixed: the first half beams, the rest drawn without replacement"
     )
     temperature: float = Field(default=1.0, gt=0, description="sample: of sampling")
-    add_target: bool = Field(default=False, description="the target takes the last place of a group that missed it")
+    add_target: bool = Field(
+        default=False, description="the target replaces the last candidate of a group that missed it"
+    )
     lr: float = Field(default=3e-4, gt=0)
     min_lr: float = Field(default=0.0, ge=0)
     warmup: float = Field(default=0.05, ge=0, lt=1)
@@ -109,7 +111,7 @@ class Rl(Section):
         default=0.0,
         ge=0,
         lt=1,
-        description="decay of a running mean of the weights, which validation judges and the run keeps; 0: no mean",
+        description="decay of a running mean of the weights, which is validated and kept; 0: no mean",
     )
     eval_every: PositiveInt = Field(default=50, description="updates between validations (the guard)")
     eval_queries: PositiveInt = 1000
@@ -122,7 +124,9 @@ class Rl(Section):
         description="standard errors (paired, over queries) that NDCG@10, HR@50 or the tail's HR@50 may fall below "
         "the SFT policy's on validation before the run stops and rolls back",
     )
-    guard_drop: float = Field(default=0.01, ge=0, description="relative loss of them that is let pass, noise or not")
+    guard_drop: float = Field(
+        default=0.01, ge=0, description="relative loss of these metrics that is allowed, noise or not"
+    )
 
     @model_validator(mode="after")
     def _target_has_a_weight(self) -> Rl:
@@ -142,36 +146,38 @@ class Learning(Section):
 
 
 class RewardSettings(Section):
-    """What the reward terms themselves are told; the weights stand beside this section."""
+    """Settings of the reward terms; their weights are the fields of ``rewards``."""
 
     horizon: PositiveInt = Field(
-        default=5, description="future, event: the target and the user's next training items, so many in all"
+        default=5, description="future, event: how many items count: the target and the user's next training items"
     )
-    discount: float = Field(default=0.5, ge=0, le=1, description="future, event: per step behind the target")
+    discount: float = Field(default=0.5, ge=0, le=1, description="future, event: factor per step after the target")
     events: dict[str, float] = Field(
         default={"click": 1.0, "purchase": 3.0, "unknown": 1.0},
-        description="event: what an event of this type is worth, 'unknown' where the log has no type; others 0",
+        description="event: value of an event of this type; 'unknown' where the log has no type; other types 0",
     )
-    rare: int = Field(default=4, ge=0, description="novelty: items with more train events earn nothing")
+    rare: int = Field(default=4, ge=0, description="novelty: items with more train events have reward 0")
 
 
 class Rewards(Section):
-    """Weights of the reward terms; zero switches a term off. Searched by ``workflows.tune``."""
+    """Weights of the reward terms; zero switches a term off. ``genrec tune`` searches them."""
 
     hit: float = Field(default=1.0, description="the candidate is the target")
     rank_log: float = Field(default=-0.15, description="x ln(rank) of a hit, rank from 1")
     rank_linear: float = Field(default=0.0, description="x rank of a hit, rank from 1; -0.1 is usual")
-    ndcg_rank: float = Field(default=0.0, description="misses beside a hit pay by their rank (MiniOneRec); 1 is usual")
+    ndcg_rank: float = Field(
+        default=0.0, description="a miss in a group with a hit loses by its rank (MiniOneRec); 1 is usual"
+    )
     prefix: float = Field(default=0.0, description="share of leading levels that agree with the target")
     future: float = Field(default=0.0, description="one of the user's next training items, discounted by distance")
-    event: float = Field(default=0.0, description="the same, worth what its event type is worth")
+    event: float = Field(default=0.0, description="the same, times the value of its event type")
     semantic: float = Field(default=0.0, description="cosine of the item's vector and the target's")
     collaborative: float = Field(default=0.0, description="ItemKNN's score for the history, 1 for its best item")
     diversity: float = Field(default=0.0, description="1 for the first candidate of a category, in rank order")
     category_count: float = Field(
         default=0.0, description="share of distinct categories in the list; cancels wherever groups are centred"
     )
-    repeat: float = Field(default=0.0, description="the item stands in the history; -0.5 is usual")
+    repeat: float = Field(default=0.0, description="the item is in the history; -0.5 is usual")
     novelty: float = Field(default=0.0, description="new or rarely seen items")
     popularity_penalty: float = Field(default=0.0, description="x -ln(1 + train events), scaled to at most 1")
     custom: dict[str, float] = Field(

@@ -22,11 +22,11 @@ class Decode(Section):
     )
     prior: Literal["none", "itemknn", "itemknn_nodes"] = Field(
         default="none",
-        description="item scores beside the policy's: itemknn mixes them into its answers, (1 - w) p + w prior; "
+        description="item scores added to the policy's: itemknn mixes them into its answers, (1 - w) p + w prior; "
         "itemknn_nodes steers its search on the trie's nodes, p * prior ^ w",
     )
     prior_weight: Annotated[float, Field(ge=0)] | Literal["tuned"] = Field(
-        default="tuned", description="weight of the prior, at most 1 but for itemknn_nodes; tuned on validation"
+        default="tuned", description="weight of the prior, at most 1 except for itemknn_nodes; tuned on validation"
     )
 
     @model_validator(mode="after")
@@ -56,7 +56,7 @@ class Tune(Section):
 
 
 class BenchConfig(Section):
-    """What ``workflows.bench`` compares."""
+    """What ``genrec bench`` compares."""
 
     variants: tuple[str, ...] = Field(
         default=(),

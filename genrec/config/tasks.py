@@ -33,7 +33,7 @@ class Tasks(Section):
         default=TaskWeight(), description="queries; interests, then items of them"
     )
     multi_turn_dialogue_sequence: TaskWeight = Field(
-        default=TaskWeight(), description="queries; recommend, hear, recommend again"
+        default=TaskWeight(), description="queries; recommend, get feedback, recommend again"
     )
     preference_analysis: TaskWeight = Field(default=TaskWeight(), description="queries; categories and brands, counted")
     recommendation_reasoning: TaskWeight = Field(
@@ -84,7 +84,7 @@ class StageSettings(Section):
     """A stage before the last one; with neither steps nor epochs it is left out."""
 
     steps: int = Field(default=0, ge=0, description="optimizer steps; 0 = all epochs")
-    epochs: int = Field(default=0, ge=0, description="with steps: 0 = as many as they take")
+    epochs: int = Field(default=0, ge=0, description="with steps: 0 = as many as the steps take")
     lr: float = Field(default=2e-5, gt=0)
     min_lr: float = Field(default=0.0, ge=0)
     warmup: float = Field(default=0.05, ge=0, lt=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
+from genrec.data.content import HashCache, content_digest
 from genrec.errors import InputError
 
 
@@ -73,16 +75,28 @@ def resolve(path: str | None, name: str) -> str:
     return str(Path(path) / name)
 
 
-def fingerprint(files: list[str]) -> list[list[str | int]]:
-    """What changes when a source's files change: path, size and time of change (URLs: the URL alone)."""
-    facts: list[list[str | int]] = []
+def fingerprint(files: list[str], cache: HashCache | None = None) -> list[list[str]]:
+    """What changes when a source's files change: per file its name and the digest of its bytes (a URL, and no digest).
+
+    Names are relative to the folder that all local files share, so the same files in another place are the same source.
+    """
+    local = [Path(file).absolute() for file in files if not is_url(file)]
+    root = Path(os.path.commonpath([file.parent for file in local])) if local else Path()
+    facts: list[list[str]] = []
     for file in files:
         if is_url(file):
-            facts.append([file])
-            continue
-        status = Path(file).stat()
-        facts.append([str(Path(file).absolute()), status.st_size, status.st_mtime_ns])
+            facts.append([file, ""])
+        else:
+            path = Path(file).absolute()
+            facts.append([path.relative_to(root).as_posix(), content_digest(path, cache)])
     return facts
+
+
+def total_bytes(files: list[str]) -> int | None:
+    """The size of a source's files in bytes; None where one is remote: its size is not known."""
+    if any(is_url(file) for file in files):
+        return None
+    return sum(Path(file).stat().st_size for file in files)
 
 
 def need_path(path: str | None, source: str) -> str:
