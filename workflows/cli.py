@@ -142,9 +142,9 @@ def takes_config(work: Callable[Concatenate[Config, P], None]) -> Callable[..., 
 def _start(config: Config, level: int) -> None:
     """Make this process ready for work."""
     from cluster.progress import show_in_terminal
-    from cluster.session import prepare_environment, require_packages
+    from cluster.session import configure_process, require_packages
 
-    prepare_environment(config)
+    configure_process(config)
     require_packages(config)
     show_in_terminal(level)
 

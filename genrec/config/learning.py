@@ -16,7 +16,7 @@ class Loss(Section):
 
     weights: tuple[Literal["focal", "hard", "rare"], ...] = Field(
         default=(),
-        description="focal: easy targets count less; hard: only the largest losses count; rare: rare targets count more",
+        description="focal: easy targets count less; hard: only the largest losses; rare: rare targets count more",
     )
     unit: Literal["token", "item"] = Field(
         default="token", description="a weight per code, or one per item, from the product of its codes' probabilities"

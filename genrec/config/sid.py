@@ -125,5 +125,5 @@ class Sid(Section):
         if not isinstance(codes, int) and len(codes) != levels:
             raise ValueError(f"a list of {levels} sizes was expected, one for each of sid.levels={levels}")
         if wrong := [size for size in sizes if not 2 <= size <= 65536]:
-            raise ValueError(f"2 to 65536 codes per level were expected, {wrong[0]} came")
+            raise ValueError(f"wanted: 2 to 65536 codes per level; got {wrong[0]}")
         return sizes[0] if len(set(sizes)) == 1 else codes

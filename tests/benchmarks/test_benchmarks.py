@@ -98,7 +98,7 @@ def test_an_inserted_item_is_found_without_training_and_the_others_stay(config, 
 
 
 def test_the_command_prints_the_figures_and_refuses_bad_input_with_code_two(config, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("workflows.bench.prepare_environment", lambda config: None)
+    monkeypatch.setattr("workflows.bench.configure_process", lambda config: None)
     (tmp_path / "run.yaml").write_text(to_yaml(config))
     monkeypatch.setattr("sys.argv", ["bench", "insert", str(tmp_path / "run.yaml"), "--json"])
     bench.main()

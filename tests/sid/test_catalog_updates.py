@@ -223,7 +223,7 @@ def test_a_new_item_borrows_the_factors_of_its_nearest_texts():
 
 def test_the_workflow_inserts_once_and_refuses_what_it_knows(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("genrec.sid.embed.make_encoder", lambda settings, device: Words())
-    monkeypatch.setattr("workflows.door.prepare_environment", lambda config: None)
+    monkeypatch.setattr("workflows.door.configure_process", lambda config: None)
     config = tiny_config(tmp_path / "storage", chain_shop(tmp_path / "shop"))
     (tmp_path / "run.yaml").write_text(to_yaml(config))
     pq.write_table(new_items("a", "b"), tmp_path / "new.parquet")
