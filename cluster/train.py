@@ -223,7 +223,7 @@ def grpo_loop(job: RunSpec) -> None:
     prepare_environment(job.config)
     from genrec.data.tables import read_queries
     from genrec.evaluation.validate import LocalValidator, Validator
-    from genrec.learning.rewards import active_terms, load_terms
+    from genrec.learning.rewards import RewardFunction, active_terms, load_terms
     from genrec.learning.rewards.read_context import read_reward_context
     from genrec.learning.rl.learner import GrpoLearner
     from genrec.learning.rl.query_sampler import QueryStream
@@ -236,7 +236,8 @@ def grpo_loop(job: RunSpec) -> None:
     rewards = config.rewards
     terms = active_terms(rewards, load_terms(rewards.custom, job.rewards), centred=settings.objective != "ppo")
     context = read_reward_context(job.data, catalog.codes_NL, terms, rewards.settings, job.vectors)
-    learner = GrpoLearner(policy, prompts, catalog.trie, context, settings, rewards, accelerator, terms)
+    reward = RewardFunction(rewards, context, terms)
+    learner = GrpoLearner(policy, prompts, catalog.trie, reward, settings, accelerator)
     rank, world = accelerator.process_index, accelerator.num_processes
     actors = len(range(rank, config.compute.rollout_actors, world)) if config.compute.workers else 0
     if actors:
