@@ -13,8 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from genrec.config import Lora, PolicyConfig, Rewards, Rl
 from genrec.errors import InputError
 from genrec.learning.rewards import RewardContext, RewardFunction, active_terms
-from genrec.learning.rl.rollout import LocalRollouts
 from genrec.learning.rl.learner import GrpoLearner
+from genrec.learning.rl.rollout import LocalRollouts
 from genrec.learning.sft.batches import Rows
 from genrec.learning.sft.losses import SftLoss
 from genrec.policy import pretrained

@@ -15,7 +15,7 @@ from genrec.learning.rl.rollout import LocalRollouts
 from genrec.learning.sft.batches import Rows
 from genrec.learning.sft.losses import SftLoss
 from genrec.learning.tasks.loss import MixedLoss
-from genrec.learning.tasks.mixture import Mixed
+from genrec.learning.tasks.mixture import MixedBatch
 from genrec.policy.backbone import build
 from genrec.policy.chat import generate
 from genrec.policy.chat.chat_format import ChatFormat, load_tokenizer
@@ -135,7 +135,7 @@ def test_it_learns_to_talk_about_items_and_answers_with_their_titles(
             [torch.ones_like(one.label_S) for one in encoded],
         )
     )
-    batch = Mixed(Rows([], torch.empty(0)), torch.empty(0), tokens_CS, mask_CS, label_CS, torch.ones(2))
+    batch = MixedBatch(Rows([], torch.empty(0)), torch.empty(0), tokens_CS, mask_CS, label_CS, torch.ones(2))
     loss = MixedLoss(SftLoss(prompts, catalog), catalog.trie)
     optimizer = torch.optim.AdamW(policy.trainable().values(), lr=1e-2)
     for _ in range(12):

@@ -92,7 +92,7 @@ class SftTrainer:
         self._strategy.close()
 
     def _resume(self) -> None:
-        """Load the newest checkpoint: its tensors before the policy is wrapped (and perhaps sharded), its moments after."""
+        """Load the newest checkpoint: its tensors before the policy is wrapped (perhaps sharded), its moments after."""
         moments: dict[str, Tensor] = {}
         with self._checkpoints.latest() as directory:
             if directory is not None:
