@@ -57,7 +57,7 @@ class _ChatEvaluation:
         self._form = instruction.chat_format(job, prompts, self._catalog)
         self._titles = [title or "" for title in read_items(job.data)["title"].to_pylist()]
         languages = job.config.learning.instruction.languages[:1]
-        self._writer = instruction.make_example_builder(job, self._catalog, "test", languages)
+        self._builder = instruction.make_example_builder(job, self._catalog, "test", languages)
 
     def talk(self, task: str) -> dict[str, Any]:
         """The first conversation as lines of (role, text), and the shares over all."""
@@ -65,13 +65,13 @@ class _ChatEvaluation:
 
         from genrec.policy.chat import generate
 
-        rows = self._writer.rows(task)
+        rows = self._builder.rows(task)
         sampling = generate.Sampling(max_tokens=MAX_TOKENS)
         counted: list[tuple[bool, bool, bool | None]] = []
         shown: list[tuple[str, str]] = []
         for number, place in enumerate(np.linspace(0, len(rows) - 1, min(CONVERSATIONS, len(rows))).astype(int)):
             said: list[Any] = []
-            for message in self._writer.write(task, int(rows[place]), np.random.default_rng(number)):
+            for message in self._builder.build(task, int(rows[place]), np.random.default_rng(number)):
                 if message.role == "assistant":
                     written = generate.write(self._policy, self._form, self._catalog.trie, said, sampling)
                     counted.append(_counted(written, message.parts))

@@ -68,7 +68,7 @@ class _RlSetup:
         import torch
         from accelerate import Accelerator
 
-        from genrec.learning.rewards import RewardContext
+        from genrec.learning.rewards import RewardContext, RewardFunction, active_terms
         from genrec.learning.rl.learner import GrpoLearner
         from genrec.learning.rl.rollout import LocalRollouts
         from genrec.types import Query
@@ -81,7 +81,8 @@ class _RlSetup:
         self.policy, self.prompts, _ = self.job.build()
         self.context = RewardContext(self.catalog.codes_NL, [""] * size.items)
         where = (self.policy, self.prompts, self.catalog.trie)
-        self.learner = GrpoLearner(*where, self.context, self.settings, config.rewards, Accelerator(cpu=True))
+        reward = RewardFunction(config.rewards, self.context, active_terms(config.rewards))
+        self.learner = GrpoLearner(*where, reward, self.settings, Accelerator(cpu=True))
         self.local = LocalRollouts(*where, self.settings, config.seed)
         shape = (size.step_queries, size.history + 1)
         rows: Any = torch.randint(size.items, shape, generator=generator).tolist()

@@ -1,9 +1,9 @@
-"""The one error that means: the input is wrong, not the program."""
+"""The error for wrong input, as opposed to a fault of the program."""
 
 
 class InputError(ValueError):
-    """Bad input, refused before any work starts.
+    """Wrong input, where possible detected before any work starts.
 
-    The message says what came, what was wanted, and the remedy. The command line prints it without a
+    The message says what the program got, what it wanted, and the remedy. The command line prints it without a
     traceback and exits with code 2.
     """

@@ -1,4 +1,4 @@
-"""How many threads the numeric libraries take: each of them would otherwise take every core."""
+"""The number of threads of the numeric libraries: by default each of them uses every core."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from threadpoolctl import threadpool_limits
 
 
 def limit_threads(threads: int) -> None:
-    """Let torch, and the BLAS and OpenMP pools that are loaded (numpy's, faiss's), use so many threads from now on."""
+    """Limit torch, and the loaded BLAS and OpenMP pools (numpy's, faiss's), to ``threads`` threads each."""
     torch.set_num_threads(threads)
     threadpool_limits(threads)

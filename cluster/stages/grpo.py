@@ -103,7 +103,7 @@ def grpo_loop(spec: RunSpec) -> None:
 
 
 def _make_learner(spec: RunSpec, accelerator: Accelerator) -> tuple[_RlParts, GrpoLearner]:
-    from genrec.learning.rewards import active_terms, load_terms
+    from genrec.learning.rewards import RewardFunction, active_terms, load_terms
     from genrec.learning.rewards.read_context import read_reward_context
     from genrec.learning.rl.learner import GrpoLearner
 
@@ -111,7 +111,8 @@ def _make_learner(spec: RunSpec, accelerator: Accelerator) -> tuple[_RlParts, Gr
     policy, prompts, catalog = spec.build()
     terms = active_terms(rewards, load_terms(rewards.custom, spec.rewards), centred=settings.objective != "ppo")
     context = read_reward_context(spec.data, catalog.codes_NL, terms, rewards.settings, spec.vectors)
-    learner = GrpoLearner(policy, prompts, catalog.trie, context, settings, rewards, accelerator, terms)
+    reward = RewardFunction(rewards, context, terms)
+    learner = GrpoLearner(policy, prompts, catalog.trie, reward, settings, accelerator)
     return _RlParts(policy, prompts, catalog, context, accelerator), learner
 
 

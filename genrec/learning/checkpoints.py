@@ -1,4 +1,4 @@
-"""Where a training loop keeps its state: in a directory here, or with Ray Train (see ``cluster.train``)."""
+"""Where a training loop keeps its state: in a local directory, or with Ray Train (see ``cluster.train``)."""
 
 from __future__ import annotations
 
@@ -22,20 +22,24 @@ class Checkpoints(Protocol):
     """A place for checkpoints; every worker calls both methods at the same steps."""
 
     def latest(self) -> AbstractContextManager[Path | None]:
-        """The newest whole checkpoint as a local directory, or None."""
+        """The checkpoint that was saved last, as a local directory, or None."""
         ...
 
     def save(self, write: Callable[[Path], None], metrics: Mapping[str, Any]) -> None:
-        """Keep what ``write`` puts into an empty directory as the newest checkpoint."""
+        """Keep what ``write`` puts into an empty directory as the newest checkpoint.
+
+        Args:
+            metrics: figures of the run at this point, for whoever watches it.
+        """
         ...
 
 
 @contextmanager
 def refusing_failed_writes(where: str) -> Generator[None]:
-    """Turn an error of writing a checkpoint, such as a full disk, into one that says what is left and what to do.
+    """Turn an error of writing a checkpoint, such as a full disk, into one that says what remains and what to do.
 
     Raises:
-        InputError: the block could not write.
+        InputError: a file could not be written inside the block.
     """
     try:
         yield
@@ -44,39 +48,49 @@ def refusing_failed_writes(where: str) -> Generator[None]:
             raise
         raise InputError(
             f"the checkpoint could not be written to {where} ({str(error).splitlines()[0]}); the one before it is "
-            "whole: free space there, then run the same command, which goes on from it"
+            "whole: free space there, then run the same command again, which resumes from it"
         ) from error
 
 
+PREFIX = "checkpoint-"
+
+
 class DirectoryCheckpoints:
-    """Checkpoints of a single process, the newest one only."""
+    """Checkpoints of a single process, of which only the newest is kept: ``checkpoint-<number>``, numbered from 1."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     def latest(self) -> AbstractContextManager[Path | None]:
-        """The newest whole checkpoint, or None."""
-        whole = sorted(self._directory.glob("step-*"))
-        return nullcontext(whole[-1] if whole else None)
+        """The checkpoint with the highest number, or None."""
+        complete = self._complete()
+        return nullcontext(complete[-1] if complete else None)
 
     def save(self, write: Callable[[Path], None], metrics: Mapping[str, Any]) -> None:
-        """Write beside, rename, then drop the older ones."""
-        fresh = self._directory / f"step-{int(metrics['step']):09d}"
+        """Write into a temporary directory, rename it, then delete the older checkpoints."""
+        older = self._complete()
+        number = int(older[-1].name.removeprefix(PREFIX)) + 1 if older else 1
         working = self._directory / "writing"
         shutil.rmtree(working, ignore_errors=True)
         with refusing_failed_writes(str(self._directory)):
             working.mkdir(parents=True)
             write(working)
-        older = [path for path in self._directory.glob("step-*") if path != fresh]
-        shutil.rmtree(fresh, ignore_errors=True)
-        working.rename(fresh)
+        working.rename(self._directory / f"{PREFIX}{number:09d}")
         for path in older:
             shutil.rmtree(path)
+
+    def _complete(self) -> list[Path]:
+        """All checkpoints, the oldest first."""
+        return sorted(self._directory.glob(f"{PREFIX}*"))
 
 
 @dataclass
 class TrainingState:
-    """All that a loop needs to go on from a step boundary; batches and random numbers are functions of the step."""
+    """All that a loop needs to resume at a step boundary; batches and random numbers are functions of the step.
+
+    ``best`` holds the tensors of the version with the best validation score, ``stopped`` why the run ended before its
+    last step ('' if it did not), ``curve`` the measurements by step.
+    """
 
     step: int = 0
     best_score: float = float("-inf")
@@ -87,7 +101,7 @@ class TrainingState:
     curve: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
 
     def write(self, tensors: Mapping[str, Tensor], moments: Mapping[str, Tensor], directory: Path) -> None:
-        """Save this state, the policy's trainable ``tensors`` and the optimizer's ``moments``, all of them whole."""
+        """Save this state, the policy's trainable ``tensors`` and the optimizer's ``moments``, none of them sharded."""
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, directory / "policy.safetensors")
         save_file({name: tensor.contiguous() for name, tensor in moments.items()}, directory / "optimizer.safetensors")
         if self.best:
@@ -96,7 +110,7 @@ class TrainingState:
         write_json({name: getattr(self, name) for name in fields}, directory / "state.json")
 
     def read(self, directory: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Restore what ``write`` saved; the tensors and the moments are returned."""
+        """Restore this state from what ``write`` saved; returns the tensors and the moments."""
         best = directory / "best.safetensors"
         self.best = load_file(best) if best.is_file() else {}
         for name, value in json.loads((directory / "state.json").read_text(encoding="utf-8")).items():

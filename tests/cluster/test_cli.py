@@ -58,7 +58,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, str, Path | None
 
 def leave_process_alone(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     levels: list[int] = []
-    monkeypatch.setattr("cluster.session.prepare_environment", lambda config: None)
+    monkeypatch.setattr("cluster.session.configure_process", lambda config: None)
     monkeypatch.setattr("cluster.progress.show_in_terminal", levels.append)
     return levels
 

@@ -24,7 +24,7 @@ from genrec.config import Config
 from genrec.data.tables import read_queries, to_queries
 from genrec.errors import InputError
 from genrec.learning.checkpoints import DirectoryCheckpoints, TrainingState
-from genrec.learning.rewards import RewardContext
+from genrec.learning.rewards import RewardContext, RewardFunction, active_terms
 from genrec.learning.rl.learner import GrpoLearner
 from genrec.learning.rl.loop import train_async
 from genrec.learning.rl.rollout import LocalRollouts
@@ -50,8 +50,8 @@ def learner_of(job: RunSpec) -> tuple[GrpoLearner, LocalRollouts]:
     policy, prompts, catalog = job.build()
     settings = job.config.learning.rl
     context = RewardContext(catalog.codes_NL, [""] * len(catalog))
-    accelerator = Accelerator(cpu=True)
-    learner = GrpoLearner(policy, prompts, catalog.trie, context, settings, job.config.rewards, accelerator)
+    reward = RewardFunction(job.config.rewards, context, active_terms(job.config.rewards))
+    learner = GrpoLearner(policy, prompts, catalog.trie, reward, settings, Accelerator(cpu=True))
     return learner, LocalRollouts(policy, prompts, catalog.trie, settings, job.config.seed)
 
 
@@ -89,8 +89,8 @@ def test_what_is_judged_is_the_running_mean_of_the_weights_and_a_checkpoint_keep
     job: RunSpec, tmp_path: Path
 ) -> None:
     queries = to_queries(read_queries(job.data, "train"))[:16]
-    grpo = job.config.learning.rl.model_copy(update={"average": 0.75, "lr": 1e-2, "warmup": 0.0})
-    learning = job.config.learning.model_copy(update={"grpo": grpo})
+    grpo = job.config.learning.rl.model_copy(update={"ema_decay": 0.75, "lr": 1e-2, "warmup": 0.0})
+    learning = job.config.learning.model_copy(update={"rl": grpo})
     averaged = RunSpec(job.config.model_copy(update={"learning": learning}), job.data, job.catalog, job.out, job.start)
     learner, local = learner_of(averaged)
     expected = dict(learner.reference)
@@ -189,13 +189,13 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before_it(job: RunSpec, tmp_p
         with small_disk(size), pytest.raises(InputError, match=r"could not be written.*the one before it is whole"):
             save(2)
         with checkpoints.latest() as directory:
-            assert directory is not None and directory.name == "step-000000001"
+            assert directory is not None and directory.name == "checkpoint-000000001"
             state = TrainingState()
             learner.read(directory, state)
             assert state.step == 1
     save(2)
     with checkpoints.latest() as directory:
-        assert directory is not None and directory.name == "step-000000002"
+        assert directory is not None and directory.name == "checkpoint-000000002"
 
 
 def test_a_run_whose_disk_was_full_goes_on_to_the_same_weights(

@@ -83,7 +83,7 @@ def test_a_resumed_guard_compares_with_the_values_of_the_first_version(tmp_path:
     state = TrainingState(curve=[{"step": 0.0}])
     first = Guard(FakeValidator(values, is_synchronous=True), Rl(), state)
     first.submit(snapshot(0))
-    assert first.judged(0) and not first.judged(1)
+    assert first.is_validated(0) and not first.is_validated(1)
     first.write(tmp_path)
     state.curve.append({"step": 1.0})
     again = Guard(FakeValidator(values, is_synchronous=True), Rl(), state)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from genrec.config import Rewards, Rl
 from genrec.learning.checkpoints import TrainingState
-from genrec.learning.rewards import RewardContext
+from genrec.learning.rewards import RewardContext, RewardFunction, active_terms
 from genrec.learning.rl.advantages import ADVANTAGES, LIMIT, advantages
 from genrec.learning.rl.candidates import mixed, with_target
 from genrec.learning.rl.critic import Critic, gae, normalised
@@ -316,7 +316,8 @@ def test_every_objective_takes_a_step_towards_reward(settings: dict[str, str]) -
         policy, prompts = small_policy(CATALOG)
         own = Rl(steps=3, group=6, lr=1e-3, warmup=0.0, micro_queries=micro, **settings)  # type: ignore[arg-type]
         context = RewardContext(CATALOG.codes_NL, [""] * 40, buckets={"head": torch.arange(40) < 20})
-        learner = GrpoLearner(policy, prompts, CATALOG.trie, context, own, rewards, Accelerator(cpu=True))
+        reward = RewardFunction(rewards, context, active_terms(rewards))
+        learner = GrpoLearner(policy, prompts, CATALOG.trie, reward, own, Accelerator(cpu=True))
         rollouts = LocalRollouts(policy, prompts, CATALOG.trie, own, seed=0)
         made = rollouts.collect(rollouts.submit(QUERIES, learner.snapshot()))
         records.append([learner.update(made) for _ in range(2)][-1])
@@ -334,8 +335,8 @@ def test_a_resumed_value_head_is_the_one_that_was_saved(tmp_path: Path) -> None:
     def learner() -> GrpoLearner:
         policy, prompts = small_policy(CATALOG)
         context, own, rewards = RewardContext(CATALOG.codes_NL, [""] * 40), Rl(objective="ppo", group=4), Rewards()
-        accelerator = Accelerator(cpu=True)
-        return GrpoLearner(policy, prompts, CATALOG.trie, context, own, rewards, accelerator)
+        reward = RewardFunction(rewards, context, active_terms(rewards))
+        return GrpoLearner(policy, prompts, CATALOG.trie, reward, own, Accelerator(cpu=True))
 
     first, again = learner(), learner()
     rollouts = LocalRollouts(first.policy, small_policy(CATALOG)[1], CATALOG.trie, Rl(group=4), seed=0)

@@ -1,4 +1,4 @@
-"""Every reward term on a group that was computed by hand, the data that the terms know, and terms that users bring."""
+"""Every reward term on a group that was computed by hand, the context that terms look up, and terms of users."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ CONTEXT = RewardContext(
     ["a", "a", "b", ""],
     RewardSettings(horizon=3, discount=0.5, rare=3),
     counts_N=torch.tensor([0, 1, 3, 7]),
-    ahead=FutureItems(TRAIN),
+    future_items=FutureItems(TRAIN),
     vectors_ND=torch.tensor([[1.0, 0], [0.6, 0.8], [0, 1], [-1, 0]]),
     neighbours=scores,
 )
@@ -84,7 +84,7 @@ def test_every_term_has_a_weight_in_the_config_and_the_other_way_round() -> None
     assert set(Rewards().weights()) == set(TERMS) == set(BY_HAND)
 
 
-def test_a_group_without_a_hit_costs_nothing_by_rank() -> None:
+def test_the_rank_terms_are_0_in_a_group_without_a_hit() -> None:
     for name in ("ndcg_rank", "rank_log", "rank_linear"):
         assert TERMS[name](group([3, 1, 2], 0), CONTEXT).abs().max() == 0
 
@@ -93,7 +93,7 @@ def test_the_future_ends_with_the_user() -> None:
     assert TERMS["future"](group([3, 1, 2, 0], 1, query=12), CONTEXT).tolist() == [0, 1, 0, 0]
 
 
-def test_rewards_are_weighted_sums_and_empty_candidates_earn_nothing() -> None:
+def test_rewards_are_weighted_sums_and_empty_candidates_have_reward_0() -> None:
     made, weights = group([0, -1, 2], 0), Rewards(hit=2.0, rank_log=0.0, prefix=0.5, semantic=1.0)
     compute_rewards([made], CONTEXT, weights, active_terms(weights))
     assert made.rewards_G.tolist() == pytest.approx([3.5, 0.0, 0.5 / 3])
@@ -108,9 +108,12 @@ def raises(group: Group, context: RewardContext) -> torch.Tensor:
     ("term", "message"),
     [
         (raises, "'mine' failed on query 10.*ZeroDivisionError"),
-        (lambda g, k: torch.ones(3), r"'mine' gave \(3,\) values"),
-        (lambda g, k: torch.tensor([1.0, math.nan]), "'mine' gave .* 1 of them not finite"),
-        (lambda g, k: [1.0, 2.0], "'mine' gave a list"),
+        (lambda group, context: torch.ones(3), r"'mine' on query 10: got shape \(3,\)"),
+        (
+            lambda group, context: torch.tensor([1.0, math.nan]),
+            "'mine' on query 10: got shape .* with 1 values that are not finite",
+        ),
+        (lambda group, context: [1.0, 2.0], "'mine': got a list"),
     ],
 )
 def test_a_broken_term_is_named(term: Callable[[Group, RewardContext], torch.Tensor], message: str) -> None:
@@ -120,7 +123,7 @@ def test_a_broken_term_is_named(term: Callable[[Group, RewardContext], torch.Ten
 
 
 @pytest.mark.parametrize("name", ["future", "event", "semantic", "collaborative", "novelty", "popularity_penalty"])
-def test_a_term_whose_knowledge_was_not_loaded_is_refused(name: str) -> None:
+def test_a_term_whose_context_was_not_loaded_is_refused(name: str) -> None:
     weights = Rewards(hit=0.0, rank_log=0.0).weighted({name: 1.0})
     with pytest.raises(InputError, match=f"'{name}'.*not loaded"):
         compute_rewards([group([0, 1], 0)], RewardContext(CODES, [""] * 4), weights, active_terms(weights))
@@ -135,9 +138,7 @@ def test_the_list_level_category_term_warns_that_it_cancels() -> None:
 
 def test_a_term_comes_from_a_python_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
-    file.write_text(
-        "def even(group, knowledge):\n    return (group.items_G % 2 == 0).float()\nTERMS = {'even': even}\n"
-    )
+    file.write_text("def even(group, context):\n    return (group.items_G % 2 == 0).float()\nTERMS = {'even': even}\n")
     weights = Rewards(hit=0.0, rank_log=0.0, custom={"even": 0.5})
     made = group([3, 2, 0], 0)
     compute_rewards([made], CONTEXT, weights, active_terms(weights, load_terms(weights.custom, file)))
@@ -151,8 +152,8 @@ def test_a_term_comes_from_a_python_file(tmp_path: Path) -> None:
     [
         ("1/0", "cannot be imported.*ZeroDivisionError"),
         ("x = 1", "defines no TERMS"),
-        ("TERMS = {'hit': print}", "'hit' of a reward term is taken"),
-        ("TERMS = {'mine': 3}", "'mine' is a int"),
+        ("TERMS = {'hit': print}", "'hit' of a reward term is in use"),
+        ("TERMS = {'mine': 3}", "'mine': got a int"),
     ],
 )
 def test_a_bad_file_of_terms_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -181,14 +182,14 @@ def test_custom_weights_are_read_searched_and_kept_apart_from_the_built_in_ones(
         load_config([], ["rewards.custom.hit=0.5"])
 
 
-def test_knowledge_is_read_from_train_rows_alone(world: tuple[Path, Path]) -> None:
+def test_the_context_is_read_from_train_rows_alone(world: tuple[Path, Path]) -> None:
     data, vectors = world
     wanted = ("future", "semantic", "collaborative")
     context = read_reward_context(data, CODES, wanted, RewardSettings(), vectors)
     assert context.counts_N is not None
     assert context.counts_N.tolist() == [1, 1, 1, 0]
-    assert context.ahead is not None
-    assert context.ahead.items(1, 9) == [1, 2]
+    assert context.future_items is not None
+    assert context.future_items.items(1, 9) == [1, 2]
     assert context.vectors_ND is not None
     assert context.vectors_ND.norm(dim=1).tolist() == pytest.approx([1.0] * 4)
     assert context.neighbours is not None
@@ -196,11 +197,13 @@ def test_knowledge_is_read_from_train_rows_alone(world: tuple[Path, Path]) -> No
     assert float(near[0]) == 1.0
     assert near.tolist() == sorted(near.tolist(), reverse=True)
     assert float(near[2]) == 0.0
-    assert context.neighbours(0, (0,), torch.tensor([1, 2, 3])).tolist() == [0.0] * 3, "the user's own steps count"
+    assert context.neighbours(0, (0,), torch.tensor([1, 2, 3])).tolist() == [0.0] * 3, (
+        "the user's own steps must not count"
+    )
     assert context.buckets["unseen"].tolist() == [False, False, False, True]
 
 
-def test_knowledge_that_the_data_does_not_have_is_refused_before_the_run(world: tuple[Path, Path]) -> None:
+def test_context_that_the_data_does_not_have_is_refused_before_the_run(world: tuple[Path, Path]) -> None:
     data, _ = world
     with pytest.raises(InputError, match="wants item vectors"):
         read_reward_context(data, CODES, ["semantic"], RewardSettings())
@@ -208,7 +211,7 @@ def test_knowledge_that_the_data_does_not_have_is_refused_before_the_run(world: 
         read_reward_context(data, CODES, ["event"], RewardSettings(events={"click": 1.0}))
 
 
-def test_a_log_without_event_types_pays_for_every_event_alike(world: tuple[Path, Path]) -> None:
+def test_a_log_without_event_types_rewards_every_event_alike(world: tuple[Path, Path]) -> None:
     context = read_reward_context(world[0], CODES, ["event", "future"], RewardSettings())
     asked = group([2, 1, 0], 1, query=1)
     assert TERMS["event"](asked, context).tolist() == TERMS["future"](asked, context).tolist() == [0.5, 1, 0]

@@ -11,12 +11,12 @@ import torch
 from accelerate import Accelerator
 from support.synthetic import chain_shop, tiny_config
 from support.tiny_lm import tiny_lm
-from test_tasks import CATALOG, queries, writer
+from test_tasks import CATALOG, example_builder, queries
 from torch import Tensor
 
 import genrec
 from cluster import teacher
-from genrec.config import Config, Lora, PolicyConfig, Sft, Stage, Tasks, TaskWeight
+from genrec.config import Config, Lora, PolicyConfig, Sft, StageSettings, Tasks, TaskWeight
 from genrec.errors import InputError
 from genrec.learning.checkpoints import DirectoryCheckpoints, TrainingState
 from genrec.learning.sft.losses import SftLoss
@@ -61,11 +61,11 @@ def train(settings: PolicyConfig, directory: Path, cut_after: int = 10**9) -> tu
     )
     phases = []
     for name, stage, tasks in (
-        ("rows", Stage(lr=1e-2, steps=4), ANCHORS),
-        ("pretraining", Stage(lr=1e-3, epochs=1), ANCHORS),
+        ("rows", StageSettings(lr=1e-2, steps=4), ANCHORS),
+        ("pretraining", StageSettings(lr=1e-3, epochs=1), ANCHORS),
         ("instruction", None, JOINT),
     ):
-        epochs = MixtureEpochs(Mixture(tasks, writer(), queries(), form, seed=0, max_tokens=1024), 16, 0)
+        epochs = MixtureEpochs(Mixture(tasks, example_builder(), queries(), form, seed=0, max_tokens=1024), 16, 0)
         own = settings_of(stage, last, epochs.steps, rows_only=name == "rows") if stage else last
         phases.append(TrainingStage(name, own, epochs, loss, rows_only=name == "rows"))
     checkpoints, saved = DirectoryCheckpoints(directory), 0

@@ -51,9 +51,13 @@ def queries() -> RowExamples:
     return RowExamples(pa.table({"history": HISTORIES, "target": TARGETS}))
 
 
-def writer(table: pa.Table | None = None, languages: Sequence[str] = ("en", "zh"), **options: Any) -> ExampleBuilder:
-    shop = ItemFields(items() if table is None else table, SETTINGS)
-    return ExampleBuilder(shop, [load_language(name) for name in languages], SETTINGS, HISTORIES, TARGETS, **options)
+def example_builder(
+    table: pa.Table | None = None, languages: Sequence[str] = ("en", "zh"), **options: Any
+) -> ExampleBuilder:
+    item_fields = ItemFields(items() if table is None else table, SETTINGS)
+    return ExampleBuilder(
+        item_fields, [load_language(name) for name in languages], SETTINGS, HISTORIES, TARGETS, **options
+    )
 
 
 def form(template: Any = ...) -> ChatFormat:
@@ -62,7 +66,7 @@ def form(template: Any = ...) -> ChatFormat:
 
 
 def mixture(seed: int = 0, max_tokens: int = 4096, **weights: TaskWeight) -> Mixture:
-    return Mixture(Tasks(**weights), writer(), queries(), form(), seed=seed, max_tokens=max_tokens)
+    return Mixture(Tasks(**weights), example_builder(), queries(), form(), seed=seed, max_tokens=max_tokens)
 
 
 def learned(encoded: Any, of: ChatFormat) -> str:
@@ -75,10 +79,10 @@ def learned(encoded: Any, of: ChatFormat) -> str:
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_has_several_phrasings_and_ends_with_the_assistant(task: str, language: str) -> None:
     assert len(load_language(language).tasks[task]) >= 3
-    own = writer(languages=[language])
+    own = example_builder(languages=[language])
     for row in own.rows(task)[:3]:
         for draw in range(6):
-            messages = own.write(task, int(row), np.random.default_rng(draw))
+            messages = own.build(task, int(row), np.random.default_rng(draw))
             roles = [message.role for message in messages]
             assert roles == ["system", *["user", "assistant"] * ((len(roles) - 1) // 2)]
             assert not any("{" in part for message in messages for part in message.parts if isinstance(part, str))
@@ -102,9 +106,9 @@ def test_only_what_the_assistant_says_is_learned_and_the_closing_marker_is_not()
 
 @pytest.mark.parametrize("template", [..., None])
 def test_the_prompt_of_a_chat_is_the_beginning_of_the_training_example(template: Any) -> None:
-    own, made = form(template), writer()
+    own, made = form(template), example_builder()
     for task in TASKS:
-        messages = made.write(task, int(made.rows(task)[0]), np.random.default_rng(1))
+        messages = made.build(task, int(made.rows(task)[0]), np.random.default_rng(1))
         prompt_P, encoded = own.prompt(messages[:-1]), own.encode(messages)
         assert torch.equal(encoded.tokens_S[: len(prompt_P)], prompt_P)
         assert encoded.label_S[len(prompt_P)]
@@ -133,14 +137,14 @@ def test_a_template_that_refuses_or_drops_a_role_is_one_clear_error() -> None:
 
 
 def test_interests_are_the_most_frequent_categories_of_the_last_items() -> None:
-    shop = ItemFields(items(), SETTINGS.model_copy(update={"window": 3, "interests": 2}))
-    assert shop.interests([1, 1, 0, 4, 2]) == [("tooth", 2), ("hair", 2)]
-    fields = shop.about_query([1, 1, 0, 4, 2], 8, load_language("en"), "")
+    item_fields = ItemFields(items(), SETTINGS.model_copy(update={"window": 3, "interests": 2}))
+    assert item_fields.interests([1, 1, 0, 4, 2]) == [("tooth", 2), ("hair", 2)]
+    fields = item_fields.about_query([1, 1, 0, 4, 2], 8, load_language("en"), "")
     assert fields["interests"] == ("tooth, soap",)
 
 
 def test_dialogues_recommend_what_the_user_did_later() -> None:
-    messages = writer(languages=["en"]).write("multi_turn_dialogue_sequence", 0, np.random.default_rng(0))
+    messages = example_builder(languages=["en"]).build("multi_turn_dialogue_sequence", 0, np.random.default_rng(0))
     answers = [part.row for m in messages if m.role == "assistant" for part in m.parts if isinstance(part, Item)]
     assert answers == [8, 1, 12]
     asked = [part.row for part in messages[1].parts if isinstance(part, Item)]
@@ -150,13 +154,13 @@ def test_dialogues_recommend_what_the_user_did_later() -> None:
 
 
 def test_reasons_name_shared_attributes_and_a_teacher_replaces_them() -> None:
-    own = writer(languages=["en"])
-    said = "".join(str(part) for part in own.write("recommendation_reasoning", 0, np.random.default_rng(0))[-1].parts)
+    own = example_builder(languages=["en"])
+    said = "".join(str(part) for part in own.build("recommendation_reasoning", 0, np.random.default_rng(0))[-1].parts)
     assert "tooth" in said
     assert "brand 0" in said
-    taught = writer(languages=["en"], reasons={(0, "en"): "Because I say so."})
+    taught = example_builder(languages=["en"], reasons={(0, "en"): "Because I say so."})
     said = "".join(
-        str(part) for part in taught.write("recommendation_reasoning", 0, np.random.default_rng(0))[-1].parts
+        str(part) for part in taught.build("recommendation_reasoning", 0, np.random.default_rng(0))[-1].parts
     )
     assert said.startswith("Because I say so.")
 
@@ -249,7 +253,7 @@ def test_the_loss_is_that_of_the_plain_model_token_by_token(tmp_path: Path, tied
         semantic_recovery=TaskWeight(weight=1),
         category_analysis=TaskWeight(weight=1),
     )
-    mixed = Mixture(tasks, writer(), queries(), own, seed=0, max_tokens=1024)
+    mixed = Mixture(tasks, example_builder(), queries(), own, seed=0, max_tokens=1024)
     next_item = SftLoss(prompts, CATALOG)
     index = np.array([0, 1, 5, 9, len(mixed) - 1])
     batch = mixed.take(index)
@@ -260,25 +264,25 @@ def test_the_loss_is_that_of_the_plain_model_token_by_token(tmp_path: Path, tied
         expected = batch.factor_R[0] * next_item(policy, queries().take(np.array([0, 1])))
         factors = {share.name: share.factor for share in mixed.shares}
         for task, row in (("category_analysis", 1), ("semantic_recovery", 1), ("semantic_recovery", ITEMS - 1)):
-            expected += factors[task] * loss_by_hand(policy, own, mixed.write(task, row, 0))
+            expected += factors[task] * loss_by_hand(policy, own, mixed.build(task, row, 0))
     assert found.item() == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_items_without_text_are_left_out_and_a_task_without_any_is_refused() -> None:
     titles = ["", *[f"thing {i}" for i in range(1, ITEMS)]]
     bare = items(title=titles, description=[""] * ITEMS, categories=[[]] * ITEMS, brand=[""] * ITEMS)
-    own = writer(bare)
+    own = example_builder(bare)
     assert own.rows("semantic_anchoring").tolist() == list(range(1, ITEMS))
-    with pytest.raises(InputError, match=r"none of the 4 queries has what learning\.tasks\.category_analysis"):
+    with pytest.raises(InputError, match=r"none of the 4 queries has the fields of learning\.tasks\.category_analysis"):
         own.rows("category_analysis")
     for draw in range(20):
-        said = own.write("semantic_anchoring", 1, np.random.default_rng(draw))
+        said = own.build("semantic_anchoring", 1, np.random.default_rng(draw))
         assert all(part != "" for message in said for part in message.parts)
 
 
 def test_empty_histories_and_removed_items_are_left_out() -> None:
-    shop, languages = ItemFields(items(), SETTINGS), [load_language("en")]
-    own = ExampleBuilder(shop, languages, SETTINGS, [[], [1], [2]], [3, 4, 5], absent=[5])
+    item_fields, languages = ItemFields(items(), SETTINGS), [load_language("en")]
+    own = ExampleBuilder(item_fields, languages, SETTINGS, [[], [1], [2]], [3, 4, 5], absent=[5])
     assert own.rows("sequence_prediction").tolist() == [1]
     assert 5 not in own.rows("semantic_anchoring")
     with pytest.raises(InputError, match="none of the 3 queries"):
@@ -319,8 +323,8 @@ def test_a_language_that_is_not_there_and_one_without_a_task_are_clear_errors(tm
     del content["tasks"]["semantic_recovery"]
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump(content))
-    with pytest.raises(InputError, match="no phrasing of semantic_recovery"):
-        writer(languages=[str(file)]).rows("semantic_recovery")
+    with pytest.raises(InputError, match="no template of semantic_recovery"):
+        example_builder(languages=[str(file)]).rows("semantic_recovery")
 
 
 def test_the_config_refuses_unknown_tasks_and_mixtures_that_nothing_reads() -> None:

@@ -12,9 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from genrec.config import Lora, PolicyConfig, Rewards, Rl
 from genrec.errors import InputError
-from genrec.learning.rewards import RewardContext
+from genrec.learning.rewards import RewardContext, RewardFunction, active_terms
+from genrec.learning.rl.learner import GrpoLearner
 from genrec.learning.rl.rollout import LocalRollouts
-from genrec.learning.rl.trainer import GrpoLearner
 from genrec.learning.sft.batches import Rows
 from genrec.learning.sft.losses import SftLoss
 from genrec.policy import pretrained
@@ -129,7 +129,8 @@ def test_grpo_steps_from_every_form_and_its_reference_stays(tmp_path: Path, cata
     rollouts = LocalRollouts(policy, prompts, catalog.trie, options, seed=0)
     known = RewardContext(catalog.codes_NL, [""] * 40)
     rewards = Rewards(hit=1.0, rank_log=0.0, prefix=0.5, diversity=0.0)
-    learner = GrpoLearner(policy, prompts, catalog.trie, known, options, rewards, Accelerator(cpu=True))
+    reward = RewardFunction(rewards, known, active_terms(rewards))
+    learner = GrpoLearner(policy, prompts, catalog.trie, reward, options, Accelerator(cpu=True))
     first = learner.snapshot()
     records = [learner.update(rollouts.collect(rollouts.submit(queries, learner.snapshot()))) for _ in range(2)]
     assert records[0]["kl"] == pytest.approx(0.0, abs=1e-5)

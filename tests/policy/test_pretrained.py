@@ -9,13 +9,13 @@ from support.synthetic import random_catalog
 
 from genrec.config import Lora, PolicyConfig, Rewards, Rl
 from genrec.errors import InputError
-from genrec.learning.rewards import RewardContext
+from genrec.learning.rewards import RewardContext, RewardFunction, active_terms
 from genrec.learning.rl.learner import GrpoLearner
 from genrec.learning.rl.rollout import LocalRollouts
 from genrec.learning.sft.batches import Rows
 from genrec.learning.sft.losses import SftLoss
 from genrec.learning.tasks.loss import MixedLoss
-from genrec.learning.tasks.mixture import Mixed
+from genrec.learning.tasks.mixture import MixedBatch
 from genrec.policy.backbone import build
 from genrec.policy.chat import generate
 from genrec.policy.chat.chat_format import ChatFormat, load_tokenizer
@@ -82,7 +82,8 @@ def test_grpo_takes_a_real_step_and_the_reference_stays(built: tuple[Model, Prom
     rollouts = LocalRollouts(policy, prompts, catalog.trie, settings, seed=0)
     rewards = Rewards(hit=1.0, rank_log=0.0, prefix=0.5, diversity=0.0)
     context, accelerator = RewardContext(catalog.codes_NL, [""] * 40), Accelerator(cpu=True)
-    learner = GrpoLearner(policy, prompts, catalog.trie, context, settings, rewards, accelerator)
+    reward = RewardFunction(rewards, context, active_terms(rewards))
+    learner = GrpoLearner(policy, prompts, catalog.trie, reward, settings, accelerator)
     first = learner.snapshot()
     records = [learner.update(rollouts.collect(rollouts.submit(queries, learner.snapshot()))) for _ in range(2)]
     assert records[0]["kl"] == pytest.approx(0.0, abs=1e-5)
@@ -134,7 +135,7 @@ def test_it_learns_to_talk_about_items_and_answers_with_their_titles(
             [torch.ones_like(one.label_S) for one in encoded],
         )
     )
-    batch = Mixed(Rows([], torch.empty(0)), torch.empty(0), tokens_CS, mask_CS, label_CS, torch.ones(2))
+    batch = MixedBatch(Rows([], torch.empty(0)), torch.empty(0), tokens_CS, mask_CS, label_CS, torch.ones(2))
     loss = MixedLoss(SftLoss(prompts, catalog), catalog.trie)
     optimizer = torch.optim.AdamW(policy.trainable().values(), lr=1e-2)
     for _ in range(12):

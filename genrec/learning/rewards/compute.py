@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from genrec.types import Group
 
 
 def active_terms(rewards: Rewards, terms: Mapping[str, Term] = TERMS, *, centred: bool = True) -> dict[str, Term]:
-    """The terms that have a weight; warns of one that cancels where groups are ``centred``.
+    """The terms with a weight other than 0, by name; warns of one that cancels where groups are ``centred``.
 
     Raises:
         InputError: a weight for a term that does not exist.
@@ -25,8 +26,8 @@ def active_terms(rewards: Rewards, terms: Mapping[str, Term] = TERMS, *, centred
     active = [name for name, weight in rewards.weights().items() if weight]
     if missing := [name for name in active if name not in terms]:
         raise InputError(
-            f"rewards.custom names {missing}, the known terms are {sorted(terms)}; install the package whose entry "
-            "point group genrec.rewards has them, or pass their file with --rewards FILE.py"
+            f"rewards.custom names {missing}, wanted some of {sorted(terms)}; install the package that has them in its "
+            "entry point group genrec.rewards, or pass their file with --rewards FILE.py"
         )
     if centred and "category_count" in active:
         warnings.warn("rewards.category_count is equal for a whole group and cancels; use diversity", stacklevel=2)
@@ -36,34 +37,50 @@ def active_terms(rewards: Rewards, terms: Mapping[str, Term] = TERMS, *, centred
 def compute_rewards(
     groups: Sequence[Group], context: RewardContext, rewards: Rewards, terms: Mapping[str, Term] = TERMS
 ) -> None:
-    """Fill ``rewards_G`` and ``terms`` of each group with the weighted ``terms``; empty candidates earn nothing.
+    """r_i = Σ_t w_t · t_i for each candidate i: fills ``rewards_G`` and ``terms`` (w_t · t) of each group.
+
+    Empty candidates (item -1) have reward 0.
 
     Raises:
-        InputError: a term raised, or gave something else than G finite values; the message names it.
+        InputError: a term raised, or returned something else than G finite values; the message names it.
     """
     weights = rewards.weights()
     for group in groups:
         for name, term in terms.items():
             if weights[name]:
-                paid_G = _checked(name, term, group, context)
-                group.terms[name] = weights[name] * paid_G.masked_fill(group.items_G < 0, 0)
+                values_G = _checked(name, term, group, context)
+                group.terms[name] = weights[name] * values_G.masked_fill(group.items_G < 0, 0)
         group.rewards_G = sum(group.terms.values(), torch.zeros(len(group.items_G)))
+
+
+@dataclass(frozen=True)
+class RewardFunction:
+    """The weights of a config, the terms that they weigh (``active_terms``), and what the terms may look up."""
+
+    rewards: Rewards
+    context: RewardContext
+    terms: Mapping[str, Term]
+
+    def __call__(self, groups: Sequence[Group]) -> None:
+        """Fill the rewards of ``groups``; see ``compute_rewards``."""
+        compute_rewards(groups, self.context, self.rewards, self.terms)
 
 
 def _checked(name: str, term: Term, group: Group, context: RewardContext) -> Tensor:
     try:
-        paid_G: Any = term(group, context)
+        values_G: Any = term(group, context)
     except Exception as error:
         raise InputError(f"reward term {name!r} failed on query {group.query.id}: {error!r}") from error
     wanted = tuple(group.items_G.shape)
-    if not isinstance(paid_G, Tensor):
+    if not isinstance(values_G, Tensor):
         raise InputError(
-            f"reward term {name!r} gave a {type(paid_G).__name__}; a tensor of shape {wanted} was expected"
+            f"reward term {name!r}: got a {type(values_G).__name__}, wanted a tensor of shape {wanted}; "
+            "return torch.tensor(values)"
         )
-    wrong = int((~paid_G.isfinite()).sum())
-    if tuple(paid_G.shape) != wanted or wrong:
+    wrong = int((~values_G.isfinite()).sum())
+    if tuple(values_G.shape) != wanted or wrong:
         raise InputError(
-            f"reward term {name!r} gave {tuple(paid_G.shape)} values, {wrong} of them not finite, on query "
-            f"{group.query.id}; expected {wanted} finite ones"
+            f"reward term {name!r} on query {group.query.id}: got shape {tuple(values_G.shape)} with {wrong} values "
+            f"that are not finite, wanted shape {wanted} and finite values; return one value per candidate"
         )
-    return paid_G.float()
+    return values_G.float()

@@ -1,4 +1,4 @@
-"""Terms that users bring: from installed packages (entry points), or from a Python file named on the command line."""
+"""Reward terms of users: from installed packages (entry points), or from a Python file named on the command line."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ GROUP = "genrec.rewards"
 
 
 def load_terms(wanted: Collection[str], file: Path | None = None) -> dict[str, Term]:
-    """All built-in terms, those of ``file`` (its mapping ``TERMS``), and the entry points that ``wanted`` names.
+    """The built-in terms, those of ``file`` (its mapping ``TERMS``), and the entry points that ``wanted`` names.
 
     Args:
         wanted: the names in ``rewards.custom``; other entry points are not imported.
 
     Raises:
-        InputError: a file or an entry point that cannot be imported, has no ``TERMS`` of functions, or takes a name
-            that is taken.
+        InputError: the file or an entry point cannot be imported, has no ``TERMS`` of functions, or has a name that is
+            in use.
     """
     terms = dict(TERMS)
     if file is not None:
@@ -40,7 +40,7 @@ def load_terms(wanted: Collection[str], file: Path | None = None) -> dict[str, T
 
 def _from_file(file: Path) -> dict[str, Any]:
     if not file.is_file() or file.suffix != ".py":
-        raise InputError(f"--rewards {file}: no such Python file; a .py file with a mapping TERMS was expected")
+        raise InputError(f"--rewards {file}: no such Python file; wanted a .py file with a mapping TERMS")
     spec: Any = importlib.util.spec_from_file_location(f"genrec_rewards_{file.stem}", file)
     module: Any = importlib.util.module_from_spec(spec)
     try:
@@ -56,7 +56,7 @@ def _from_file(file: Path) -> dict[str, Any]:
 def _add(terms: dict[str, Term], found: dict[str, Any], where: str) -> None:
     for name, term in found.items():
         if not callable(term):
-            raise InputError(f"{where}: term {name!r} is a {type(term).__name__}, a function was expected")
+            raise InputError(f"{where}: term {name!r}: got a {type(term).__name__}, wanted a function")
         if name in terms:
-            raise InputError(f"{where}: the name {name!r} of a reward term is taken; choose another")
+            raise InputError(f"{where}: the name {name!r} of a reward term is in use; choose another")
         terms[name] = cast("Term", term)

@@ -1,4 +1,7 @@
-"""What reward terms know of the catalogue and the train log, read once from the outputs that a run starts from."""
+"""Reads a ``RewardContext`` from the outputs of ``prepare`` and ``embed``.
+
+Apart from ``context``, which every term imports, because ItemKNN and the readers are heavy imports.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +23,19 @@ from genrec.learning.rewards import FutureItems, RewardContext
 from genrec.sid.vectors import VectorFiles, unit_rows
 
 FOLDS = 5
-"""Of users: each fold's ItemKNN has seen the other four."""
+"""Folds of users: the ItemKNN of a fold is fitted on the other four."""
 
 
 def read_reward_context(
     data: Path, codes_NL: Tensor, terms: Collection[str], settings: RewardSettings, vectors: Path | None = None
 ) -> RewardContext:
-    """The knowledge that ``terms`` ask for; nothing of validation or test.
+    """The context that ``terms`` need, from train rows and the catalogue alone.
 
     Args:
-        data: what ``prepare`` wrote.
-        vectors: what ``embed`` wrote, for ``semantic``.
+        data: the output of ``prepare``.
+        codes_NL: SIDs of the items.
+        terms: names of the active terms.
+        vectors: the output of ``embed``, for ``semantic``.
 
     Raises:
         InputError: ``event`` where no train query has an event type of ``settings.events``, ``semantic`` without
@@ -38,13 +43,14 @@ def read_reward_context(
     """
     items, sequences = read_items(data), read_sequences(data)
     log = train_log(sequences, items.num_rows)
+    needs_future = bool({"future", "event"} & set(terms))
     bucket_N = torch.from_numpy(popularity_bucket(log.counts_N))
     return RewardContext(
         codes_NL,
         [path[-1] if path else "" for path in items["categories"].to_pylist()],
         settings,
         counts_N=torch.from_numpy(log.counts_N),
-        ahead=_ahead(read_queries(data, "train"), terms, settings) if {"future", "event"} & set(terms) else None,
+        future_items=_future_items(read_queries(data, "train"), terms, settings) if needs_future else None,
         vectors_ND=_vectors(vectors, items.num_rows) if "semantic" in terms else None,
         neighbours=_neighbours(sequences, log) if "collaborative" in terms else None,
         buckets={name: bucket_N == number for number, name in enumerate(BUCKETS)},
@@ -52,20 +58,20 @@ def read_reward_context(
 
 
 class Neighbours:
-    """Collaborative scores of candidates: ItemKNN's similarity sums, divided by that of its best item.
+    """Collaborative scores of candidates: ItemKNN's similarity sum s_i / max_j s_j.
 
     A user's candidates are scored by what *other* users did (cross-fitting): an ItemKNN that had counted the step from
-    the query's own history to its target would pay for knowing the target, as ``hit`` does.
+    the query's own history to its target would reveal the target, as ``hit`` does.
 
     Args:
-        folds: fold f was fitted without the users whose number leaves f.
+        folds: number f was fitted without the users whose number is f modulo the number of folds.
     """
 
     def __init__(self, folds: Sequence[ItemKNN]) -> None:
         self._folds = folds
 
     def __call__(self, user: int, history: Sequence[int], items_G: Tensor) -> Tensor:
-        """Scores (G,) in [0, 1]; 0 for items that no neighbour votes for."""
+        """Scores (G,) in [0, 1]; 0 for items that are no neighbour of the history's."""
         recent_1H = np.array(history, dtype=np.int64)[None, ::-1]
         scores_N = self._folds[user % len(self._folds)].scores(recent_1H).toarray()[0]
         best = float(scores_N.max())
@@ -79,19 +85,19 @@ def _neighbours(sequences: pa.Table, log: TrainLog) -> Neighbours:
     return Neighbours([ItemKNN(Pairs(other), KnnSettings()) for other in others])
 
 
-def _ahead(queries: pa.Table, terms: Collection[str], settings: RewardSettings) -> FutureItems:
-    ahead = FutureItems(queries)
-    if "event" in terms and not ahead.event_types & set(settings.events):
+def _future_items(queries: pa.Table, terms: Collection[str], settings: RewardSettings) -> FutureItems:
+    future_items = FutureItems(queries)
+    if "event" in terms and not future_items.event_types & set(settings.events):
         raise InputError(
-            f"rewards.event: the train log's event types are {sorted(ahead.event_types)}, "
-            f"rewards.settings.events values {sorted(settings.events)}; give a value to a type that occurs"
+            f"rewards.event: the train log's event types are {sorted(future_items.event_types)}, got values for "
+            f"{sorted(settings.events)} in rewards.settings.events; give a value to a type that occurs"
         )
-    return ahead
+    return future_items
 
 
 def _vectors(vectors: Path | None, items: int) -> Tensor:
     if vectors is None:
-        raise InputError("rewards.semantic wants item vectors and the run has none; run `python -m workflows.embed`")
+        raise InputError("rewards.semantic wants item vectors, got none; run `python -m workflows.embed`")
     found = VectorFiles(vectors)
     found.require(items)
     return torch.from_numpy(unit_rows(found.read()).copy())

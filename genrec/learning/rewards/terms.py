@@ -1,4 +1,7 @@
-"""The terms. Each gives a value per candidate, (G,), in rank order, best first; the config's weight multiplies it."""
+"""The built-in reward terms: a value r_i per candidate i, (G,), in rank order, best first.
+
+The config's weight multiplies r. y is the target, item_i the candidate's item, G the size of the group.
+"""
 
 from __future__ import annotations
 
@@ -12,24 +15,24 @@ from genrec.types import Group
 
 
 def hit(group: Group, context: RewardContext) -> Tensor:
-    """1 for the candidate that is the target."""
+    """r_i = [item_i = y]: 1 for the target, 0 for other items."""
     return (group.items_G == group.query.target).float()
 
 
 def rank_log(group: Group, context: RewardContext) -> Tensor:
-    """ln(rank) of the hit; a negative weight makes a late hit worth less."""
+    """r_i = ln(i) · [item_i = y]; with a negative weight a hit at a lower rank has a lower reward."""
     return hit(group, context) * _ranks(group).log()
 
 
 def rank_linear(group: Group, context: RewardContext) -> Tensor:
-    """The rank of the hit; with weight -0.1 and ``hit`` 1, a hit at rank 10 is worth as much as a miss."""
+    """r_i = i · [item_i = y]; with weight -0.1 and ``hit`` 1, a hit at rank 10 has the reward of a miss."""
     return hit(group, context) * _ranks(group)
 
 
 def ndcg_rank(group: Group, context: RewardContext) -> Tensor:
-    """-w_r / Σ_j w_j with w_r = 1 / log2(r + 1) for a miss at rank r of a group with a hit, else 0.
+    """r_i = -w_i / Σ_j w_j · [item_i ≠ y] in a group with a hit, else 0, where w_i = 1 / log2(i + 1).
 
-    The better a wrong item was ranked, the more it costs (MiniOneRec, Kong et al. 2025, "Rank reward").
+    The better the rank of a wrong item, the lower its reward (MiniOneRec, Kong et al. 2025, "Rank reward").
     """
     hit_G = hit(group, context)
     gains_G = 1 / (_ranks(group) + 1).log2()
@@ -37,71 +40,77 @@ def ndcg_rank(group: Group, context: RewardContext) -> Tensor:
 
 
 def prefix(group: Group, context: RewardContext) -> Tensor:
-    """Share of leading levels that agree with the target's SID: dense credit for getting near."""
+    """r_i = (leading levels on which the SIDs of item_i and y agree) / L."""
     target_L = context.codes_NL[group.query.target]
     return (group.codes_GL == target_L).long().cumprod(-1).float().mean(-1)
 
 
 def future(group: Group, context: RewardContext) -> Tensor:
-    """γ^d for an item that the user takes d training items after the target (the target: d = 0), the nearest counts."""
-    settings, ahead = context.settings, require(context.ahead, "the users' next training items")
-    items = ahead.items(group.query.id, settings.horizon)
+    """r_i = max_d γ^d · [item_i = y_d], where y_d is the user's d-th train target after y (y_0 = y), d < horizon."""
+    settings, future_items = context.settings, require(context.future_items, "the users' next training items")
+    items = future_items.items(group.query.id, settings.horizon)
     return _credit(group, items, [settings.discount**d for d in range(len(items))])
 
 
 def event(group: Group, context: RewardContext) -> Tensor:
-    """max over d of γ^d · value(event type) where the item is the user's d-th training item from the target on.
+    """r_i = max_d γ^d · value(event type of y_d) · [item_i = y_d], y_d as in ``future``.
 
-    Delayed credit: the purchase of an item that was clicked as the target pays too, discounted by its distance.
+    Delayed credit: if the target was a click and its item is purchased later, that purchase counts, discounted.
     """
-    settings, ahead = context.settings, require(context.ahead, "the users' next training events")
-    items = ahead.items(group.query.id, settings.horizon)
-    kinds = ahead.events(group.query.id, settings.horizon)
-    worth = [settings.discount**d * settings.events.get(kind, 0.0) for d, kind in enumerate(kinds)]
-    return _credit(group, items, worth)
+    settings, future_items = context.settings, require(context.future_items, "the users' next training events")
+    items = future_items.items(group.query.id, settings.horizon)
+    types = future_items.events(group.query.id, settings.horizon)
+    values = [settings.discount**d * settings.events.get(type_, 0.0) for d, type_ in enumerate(types)]
+    return _credit(group, items, values)
 
 
 def semantic(group: Group, context: RewardContext) -> Tensor:
-    """Cosine of the candidate's vector and the target's, in [-1, 1]."""
+    """r_i = cos(vector of item_i, vector of y), in [-1, 1]."""
     vectors_ND = require(context.vectors_ND, "item vectors")
     return vectors_ND[group.items_G.clamp(min=0)] @ vectors_ND[group.query.target]
 
 
 def collaborative(group: Group, context: RewardContext) -> Tensor:
-    """The candidate's score after the history by an ItemKNN of other users' train events, over its best item's."""
+    """r_i = s_i / max_j s_j, in [0, 1], where s is ItemKNN's score after the history, fitted on other users."""
     neighbours = require(context.neighbours, "item neighbours")
     return neighbours(group.query.user, group.query.history, group.items_G)
 
 
 def diversity(group: Group, context: RewardContext) -> Tensor:
-    """1 for the first candidate of its category in rank order (marginal contribution), 0 for the others."""
+    """r_i = [no candidate j < i has the category of item_i]: the marginal contribution to the number of categories.
+
+    0 for items without a category.
+    """
     seen: set[str] = set()
-    paid: list[float] = []
+    values: list[float] = []
     for category in _categories(group, context):
-        paid.append(float(bool(category) and category not in seen))
+        values.append(float(bool(category) and category not in seen))
         seen.add(category)
-    return torch.tensor(paid)
+    return torch.tensor(values)
 
 
 def category_count(group: Group, context: RewardContext) -> Tensor:
-    """Distinct categories in the list / G, the same for every candidate: cancels wherever groups are centred."""
+    """r_i = (distinct categories in the group) / G, equal for all i: cancels wherever groups are centred."""
     count = len(set(_categories(group, context)) - {""})
     return torch.full((len(group.items_G),), count / len(group.items_G))
 
 
 def repeat(group: Group, context: RewardContext) -> Tensor:
-    """1 for an item that stands in the history."""
+    """r_i = [item_i is in the history]."""
     return torch.isin(group.items_G, torch.tensor(group.query.history)).float()
 
 
 def novelty(group: Group, context: RewardContext) -> Tensor:
-    """max(0, 1 - n / (rare + 1)) of an item's n train events: 1 for a new item, falling to 0 past ``rare``."""
+    """r_i = max(0, 1 - n_i / (rare + 1)), where n_i is the number of the item's train events."""
     counts_G = require(context.counts_N, "train counts")[group.items_G.clamp(min=0)]
     return (1 - counts_G / (context.settings.rare + 1)).clamp(min=0)
 
 
 def popularity_penalty(group: Group, context: RewardContext) -> Tensor:
-    """-ln(1 + n) / ln(1 + max n) of an item's n train events (log popularity: Steck, "Item popularity", 2011)."""
+    """r_i = -ln(1 + n_i) / ln(1 + max n), where n_i is the number of the item's train events.
+
+    Log popularity: Steck, "Item popularity", 2011.
+    """
     counts_N = require(context.counts_N, "train counts")
     scale = torch.log1p(counts_N.max().clamp(min=1).float())
     return -torch.log1p(counts_N[group.items_G.clamp(min=0)].float()) / scale
@@ -138,8 +147,9 @@ def _categories(group: Group, context: RewardContext) -> list[str]:
     return [context.categories[item] if item >= 0 else "" for item in items]
 
 
-def _credit(group: Group, items: Sequence[int], worth: Sequence[float]) -> Tensor:
+def _credit(group: Group, items: Sequence[int], values: Sequence[float]) -> Tensor:
+    """The highest of ``values`` of each candidate's item, (G,); 0 for a candidate that is not among ``items``."""
     best: dict[int, float] = {}
-    for item, value in zip(items, worth, strict=False):
+    for item, value in zip(items, values, strict=False):
         best[item] = max(value, best.get(item, 0.0))
     return torch.tensor([best.get(item, 0.0) for item in group.items_G.tolist()])

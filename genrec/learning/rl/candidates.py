@@ -1,4 +1,4 @@
-"""From what a search found to a group's candidates: order, importance weights, mixtures, the target added."""
+"""From the beams of a search to a group's candidates: importance weights, mixtures, the target added."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from genrec.sid.trie import Trie
 
 
 def importance(drawn: SampledBeams) -> Tensor:
-    """Weights (B, G) of a sample without replacement: π / inclusion probability, scaled to mean 1 over the real ones.
+    """w_i = n · (π_i / q_i) / Σ_j (π_j / q_j) of n candidates drawn without replacement, (B, G); 0 for empty ones.
 
-    Source: Kool et al. 2019, §4.2 (normalised importance weights). 0 at empty places.
+    q_i is the probability that i is drawn at all; the weights have mean 1 over the real candidates (normalised
+    importance weights, Kool et al. 2019, §4.2).
     """
     real_BG = drawn.beams.items_BW >= 0
     raw_BG = (drawn.beams.logp_BW.exp() / drawn.inclusion_BW.clamp(min=1e-30)).masked_fill(~real_BG, 0)
@@ -25,16 +26,17 @@ def importance(drawn: SampledBeams) -> Tensor:
 
 
 def mixed(best: Beams, drawn: Beams) -> Beams:
-    """The first half of ``best`` (rounded up), then those ``drawn`` that are not in it, as many in all as ``best``."""
+    """The first half of ``best`` (rounded up), then those ``drawn`` that are not in it, up to the width of ``best``."""
     width = best.items_BW.shape[1]
     half = (width + 1) // 2
     items_BW, codes_BWL, logp_BWL = (
-        torch.cat([ours[:, :half], theirs], dim=1) for ours, theirs in zip(_tensors(best), _tensors(drawn), strict=True)
+        torch.cat([first[:, :half], second], dim=1)
+        for first, second in zip(_tensors(best), _tensors(drawn), strict=True)
     )
-    again_BW = torch.zeros_like(items_BW, dtype=torch.bool)
-    again_BW[:, half:] = (items_BW[:, half:, None] == items_BW[:, None, :half]).any(-1)
+    duplicate_BW = torch.zeros_like(items_BW, dtype=torch.bool)
+    duplicate_BW[:, half:] = (items_BW[:, half:, None] == items_BW[:, None, :half]).any(-1)
     emptied = Beams(
-        items_BW.masked_fill(again_BW, -1), codes_BWL, logp_BWL.masked_fill(again_BW[..., None], -torch.inf)
+        items_BW.masked_fill(duplicate_BW, -1), codes_BWL, logp_BWL.masked_fill(duplicate_BW[..., None], -torch.inf)
     )
     return emptied.ordered((emptied.items_BW < 0).long().sort(dim=1, stable=True).indices[:, :width])
 
@@ -42,7 +44,7 @@ def mixed(best: Beams, drawn: Beams) -> Beams:
 def with_target(
     policy: Policy, tokens_BP: Tensor, mask_BP: Tensor, trie: Trie, beams: Beams, targets: Sequence[int]
 ) -> Beams:
-    """The target in the last place of every group that missed it, with its log-probability under the policy.
+    """Puts the target in the last place of every group without it, with its log-probability under the policy.
 
     A target without a leaf in the trie is not added.
     """
@@ -60,13 +62,13 @@ def with_target(
 
 
 def _leaves(trie: Trie, items_B: Tensor) -> tuple[Tensor, Tensor]:
-    """The leaf of each item, and whether it has one."""
+    """The leaf of each item (0 if it has none), and whether it has one; (B,) each."""
     is_leaf_Bn = trie.leaf_items == items_B[:, None]
     return is_leaf_Bn.int().argmax(1), is_leaf_Bn.any(1)
 
 
 def _codes(trie: Trie, leaf_B: Tensor) -> Tensor:
-    """(B, L) the codes on the way to each leaf."""
+    """Codes on the path to each leaf, (B, L)."""
     found: list[Tensor] = []
     for level in reversed(trie.levels):
         found.append(level.codes[leaf_B].long())

@@ -1,20 +1,26 @@
-"""PPO's value head: what a prefix is expected to earn, and the advantages that follow."""
+"""PPO's critic: the expected reward of a prefix, and the advantages that follow from it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from genrec.learning.rl.advantages import EPSILON
+from genrec.learning.rl.scorer import GroupScores
 
 DISCOUNT = 1.0
 """γ: a semantic ID is L tokens with its reward at the end, so nothing is discounted."""
 
+FILE = "critic.pt"
+
 
 class Critic(nn.Module):
-    """V of the state before each level: a linear map of the policy's hidden state there, 0 at first.
+    """V(prefix) = w · h + b before each level, where h is the policy's hidden state there; w = 0, b = 0 at first.
 
     The hidden states are detached: the value loss trains the head alone.
     """
@@ -31,10 +37,46 @@ class Critic(nn.Module):
         return torch.cat(levels, dim=-1)
 
 
-def gae(values_BGL: Tensor, rewards_BG: Tensor, lam: float) -> Tensor:
-    """Advantages (B, G, L): A_l = Σ_k (γ λ)^k δ_{l+k}, δ_l = r_l + γ V_{l+1} - V_l (GAE, Schulman et al. 2016, eq. 16).
+class CriticTrainer:
+    """A critic with its own AdamW, next to the policy's.
 
-    r is 0 but at the last level, after which the value is 0.
+    Args:
+        width: D of the policy's hidden states.
+    """
+
+    def __init__(self, width: int, lr: float, accelerator: Accelerator) -> None:
+        critic = Critic(width)
+        optimizer = torch.optim.AdamW(critic.parameters(), lr=lr, weight_decay=0.0)
+        prepared: Any = accelerator.prepare(critic, optimizer)
+        self._critic, self._optimizer = prepared
+        self._device = accelerator.device
+
+    def values(self, scores: GroupScores) -> Tensor:
+        """V before each level of each candidate, (B, G, L)."""
+        both_BGL: Tensor = self._critic(scores.hidden, scores.scores.logp_BGL.shape[1])
+        return both_BGL[:, :-1]
+
+    def step(self) -> None:
+        """Update by the gradients that were added since the last step."""
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def write(self, directory: Path) -> None:
+        """Save the critic and its optimizer next to a checkpoint."""
+        state = {"critic": self._critic.state_dict(), "optimizer": self._optimizer.state_dict()}
+        torch.save(state, directory / FILE)
+
+    def read(self, directory: Path) -> None:
+        """Restore what ``write`` saved."""
+        state = torch.load(directory / FILE, weights_only=True, map_location=self._device)
+        self._critic.load_state_dict(state["critic"])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+
+def gae(values_BGL: Tensor, rewards_BG: Tensor, lam: float) -> Tensor:
+    """A_l = Σ_k (γ λ)^k δ_{l+k} with δ_l = r_l + γ V_{l+1} - V_l, (B, G, L) (GAE, Schulman et al. 2016, eq. 16).
+
+    r_l is 0 except at the last level, after which V is 0.
     """
     next_BGL = torch.nn.functional.pad(values_BGL[..., 1:], (0, 1))
     delta_BGL = DISCOUNT * next_BGL - values_BGL
@@ -48,7 +90,10 @@ def gae(values_BGL: Tensor, rewards_BG: Tensor, lam: float) -> Tensor:
 
 
 def normalised(advantage_BGL: Tensor, valid_BG: Tensor) -> Tensor:
-    """(A - mean) / std over all tokens of real candidates; 0 at the empty ones, and where A is constant."""
+    """(A - mean(A)) / std(A) over all tokens of real candidates, (B, G, L).
+
+    0 for empty candidates, and everywhere if A is constant.
+    """
     real_BG1 = valid_BG[..., None]
     real_x = advantage_BGL[valid_BG]
     std = real_x.std(correction=0) if len(real_x) else advantage_BGL.new_zeros(())
@@ -58,5 +103,8 @@ def normalised(advantage_BGL: Tensor, valid_BG: Tensor) -> Tensor:
 
 
 def value_loss(values_BGL: Tensor, returns_BGL: Tensor, valid_BG: Tensor) -> Tensor:
-    """0.5 (V - return)², mean over G and L, summed over queries."""
+    """Σ_queries mean_{G, L} ½ (V - R)², a scalar (Schulman et al. 2017, eq. 9); 0 for empty candidates.
+
+    R, the return, is A + V with V as it was before the update.
+    """
     return (0.5 * (values_BGL - returns_BGL).square() * valid_BG[..., None]).mean((1, 2)).sum()

@@ -1,4 +1,4 @@
-"""The loop of asynchronous reinforcement learning, whole."""
+"""The loop of asynchronous reinforcement learning."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, Protocol
 from genrec.types import Group, Query, Rollouts, Snapshot
 
 Callback = Callable[[Mapping[str, float]], Mapping[str, float]]
-"""Is told each update's measurements, and returns further figures for the run's status line."""
+"""Gets each update's measurements, and returns further figures for the line of progress."""
 
 
 def no_callback(record: Mapping[str, float]) -> Mapping[str, float]:
-    """Watch nothing."""
+    """Does nothing."""
     return {}
 
 
@@ -30,7 +30,7 @@ class Learner(Protocol):
         ...
 
     def update(self, groups: list[Group]) -> dict[str, float]:
-        """One optimizer step; raises ``version`` by one and returns what it measured."""
+        """One optimizer step; raises ``version`` by one and returns its measurements."""
         ...
 
 
@@ -45,7 +45,10 @@ def train_async(
     """Update ``learner`` up to version ``steps``, yielding each update's measurements.
 
     A FIFO window of ``max_staleness + 1`` batches bounds staleness by construction: a batch is used at most
-    ``max_staleness`` versions after the snapshot that generated it; 0 is synchronous GRPO.
+    ``max_staleness`` versions after the snapshot that generated it. 0 is synchronous GRPO.
+
+    Args:
+        queries: the queries of a step.
     """
     window: deque[Any] = deque()
     for step in range(learner.version, steps):

@@ -1,6 +1,8 @@
-"""What an update minimises, on log-probabilities of the trie-renormalised policy, behind one interface.
+"""Objectives of reinforcement learning, on log-probabilities of the trie-renormalised policy, behind one interface.
 
-A forced step (one child) has log-probability 0 under every policy, so it adds no gradient anywhere.
+Each is a loss summed over B queries with G candidates of L levels; A is the advantage, w the importance weight of a
+candidate (0 for an empty one), ρ = π / π_old the ratio per level. A forced step (one child) has log-probability 0
+under every policy, so it adds no gradient.
 """
 
 from __future__ import annotations
@@ -16,15 +18,16 @@ from genrec.config import Rl
 from genrec.learning.rl.preferences import dpo, s_dpo
 
 LOG_RATIO_LIMIT = 10.0
-"""|log π/π_old| is clamped to this before the exponential."""
+"""|log(π / π_old)| is clamped to this before the exponential."""
 
 
 @dataclass(frozen=True)
 class PolicyBatch:
-    """What an objective sees of B queries with G candidates of L levels.
+    """What an objective depends on, for B queries with G candidates of L levels.
 
-    ``logp_BGL`` carries the gradient; ``old_BGL`` is the policy that generated, ``reference_BGL`` the SFT policy (None
-    where nobody asked for it); ``weight_BG`` is 0 at empty candidates, else 1 or an importance weight.
+    Log-probabilities: ``logp_BGL`` with the gradient, ``old_BGL`` of the policy that generated the candidates,
+    ``reference_BGL`` of the SFT policy (None if not computed). ``weight_BG`` is 0 for empty candidates, else 1 or an
+    importance weight.
     """
 
     logp_BGL: Tensor
@@ -36,33 +39,40 @@ class PolicyBatch:
 
     @property
     def log_ratio_BGL(self) -> Tensor:
-        """log π/π_old, 0 at empty candidates, clamped to ± LOG_RATIO_LIMIT."""
+        """log(π / π_old), 0 for empty candidates, clamped to ± LOG_RATIO_LIMIT."""
         gap_BGL = (self.logp_BGL - self.old_BGL).masked_fill(self.weight_BG[..., None] == 0, 0)
         return gap_BGL.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
 
 
 def grpo(batch: PolicyBatch, settings: Rl) -> Tensor:
-    """-mean over G, L of min(ρ A, clip(ρ, 1 - ε, 1 + ε) A) (GRPO, Shao et al. 2024, eq. 3; without its KL term)."""
+    """-Σ_queries mean_{G, L} w min(ρ A, clip(ρ, 1 - ε, 1 + ε) A) (GRPO, Shao et al. 2024, eq. 3, without its KL term).
+
+    ε is ``ratio_clip``.
+    """
     return -_clipped(batch, settings.ratio_clip, settings.ratio_clip).mean((1, 2)).sum()
 
 
 def dr_grpo(batch: PolicyBatch, settings: Rl) -> Tensor:
-    """The same summed, not averaged, over L: no length normalisation (Dr. GRPO, Liu et al. 2025, eq. 3)."""
+    """-Σ_queries mean_G Σ_L w min(ρ A, clip(ρ, 1 - ε, 1 + ε) A) (Dr. GRPO, Liu et al. 2025, eq. 3).
+
+    The sum over L in the place of a mean removes the length normalisation.
+    """
     return -_clipped(batch, settings.ratio_clip, settings.ratio_clip).sum(2).mean(1).sum()
 
 
 def dapo(batch: PolicyBatch, settings: Rl) -> Tensor:
-    """-Σ over the tokens of informative groups, clipped to 1 - ε_low, 1 + ε_high (DAPO, Yu et al. 2025, eq. 8).
+    """-Σ_{queries, G, L} w min(ρ A, clip(ρ, 1 - ε_low, 1 + ε_high) A) (DAPO, Yu et al. 2025, eq. 8).
 
-    The learner divides by the number of those tokens, so groups without an advantage do not thin the gradient.
+    The learner divides by the number of tokens in groups with an advantage, so zero-advantage groups do not make the
+    gradient smaller. ε_low is ``ratio_clip``, ε_high ``ratio_clip_high``.
     """
     return -_clipped(batch, settings.ratio_clip, settings.ratio_clip_high).sum()
 
 
 def gspo(batch: PolicyBatch, settings: Rl) -> Tensor:
-    """Clipped surrogate of the sequence's ratio s = exp(mean over L of log ρ) (GSPO, Zheng et al. 2025, eq. 5–7).
+    """-Σ_queries mean_G w min(s A, clip(s, 1 - ε, 1 + ε) A), s = exp(mean_L log ρ) (GSPO, Zheng et al. 2025, eq. 5–7).
 
-    Its clip range is far narrower than a token's: ``ratio_clip`` of 3e-4 in the paper.
+    The clip range of a sequence's ratio s is far narrower than a token's: ε = ``ratio_clip`` is 3e-4 in the paper.
     """
     ratio_BG = batch.log_ratio_BGL.mean(-1).exp()
     advantage_BG = batch.advantage_BGL[..., 0]
@@ -72,13 +82,16 @@ def gspo(batch: PolicyBatch, settings: Rl) -> Tensor:
 
 
 def reinforce(batch: PolicyBatch, settings: Rl) -> Tensor:
-    """-mean over G of A log π(item), no ratio (Williams 1992; with ``leave_one_out``: RLOO, Ahmadian et al. 2024)."""
+    """-Σ_queries mean_G w Σ_L A log π (Williams 1992; with ``leave_one_out``: RLOO, Ahmadian et al. 2024)."""
     logp_BGL = batch.logp_BGL.masked_fill(batch.weight_BG[..., None] == 0, 0)
     return -((batch.advantage_BGL * logp_BGL).sum(-1) * batch.weight_BG).mean(1).sum()
 
 
 def preferred(batch: PolicyBatch, settings: Rl) -> Tensor:
-    """DPO or S-DPO between the best-paid candidate of a group and those paid less; see ``preferences``."""
+    """DPO or S-DPO on Σ_L log(π / π_ref), between the candidate with the highest reward and the others.
+
+    See ``preferences`` for the formulas; ``settings.objective`` chooses.
+    """
     assert batch.reference_BGL is not None
     gap_BGL = (batch.logp_BGL - batch.reference_BGL).masked_fill(batch.weight_BG[..., None] == 0, 0)
     loss = dpo if settings.objective == "dpo" else s_dpo
@@ -87,7 +100,7 @@ def preferred(batch: PolicyBatch, settings: Rl) -> Tensor:
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss summed over queries (or tokens, the learner divides), the advantage it wants, and what else it needs."""
+    """A loss summed over its ``unit`` (the learner divides), its default advantage, whether it needs the reference."""
 
     loss: Callable[[PolicyBatch, Rl], Tensor]
     advantage: str
@@ -106,29 +119,30 @@ OBJECTIVES: Mapping[str, Objective] = {
     "s_dpo": Objective(preferred, "group_mean", reference=True),
 }
 """Every objective by its config name. PPO's advantages come from its value head (``critic``), those of the preference
-losses serve the audit alone."""
+losses serve the measurements alone."""
 
 
 def exact_kl(steps: Sequence[Tensor], reference: Sequence[Tensor], valid_BG: Tensor) -> Tensor:
-    """(L,) KL(π ‖ π_ref) of each level: at each visited prefix a sum over its children, not a sampled estimate.
+    """Σ_queries mean_G Σ_children π log(π / π_ref) at the visited prefix of each level, (L,): exact, not sampled.
 
-    ``steps`` and ``reference`` hold per level the log-distributions (B, 1 or G, K), -inf where no child exists.
-    Candidates are averaged, queries are summed.
+    Args:
+        steps: per level the log-distributions of π, (B, 1 or G, K), -inf where no child exists.
+        reference: those of π_ref.
     """
     levels = [
-        (ours_BGK.exp() * (_finite(ours_BGK) - _finite(theirs_BGK, ours_BGK))).sum(-1)
-        for ours_BGK, theirs_BGK in zip(steps, reference, strict=True)
+        (logp_BGK.exp() * (_finite(logp_BGK) - _finite(reference_BGK, logp_BGK))).sum(-1)
+        for logp_BGK, reference_BGK in zip(steps, reference, strict=True)
     ]
     return torch.stack([_mean_of_valid(kl_BG, valid_BG) for kl_BG in levels])
 
 
 def exact_entropy(steps: Sequence[Tensor], valid_BG: Tensor) -> Tensor:
-    """(L,) entropy in nats of each level's distribution; candidates are averaged, queries are summed."""
+    """Σ_queries mean_G Σ_children -π log π at the visited prefix of each level, (L,) in nats."""
     return torch.stack([_mean_of_valid(-(s_BGK.exp() * _finite(s_BGK)).sum(-1), valid_BG) for s_BGK in steps])
 
 
 def _clipped(batch: PolicyBatch, low: float, high: float) -> Tensor:
-    """Weighted gain per token (B, G, L), the clipped surrogate of PPO (Schulman et al. 2017, eq. 7)."""
+    """w min(ρ A, clip(ρ, 1 - low, 1 + high) A), (B, G, L): PPO's clipped surrogate (Schulman et al. 2017, eq. 7)."""
     ratio_BGL = batch.log_ratio_BGL.exp()
     clipped_BGL = ratio_BGL.clamp(1 - low, 1 + high)
     gain_BGL = torch.minimum(ratio_BGL * batch.advantage_BGL, clipped_BGL * batch.advantage_BGL)

@@ -1,4 +1,4 @@
-"""Which training queries an update learns from: a function of (seed, step), so a resumed run asks the same."""
+"""Which training queries an update learns from: a function of (seed, step), so a resumed run has the same ones."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ class QueryStream:
         self._size = min(batch_size, queries.num_rows) // world * world
         if self._size == 0:
             raise InputError(
-                f"{queries.num_rows} training queries in batches of {batch_size} cannot be shared by {world} workers; "
-                "use fewer workers or a larger learning.rl.queries"
+                f"{queries.num_rows} training queries in batches of {batch_size} cannot be shared by {world} workers: "
+                "got fewer queries in a batch than workers, wanted one each; use fewer workers or a larger "
+                "learning.rl.queries"
             )
         self._seed, self._rank, self._world = seed, rank, world
 

@@ -1,4 +1,4 @@
-"""Rollouts: a pure function of (snapshot, queries, seed), here or on an actor, so that lost work can be replayed."""
+"""Rollouts: a pure function of (snapshot, queries, seed), in any process, so that lost work can be repeated."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from genrec.types import Group, Query, Snapshot
 def generate(
     policy: Policy, prompts: Prompts, trie: Trie, queries: Sequence[Query], settings: Rl, *, version: int, seed: int
 ) -> list[Group]:
-    """One group of G candidates per query from the policy as it stands, without rewards.
+    """One group of ``settings.group`` candidates per query from the policy as it stands, without rewards.
 
-    Candidates of ``stochastic_beam`` carry importance weights; see ``importance``.
+    With ``settings.generation`` = ``stochastic_beam`` the candidates carry importance weights (see ``importance``).
+    The random numbers depend on ``seed`` and the first query's id alone.
     """
     policy.eval()
     tokens_BP, mask_BP = (t.to(policy.device) for t in prompts.encode([query.history for query in queries]))
@@ -47,19 +48,19 @@ def generate(
 
 
 def chunks(queries: Sequence[Query], size: int) -> list[Sequence[Query]]:
-    """Requests of a fixed size: batch shapes, and so the last bits, do not depend on how many actors there are."""
+    """``queries`` in parts of ``size``: batch shapes, and so the last bits, do not depend on the number of actors."""
     return [queries[start : start + size] for start in range(0, len(queries), size)]
 
 
 class LocalRollouts:
-    """Rollouts in the learner's own process, with its own modules: snapshots are lent by exchanging pointers."""
+    """Rollouts in the learner's process, with its own modules, whose parameters point to a snapshot meanwhile."""
 
     def __init__(self, policy: Policy, prompts: Prompts, trie: Trie, settings: Rl, seed: int) -> None:
         self._policy, self._prompts, self._trie = policy, prompts, trie
         self._settings, self._seed = settings, seed
 
     def submit(self, queries: Sequence[Query], policy: Snapshot) -> list[Group]:
-        """Generate at once; the ticket is the result."""
+        """Generate at once; the ticket is the list of groups."""
         groups: list[Group] = []
         with self._policy.using(policy.tensors):
             for part in chunks(queries, self._settings.rollout_chunk):

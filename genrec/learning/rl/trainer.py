@@ -1,4 +1,4 @@
-"""The run of reinforcement learning around the learner, with its guard."""
+"""A run of reinforcement learning: the loop around the learner, validation, checkpoints and progress."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ from genrec.types import Query, Rollouts
 
 LOG = logging.getLogger(__name__)
 
+REPORT_EVERY = 10
+"""Updates between two lines of progress, besides those at validations."""
+
 
 class GrpoTrainer:
-    """Improves a policy and keeps its best version by validation; the SFT policy is version 0.
+    """Trains a policy and keeps the version with the best validation NDCG@10; version 0 is the SFT policy.
 
-    When the guard finds a version worse than version 0 the run stops and rolls back: the policy is then the best
-    version that the guard let pass, be it version 0.
+    When the guard finds a version significantly worse than version 0, the run stops and rolls back to the best version
+    so far, which may be version 0.
     """
 
     def __init__(
@@ -55,18 +58,18 @@ class GrpoTrainer:
         for record in train_async(self._learner, self._rollouts, self._queries, steps=steps, max_staleness=staleness):
             self.state.step = self._learner.version
             self.state.curve.append(record)
-            checked = self._is_check()
-            if checked or self.state.step % self._settings.checkpoint_every == 0:
-                self._settle()
-                if checked and not self.state.stopped:
+            validates = self._is_validation_step()
+            if validates or self.state.step % self._settings.checkpoint_every == 0:
+                self._collect_validation()
+                if validates and not self.state.stopped:
                     self._guard.submit(self._learner.ema_snapshot())
                 self._save()
-            seen = {**record, **self._callback(record)}
-            if checked or self.state.step % 10 == 0:
-                self._say(seen, (time.monotonic() - started) / max(1, self.state.step - first))
+            shown = {**record, **self._callback(record)}
+            if validates or self.state.step % REPORT_EVERY == 0:
+                self._report(shown, (time.monotonic() - started) / max(1, self.state.step - first))
             if self.state.stopped:
                 break
-        if self._settle():
+        if self._collect_validation():
             self._save()
         return self.state
 
@@ -77,21 +80,21 @@ class GrpoTrainer:
                 self._guard.read(directory)
         if not self.state.curve:
             self.state.curve.append({"step": 0.0})
-        if self._is_check() and not self._guard.judged(self.state.step):
+        if self._is_validation_step() and not self._guard.is_validated(self.state.step):
             self._guard.submit(self._learner.ema_snapshot())
 
-    def _is_check(self) -> bool:
+    def _is_validation_step(self) -> bool:
         return self.state.step % self._settings.eval_every == 0 or self.state.step == self._settings.steps
 
-    def _settle(self) -> bool:
-        """Wait for a verdict that is under way; False if there is none."""
+    def _collect_validation(self) -> bool:
+        """Wait for the metrics of the version being validated; False if there is none."""
         if not self._guard.collect():
             return False
-        checked = [record for record in self.state.curve if "ndcg@10" in record][-1]
-        self._callback({name: checked[name] for name in ("step", *GUARDED) if name in checked})
+        validated = [record for record in self.state.curve if "ndcg@10" in record][-1]
+        self._callback({name: validated[name] for name in ("step", *GUARDED) if name in validated})
         if self._accelerator.is_main_process:
-            shown = "  ".join(f"{name} {checked[name]:.4f}" for name in GUARDED if name in checked)
-            LOG.info("version %d validated  %s", checked["step"], shown)
+            shown = "  ".join(f"{name} {validated[name]:.4f}" for name in GUARDED if name in validated)
+            LOG.info("version %d validated  %s", validated["step"], shown)
         return True
 
     def _save(self) -> None:
@@ -104,7 +107,7 @@ class GrpoTrainer:
         self._learner.write(directory, self.state)
         self._guard.write(directory)
 
-    def _say(self, record: dict[str, float], step_s: float) -> None:
+    def _report(self, record: dict[str, float], step_s: float) -> None:
         if not self._accelerator.is_main_process:
             return
         left = step_s * (self._settings.steps - self.state.step)

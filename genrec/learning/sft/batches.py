@@ -1,6 +1,6 @@
-"""Training examples in a fixed order: the batch of a step is a function of (seed, step), whoever asks.
+"""Training examples in a fixed order: the batch of a step is a function of (seed, step) alone.
 
-Dense form: windows of a user's sequence in which every train target is scored once. Row form: one query per example.
+Dense examples: windows of a user's sequence in which every train target is scored once. Row examples: one query each.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ TRAIN = 1
 """The split code of a position whose item is a training target (``sequences`` table)."""
 
 BUCKET = 8
-"""Batches are cut from runs of so many batches sorted by length: little padding, still shuffled."""
+"""Batches are cut from runs of this many batches sorted by length: little padding, still shuffled."""
 
 
 @dataclass(frozen=True)
 class Dense:
-    """Windows of item sequences: ``items_BI`` padded with -1 on the right, ``target_BI`` True where scored."""
+    """Windows of item sequences: ``items_BI`` padded with -1 on the right, ``target_BI`` True at scored items."""
 
     items_BI: Tensor
     target_BI: Tensor
 
     @property
     def targets(self) -> int:
-        """How many positions are scored."""
+        """Number of scored items."""
         return int(self.target_BI.sum())
 
 
@@ -45,7 +45,7 @@ class Rows:
 
     @property
     def targets(self) -> int:
-        """How many rows."""
+        """Number of rows."""
         return len(self.histories)
 
 
@@ -54,7 +54,7 @@ class Batch(Protocol):
 
     @property
     def targets(self) -> int:
-        """How many there are to score; the loss is divided by it."""
+        """Number of scored items; the loss is divided by it."""
         ...
 
 
@@ -73,8 +73,12 @@ class Examples(Protocol):
 class DenseExamples:
     """Windows over the training part of each user's sequence.
 
-    A window holds up to 2·H + 1 items; the next one starts H later and scores only what the last did not, so each
-    train target is scored exactly once, with at least H items of history where the user has them.
+    A window holds up to 2·H + 1 items, where H = ``max_history``; the next one starts H items later and scores only
+    what the one before did not, so each train target is scored exactly once, with at least H items of history if the
+    user has as many.
+
+    Raises:
+        InputError: the sequences hold no training target.
     """
 
     def __init__(self, sequences: pa.Table, max_history: int) -> None:
@@ -87,7 +91,7 @@ class DenseExamples:
                 end = int(scored.nonzero()[0][-1]) + 1
                 self._windows += _windows(np.array(items[:end], dtype=np.int64), scored[:end], max_history)
         if not self._windows:
-            raise InputError("the sequences hold no training target; check data.split and data.filters")
+            raise InputError("got sequences without a training target; check data.split and data.filters")
 
     def lengths(self) -> np.ndarray:
         """Items per window."""
@@ -116,11 +120,15 @@ def _windows(items: np.ndarray, scored: np.ndarray, history: int) -> list[tuple[
 
 
 class RowExamples:
-    """One example per training query."""
+    """One example per training query.
+
+    Raises:
+        InputError: there is no training query.
+    """
 
     def __init__(self, queries: pa.Table) -> None:
         if queries.num_rows == 0:
-            raise InputError("there is no training query; check data.split and data.filters")
+            raise InputError("got no training query, wanted at least one; check data.split and data.filters")
         self._histories: list[list[int]] = queries["history"].to_pylist()
         self._targets = torch.from_numpy(queries["target"].to_numpy().astype(np.int64))
 
@@ -150,24 +158,24 @@ class Epochs:
         return -(-len(self._lengths) // self._size)
 
     def index(self, step: int) -> np.ndarray:
-        """Example numbers of the batch of ``step``."""
+        """Numbers of the examples in the batch of ``step``."""
         epoch, within = divmod(step, self.steps)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._shuffled(epoch)
         return self._order[within]
 
     def micro_batches(self, step: int, size: int, rank: int, world: int) -> tuple[list[Batch], int]:
-        """This worker's share of a batch in pieces of ``size``, and the number of targets of the whole batch."""
+        """This worker's part of a batch in pieces of ``size``, and the number of targets in the whole batch."""
         index = self.index(step)
         if len(index) < world:
             index = np.resize(index, world)
-        own = self._arranged(index[rank::world])
+        own = self._ordered(index[rank::world])
         pieces = [self._examples.take(own[at : at + size]) for at in range(0, len(own), size)]
         total = self._examples.take(index).targets if world > 1 else sum(piece.targets for piece in pieces)
         return pieces, total
 
-    def _arranged(self, index: np.ndarray) -> np.ndarray:
-        """A worker's share of a batch in the order in which it is cut into pieces."""
+    def _ordered(self, index: np.ndarray) -> np.ndarray:
+        """A worker's part of a batch in the order in which it is cut into pieces."""
         return index
 
     def _shuffled(self, epoch: int) -> list[np.ndarray]:

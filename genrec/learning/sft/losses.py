@@ -1,4 +1,4 @@
-"""Supervised losses over semantic IDs: one cross-entropy per code, weighed per code or per item."""
+"""Supervised losses over semantic IDs: Σ -log p(code) over targets and levels, weighted per code or per item."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ from genrec.policy.prompts import Prompts
 from genrec.sid.catalog import Catalog
 
 NEAR_ZERO = 1e-9
-"""Floor of 1 - p in the focal weight: a power below 1 has no finite slope at 0, where a forced code (p = 1) lies."""
+"""Floor of 1 - p in the focal weight: a power below 1 has no finite slope at 0, which a forced code (p = 1) reaches."""
 
 
 class SftLoss:
-    """Cross-entropy of target SIDs, weighed and summed over targets; one forward per batch.
+    """Σ_targets Σ_levels w · [-(1 - s) log p(code) - s · mean over allowed codes of log p]; one forward per batch.
+
+    s is the label smoothing (Szegedy et al. 2016, §7), w the weights of ``weighted``.
 
     Args:
-        softmax: what a code's probability is normalised over: ``trie``, the codes that exist under the prefix (what
-            decoding does); ``level``, the level's K codes; ``vocabulary``, every token of the model.
-        smoothing: share of the target's mass that is spread over all allowed codes.
-        weights: what weighs the cross-entropy (see ``weighted``).
-        rare_N: True at the items that the weight ``rare`` is for (see ``rare_items``).
-        device: where the policy is.
+        softmax: the codes that p is normalised over: ``trie``, those that exist under the prefix (as in decoding);
+            ``level``, the level's K codes; ``vocabulary``, every token of the model.
+        smoothing: s.
+        weights: the weights of the cross-entropy (see ``weighted``).
+        rare_N: True for the items that the weight ``rare`` applies to (see ``rare_items``).
+        device: of the policy.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class SftLoss:
         self._rare_N = torch.zeros(len(catalog.codes_NL), dtype=torch.bool) if rare_N is None else rare_N
 
     def __call__(self, policy: Policy, batch: Dense | Rows) -> Tensor:
-        """Summed loss of the batch, a scalar."""
+        """The loss summed over the batch's targets, a scalar."""
         if isinstance(batch, Dense):
             items_M, hidden_LMD = self._dense(policy, batch)
         else:
@@ -68,7 +70,7 @@ class SftLoss:
         return weighted(loss_ML, logp_ML, self._rare_N[items_M].to(policy.device), self._weights)
 
     def _dense(self, policy: Policy, batch: Dense) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The items that are scored, (M,), and per level the states (M, D) that its code is read from."""
+        """The M scored items, (M,), and per level the hidden states (M, D) that predict its code."""
         codes_BIL = self._codes_NL[batch.items_BI.clamp(min=0)]
         tokens_BS = policy.sids.tokens(codes_BIL).flatten(1)[:, :-1]
         tokens_BS = torch.nn.functional.pad(tokens_BS, (1, 0), value=BOS).to(policy.device)
@@ -80,7 +82,7 @@ class SftLoss:
         return batch.items_BI[batch.target_BI], hidden_MLD.unbind(1)
 
     def _rows(self, policy: Policy, batch: Rows) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """As ``_dense``, a target per row."""
+        """As ``_dense``, with one target per row: M = B."""
         tokens_BP, mask_BP = (tensor.to(policy.device) for tensor in self._prompts.encode(batch.histories))
         codes_B1L = self._codes_NL[batch.target_B][:, None].to(policy.device)
         hidden = states(policy, tokens_BP, mask_BP, codes_B1L)
@@ -104,18 +106,20 @@ class SftLoss:
 
 
 def weighted(loss_ML: Tensor, logp_ML: Tensor, rare_M: Tensor, weights: Loss) -> Tensor:
-    """The sum of M targets' losses under ``weights``, a scalar.
+    """Σ_u f_u · ρ_u · ℓ_u over the units u, a scalar, where each factor is 1 unless ``weights`` names it.
 
-    A unit is a code of a target, or with ``unit=item`` the target: its loss is then the sum over its codes, its
-    probability p their product. ``focal`` multiplies by α·(1 - p)^γ, the gradient included (Lin et al. 2017, eq. 5);
-    ``rare`` multiplies the losses of rare targets by ``rare_weight``; ``hard`` keeps the ⌈share · units⌉ units whose
-    loss is largest after that (Shrivastava et al. 2016), and scales their sum up to as many units as there were, so
-    that a mean over targets stays one. The units that compete are those of the call: of a worker's micro batch.
+    A unit is a code of a target, or with ``unit=item`` a whole target: ℓ is then the sum over its codes, p the product
+    of their probabilities.
+
+    - ``focal``: f = α (1 - p)^γ, with its gradient (Lin et al. 2017, eq. 5).
+    - ``rare``: ρ = ``rare_weight`` for rare targets.
+    - ``hard``: the sum is over the k = ⌈share · n⌉ of n units with the largest f ρ ℓ (Shrivastava et al. 2016), times
+      n / k, so that a mean over targets remains a mean. The units of one call, a worker's micro-batch, are compared.
 
     Args:
-        loss_ML: cross-entropy of each code.
+        loss_ML: cross-entropy ℓ of each code.
         logp_ML: log-probability of each code.
-        rare_M: True at rare targets.
+        rare_M: True for rare targets.
     """
     if weights.unit == "item":
         loss_ML, logp_ML = loss_ML.sum(-1, keepdim=True), logp_ML.sum(-1, keepdim=True)
@@ -126,15 +130,15 @@ def weighted(loss_ML: Tensor, logp_ML: Tensor, rare_M: Tensor, weights: Loss) ->
         loss_ML = loss_ML * torch.where(rare_M, weights.rare_weight, 1.0)[:, None]
     units = loss_ML.numel()
     if "hard" in weights.weights and units:
-        kept = math.ceil(weights.hard_share * units)
-        return loss_ML.flatten().topk(kept).values.sum() * (units / kept)
+        hardest = math.ceil(weights.hard_share * units)
+        return loss_ML.flatten().topk(hardest).values.sum() * (units / hardest)
     return loss_ML.sum()
 
 
 def rare_items(counts_N: Tensor, share: float) -> Tensor:
-    """True at the least frequent items that make up ``share`` of the train targets, (N,) bool.
+    """True for the least frequent items that together make up ``share`` of the train targets, (N,) bool.
 
-    Items are taken in order of their count, all of equal count together, until the share is reached.
+    Items are taken in order of their count, those of equal count together, until the share is reached.
 
     Args:
         counts_N: how often each item is a train target.

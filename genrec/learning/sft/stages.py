@@ -1,4 +1,7 @@
-"""Training in stages on one policy: each begins with the last weights of the one before, and all of them resume."""
+"""Training in stages on one policy: each begins with the last weights of the one before, and all of them resume.
+
+A checkpoint names its stage in ``stage.json``; a run resumes in the stage that its newest checkpoint names.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from torch import Tensor
 
 from genrec.config import Sft, StageSettings
 from genrec.data.files import write_json
+from genrec.errors import InputError
 from genrec.learning.checkpoints import Checkpoints, TrainingState
 from genrec.learning.sft.batches import Epochs
 from genrec.learning.sft.trainer import SftTrainer, Validate
@@ -24,12 +28,17 @@ from genrec.policy.model import Policy
 LOG = logging.getLogger(__name__)
 
 NO_PATIENCE = 10**9
-"""A patience that no run outlasts: a stage before the last one goes to its end."""
+"""More validations than any run has: a stage before the last one trains to its end."""
+
+FILE = "stage.json"
 
 
 @dataclass(frozen=True)
 class TrainingStage:
-    """One stage: its settings, batches and loss; ``rows_only`` freezes all but the SID rows."""
+    """One stage: its settings, batches and loss; ``rows_only`` freezes all but the SID embeddings.
+
+    ``name`` tells the checkpoints of the stages apart.
+    """
 
     name: str
     settings: Sft
@@ -39,11 +48,11 @@ class TrainingStage:
 
 
 def settings_of(stage: StageSettings, last: Sft, steps_per_epoch: int, *, rows_only: bool) -> Sft:
-    """The settings of a stage before the last one: its own rates and length, the rest as in ``last``."""
+    """The settings of a stage before the last one: its own learning rates and length, the rest as in ``last``."""
     epochs = stage.epochs or -(-stage.steps // steps_per_epoch)
     own = {name: getattr(stage, name) for name in ("lr", "min_lr", "warmup")}
     own |= {"epochs": epochs, "max_steps": stage.steps, "patience": NO_PATIENCE}
-    # Decay would move the rows of a whole embedding table that have no gradient.
+    # Weight decay would also move the rows of a whole embedding table that have no gradient.
     return last.model_copy(update={**own, **({"weight_decay": 0.0} if rows_only else {})})
 
 
@@ -57,36 +66,39 @@ def run_stages(
     validate: Validate,
     deepspeed: Mapping[str, Any] | None = None,
 ) -> TrainingState:
-    """Train ``policy`` through all phases, from the latest checkpoint of any of them.
+    """Train ``policy`` through all stages, from the newest checkpoint of any of them.
 
-    Those with ``rows_only`` must come first: a checkpoint holds what its phase trains, and that must hold what the
-    phases before it trained.
+    Stages with ``rows_only`` must come first: a checkpoint holds the tensors that its stage trains, and these must
+    include what the stages before it trained.
 
     Returns:
-        the state of the last phase; ``best`` holds the whole trainable part, and the curve begins with the others'.
+        the state of the last stage; ``best`` holds the whole trainable part, and the curve begins with the curves of
+        the earlier stages.
+
+    Raises:
+        InputError: the newest checkpoint is of a stage that is not among ``stages``.
     """
-    first, earlier = _latest(checkpoints)
-    offset = 0
+    first, earlier = _resume_point(checkpoints, [stage.name for stage in stages])
     state = TrainingState()
-    for number, stage in enumerate(stages):
-        kept = StageCheckpoints(checkpoints, number, offset, earlier)
-        offset += NO_PATIENCE
-        if number < first:
-            continue
-        options: dict[str, Any] = {
-            "seed": seed,
-            "accelerator": accelerator,
-            "validate": validate,
-            "deepspeed": deepspeed,
-        }
+    for number, stage in enumerate(stages[first:], start=first + 1):
+        if accelerator.is_main_process:
+            LOG.info("stage %d of %d: %s", number, len(stages), stage.name)
         with train_only_sid_embeddings(policy) if stage.rows_only else nullcontext():
-            run = SftTrainer(policy, stage.loss, stage.epochs, stage.settings, checkpoints=kept, **options)
-            if accelerator.is_main_process:
-                LOG.info("stage %d of %d: %s", number + 1, len(stages), stage.name)
-            state = run.run()
-            run.close()
-        if number < len(stages) - 1:
-            earlier += [{"stage": number + 1, **record} for record in state.curve]
+            trainer = SftTrainer(
+                policy,
+                stage.loss,
+                stage.epochs,
+                stage.settings,
+                seed=seed,
+                accelerator=accelerator,
+                checkpoints=StageCheckpoints(checkpoints, stage.name, earlier),
+                validate=validate,
+                deepspeed=deepspeed,
+            )
+            state = trainer.run()
+            trainer.close()
+        if number < len(stages):
+            earlier += [{"stage": number, **record} for record in state.curve]
     if stages[-1].rows_only:
         state.best = {**policy.snapshot(state.step).tensors, **state.best}
     state.curve = [*earlier, *state.curve]
@@ -94,39 +106,39 @@ def run_stages(
 
 
 class StageCheckpoints:
-    """The checkpoints of one stage (``Checkpoints`` protocol) in the place of all.
+    """The checkpoints of one stage, kept in the same place as those of the others (``Checkpoints`` protocol).
 
     Args:
-        offset: added to the steps, which so grow from stage to stage.
-        earlier: the curve of the stages before.
+        name: of the stage.
+        earlier: the curve of the stages before it.
     """
 
-    def __init__(self, inner: Checkpoints, number: int, offset: int, earlier: list[dict[str, Any]]) -> None:
-        self._inner, self._number, self._offset, self._earlier = inner, number, offset, earlier
+    def __init__(self, inner: Checkpoints, name: str, earlier: Sequence[Mapping[str, Any]]) -> None:
+        self._inner, self._name, self._earlier = inner, name, earlier
 
     @contextmanager
     def latest(self) -> Generator[Path | None]:
-        """The newest checkpoint, if it is of this stage."""
+        """The newest checkpoint if it is of this stage, else None."""
         with self._inner.latest() as directory:
-            yield directory if directory is not None and _stage_of(directory)["number"] == self._number else None
+            yield directory if directory is not None and _read(directory)["stage"] == self._name else None
 
     def save(self, write: Callable[[Path], None], metrics: Mapping[str, Any]) -> None:
-        """Keep what ``write`` leaves, with the number of the stage."""
+        """Keep what ``write`` puts into a directory, with the stage's name and the curve before it."""
 
-        def with_stage(path: Path) -> None:
-            write(path)
-            write_json({"number": self._number, "earlier": self._earlier}, path / "stage.json")
+        def write_with_stage(directory: Path) -> None:
+            write(directory)
+            write_json({"stage": self._name, "earlier": self._earlier}, directory / FILE)
 
-        self._inner.save(with_stage, {**metrics, "step": int(metrics["step"]) + self._offset})
+        self._inner.save(write_with_stage, metrics)
 
 
 @contextmanager
 def train_only_sid_embeddings(policy: Policy) -> Generator[None]:
-    """Inside, only the SID rows learn: other parameters are frozen, other rows of a whole table get no gradient."""
+    """Inside, only SID embeddings learn: other parameters are frozen, other rows of a whole table get no gradient."""
     tables = {id(table): rows for table, rows in policy.sid_tables()}
     frozen = [parameter for parameter in policy.trainable().values() if id(parameter) not in tables]
     handles = [
-        table.register_hook(lambda gradient, rows=rows: _kept(gradient, rows))
+        table.register_hook(lambda gradient, rows=rows: _only_rows(gradient, rows))
         for table, rows in policy.sid_tables()
         if rows != slice(None)
     ]
@@ -141,20 +153,25 @@ def train_only_sid_embeddings(policy: Policy) -> Generator[None]:
             handle.remove()
 
 
-def _kept(gradient: Tensor, rows: slice) -> Tensor:
-    kept = torch.zeros_like(gradient)
-    kept[rows] = gradient[rows]
-    return kept
+def _only_rows(gradient: Tensor, rows: slice) -> Tensor:
+    masked = torch.zeros_like(gradient)
+    masked[rows] = gradient[rows]
+    return masked
 
 
-def _latest(checkpoints: Checkpoints) -> tuple[int, list[dict[str, Any]]]:
-    """The stage of the newest checkpoint, and the curve of those before it."""
+def _resume_point(checkpoints: Checkpoints, names: Sequence[str]) -> tuple[int, list[dict[str, Any]]]:
+    """The place of the newest checkpoint's stage among ``names`` (0 without one), and the curve before it."""
     with checkpoints.latest() as directory:
         if directory is None:
             return 0, []
-        found = _stage_of(directory)
-        return int(found["number"]), list(found["earlier"])
+        found = _read(directory)
+    if found["stage"] not in names:
+        raise InputError(
+            f"got a checkpoint of stage {found['stage']!r}, wanted one of {list(names)}; delete the run's checkpoints "
+            "to begin anew, or restore learning.stages"
+        )
+    return names.index(found["stage"]), list(found["earlier"])
 
 
-def _stage_of(directory: Path) -> dict[str, Any]:
-    return json.loads((directory / "stage.json").read_text(encoding="utf-8"))
+def _read(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / FILE).read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
-"""How a training step is spread over workers: whole copies of the policy (DDP), or shards of it (ZeRO 2 and 3).
+"""How a training step is distributed over workers: copies of the policy (DDP), or shards of it (ZeRO 2 and 3).
 
-What a strategy saves is free of it: whole tensors and whole Adam moments by parameter name, so that another strategy,
-or another number of workers, goes on from there.
+A checkpoint does not depend on the strategy: it holds unsharded tensors and Adam moments by parameter name, so that
+another strategy, or another number of workers, can resume from it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from genrec.policy.model import Policy
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What AdamW keeps of a parameter, besides the number of its steps."""
+"""AdamW's state per parameter, besides the number of its steps."""
 
 
 Loss = Callable[[Policy, Any], Tensor]
@@ -28,16 +28,16 @@ class Strategy(Protocol):
     """A policy and its optimizer, wrapped. Every worker makes the same calls in the same order."""
 
     lockstep: bool
-    """Whether workers must run the same number of forwards (they exchange weights or gradients in each)."""
+    """Whether all workers must run the same number of forward passes (each exchanges weights or gradients)."""
 
     def add(self, loss: Loss, piece: Any, weight: float, *, last: bool) -> Tensor:
-        """Add the gradients of ``weight * loss(policy, piece)``, which are averaged over workers.
+        """Add the gradients of ``weight * loss(policy, piece)``, averaged over workers.
 
         Args:
-            last: whether a step follows.
+            last: whether ``step`` follows.
 
         Returns:
-            the loss without gradients, not weighted.
+            the unweighted loss, detached.
         """
         ...
 
@@ -46,24 +46,24 @@ class Strategy(Protocol):
         ...
 
     def gathered(self) -> AbstractContextManager[None]:
-        """While it lasts, the policy can be used directly, as if there were one worker."""
+        """Inside, every worker holds all weights, and the policy can be used directly."""
         ...
 
     def moments(self) -> dict[str, Tensor]:
-        """Whole Adam moments on the CPU, by ``<parameter>/<moment>``."""
+        """Unsharded Adam moments on the CPU, by ``<parameter>/<moment>``."""
         ...
 
     def restore(self, moments: Mapping[str, Tensor], step: int) -> None:
-        """Put back what ``moments`` gave after ``step`` steps."""
+        """Restore the result of ``moments`` as it was after ``step`` steps."""
         ...
 
     def close(self) -> None:
-        """Leave the policy to another strategy."""
+        """Unwrap the policy, so that another strategy can wrap it."""
         ...
 
 
 class DdpStrategy:
-    """DDP (or one worker alone): every worker holds all of it and the gradients are averaged."""
+    """DDP, or one worker alone: every worker holds all weights, and gradients are averaged."""
 
     lockstep = False
 
@@ -108,10 +108,11 @@ class DdpStrategy:
 class ZeroStrategy:
     """DeepSpeed ZeRO (Rajbhandari et al. 2020): optimizer state and gradients in shards, at stage 3 the weights too.
 
-    The policy is built whole on every worker, then sharded.
+    Every worker builds the full policy, which is then sharded.
 
     Args:
-        config: DeepSpeed's own, without clipping.
+        config: DeepSpeed's own config, without gradient clipping.
+        clip: maximum norm of the gradient.
     """
 
     lockstep = True
@@ -132,10 +133,10 @@ class ZeroStrategy:
         if self._sharded:
             for rows in policy.own_rows():
                 deepspeed.zero.register_external_parameter(policy, rows)
-        self._begin(0)
+        self._reset_moments(0)
 
-    def _begin(self, step: int) -> None:
-        """Zero moments for every shard: DeepSpeed links them at its first step, when the first group alone has any."""
+    def _reset_moments(self, step: int) -> None:
+        """Zero moments for every shard: DeepSpeed links them at its first step, when only one group has any."""
         zero = self._engine.optimizer
         flats = zero.fp32_partitioned_groups_flat if self._sharded else zero.single_partition_of_fp32_groups
         for flat in flats:
@@ -166,7 +167,7 @@ class ZeroStrategy:
             return
         offload = self._engine.optimizer.parameter_offload
         with self._deepspeed.zero.GatheredParameters(list(self._policy.parameters())):
-            # The hooks gather a module's weights before its forward and release them after: here they are to stay.
+            # DeepSpeed's hooks release a module's weights after its forward; inside this block they must remain.
             for hook in (*offload.forward_hooks, *offload.backward_hooks):
                 hook.remove()
             offload.forward_hooks, offload.backward_hooks = [], []
@@ -185,7 +186,7 @@ class ZeroStrategy:
 
     def restore(self, moments: Mapping[str, Tensor], step: int) -> None:
         """See ``Strategy``."""
-        self._begin(step)
+        self._reset_moments(step)
         write = self._deepspeed.utils.safe_set_full_optimizer_state
         for name, parameter in self._policy.trainable().items():
             for moment in MOMENTS:
@@ -193,12 +194,12 @@ class ZeroStrategy:
                     write(parameter, value.to(self._policy.device), moment)
 
     def close(self) -> None:
-        """See ``Strategy``; weights in shards stay so."""
+        """See ``Strategy``; sharded weights remain sharded."""
         self._engine.destroy()
 
 
 def read_moments(policy: Policy, optimizer: Any) -> dict[str, Tensor]:
-    """The Adam moments of an optimizer that holds whole parameters, by ``<parameter>/<moment>``."""
+    """The Adam moments of an optimizer of unsharded parameters, on the CPU, by ``<parameter>/<moment>``."""
     return {
         f"{name}/{moment}": optimizer.state[parameter][moment].cpu()
         for name, parameter in policy.trainable().items()
@@ -208,7 +209,7 @@ def read_moments(policy: Policy, optimizer: Any) -> dict[str, Tensor]:
 
 
 def write_moments(policy: Policy, optimizer: Any, moments: Mapping[str, Tensor], step: int) -> None:
-    """Put back what ``read_moments`` gave after ``step`` steps."""
+    """Restore the result of ``read_moments`` as it was after ``step`` steps."""
     for name, parameter in policy.trainable().items():
         if f"{name}/{MOMENTS[0]}" in moments:
             optimizer.state[parameter] = _fresh(parameter, step)

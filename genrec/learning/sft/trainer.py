@@ -24,14 +24,20 @@ from genrec.progress import Progress, log_progress
 LOG = logging.getLogger(__name__)
 
 Validate = Callable[[Policy], dict[str, float]]
-"""Metrics of a policy on validation queries, the same number on every worker; "ndcg@10" decides what is best."""
+"""Metrics of a policy on validation queries, equal on every worker; "ndcg@10" decides which version is best."""
+
+REPORT_EVERY = 10
+"""Steps between two points of the curve, besides those at validations."""
 
 
 class SftTrainer:
-    """Trains ``policy`` in place and keeps the tensors of its best validation NDCG@10.
+    """Trains ``policy`` in place and keeps the tensors with the best validation NDCG@10.
 
     The state at a step boundary is a pure function of the settings and the seed, dropout included, so a run that was
     killed and resumed ends with the same weights as one that was not.
+
+    Args:
+        deepspeed: DeepSpeed's config for ZeRO; None trains with DDP, or alone.
     """
 
     def __init__(
@@ -51,7 +57,7 @@ class SftTrainer:
         self._loss, self._epochs = loss, epochs
         self._accelerator, self._checkpoints, self._validate = accelerator, checkpoints, validate
         self._policy = policy.to(accelerator.device)
-        self._watch = EmbeddingUpdateCheck(policy)
+        self._sid_check = EmbeddingUpdateCheck(policy)
         self.state = TrainingState()
         total = settings.epochs * epochs.steps
         self.total_steps = min(total, settings.max_steps) if settings.max_steps else total
@@ -60,32 +66,33 @@ class SftTrainer:
         """Train to the last step or until validation stops improving; resumes from the latest checkpoint.
 
         Raises:
-            InputError: no SID row learned.
+            InputError: no SID embedding changed.
         """
         self._resume()
         started, first = time.monotonic(), self.state.step
         while self.state.step < self.total_steps and not self.state.stopped:
             record = self._step(self.state.step)
             self.state.step += 1
-            if self._is_check(self.state.step):
-                record |= self._check()
-            if len(record) > 3 or self.state.step % 10 == 0:
+            validates = self._is_validation_step(self.state.step)
+            if validates:
+                record |= self._validated()
+            if validates or self.state.step % REPORT_EVERY == 0:
                 self.state.curve.append(record)
-                self._say(record, (time.monotonic() - started) / (self.state.step - first))
-            if self._is_check(self.state.step) or self.state.step % self._settings.checkpoint_every == 0:
+                self._report(record, (time.monotonic() - started) / (self.state.step - first))
+            if validates or self.state.step % self._settings.checkpoint_every == 0:
                 self._save()
-        self._watch.require_changed(
+        self._sid_check.require_changed(
             self.state.best,
             f"raise learning.sft.lr={self._settings.lr:g} or train longer than {self.state.step} steps",
         )
         return self.state
 
     def close(self) -> None:
-        """Undo the wrapping, so that the policy can be trained by another run."""
+        """Unwrap the policy, so that another trainer can wrap it."""
         self._strategy.close()
 
     def _resume(self) -> None:
-        """The latest checkpoint's tensors go into the policy before it may be sharded, its moments go in after."""
+        """Load the newest checkpoint: its tensors before the policy is wrapped (perhaps sharded), its moments after."""
         moments: dict[str, Tensor] = {}
         with self._checkpoints.latest() as directory:
             if directory is not None:
@@ -103,6 +110,7 @@ class SftTrainer:
             self._strategy.restore(moments, self.state.step)
 
     def _step(self, step: int) -> dict[str, float]:
+        """One update on the batch of ``step``: loss = Σ_workers Σ_pieces loss(piece) / targets of the batch."""
         rate = learning_rate(
             step,
             self.total_steps,
@@ -114,7 +122,7 @@ class SftTrainer:
         torch.manual_seed((self._seed * 1_000_003 + step) * 1_009 + rank)
         pieces, targets = self._epochs.micro_batches(step, self._settings.micro_batch, rank, world)
         weights = [world / targets] * len(pieces)
-        if self._strategy.lockstep:
+        if self._strategy.lockstep:  # a worker with fewer pieces repeats its first one with weight 0
             most = -(-len(self._epochs.index(step)) // world)
             missing = -(-most // self._settings.micro_batch) - len(pieces)
             pieces, weights = pieces + pieces[:1] * missing, weights + [0.0] * missing
@@ -125,11 +133,12 @@ class SftTrainer:
         gathered: Any = self._accelerator.reduce(total, "sum")
         return {"step": step + 1, "loss": float(gathered), "lr": rate}
 
-    def _is_check(self, step: int) -> bool:
+    def _is_validation_step(self, step: int) -> bool:
         every = self._settings.eval_every * self._epochs.steps
         return step % every == 0 or step == self.total_steps
 
-    def _check(self) -> dict[str, float]:
+    def _validated(self) -> dict[str, float]:
+        """Validate the policy and update the best version; returns the metrics."""
         self._policy.eval()
         with self._strategy.gathered():
             metrics = self._validate(self._policy)
@@ -152,7 +161,7 @@ class SftTrainer:
         moments = self._strategy.moments()
         self._checkpoints.save(lambda path: self.state.write(tensors, moments, path), metrics)
 
-    def _say(self, record: dict[str, float], step_s: float) -> None:
+    def _report(self, record: dict[str, float], step_s: float) -> None:
         if not self._accelerator.is_main_process:
             return
         left = step_s * (self.total_steps - self.state.step)
@@ -161,7 +170,7 @@ class SftTrainer:
 
 
 def parameter_groups(policy: Policy, decay: float) -> list[dict[str, Any]]:
-    """Weight decay on matrices only (Loshchilov & Hutter 2019); no group is empty."""
+    """Parameter groups of an optimizer: weight decay on matrices only (Loshchilov & Hutter 2019); no group is empty."""
     parameters = list(policy.trainable().values())
     matrices, others = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]

@@ -1,1 +1,1 @@
-"""Instruction tasks: conversations about items and histories, mixed by weight, for pretrained policies."""
+"""Instruction tasks: conversations about items and histories, mixed by weight, for policies that read text."""

@@ -1,4 +1,4 @@
-"""Writes the conversation of a task about a row: a query (history and target) or an item."""
+"""Builds the conversation of a task about a row: a query (history and target) or an item."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ CATEGORY_DIALOGUE, SEQUENCE_DIALOGUE = "multi_turn_dialogue_category", "multi_tu
 
 
 class ExampleBuilder:
-    """Makes examples from a shop's items, its train queries and the templates.
+    """Builds examples from item fields, train queries and templates.
 
     Args:
         histories: items (rows) of each query, oldest first; queries with none are left out.
-        targets: what came next, per query.
-        absent: items without a SID in the trie; nothing is asked or answered about them.
-        reasons: (query row, language) to what a teacher wrote.
+        targets: the next item of each query.
+        absent: items without a SID in the trie; no example is about them.
+        reasons: a teacher's text by (query row, language).
     """
 
     def __init__(
@@ -37,23 +37,23 @@ class ExampleBuilder:
         absent: Sequence[int] = (),
         reasons: Mapping[tuple[int, str], str] | None = None,
     ) -> None:
-        self.item_fields = item_fields
+        self._item_fields = item_fields
         self._languages, self._settings = languages, settings
         self._histories, self._targets = histories, targets
         self._absent, self._reasons = frozenset(absent), reasons or {}
 
     def rows(self, task: str) -> np.ndarray:
-        """The rows that have every field of at least one phrasing in every language.
+        """The rows that have every field of at least one template in every language.
 
         Raises:
-            InputError: a language without this task, or no such row.
+            InputError: a language has no template of this task, or no row has the fields.
         """
         if without := [language.name for language in self._languages if not language.tasks.get(task)]:
-            raise InputError(f"the templates {without} have no phrasing of {task}; add one, or set its weight to 0")
+            raise InputError(f"the languages {without} have no template of {task}; add one, or set its weight to 0")
         fits: dict[frozenset[str], bool] = {}
         found: list[int] = []
         source = TASKS[task].source
-        total = len(self.item_fields) if source == "items" else len(self._histories)
+        total = len(self._item_fields) if source == "items" else len(self._histories)
         for row in range(total):
             has = self._has(task, row)
             if has is None:
@@ -65,33 +65,33 @@ class ExampleBuilder:
         if not found:
             needs = sorted({name for phrasing in self._languages[0].tasks[task] for name in phrasing.fields})
             raise InputError(
-                f"none of the {total} {source} has what learning.tasks.{task} talks about (of {', '.join(needs)}); "
+                f"none of the {total} {source} has the fields of learning.tasks.{task} (of {', '.join(needs)}); "
                 "give the items titles and categories, or set its weight to 0"
             )
         return np.array(found)
 
-    def write(self, task: str, row: int, rng: np.random.Generator) -> list[Message]:
-        """The conversation about ``row``; the language and the words are drawn from ``rng``."""
+    def build(self, task: str, row: int, rng: np.random.Generator) -> list[Message]:
+        """The conversation about ``row``; the language and the template are drawn from ``rng``."""
         language = _drawn(self._languages, rng)
         phrasing = _drawn(_fitting(language.tasks[task], self._has(task, row) or frozenset()), rng)
         system = Message("system", (_drawn(language.system, rng),))
         if TASKS[task].source == "items":
-            fields = self.item_fields.about_item(row, language, rng)
+            fields = self._item_fields.about_item(row, language, rng)
             return [system, *_turns(phrasing, [("user", fields), ("assistant", fields)])]
         return [system, *_turns(phrasing, self._exchanges(task, row, language))]
 
     def _has(self, task: str, row: int) -> frozenset[str] | None:
-        """Names of the fields of a row; None where the task does not fit it at all."""
+        """Names of the fields of a row; None if the row cannot be an example of the task."""
         if TASKS[task].source == "items":
-            return None if row in self._absent else self.item_fields.has_about_item(row)
+            return None if row in self._absent else self._item_fields.has_about_item(row)
         history, target = self._histories[row], self._targets[row]
         if not history or target in self._absent or (task == SEQUENCE_DIALOGUE and len(history) < 2):
             return None
         context, steps = self._split(task, row)
-        return self.item_fields.has_about_query(context, steps[-1])
+        return self._item_fields.has_about_query(context, steps[-1])
 
     def _split(self, task: str, row: int) -> tuple[Sequence[int], list[int]]:
-        """What is known when a conversation begins, and the items that are recommended in it: later behaviour."""
+        """The history when a conversation begins, and the items that are recommended in it: the user's next ones."""
         history, target = self._histories[row], self._targets[row]
         if task not in (CATEGORY_DIALOGUE, SEQUENCE_DIALOGUE):
             return history, [target]
@@ -99,22 +99,22 @@ class ExampleBuilder:
         context, later = history[: len(history) - before], history[len(history) - before :]
         steps = [item for item in later if item not in self._absent]
         if task == CATEGORY_DIALOGUE:
-            steps = [item for item in steps if self.item_fields.category(item)]
+            steps = [item for item in steps if self._item_fields.category(item)]
         return context, [*steps, target]
 
     def _exchanges(self, task: str, row: int, language: Language) -> list[tuple[str, Mapping[str, Parts]]]:
         context, steps = self._split(task, row)
         reason = self._reasons.get((row, language.name), "")
-        said: list[Mapping[str, Parts]] = [
-            self.item_fields.about_query(context, step, language, reason) for step in steps
+        turns: list[Mapping[str, Parts]] = [
+            self._item_fields.about_query(context, step, language, reason) for step in steps
         ]
         if task == CATEGORY_DIALOGUE:
-            lines = [("user", said[0]), ("assistant", said[0]), ("ask", said[0]), ("recommend", said[0])]
+            lines = [("user", turns[0]), ("assistant", turns[0]), ("ask", turns[0]), ("recommend", turns[0])]
         else:
-            lines = [("user", said[0]), ("assistant", said[0])]
+            lines = [("user", turns[0]), ("assistant", turns[0])]
         answer = "recommend" if task == CATEGORY_DIALOGUE else "assistant"
-        for before, step, fields in zip(steps, steps[1:], said[1:], strict=False):
-            same = self.item_fields.category(before) == self.item_fields.category(step)
+        for before, step, fields in zip(steps, steps[1:], turns[1:], strict=False):
+            same = self._item_fields.category(before) == self._item_fields.category(step)
             lines += [("more" if same else "other", fields), (answer, fields)]
         return lines
 

@@ -1,4 +1,4 @@
-"""What the tasks say about items and histories: the fields of their phrasings, and which of them a row has."""
+"""The fields of task templates: texts about items and histories, and which of them a row has."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from genrec.config import Instruction
 from genrec.policy.chat.templates import Item, Language, Parts, fill, join
 
 SHORTEST_WORD = 4
-"""Shorter words of a title ("with", "12oz") are no reason to recommend."""
+"""Words of a title with fewer letters ("for", "and") are no reason for a recommendation."""
 UNSPACED = 20
-"""Text with more signs per word than this is written without spaces, and is cut by signs."""
+"""Text with more characters per word than this is written without spaces, and is cut by characters."""
 
 
 class ItemFields:
-    """The texts of N items, and the fields that are made of them."""
+    """The texts of N items, and the fields that templates fill with them."""
 
     def __init__(self, items: pa.Table, settings: Instruction) -> None:
         self._settings = settings
@@ -67,7 +67,7 @@ class ItemFields:
         return frozenset({"history", "target", "reason", *(name for name, found in has.items() if found)})
 
     def about_item(self, item: int, language: Language, rng: np.random.Generator) -> dict[str, Parts]:
-        """All fields of an item, empty where unknown."""
+        """All fields of an item, empty if unknown."""
         title, path = self.titles[item], language.phrases["path"].join(self.paths[item])
         texts = (title, path, self.brands[item], self.descriptions[item])
         fields = {
@@ -82,7 +82,7 @@ class ItemFields:
         return {"sid": (Item(item),), **{name: (text,) for name, text in fields.items()}}
 
     def about_query(self, history: Sequence[int], target: int, language: Language, reason: str) -> dict[str, Parts]:
-        """All fields of a query, empty where unknown; ``reason`` is the teacher's, or '' for one from attributes."""
+        """All fields of a query, empty if unknown; ``reason`` is a teacher's text, or '' for one from attributes."""
         phrases = language.phrases
         separator = phrases["separator"]
         recent = [name for name, _ in self.interests(history[-self._settings.window :])]
@@ -98,17 +98,17 @@ class ItemFields:
             "interests": (separator.join(recent),),
             "categories": join([fill(phrases["counted"], names) for names in counted], separator),
             "brands": (separator.join(brands),),
-            "reason": (reason,) if reason else self._shared(history, target, language),
+            "reason": (reason,) if reason else self._reason(history, target, language),
         }
 
     def titled(self, item: int, language: Language) -> Parts:
-        """An item with its title beside it."""
+        """An item followed by its title, if it has one."""
         if not self.titles[item]:
             return (Item(item),)
         return fill(language.phrases["titled"], {"sid": (Item(item),), "title": (self.titles[item],)})
 
-    def _shared(self, history: Sequence[int], target: int, language: Language) -> Parts:
-        """What the target shares with the latest item that shares it: category, brand, words of the title."""
+    def _reason(self, history: Sequence[int], target: int, language: Language) -> Parts:
+        """Sentences on the target's category, brand and title words, each with the latest item that shares it."""
         category, brand, words = self.category(target), self.brands[target], _words(self.titles[target])
         latest = list(dict.fromkeys(reversed(history)))
         sentences: list[Parts] = []
@@ -122,11 +122,11 @@ class ItemFields:
         alike = max(latest, key=lambda item: len(words & _words(self.titles[item])), default=None)
         common = sorted(words & _words(self.titles[alike])) if alike is not None else []
         if common:
-            said: Mapping[str, Parts] = {
+            values: Mapping[str, Parts] = {
                 "words": (language.phrases["separator"].join(common),),
                 "other": self.titled(alike, language) if alike is not None else (),
             }
-            sentences.append(fill(language.phrases["same_words"], said))
+            sentences.append(fill(language.phrases["same_words"], values))
         return join(sentences or [(language.phrases["nothing_shared"],)], language.phrases["sentences"])
 
     def _most(self, names: Sequence[str]) -> list[tuple[str, int]]:
@@ -150,7 +150,7 @@ def _clipped(text: str, words: int) -> str:
 
 
 def _partial(title: str, rng: np.random.Generator) -> str:
-    """Half of the words of a title in their order, or half of its signs where it is one word."""
+    """Half of the words of a title in their order, or half of the characters of a single word."""
     words = title.split()
     if len(words) < 2:
         return title[: len(title) // 2]

@@ -1,4 +1,4 @@
-"""The loss of a mixture: next items as ``SftLoss`` has them, conversations token by token."""
+"""The loss of a mixture of tasks: next items by ``SftLoss``, conversations token by token."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from genrec.learning.sft.batches import Dense, Rows
-from genrec.learning.tasks.mixture import Mixed
+from genrec.learning.tasks.mixture import MixedBatch
 from genrec.policy.decoding.beam import masked_log_softmax
 from genrec.policy.decoding.tree import prompt_mask, prompt_positions
 from genrec.policy.model import Policy
@@ -22,11 +22,11 @@ CHUNK = 256
 
 
 class MixedLoss:
-    """Cross-entropy of a batch of tasks, summed over examples.
+    """Σ_examples f · L · mean over its learned tokens of -log p(token), for conversations; f · SFT loss for next items.
 
-    In a conversation a text token is one of the text vocabulary, and a SID token one of the codes that exist under the
-    prefix: what ``policy.chat`` decodes by. An example's loss is the mean over its learned tokens times L, so that it
-    weighs what a next item weighs, times its task's factor.
+    f is the factor of the example's task. The mean times L (SID levels) gives a conversation the weight of a next item.
+    p is normalised as in decoding (``policy.chat``): of a text token over the text vocabulary, of a SID token over the
+    codes that exist under the prefix.
 
     Args:
         next_item: the loss of a batch of next-item rows, summed.
@@ -35,8 +35,8 @@ class MixedLoss:
     def __init__(self, next_item: Callable[[Policy, Dense | Rows], Tensor], trie: Trie) -> None:
         self._next_item, self._trie = next_item, trie
 
-    def __call__(self, policy: Policy, batch: Mixed) -> Tensor:
-        """Summed loss of the batch, a scalar."""
+    def __call__(self, policy: Policy, batch: MixedBatch) -> Tensor:
+        """The loss summed over the batch's examples, a scalar."""
         total = torch.zeros((), device=policy.device)
         if len(batch.factor_R):
             total = total + float(batch.factor_R[0]) * self._next_item(policy, batch.rows)
@@ -44,12 +44,12 @@ class MixedLoss:
             total = total + self._conversations(policy, batch)
         return total
 
-    def _conversations(self, policy: Policy, batch: Mixed) -> Tensor:
+    def _conversations(self, policy: Policy, batch: MixedBatch) -> Tensor:
         device = policy.device
         tokens_CS, mask_CS, label_CS = (t.to(device) for t in (batch.tokens_CS, batch.mask_CS, batch.label_CS))
         hidden_CSD = policy.hidden(tokens_CS, prompt_positions(mask_CS), prompt_mask(mask_CS))
-        each_C = label_CS.sum(-1)
-        weight_C = batch.factor_C.to(device) * self._trie.depth / each_C.clamp(min=1)
+        learned_C = label_CS.sum(-1)
+        weight_C = batch.factor_C.to(device) * self._trie.depth / learned_C.clamp(min=1)
         is_text_CS = label_CS & (tokens_CS < policy.sids.base)
         row_T, column_T = is_text_CS.nonzero(as_tuple=True)
         hidden_TD, token_T = hidden_CSD[row_T, column_T - 1], tokens_CS[row_T, column_T]
@@ -57,7 +57,7 @@ class MixedLoss:
         return total + self._spans(policy, hidden_CSD, tokens_CS, label_CS, weight_C)
 
     def _text(self, policy: Policy, hidden_TD: Tensor, token_T: Tensor) -> Tensor:
-        """Loss of each text token, (T,); logits are made again in backward, chunk by chunk."""
+        """Loss of each text token, (T,); logits are recomputed in backward, chunk by chunk."""
 
         def chunk(hidden_KD: Tensor, token_K: Tensor) -> Tensor:
             logits_KV = policy.vocabulary_logits(hidden_KD)[:, : policy.sids.base].float()
@@ -72,7 +72,7 @@ class MixedLoss:
     def _spans(
         self, policy: Policy, hidden_CSD: Tensor, tokens_CS: Tensor, label_CS: Tensor, weight_C: Tensor
     ) -> Tensor:
-        """Weighted loss of the SIDs that the assistant writes; in the span at s level l is read from s + l - 1."""
+        """Weighted loss of the assistant's SIDs, a scalar; in a span that starts at s, s + l - 1 predicts level l."""
         sids, trie = policy.sids, self._trie
         first = sids.base + sids.level_sizes[0]
         row_M, column_M = (label_CS & (tokens_CS >= sids.base) & (tokens_CS < first)).nonzero(as_tuple=True)
@@ -85,7 +85,7 @@ class MixedLoss:
             logits_MK = policy.level_logits(hidden_CSD[row_M, span_ML[:, level] - 1], level)
             logp_MK = masked_log_softmax(logits_MK, trie.step(level, nodes_ML[:, level]) >= 0)
             chosen_M = logp_MK.gather(-1, codes_ML[:, level : level + 1])[:, 0]
-            # Without a span the sum is 0, but every SID row still has a gradient, which DDP waits for.
+            # DDP waits for a gradient of every SID embedding: without a span the second term gives them one of 0.
             total = (
                 total - (chosen_M * weight_C[row_M]).sum() + 0.0 * policy.level_logits(hidden_CSD[:1, :1], level).sum()
             )

@@ -1,7 +1,7 @@
 """A mixture of tasks as a training set: every example is a function of (seed, epoch, task, row, visit).
 
-A task with weight w and repeat n shows each of its rows n times an epoch, each time in other words, and gets w of the
-loss: its examples count by w / (share of the examples that are its own), so that the mean over an epoch stays one.
+A task with weight w and repeat n uses each of its rows n times per epoch, each time with another template, and has the
+share w of the loss: the factor of its examples is f = w / (its share of the examples), so that the mean of f is 1.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from genrec.policy.chat.templates import TASKS, Message
 
 NEXT_ITEM = "next_item"
 ORDER = (NEXT_ITEM, *TASKS)
-"""A task's number in the seeds of its examples is its place here."""
+"""A task's index here is its number in the seeds of its examples."""
 
-KEPT = 1024
-"""Conversations that are kept as tokens: those of the batch at hand."""
+CACHE = 1024
+"""Conversations whose tokens are cached: about those of one batch."""
 
 SAMPLE = 64
-"""Examples per task that the statistics look at."""
+"""Examples per task from which the statistics are estimated."""
 
 
 @dataclass(frozen=True)
-class Mixed:
+class MixedBatch:
     """Examples of several tasks.
 
-    ``rows``: next-item queries, ``factor_R`` what each counts (the same for all). ``tokens_CS`` (right-padded),
-    ``mask_CS`` (real tokens), ``label_CS`` (learned tokens), ``factor_C``: conversations.
+    R next-item queries: ``rows`` and their factors ``factor_R`` (all equal). C conversations: ``tokens_CS``
+    (right-padded), ``mask_CS`` (True at real tokens), ``label_CS`` (True at learned tokens) and ``factor_C``.
     """
 
     rows: Rows
@@ -50,13 +50,13 @@ class Mixed:
 
     @property
     def targets(self) -> int:
-        """How many examples."""
+        """Number of examples."""
         return len(self.factor_R) + len(self.factor_C)
 
 
 @dataclass(frozen=True)
-class Share:
-    """A task's part of the mixture: its rows, visits per row and epoch, and what an example of it counts."""
+class TaskShare:
+    """A task's part of the mixture: its rows, visits per row and epoch, and the factor of its examples' loss."""
 
     name: str
     rows_R: np.ndarray
@@ -73,33 +73,35 @@ class Mixture:
     """The examples of the chosen tasks (``Examples`` protocol, with the epoch in the index; see ``MixtureEpochs``).
 
     Args:
-        queries: the training queries, in the rows that ``writer`` knows them by.
-        max_tokens: conversations must fit the positions of the model.
+        builder: of the conversations.
+        queries: the training queries, in the order in which ``builder`` has them.
+        chat_format: turns conversations into tokens.
+        max_tokens: the positions of the model, the longest conversation allowed.
 
     Raises:
-        InputError: a task without a usable row, or an example that is longer than the model reads.
+        InputError: a task has no usable row, or an example is longer than ``max_tokens``.
     """
 
     def __init__(
         self,
         tasks: Tasks,
-        writer: ExampleBuilder,
+        builder: ExampleBuilder,
         queries: RowExamples,
-        form: ChatFormat,
+        chat_format: ChatFormat,
         *,
         seed: int,
         max_tokens: int,
     ) -> None:
-        self._writer, self._queries, self._form, self._seed = writer, queries, form, seed
-        self._max_tokens = max_tokens
-        # A batch is measured before it is cut into pieces: its conversations are written once all the same.
-        self._encoded = lru_cache(maxsize=KEPT)(self._encode)
+        self._builder, self._queries, self._format = builder, queries, chat_format
+        self._seed, self._max_tokens = seed, max_tokens
+        # A batch is sorted by length before it is cut into pieces: without a cache it would be built twice.
+        self._encoded = lru_cache(maxsize=CACHE)(self._encode)
         chosen = tasks.chosen
         rows = {name: self._rows(name) for name in chosen}
         total = sum(len(rows[name]) * task.repeat for name, task in chosen.items())
         weights = sum(task.weight for task in chosen.values())
         self.shares = tuple(
-            Share(name, rows[name], task.repeat, task.weight / weights * total / (len(rows[name]) * task.repeat))
+            TaskShare(name, rows[name], task.repeat, task.weight / weights * total / (len(rows[name]) * task.repeat))
             for name, task in chosen.items()
         )
         self._starts = np.cumsum([0, *(share.count for share in self.shares)])
@@ -108,7 +110,7 @@ class Mixture:
         return int(self._starts[-1])
 
     def lengths(self) -> np.ndarray:
-        """Items of history per example, 0 for examples about an item: what the length of a conversation goes by."""
+        """Items of history per example, 0 for examples about an item: the length of a conversation grows with it."""
         history = self._queries.lengths()
         parts = [
             np.repeat(
@@ -118,7 +120,7 @@ class Mixture:
         ]
         return np.concatenate(parts)
 
-    def take(self, index: np.ndarray) -> Mixed:
+    def take(self, index: np.ndarray) -> MixedBatch:
         """The examples ``epoch * len(self) + number``."""
         rows: list[int] = []
         factor_R: list[float] = []
@@ -126,17 +128,17 @@ class Mixture:
         encoded: list[tuple[Tensor, Tensor]] = []
         for one in index:
             epoch, number = divmod(int(one), len(self))
-            share, row, visit = self._place(number)
+            share, row, visit = self._locate(number)
             if share.name == NEXT_ITEM:
                 rows.append(row)
                 factor_R.append(share.factor)
                 continue
             found = self._encoded(share.name, row, epoch, visit)
-            self._refuse_long(share.name, row, len(found.tokens_S))
+            self._require_fits(share.name, row, len(found.tokens_S))
             encoded.append((found.tokens_S, found.label_S))
             factor_C.append(share.factor)
         pieces = _padded(encoded)
-        return Mixed(
+        return MixedBatch(
             self._queries.take(np.array(rows, dtype=np.int64)),
             torch.tensor(factor_R),
             *pieces,
@@ -147,14 +149,16 @@ class Mixture:
         """Tokens of the conversations among the examples of ``take``, 0 for next items."""
         return np.array([int(self.take(index[at : at + 1]).mask_CS.sum()) for at in range(len(index))])
 
-    def write(self, task: str, row: int, epoch: int, visit: int = 0) -> list[Message]:
-        """The conversation of a task about a row, in the words of this epoch and visit."""
+    def build(self, task: str, row: int, epoch: int, visit: int = 0) -> list[Message]:
+        """The conversation of a task about a row, in the template of this epoch and visit."""
         rng = np.random.default_rng([self._seed, epoch, ORDER.index(task), row, visit])
-        return self._writer.write(task, row, rng)
+        return self._builder.build(task, row, rng)
 
     def statistics(self) -> dict[str, Any]:
-        """Per task: rows, examples per epoch, share of the loss, and from a sample of ``SAMPLE`` examples the mean
-        number of tokens, of label tokens, and the share of SID tokens among these; the last also over all tasks.
+        """Per task: rows, examples per epoch, share of the loss, and estimates from ``SAMPLE`` examples.
+
+        The estimates: the mean number of tokens and of learned tokens, and the share of SID tokens among the learned
+        ones, which is also given over all tasks.
         """
         tasks: dict[str, dict[str, float]] = {}
         labels = sids = 0.0
@@ -172,43 +176,43 @@ class Mixture:
         return {"examples": len(self), "sid_share": round(sids / labels, 4), "tasks": tasks}
 
     def _encode(self, task: str, row: int, epoch: int, visit: int) -> Encoded:
-        return self._form.encode(self.write(task, row, epoch, visit))
+        return self._format.encode(self.build(task, row, epoch, visit))
 
     def _rows(self, name: str) -> np.ndarray:
         if name != NEXT_ITEM:
-            return self._writer.rows(name)
+            return self._builder.rows(name)
         return np.arange(len(self._queries.lengths()))
 
-    def _place(self, number: int) -> tuple[Share, int, int]:
+    def _locate(self, number: int) -> tuple[TaskShare, int, int]:
         at = int(np.searchsorted(self._starts, number, side="right")) - 1
         share = self.shares[at]
         row, visit = divmod(number - int(self._starts[at]), share.repeat)
         return share, int(share.rows_R[row]), visit
 
-    def _sampled(self, share: Share) -> dict[str, float]:
-        levels = len(self._form.sids.level_sizes)
+    def _sampled(self, share: TaskShare) -> dict[str, float]:
+        levels = len(self._format.sids.level_sizes)
         if share.name == NEXT_ITEM:
             tokens = self._queries.lengths().mean() * levels
             return {"tokens": float(tokens), "label_tokens": float(levels), "sid_share": 1.0}
         rows = share.rows_R[np.linspace(0, len(share.rows_R) - 1, min(SAMPLE, len(share.rows_R))).astype(int)]
-        encoded = [self._form.encode(self.write(share.name, int(row), 0)) for row in rows]
+        encoded = [self._format.encode(self.build(share.name, int(row), 0)) for row in rows]
         learned = torch.cat([one.tokens_S[one.label_S] for one in encoded])
         return {
             "tokens": sum(len(one.tokens_S) for one in encoded) / len(rows),
             "label_tokens": len(learned) / len(rows),
-            "sid_share": float((learned >= self._form.sids.base).float().mean()),
+            "sid_share": float((learned >= self._format.sids.base).float().mean()),
         }
 
-    def _refuse_long(self, task: str, row: int, length: int) -> None:
+    def _require_fits(self, task: str, row: int, length: int) -> None:
         if length > self._max_tokens:
             raise InputError(
-                f"{task} of row {row} takes {length} tokens, the model reads {self._max_tokens}; lower "
+                f"{task} of row {row}: got {length} tokens, the model reads {self._max_tokens}; lower "
                 "data.max_history, learning.instruction.text_words or learning.instruction.turns"
             )
 
 
 class MixtureEpochs(Epochs):
-    """Batches of a mixture whose examples are written anew each epoch; pieces of a batch are alike in length."""
+    """Batches of a mixture whose examples are built anew each epoch; pieces of a batch hold similar lengths."""
 
     def __init__(self, mixture: Mixture, batch_size: int, seed: int) -> None:
         super().__init__(mixture, batch_size, seed)
@@ -218,7 +222,7 @@ class MixtureEpochs(Epochs):
         """Example numbers of the batch of ``step``, with its epoch."""
         return super().index(step) + step // self.steps * self._count
 
-    def _arranged(self, index: np.ndarray) -> np.ndarray:
+    def _ordered(self, index: np.ndarray) -> np.ndarray:
         return index[np.argsort(self._mixture.sizes(index), kind="stable")]
 
 

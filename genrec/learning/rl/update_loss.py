@@ -1,0 +1,123 @@
+"""What one update minimises: the objective plus its regularisers, and the measurements on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genrec.config import Rl
+from genrec.learning.rl.critic import value_loss
+from genrec.learning.rl.diagnostics import level_credit, probability_shift
+from genrec.learning.rl.objectives import OBJECTIVES, PolicyBatch, exact_entropy, exact_kl
+from genrec.learning.rl.scorer import GroupScores
+from genrec.types import Group
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What an update learns from: rewards (B, G), advantages (B, G, L), and PPO's returns (B, G, L), else None."""
+
+    rewards_BG: Tensor
+    advantage_BGL: Tensor
+    returns_BGL: Tensor | None
+
+    def part(self, rows: slice, device: torch.device) -> Targets:
+        """Those of some of the queries, on ``device``."""
+        returns_BGL = None if self.returns_BGL is None else self.returns_BGL[rows].to(device)
+        return Targets(self.rewards_BG[rows].to(device), self.advantage_BGL[rows].to(device), returns_BGL)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Some queries of an update: their groups, targets, and scores under the policy and the reference.
+
+    ``values_BGL`` are the critic's, for PPO.
+    """
+
+    groups: Sequence[Group]
+    targets: Targets
+    scores: GroupScores
+    reference: GroupScores | None = None
+    values_BGL: Tensor | None = None
+
+    @property
+    def items_BG(self) -> Tensor:
+        """Items of the candidates, -1 for empty ones."""
+        return torch.stack([group.items_G for group in self.groups]).to(self.scores.logp_BGL.device)
+
+    @property
+    def old_BGL(self) -> Tensor:
+        """Log-probabilities under the policy that generated the candidates."""
+        return torch.stack([group.logp_GL for group in self.groups]).to(self.scores.logp_BGL.device)
+
+
+class UpdateLoss:
+    """L = J / units + (w_sft · CE - w_entropy · H + w_kl · KL + w_value · V) / queries.
+
+    J is the objective's loss, summed; ``units`` the number of queries or, for an objective per token, of informative
+    tokens. CE is the cross-entropy of the target, H the entropy of the policy, KL its divergence from the reference,
+    each summed over levels and queries; V is the value loss of PPO. The weights are those of ``learning.rl``.
+
+    Args:
+        buckets: masks (N,) of the items of each popularity bucket, for the measurements.
+    """
+
+    def __init__(self, settings: Rl, buckets: Mapping[str, Tensor]) -> None:
+        self._settings, self._buckets = settings, buckets
+        self._objective = OBJECTIVES[settings.objective]
+
+    def __call__(self, batch: MicroBatch, units: Tensor, queries: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The batch's part of the loss, a scalar, and what was measured, summed over its queries.
+
+        Args:
+            units: those of the whole update, as are ``queries``.
+        """
+        settings, scores = self._settings, batch.scores
+        items_BG = batch.items_BG
+        valid_BG = items_BG >= 0
+        visited_BG = F.pad(valid_BG, (0, 1), value=True)
+        surrogate = self._objective.loss(_policy_batch(batch, valid_BG), settings)
+        sft = -scores.target_logp_BL.sum()
+        entropy_L = exact_entropy(scores.steps, visited_BG)
+        loss = surrogate / units + (settings.sft * sft - settings.entropy * entropy_L.sum()) / queries
+        measured = {"surrogate": surrogate * queries / units, "sft_loss": sft, "entropy": entropy_L.sum()}
+        kl_L = torch.zeros_like(entropy_L)
+        if batch.reference is not None:
+            kl_L = exact_kl(scores.steps, batch.reference.steps, visited_BG)
+            loss = loss + settings.kl * kl_L.sum() / queries
+            shift = probability_shift(scores.logp_BGL, batch.reference.logp_BGL, items_BG, self._buckets)
+            measured |= {f"prob_shift/{name}": amount for name, amount in shift.items()}
+        if batch.values_BGL is not None and batch.targets.returns_BGL is not None:
+            measured["value_loss"] = value_loss(batch.values_BGL, batch.targets.returns_BGL, valid_BG)
+            loss = loss + settings.value_weight * measured["value_loss"] / queries
+        credit_L = level_credit(scores.logp_BGL, batch.targets.advantage_BGL, valid_BG)
+        for name, at_L in (("kl", kl_L), ("level_credit", credit_L)):
+            measured |= {f"{name}/{level}": amount for level, amount in enumerate(at_L, start=1)}
+        return loss, measured | {"loss": loss * queries, "kl": kl_L.sum()}
+
+
+def informative_tokens(groups: Sequence[Group], targets: Targets) -> Tensor:
+    """Tokens of real candidates in groups that have an advantage, a scalar."""
+    valid_BG = torch.stack([group.items_G for group in groups]) >= 0
+    informative_B = (targets.advantage_BGL != 0).any(-1).any(-1)
+    return (valid_BG & informative_B[:, None]).sum().float() * targets.advantage_BGL.shape[-1]
+
+
+def _policy_batch(batch: MicroBatch, valid_BG: Tensor) -> PolicyBatch:
+    return PolicyBatch(
+        batch.scores.logp_BGL,
+        batch.old_BGL,
+        None if batch.reference is None else batch.reference.logp_BGL,
+        batch.targets.advantage_BGL,
+        batch.targets.rewards_BG,
+        _weights(batch.groups).to(valid_BG.device) * valid_BG,
+    )
+
+
+def _weights(groups: Sequence[Group]) -> Tensor:
+    """Importance weights (B, G); 1 where the groups carry none."""
+    return torch.stack([torch.ones(len(g.items_G)) if g.weights_G is None else g.weights_G for g in groups])
