@@ -27,7 +27,7 @@ from genrec.policy.chat.templates import Item, Message, load_language
 from genrec.policy.decoding.beam import beam
 from genrec.policy.decoding.prompt_cache import PromptCache
 from genrec.policy.decoding.request_constraints import Constraint, ItemAttributes, read_item_attributes
-from genrec.policy.decoding.trie_masks import Constraints
+from genrec.policy.decoding.trie_masks import TrieMaskCache
 from genrec.policy.prompts import Prompts
 from genrec.sid import catalog_updates as catalogs
 from genrec.sid.catalog import Catalog
@@ -68,7 +68,7 @@ class CatalogView:
     titles: list[str]
     rows: dict[str, int]
     facts: ItemAttributes
-    constraints: Constraints
+    constraints: TrieMaskCache
 
 
 class Recommender:
@@ -91,7 +91,7 @@ class Recommender:
         self._policy, self._prompts = load_policy(config.policy, catalog, parts["policy"], **places)
         self._digest = catalog.digest
         kept = config.decode.prompt_cache_mb * 2**20
-        self._read = PromptCache(self._policy, kept) if kept else None
+        self._prompt_cache = PromptCache(self._policy, kept) if kept else None
         self._view = self._read_view(self._present())
         self._prior, self._mask_seen = about["prior"], bool(about["mask_seen"])
         self._knn: ItemKNN | None = None
@@ -199,7 +199,7 @@ class Recommender:
         rows = {item_id: row for row, item_id in enumerate(ids)}
         facts = read_item_attributes(self._items, added, rows)
         return CatalogView(
-            path, catalog, self._prompts.for_catalog(catalog), ids, titles, rows, facts, Constraints(catalog.trie)
+            path, catalog, self._prompts.for_catalog(catalog), ids, titles, rows, facts, TrieMaskCache(catalog.trie)
         )
 
     def _ranked(self, view: CatalogView, rows: list[int], k: int, mask_N: Tensor | None) -> list[tuple[int, float]]:
@@ -211,10 +211,12 @@ class Recommender:
         nodes = None
         if scores is not None and self._prior["kind"] == "itemknn_nodes":
             nodes = on_nodes(trie, view.catalog.codes_NL, scores, weight)
-        found = beam(self._policy, tokens_BP, mask_BP, trie, width, masks=masks, prompts=self._read, prior=nodes)
+        found = beam(
+            self._policy, tokens_BP, mask_BP, trie, width, masks=masks, prompt_cache=self._prompt_cache, prior=nodes
+        )
         logp_BW = found.logp_BW
         if nodes is not None:
-            logp_BW = logp_BW + nodes.worth(trie.depth - 1, trie.path(found.codes_BWL)[..., -1:])[..., 0]
+            logp_BW = logp_BW + nodes.log_prior(trie.depth - 1, trie.path(found.codes_BWL)[..., -1:])[..., 0]
         beams = RankedItems(found.items_BW.numpy(), logp_BW.numpy())
         if self._mask_seen:
             beams = without_seen(beams, recent_QH, width - len(rows))
