@@ -24,7 +24,6 @@ from genrec.sid.catalog import Catalog
 from genrec.sid.trie import Trie
 
 SPAN = re.compile(re.escape(OPEN) + r"\s*(.*?)\s*" + re.escape(CLOSE), re.DOTALL)
-ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
