@@ -73,7 +73,7 @@ class _ChatEvaluation:
             said: list[Any] = []
             for message in self._builder.build(task, int(rows[place]), np.random.default_rng(number)):
                 if message.role == "assistant":
-                    written = generate.write(self._policy, self._form, self._catalog.trie, said, sampling)
+                    written = generate.generate_reply(self._policy, self._form, self._catalog.trie, said, sampling)
                     counted.append(_counted(written, message.parts))
                     message = type(message)("assistant", tuple(written.parts))
                 said.append(message)
@@ -89,7 +89,7 @@ class _ChatEvaluation:
     def _shown(self, parts: Any) -> str:
         from genrec.policy.chat import generate
 
-        return generate.show(parts, self._catalog.codes_NL, self._catalog.level_sizes, self._titles)
+        return generate.format_parts(parts, self._catalog.codes_NL, self._catalog.level_sizes, self._titles)
 
 
 def _counted(written: Any, wanted: Any) -> tuple[bool, bool, bool | None]:

@@ -198,7 +198,7 @@ def _prompt_cache(made: _DecodeSetup, bench: Bench) -> None:
     def ask(histories: Sequence[Any], cache: PromptCache | None) -> None:
         for history in histories:
             tokens_BP, mask_BP = (part.to(made.tokens_BP.device) for part in made.prompts.encode([history]))
-            beam(made.policy, tokens_BP, mask_BP, made.trie, made.width, prompts=cache)
+            beam(made.policy, tokens_BP, mask_BP, made.trie, made.width, prompt_cache=cache)
 
     found: dict[str, list[float]] = {"whole": [], "cached": []}
     for _ in range(made.size.rounds + 1):

@@ -173,13 +173,13 @@ class _SearchEvaluation:
         return found if entropy is None else {**found, "category_entropy@10": entropy}
 
     def _node_search(self, split: str, weight: float) -> Search:
-        from genrec.inference.batch import on_nodes
+        from genrec.inference.batch import make_node_prior
         from genrec.policy.decoding.beam import beam
 
         scores = self._scores(split)
 
         def search(tokens: Any, mask: Any, part: slice) -> Any:
-            prior = on_nodes(self.trie, self._catalog.codes_NL, scores[part], weight)
+            prior = make_node_prior(self.trie, self._catalog.codes_NL, scores[part], weight)
             return beam(self.policy, tokens, mask, self.trie, self._config.decode.width, prior=prior)
 
         return search

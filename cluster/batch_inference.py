@@ -38,14 +38,14 @@ def predict(
         count: the first queries alone, so many or the rest of their shard more.
     """
     from genrec.baselines.train_log import recent_history
-    from genrec.inference.batch import make_predictor, missing, read_predictions, without_seen
+    from genrec.inference.batch import BatchPredictor, PredictionSpec, missing_shards, read_predictions, without_seen
 
     width, history = config.decode.width, config.data.max_history
     queries = read_queries(data, split)
     wide = width + history if mask_seen else width
-    make = partial(make_predictor, config, data, catalog, policy, split, where, wide, prior)
+    make = partial(BatchPredictor, PredictionSpec(config, data, catalog, policy, split, where, wide, prior))
     wanted = len(queries) if count is None else min(count, len(queries))
-    parallel_map(config, make, missing(where, wanted, config.evaluation.shard_queries), label=label)
+    parallel_map(config, make, missing_shards(where, wanted, config.evaluation.shard_queries), label=label)
     beams = read_predictions(where)
     if not mask_seen:
         return beams

@@ -1,8 +1,8 @@
-"""genrec: generative recommendation. The method, without the machines; ``cluster`` and ``workflows`` build on it."""
+"""genrec: generative recommendation with semantic IDs. The method; ``cluster`` and ``workflows`` run it on Ray."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from genrec.inference.recommender import load
@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 __all__ = ["Constraint", "load"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
+    # Imported on first use: torch and transformers take seconds to load.
     if name == "load":
         from genrec.inference.recommender import load
 

@@ -1,7 +1,10 @@
-"""Hit rate and NDCG over the whole catalogue, one value per query, at item level and at semantic-ID level.
+"""Hit rate and NDCG over the whole catalogue, one value per query, for items and for semantic IDs.
 
-A ranking is an integer array ``ranked_QK``: item rows, best first, padded with -1. A query has one target, so
-HR@k is 1 when the target's rank is at most k, and NDCG@k is 1 / log2(1 + rank) then (the ideal DCG is 1).
+A ranking is an integer array ``ranked_QK``: item rows, best first, padded with -1. A query has one target, whose rank
+counts from 1, so
+
+    HR@k = 1 if rank <= k, else 0
+    NDCG@k = 1 / log2(1 + rank) if rank <= k, else 0    (the ideal DCG is 1; Järvelin & Kekäläinen 2002)
 """
 
 from __future__ import annotations
@@ -20,9 +23,10 @@ FloatArray = NDArray[np.floating]
 
 
 def target_ranks(ranked_QK: IntArray, targets_Q: IntArray) -> NDArray[np.int64]:
-    """Rank (from 1) of each target in its ranking; 0 where the ranking does not hold it.
+    """Rank (Q,), from 1, of each target in its ranking; 0 where the target is missing.
 
-    Raises InputError when the shapes do not fit or a target is negative.
+    Raises:
+        InputError: shapes that do not fit, or a negative target.
     """
     _check(ranked_QK, targets_Q)
     if ranked_QK.shape[1] == 0:
@@ -32,9 +36,9 @@ def target_ranks(ranked_QK: IntArray, targets_Q: IntArray) -> NDArray[np.int64]:
 
 
 def sid_ranking(ranked_QK: IntArray, sid_of_item_N: IntArray) -> NDArray[np.int64]:
-    """The ranking with items replaced by their semantic ID's number, each ID kept once, at its best place.
+    """The ranking (Q, K) with items replaced by the numbers of their SIDs, each SID once, at its best rank.
 
-    ``sid_of_item_N`` numbers the IDs; items that share all codes share a number. Returns (Q, K), padded with -1.
+    ``sid_of_item_N``: the number of each item's SID, see ``sid_numbers``. Padded with -1.
     """
     sids_QK = np.where(ranked_QK >= 0, sid_of_item_N[np.maximum(ranked_QK, 0)], -1).astype(np.int64)
     order_QK = np.argsort(sids_QK, axis=1, kind="stable")
@@ -48,18 +52,18 @@ def sid_ranking(ranked_QK: IntArray, sid_of_item_N: IntArray) -> NDArray[np.int6
 
 
 def sid_target_ranks(ranked_QK: IntArray, targets_Q: IntArray, sid_of_item_N: IntArray) -> NDArray[np.int64]:
-    """Rank (from 1) of the target's codes among the distinct codes of the ranking; 0 where they are missing."""
+    """Rank (Q,), from 1, of the target's SID among the distinct SIDs of the ranking; 0 where it is missing."""
     _check(ranked_QK, targets_Q)
     return target_ranks(sid_ranking(ranked_QK, sid_of_item_N), sid_of_item_N[targets_Q])
 
 
 def sid_numbers(codes_NL: IntArray) -> NDArray[np.int64]:
-    """Number the semantic IDs: equal rows of ``codes_NL`` (N items, L codes) get equal numbers, from 0."""
+    """Numbers (N,), from 0, of the SIDs ``codes_NL``: equal SIDs have equal numbers."""
     return np.unique(codes_NL, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
 def per_query(ranks_Q: IntArray, ks: Sequence[int] = KS) -> dict[str, FloatArray]:
-    """``{"hr@k": (Q,), "ndcg@k": (Q,)}`` for every k, from ranks (1 is best, 0 means missing)."""
+    """``{"hr@k": (Q,), "ndcg@k": (Q,)}`` for every k, from ranks (1 is best, 0 is missing)."""
     found_Q = ranks_Q > 0
     gain_Q = np.where(found_Q, 1.0 / np.log2(1.0 + np.maximum(ranks_Q, 1)), 0.0)
     values: dict[str, FloatArray] = {}
@@ -83,8 +87,8 @@ def measure(ranked_QK: IntArray, targets_Q: IntArray, ks: Sequence[int] = KS) ->
 def _check(ranked_QK: IntArray, targets_Q: IntArray) -> None:
     if ranked_QK.ndim != 2 or targets_Q.ndim != 1 or len(ranked_QK) != len(targets_Q):
         raise InputError(
-            f"rankings of shape {ranked_QK.shape} and targets of shape {targets_Q.shape} do not fit; "
-            "(queries, k) and (queries,) were expected"
+            f"got rankings of shape {ranked_QK.shape} and targets of shape {targets_Q.shape}, which do not fit; "
+            "wanted (queries, k) and (queries,)"
         )
     if targets_Q.size and int(targets_Q.min()) < 0:
-        raise InputError(f"a target is {int(targets_Q.min())}; targets are item rows from 0")
+        raise InputError(f"got the target {int(targets_Q.min())}; wanted item rows, from 0")

@@ -1,4 +1,4 @@
-"""Popularity buckets of items: head, middle and tail by thirds of the train traffic, and items never seen in it."""
+"""Popularity buckets of items: head, middle and tail by thirds of the train events, and items without one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ BUCKETS = ("head", "middle", "tail", "unseen")
 
 
 def popularity_bucket(train_counts_N: IntArray) -> NDArray[np.int64]:
-    """Bucket of each item, an index into ``BUCKETS``, by thirds of the train traffic.
+    """The bucket (N,) of each item, an index into ``BUCKETS``, from its number of train events ``train_counts_N``.
 
-    Items in order of train events, most first (ties to the lower row): those that make up the first third of all
-    events are head, the second third middle, the last third tail; items without a train event are
-    unseen. An item that spans a border belongs to the bucket in which its traffic begins.
+    Items are ordered by train events, most first (ties: lower row first). Those with the first third of all events are
+    head, with the second third middle, with the last third tail; items without a train event are unseen. An item across
+    a border belongs to the bucket in which its events begin.
     """
     order_N = np.argsort(-train_counts_N, kind="stable")
     traffic_N = train_counts_N[order_N].astype(np.float64)

@@ -1,12 +1,14 @@
-"""Item-based nearest neighbours on sequences, with everything that makes them strong left to tune.
+"""Item-based nearest neighbours on sequences, with all settings that make them strong open to tuning.
 
 Similarity of a history item i to a candidate j (Deshpande & Karypis 2004; Ludewig & Jannach 2018 for order and decay):
 
-    C[i, j] = sum over train pairs of w(distance), pairs against the order of time weighted by ``backward``
-    S[i, j] = C[i, j] / (n_i^source_power * n_j^target_power + shrink)
+    F[i, j] = Σ d^-distance_decay over all pairs of train events of one user with j d events after i, d <= window
+    C[i, j] = F[i, j] + backward · F[j, i]
+    S[i, j] = C[i, j] / (n_i^source_power · n_j^target_power + shrink), times self_weight where i = j
+    score(j) = Σ_h (h + 1)^-recency_decay · S[history_h, j], h = 0 for the newest item
 
-and a candidate's score is the sum of S over the history, the newest item counting most. The diagonal of S is
-what a repeat purchase lives from; ``self_weight`` scales it.
+with n_i the train events of item i. The diagonal of S is what recommends an item again; each row of S keeps its
+``neighbours`` largest entries. Ranking adds ``popularity`` · log(1 + n_j) / max_i log(1 + n_i) to the score.
 """
 
 from __future__ import annotations
@@ -26,35 +28,37 @@ MAX_WINDOW = 10
 
 @dataclass(frozen=True)
 class KnnSettings:
-    """What ItemKNN's tuning chooses. Pairs at most ``window`` events apart count."""
+    """The settings of ItemKNN that are tuned; see the module's formulas."""
 
     window: int = 5
-    distance_decay: float = 1.0  # w(d) = d ** -distance_decay
-    backward: float = 0.5  # weight of "j came before i" beside "j came after i"
-    source_power: float = 0.25  # both powers 0.5: the cosine
+    distance_decay: float = 1.0  # of pairs d events apart: d ** -distance_decay
+    backward: float = 0.5  # weight of "j before i", where "j after i" has 1
+    source_power: float = 0.25  # both powers 0.5 and shrink 0: the cosine
     target_power: float = 0.25
     shrink: float = 10.0
     self_weight: float = 1.0
-    recency_decay: float = 1.0  # history item h (0 = newest) weighs (h + 1) ** -recency_decay
+    recency_decay: float = 1.0  # weight of history item h (0: newest): (h + 1) ** -recency_decay
     neighbours: int = 500  # kept per item
-    popularity: float = 1e-3  # of log(1 + count), scaled to at most 1: orders items without a neighbour's vote
+    popularity: float = 1e-3  # weight of popularity, small: it orders items without a score
 
     def __post_init__(self) -> None:
         if not 1 <= self.window <= MAX_WINDOW or self.neighbours < 1 or self.popularity <= 0:
             raise InputError(
-                f"{self}: window must lie in 1..{MAX_WINDOW}, neighbours be at least 1 and popularity above 0"
+                f"got {self}; wanted window in 1..{MAX_WINDOW}, neighbours of at least 1 and popularity above 0"
             )
 
 
 class Pairs:
-    """Ordered co-occurrence counts of a train log: one sparse (N, N) matrix per distance, for all settings."""
+    """Ordered co-occurrence counts of a train log: a sparse (N, N) matrix per distance 1 … ``window``, counted once for
+    all settings.
+    """
 
     def __init__(self, log: TrainLog, window: int = MAX_WINDOW) -> None:
         self.counts_N = log.counts_N.astype(np.float64)
         self.at_distance = [following(log, distance) for distance in range(1, window + 1)]
 
     def weighted(self, settings: KnnSettings) -> Sparse:
-        """C (N, N) of the module's formula."""
+        """C (N, N) of the module's formulas."""
         total = self.at_distance[0] * 0.0
         for distance, counts in enumerate(self.at_distance[: settings.window], start=1):
             total = total + counts * distance**-settings.distance_decay
@@ -62,7 +66,7 @@ class Pairs:
 
 
 class ItemKNN:
-    """Neighbour scores for histories; see the module's formula. Scores stay sparse until they are ranked."""
+    """Neighbour scores for histories; see the module's formulas. Scores stay sparse until they are ranked."""
 
     def __init__(self, pairs: Pairs, settings: KnnSettings) -> None:
         self.settings = settings
@@ -71,7 +75,10 @@ class ItemKNN:
         self.backoff_N = settings.popularity * popularity_N / max(1.0, float(popularity_N.max()))
 
     def scores(self, recent_QH: IntArray) -> Sparse:
-        """Similarity sums (Q, N), sparse, without the popularity term: the prior on the trie."""
+        """Scores (Q, N), sparse, without the popularity term: what a prior for a policy is made from.
+
+        ``recent_QH``: item rows, newest first, padded with -1.
+        """
         weight_H = (np.arange(recent_QH.shape[1]) + 1.0) ** -self.settings.recency_decay
         inside_QH = recent_QH >= 0
         query_QH = np.broadcast_to(np.arange(len(recent_QH))[:, None], recent_QH.shape)
@@ -81,7 +88,7 @@ class ItemKNN:
         return (history_QN @ self.similarity_NN).tocsr()
 
     def dense(self, recent_QH: IntArray) -> FloatArray:
-        """Scores (Q, N): similarity sums with the popularity term added."""
+        """Scores (Q, N) with the popularity term."""
         return self.scores(recent_QH).toarray() + self.backoff_N
 
 

@@ -10,16 +10,20 @@ from genrec.metrics import FloatArray, IntArray
 
 
 class Popularity:
-    """Train events per item, the same for everyone. ``recent`` counts only that share of the newest events."""
+    """Scores items by their train events among the newest share ``recent`` of the log.
+
+    Raises:
+        InputError: ``recent`` outside (0, 1].
+    """
 
     def __init__(self, log: TrainLog, recent: float = 1.0) -> None:
         if not 0.0 < recent <= 1.0:
-            raise InputError(f"recent is {recent}; a share of the log's newest events in (0, 1] was expected")
+            raise InputError(f"got recent={recent}; wanted a share of the log's newest events in (0, 1]")
         kept_E = log.times_E >= np.quantile(log.times_E, 1.0 - recent)
         counts_N = np.bincount(log.items_E[kept_E], minlength=log.n_items).astype(np.float64)
         self.recent = recent
         self.scores_N = counts_N + log.counts_N / (log.counts_N.max() + 1.0)
 
     def dense(self, recent_QH: IntArray) -> FloatArray:
-        """Scores (Q, N): counts in the window; ties go to the item with more events in the whole log."""
+        """Scores (Q, N): counts among the newest events; ties go to the item with more events in the whole log."""
         return np.broadcast_to(self.scores_N, (len(recent_QH), len(self.scores_N))).copy()

@@ -1,8 +1,9 @@
-"""The best items of a baseline's scores.
+"""The best items by a baseline's scores.
 
-A history is a row of ``recent_QH``: item rows, newest first, padded with -1. Where no train target repeats an earlier
-item of its user, repeats are taken to be impossible and seen items are masked: for the baselines, and for the policy
-(``genrec.inference.batch``) alike.
+A history is a row of ``recent_QH``: item rows, newest first, padded with -1. If no train target repeats an earlier item
+of its user (``TrainLog.repeat_share`` is 0), repeats are taken to be impossible, and the items of a query's history are
+excluded from its ranking: from those of the baselines, and from those of the policy
+(``genrec.inference.batch.without_seen``).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class Baseline(Protocol):
     """Anything that scores the whole catalogue for a history."""
 
     def dense(self, recent_QH: IntArray) -> FloatArray:
-        """Scores (Q, N), higher is better. Callers keep Q small: the result is dense."""
+        """Scores (Q, N), higher is better. The result is dense, so callers keep Q small."""
         ...
 
 
@@ -30,7 +31,9 @@ def rank(
 ) -> NDArray[np.int64]:
     """The k best items of each history, (Q, min(k, N)), best first, padded with -1 where masks leave fewer.
 
-    Dense scores are made for as many queries at a time as fit ``chunk_bytes`` (scores and working copies).
+    Args:
+        mask_seen: exclude the items of each history.
+        chunk_bytes: memory for dense scores and their working copies; it sets how many queries are scored at a time.
     """
     n_items = baseline.dense(recent_QH[:1]).shape[1] if len(recent_QH) else 0
     chunk = max(1, chunk_bytes // max(1, 24 * n_items))

@@ -1,4 +1,4 @@
-"""The few things done with sparse (rows, N) score matrices. scipy carries no types, so they are named here once."""
+"""Functions on sparse matrices (rows, N) of scores."""
 
 from __future__ import annotations
 
@@ -16,36 +16,37 @@ IndexArray = NDArray[np.integer]
 
 
 def csr(values_E: NDArray[Any], rows_E: IndexArray, columns_E: IndexArray, shape: tuple[int, int]) -> Sparse:
-    """A CSR matrix from its entries; entries at the same place are added."""
+    """A CSR matrix from E entries; entries with the same row and column are added."""
     return sparse.csr_matrix((values_E, (rows_E, columns_E)), shape=shape)
 
 
 def row_of_entry(matrix: Sparse) -> NDArray[np.int64]:
-    """The row of each stored entry, in the order of ``matrix.data``."""
+    """The row (E,) of each stored entry, in the order of ``matrix.data``."""
     return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
 
 
-def at(matrix: Sparse, rows_E: IndexArray, columns_E: IndexArray) -> NDArray[np.float64]:
-    """The values at the given places, zeros included."""
+def values_at(matrix: Sparse, rows_E: IndexArray, columns_E: IndexArray) -> NDArray[np.float64]:
+    """The values (E,) at the given rows and columns, zeros included."""
     if not len(rows_E):
         return np.zeros(0)
     return np.asarray(matrix[rows_E, columns_E], dtype=np.float64).reshape(-1)
 
 
 def keep_largest(matrix: Sparse, k: int) -> Sparse:
-    """The matrix with only the k largest entries of each row."""
+    """The matrix with only the k largest entries of each row; ties go to the lower column."""
     if int(np.diff(matrix.indptr).max(initial=0)) <= k:
         return matrix
     kept_RK = top_columns(matrix, k)
-    rows_E, places_E = np.nonzero(kept_RK >= 0)
-    columns_E = kept_RK[rows_E, places_E]
-    return csr(at(matrix, rows_E, columns_E), rows_E, columns_E, matrix.shape)
+    rows_E, ranks_E = np.nonzero(kept_RK >= 0)
+    columns_E = kept_RK[rows_E, ranks_E]
+    return csr(values_at(matrix, rows_E, columns_E), rows_E, columns_E, matrix.shape)
 
 
 def top_columns(matrix: Sparse, k: int) -> NDArray[np.int64]:
     """Columns of the k largest stored entries of each row, (rows, k), largest first, padded with -1.
 
-    Ties go to the lower column. Rows are cut before they are sorted: much faster than one sort of all entries.
+    Ties go to the lower column. Each row is cut to its k largest entries before it is sorted, which is much faster than
+    sorting all entries.
     """
     matrix.sort_indices()
     top_RK = np.full((matrix.shape[0], k), -1, dtype=np.int64)
@@ -60,11 +61,11 @@ def top_columns(matrix: Sparse, k: int) -> NDArray[np.int64]:
     return top_RK
 
 
-def mask_seen_items(scores: Sparse, recent_QH: np.ndarray) -> Sparse:
-    """Item scores (Q, N) with the items of each query's own history set to 0."""
-    struck = scores.tolil(copy=True)
+def mask_seen_items(scores: Sparse, recent_QH: IndexArray) -> Sparse:
+    """The scores (Q, N) without those of the items in each query's own history (rows, padded with -1)."""
+    masked = scores.tolil(copy=True)
     query_QH = np.broadcast_to(np.arange(len(recent_QH))[:, None], recent_QH.shape)
-    struck[query_QH[recent_QH >= 0], recent_QH[recent_QH >= 0]] = 0.0
-    result = struck.tocsr()
+    masked[query_QH[recent_QH >= 0], recent_QH[recent_QH >= 0]] = 0.0
+    result = masked.tocsr()
     result.eliminate_zeros()
     return result

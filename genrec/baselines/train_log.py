@@ -1,4 +1,4 @@
-"""What baselines learn from: the train positions of all users, and histories as arrays."""
+"""The data of baselines: the train events of all users, and histories as arrays."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ CONTEXT, TRAIN = 0, 1
 
 @dataclass(frozen=True)
 class TrainLog:
-    """The train part of all users' sequences, laid end to end: E events, oldest first within a user."""
+    """The train part of all users' sequences, concatenated: E events, oldest first within a user.
+
+    ``items_E`` item rows, ``users_E`` user numbers, ``times_E`` times; ``n_items`` is N.
+    """
 
     items_E: NDArray[np.int64]
     users_E: NDArray[np.int64]
@@ -25,12 +28,12 @@ class TrainLog:
 
     @property
     def counts_N(self) -> NDArray[np.int64]:
-        """Train events per item."""
+        """Train events per item, (N,)."""
         return np.bincount(self.items_E, minlength=self.n_items)
 
     @property
     def repeat_share(self) -> float:
-        """Share of train targets that the same user had touched before (a user's first event is no target)."""
+        """Share of the train targets that repeat an earlier item of the user (a user's first event is no target)."""
         if self.items_E.size == 0:
             return 0.0
         distinct = np.unique(self.users_E * self.n_items + self.items_E).size
@@ -40,16 +43,20 @@ class TrainLog:
 
 
 def train_log(sequences: pa.Table, n_items: int) -> TrainLog:
-    """The events that train rows show: each user's context and train positions up to the last train target.
+    """The train events: each user's context and train positions up to the last train target.
 
-    ``sequences`` has the columns ``items`` and ``split`` (0 context, 1 train, 2 valid, 3 test), and may have
-    ``times``; without it an event's time is its position. A user without a train target adds nothing.
-    Raises InputError when no train target exists or an item is not in the catalogue.
+    Args:
+        sequences: columns ``items``, ``split`` (0 context, 1 train, 2 valid, 3 test) and, if known, ``times``; without
+            them the time of an event is its position. A user without a train target adds nothing.
+        n_items: N; items are rows 0 … N - 1.
+
+    Raises:
+        InputError: no train target, an item outside the catalogue, or columns that do not fit.
     """
     items_E, lengths_U = _flat(sequences, "items")
     split_E, split_lengths_U = _flat(sequences, "split")
     if not np.array_equal(lengths_U, split_lengths_U):
-        raise InputError("sequences: the columns items and split differ in length; run prepare again")
+        raise InputError("sequences: the columns items and split differ in length; run `genrec prepare` again")
     users_E = np.repeat(np.arange(len(lengths_U)), lengths_U)
     position_E = np.arange(len(items_E)) - np.repeat(np.cumsum(lengths_U) - lengths_U, lengths_U)
     last_U = np.full(len(lengths_U), -1)
@@ -69,20 +76,22 @@ def recent_history(queries: pa.Table, max_history: int) -> NDArray[np.int64]:
     """The ``history`` column as ``recent_QH``: at most ``max_history`` items, newest first, padded with -1."""
     items_E, lengths_Q = _flat(queries, "history")
     ends_Q = np.cumsum(lengths_Q)
-    place_QH = ends_Q[:, None] - 1 - np.arange(max_history)[None, :]
+    index_QH = ends_Q[:, None] - 1 - np.arange(max_history)[None, :]
     inside_QH = np.arange(max_history)[None, :] < lengths_Q[:, None]
     if items_E.size == 0:
         return np.full(inside_QH.shape, -1, dtype=np.int64)
-    return np.where(inside_QH, items_E[np.maximum(place_QH, 0)], -1)
+    return np.where(inside_QH, items_E[np.maximum(index_QH, 0)], -1)
 
 
 def _flat(table: pa.Table, column: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """A list column's values end to end, and each row's length."""
+    """The concatenated values of a list column, and the length of each row."""
     if column not in table.column_names:
-        raise InputError(f"the table has columns {table.column_names}, {column!r} was expected; run prepare again")
+        raise InputError(
+            f"got the columns {table.column_names}, wanted {column!r}; run `genrec prepare` again"
+        )
     lists = table.column(column).combine_chunks()
     array = cast("pa.ListArray", lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists)
     offsets = array.offsets.to_numpy(zero_copy_only=False)
     if array.null_count or array.flatten().null_count:
-        raise InputError(f"the column {column!r} holds nulls; every sequence needs its {column}")
+        raise InputError(f"the column {column!r} holds nulls; every row needs its {column}")
     return array.flatten().to_numpy(zero_copy_only=False).astype(np.int64), np.diff(offsets).astype(np.int64)

@@ -10,14 +10,14 @@ from genrec.metrics import FloatArray, IntArray
 
 
 class Transition:
-    """How often an item directly followed the history's newest item; popularity where nothing is known."""
+    """Scores items by how often they directly followed the newest item of the history, ties by popularity."""
 
     def __init__(self, log: TrainLog) -> None:
         self.counts_NN = following(log, 1)
         self.backoff_N = log.counts_N / (log.counts_N.max() + 1.0)
 
     def dense(self, recent_QH: IntArray) -> FloatArray:
-        """Scores (Q, N): transition counts, with popularity (below 1) added."""
+        """Scores (Q, N): transition counts plus popularity scaled below 1."""
         last_Q = recent_QH[:, 0]
         scores_QN = self.counts_NN[np.maximum(last_Q, 0)].toarray()
         scores_QN[last_Q < 0] = 0.0
@@ -25,7 +25,7 @@ class Transition:
 
 
 def following(log: TrainLog, distance: int) -> Sparse:
-    """Counts (N, N): how often column's item came ``distance`` events after row's item, of the same user."""
+    """Counts (N, N): how often the column's item is ``distance`` events after the row's item, within one user."""
     same_E = log.users_E[:-distance] == log.users_E[distance:]
     before_E, after_E = log.items_E[:-distance][same_E], log.items_E[distance:][same_E]
     ones_E = np.ones(len(before_E), dtype=np.float64)

@@ -1,8 +1,8 @@
 """Baselines tuned on validation NDCG@10, as a model's own settings are: an untuned baseline is no baseline.
 
-ItemKNN climbs a grid one setting at a time, keeping on in a direction while it helps, until nothing helps or
-``budget`` settings have been tried. A setting is judged by exact ranks that are counted on sparse scores, so
-its cost does not grow with the size of the catalogue.
+ItemKNN is tuned by coordinate ascent on a grid: one setting at a time, in each direction as long as NDCG@10 rises,
+until no step helps or ``budget`` settings have been tried. The ranks are exact and counted on sparse scores, so that the
+cost of a setting does not grow with the size of the catalogue.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from itertools import product
 
 import numpy as np
 import pyarrow as pa
@@ -19,13 +19,17 @@ from numpy.typing import NDArray
 from genrec.baselines.itemknn import ItemKNN, KnnSettings, Pairs
 from genrec.baselines.popularity import Popularity
 from genrec.baselines.ranking import Baseline, rank
-from genrec.baselines.sparse import Sparse, at, mask_seen_items, row_of_entry
+from genrec.baselines.sparse import Sparse, mask_seen_items, row_of_entry, values_at
 from genrec.baselines.train_log import TrainLog, recent_history, train_log
 from genrec.baselines.transitions import Transition
 from genrec.metrics import IntArray, measure, per_query
 
 BUDGET = 40
+"""ItemKNN settings that are tried at most."""
+
 MAX_QUERIES = 5000
+"""Validation queries that tuning uses at most."""
+
 RECENT_SHARES = (1.0, 0.5, 0.2, 0.1, 0.05)
 
 GRID: Mapping[str, Sequence[float]] = {
@@ -44,15 +48,18 @@ GRID: Mapping[str, Sequence[float]] = {
 
 @dataclass(frozen=True)
 class BaselineSuite:
-    """The fitted baselines by name, what was tuned, and whether seen items are masked (see ``baselines``)."""
+    """The fitted baselines by name, the settings of each, and whether items of a query's history are excluded.
+
+    ``mask_seen`` is explained in ``genrec.baselines.ranking``.
+    """
 
     log: TrainLog
     models: Mapping[str, Baseline]
-    settings: Mapping[str, Mapping[str, Any]]
+    settings: Mapping[str, Mapping[str, float]]
     mask_seen: bool
 
     def rank(self, recent_QH: IntArray, k: int) -> dict[str, NDArray[np.int64]]:
-        """Each baseline's k best items for each history: name to (Q, k)."""
+        """Per baseline the k best items (Q, k) of each history, best first."""
         return {name: rank(model, recent_QH, k, mask_seen=self.mask_seen) for name, model in self.models.items()}
 
     @property
@@ -63,7 +70,7 @@ class BaselineSuite:
         return knn
 
     def scores(self, recent_QH: IntArray) -> Sparse:
-        """ItemKNN's scores (Q, N), without seen items where the log never repeats."""
+        """ItemKNN's scores (Q, N), without those of the history's items under ``mask_seen``."""
         scores = self.itemknn.scores(recent_QH)
         return mask_seen_items(scores, recent_QH) if self.mask_seen else scores
 
@@ -73,7 +80,13 @@ def fit_baselines(
 ) -> BaselineSuite:
     """Popularity, transition counts and ItemKNN: trained on train positions, tuned on the ``valid`` queries.
 
-    ``sequences`` needs ``items``, ``split`` (and ``times`` if known); ``valid`` needs ``history`` and ``target``.
+    Args:
+        sequences: columns ``items``, ``split`` and, if known, ``times``; see ``train_log``.
+        valid: columns ``history`` and ``target``.
+        n_items: N; items are rows 0 … N - 1.
+        max_history: items of a history that are used, its last ones.
+        seed: of the sample of queries that ItemKNN is tuned on.
+        budget: ItemKNN settings that are tried at most.
     """
     log = train_log(sequences, n_items)
     mask_seen = log.repeat_share == 0.0
@@ -81,22 +94,13 @@ def fit_baselines(
     targets_Q = valid.column("target").to_numpy().astype(np.int64)
     popularity = tune_popularity(log, recent_QH, targets_Q, mask_seen=mask_seen)
     tuned = tune_itemknn(log, recent_QH, targets_Q, mask_seen=mask_seen, seed=seed, budget=budget)
-    settings: dict[str, dict[str, Any]] = {
-        "popularity": {"recent": popularity.recent},
-        "transition": {},
-        "itemknn": {
-            **asdict(tuned.knn.settings),
-            "valid_ndcg@10": tuned.ndcg,
-            "tried": tuned.tried,
-            "seconds": round(tuned.seconds, 2),
-        },
-    }
     models = {"popularity": popularity, "transition": Transition(log), "itemknn": tuned.knn}
+    settings = {"popularity": {"recent": popularity.recent}, "transition": {}, "itemknn": tuned.as_dict()}
     return BaselineSuite(log, models, settings, mask_seen)
 
 
 @dataclass(frozen=True)
-class Tuned:
+class TunedKnn:
     """An ItemKNN with the best settings found, their validation NDCG@10, how many were tried, and the seconds."""
 
     knn: ItemKNN
@@ -104,65 +108,90 @@ class Tuned:
     tried: int
     seconds: float
 
+    def as_dict(self) -> dict[str, float]:
+        """The settings and the figures of the tuning, for a report."""
+        figures = {"valid_ndcg@10": self.ndcg, "tried": self.tried, "seconds": round(self.seconds, 2)}
+        return {**asdict(self.knn.settings), **figures}
+
 
 def tune_itemknn(
     log: TrainLog, recent_QH: IntArray, targets_Q: IntArray, *, mask_seen: bool, seed: int = 0, budget: int = BUDGET
-) -> Tuned:
-    """Tune ItemKNN, trained on ``log``, on validation queries (a seeded sample of 5,000 when there are more)."""
+) -> TunedKnn:
+    """ItemKNN trained on ``log`` with the settings that are best on validation queries.
+
+    Of more than ``MAX_QUERIES`` queries a sample by ``seed`` is used.
+    """
     start = time.perf_counter()
     if len(targets_Q) > MAX_QUERIES:
         rows = np.sort(np.random.default_rng(seed).choice(len(targets_Q), MAX_QUERIES, replace=False))
         recent_QH, targets_Q = recent_QH[rows], targets_Q[rows]
     pairs = Pairs(log)
-    seen: dict[KnnSettings, float] = {}
 
-    def value(settings: KnnSettings) -> float:
-        if settings not in seen:
-            ranks_Q = exact_ranks(ItemKNN(pairs, settings), recent_QH, targets_Q, mask_seen=mask_seen)
-            seen[settings] = float(per_query(ranks_Q, (10,))["ndcg@10"].mean()) if len(ranks_Q) else 0.0
-        return seen[settings]
+    def ndcg(settings: KnnSettings) -> float:
+        ranks_Q = exact_ranks(ItemKNN(pairs, settings), recent_QH, targets_Q, mask_seen=mask_seen)
+        return float(per_query(ranks_Q, (10,))["ndcg@10"].mean()) if len(ranks_Q) else 0.0
 
-    best = _coordinate_ascent(value, lambda: len(seen) < budget)
-    return Tuned(ItemKNN(pairs, best), value(best), len(seen), time.perf_counter() - start)
+    best, tried = _coordinate_ascent(ndcg, KnnSettings(), budget)
+    return TunedKnn(ItemKNN(pairs, best), tried[best], len(tried), time.perf_counter() - start)
 
 
-def _coordinate_ascent(value: Callable[[KnnSettings], float], may_try: Callable[[], bool]) -> KnnSettings:
-    best, before = KnnSettings(), None
-    while best != before and may_try():
+def _coordinate_ascent(
+    value: Callable[[KnnSettings], float], start: KnnSettings, budget: int
+) -> tuple[KnnSettings, dict[KnnSettings, float]]:
+    """The best settings found from ``start``, and the values of all settings that were tried."""
+    tried = {start: value(start)}
+    best, before = start, None
+    while best != before and len(tried) < budget:
         before = best
-        for name in GRID:
-            for step in (1, -1):
-                while (move := _move(best, name, step)) and may_try() and value(move) > value(best):
-                    best = move
+        for name, step in product(GRID, (1, -1)):
+            best = _ascend(value, best, name, step, tried, budget)
+    return best, tried
+
+
+def _ascend(
+    value: Callable[[KnnSettings], float],
+    best: KnnSettings,
+    name: str,
+    step: int,
+    tried: dict[KnnSettings, float],
+    budget: int,
+) -> KnnSettings:
+    """The settings after steps along one coordinate of the grid, as long as each is better than the one before."""
+    while (move := _move(best, name, step)) is not None and len(tried) < budget:
+        if move not in tried:
+            tried[move] = value(move)
+        if tried[move] <= tried[best]:
+            break
+        best = move
     return best
 
 
 def _move(settings: KnnSettings, name: str, step: int) -> KnnSettings | None:
-    """The settings one grid step away; None beyond the grid's end."""
+    """The settings one grid step away; None beyond the end of the grid."""
     values = GRID[name]
-    place = values.index(getattr(settings, name)) + step
-    return replace(settings, **{name: values[place]}) if 0 <= place < len(values) else None
+    index = values.index(getattr(settings, name)) + step
+    return replace(settings, **{name: values[index]}) if 0 <= index < len(values) else None
 
 
 def exact_ranks(knn: ItemKNN, recent_QH: IntArray, targets_Q: IntArray, *, mask_seen: bool) -> NDArray[np.int64]:
-    """Rank (from 1) of each target among all N items, without a dense (Q, N) array; 0 for a masked target.
+    """Rank (Q,), from 1, of each target among all N items, without a dense (Q, N) array; 0 for a masked target.
 
-    Equals the rank in ``baselines.rank``, but for ties among items that no neighbour votes for.
+    Equals the rank by ``ranking.rank``, except for ties among items without a neighbour score.
     """
-    votes = knn.scores(recent_QH)
+    scores = knn.scores(recent_QH)
     backoff_N = knn.backoff_N
     query_Q = np.arange(len(targets_Q))
-    score_Q = at(votes, query_Q, targets_Q) + backoff_N[targets_Q]
-    row_E = row_of_entry(votes)
-    value_E, level_E = votes.data + backoff_N[votes.indices], score_Q[row_E]
-    above_E = (value_E > level_E) | ((value_E == level_E) & (votes.indices < targets_Q[row_E]))
-    rest_E = backoff_N[votes.indices] > level_E  # counted by popularity below, though a vote decides
+    score_Q = values_at(scores, query_Q, targets_Q) + backoff_N[targets_Q]
+    row_E = row_of_entry(scores)
+    value_E, level_E = scores.data + backoff_N[scores.indices], score_Q[row_E]
+    above_E = (value_E > level_E) | ((value_E == level_E) & (scores.indices < targets_Q[row_E]))
+    rest_E = backoff_N[scores.indices] > level_E  # counted below by popularity, although their score decides
     ranks_Q = 1 + len(backoff_N) - np.searchsorted(np.sort(backoff_N), score_Q, side="right")
     ranks_Q += np.bincount(row_E, above_E.astype(np.int64) - rest_E, minlength=len(targets_Q)).astype(np.int64)
     if not mask_seen:
         return ranks_Q
     seen_query_S, seen_item_S = _distinct_pairs(recent_QH, len(backoff_N))
-    seen_value_S = at(votes, seen_query_S, seen_item_S) + backoff_N[seen_item_S]
+    seen_value_S = values_at(scores, seen_query_S, seen_item_S) + backoff_N[seen_item_S]
     ranks_Q -= np.bincount(seen_query_S, seen_value_S > score_Q[seen_query_S], minlength=len(targets_Q)).astype(
         np.int64
     )
@@ -170,7 +199,7 @@ def exact_ranks(knn: ItemKNN, recent_QH: IntArray, targets_Q: IntArray, *, mask_
 
 
 def tune_popularity(log: TrainLog, recent_QH: IntArray, targets_Q: IntArray, *, mask_seen: bool) -> Popularity:
-    """Popularity over the share of newest train events that serves validation best."""
+    """Popularity over the share of the newest train events that has the best validation NDCG@10."""
     rows = slice(None, None, max(1, len(targets_Q) // MAX_QUERIES))
 
     def ndcg(model: Popularity) -> float:

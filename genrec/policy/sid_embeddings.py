@@ -1,4 +1,4 @@
-"""The SID rows of the embedding tables: what they start from in a pretrained model, and whether they learned."""
+"""SID embeddings, the rows of the SID tokens in the embedding tables: their start values, and whether they learned."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 TOKENS_AT_ONCE = 65_536
 
 MIN_CHANGE = 1e-5
-"""A row has learned if it left its line by this share of its length: weight decay alone moves it along the line."""
+"""A row has learned if its part perpendicular to its start exceeds this share of the start's length: weight decay
+alone only shortens a row."""
 
 
 @torch.no_grad()
@@ -31,23 +32,23 @@ def add_rows(
     start: Literal["text", "mean", "random"],
     titles: Sequence[str] = (),
 ) -> None:
-    """Grow the embeddings of ``model`` by the block ``sids``; a tied table once, an untied head by rows of its own.
+    """Extend the embedding tables of ``model`` by the block ``sids``: the input table, and an untied output table too.
 
     Args:
-        codes_NL: the SIDs of the catalogue.
-        start: ``text``, the mean embedding of the title tokens of the items under a code, scaled to the table's
-            median row norm (codes without a title: as ``mean``); ``mean``, the table's mean row and noise of half its
-            rows' spread; ``random``, normal noise at the median norm.
-        titles: of the catalogue's items, or of its first ones.
+        codes_NL: the SIDs of the catalogue's N items.
+        start: ``text``: the mean embedding of the title tokens of the items that have the code, scaled to the table's
+            median row norm (codes without a title: as ``mean``). ``mean``: the table's mean row + 0.5 · its rows'
+            standard deviation · normal noise. ``random``: normal noise, scaled to the median row norm.
+        titles: of the catalogue's items, or of the first of them.
     """
     model.resize_token_embeddings(sids.base + sids.count, mean_resizing=False)
     words = _title_tokens(tokenizer, titles[: len(codes_NL)]) if start == "text" and titles else None
-    done: set[int] = set()
+    initialised: set[int] = set()
     for table in (model.get_input_embeddings(), model.get_output_embeddings()):
         weight: Tensor = table.weight  # type: ignore[union-attr,assignment]
-        if weight.data_ptr() in done:
+        if weight.data_ptr() in initialised:
             continue
-        done.add(weight.data_ptr())
+        initialised.add(weight.data_ptr())
         text_TD = weight[: sids.base].float()
         noise_CD = torch.randn(sids.count, text_TD.shape[1])
         rows_CD = text_TD.mean(0) + 0.5 * text_TD.std(0) * noise_CD
@@ -60,17 +61,17 @@ def add_rows(
 
 
 def _title_tokens(tokenizer: PreTrainedTokenizerBase, titles: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """All title tokens, (T,), and the item that each belongs to, (T,)."""
-    found: Any = tokenizer(list(titles), add_special_tokens=False)["input_ids"]
-    sizes_N = torch.tensor([len(tokens) for tokens in found])
-    tokens_T = torch.tensor([token for tokens in found for token in tokens], dtype=torch.long)
-    return tokens_T, torch.arange(len(found)).repeat_interleave(sizes_N)
+    """The tokens (T,) of all titles, and the item (T,) that each belongs to."""
+    ids: Any = tokenizer(list(titles), add_special_tokens=False)["input_ids"]
+    sizes_N = torch.tensor([len(tokens) for tokens in ids])
+    tokens_T = torch.tensor([token for tokens in ids for token in tokens], dtype=torch.long)
+    return tokens_T, torch.arange(len(ids)).repeat_interleave(sizes_N)
 
 
 def _named_rows(
     text_TD: Tensor, sids: SidTokens, codes_NL: Tensor, tokens_T: Tensor, items_T: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Mean embedding of the title tokens under each code, (C, D), and which codes have any, (C,) bool."""
+    """Per code of the block the mean embedding (C, D) of its items' title tokens, and whether it has any (C,) bool."""
     sums_CD = torch.zeros(sids.count, text_TD.shape[1])
     counts_C = torch.zeros(sids.count)
     offsets_L = torch.tensor(sids.offsets)
@@ -83,32 +84,39 @@ def _named_rows(
 
 
 def _scaled(rows_CD: Tensor, like_TD: Tensor) -> Tensor:
+    """The rows at the median norm of ``like_TD``."""
     norm_C1 = rows_CD.norm(dim=-1, keepdim=True).clamp(min=1e-12)
     return rows_CD / norm_C1 * like_TD.norm(dim=-1).median()
 
 
 class EmbeddingUpdateCheck:
-    """Remembers the SID rows of a policy before training, to refuse a training that left them as they were."""
+    """Remembers the SID embeddings of a policy before training, to refuse a training that did not change them.
+
+    Raises:
+        InputError: SID embeddings that are not trainable.
+    """
 
     def __init__(self, policy: Policy) -> None:
         self._sids, self._names = policy.sids, policy.sid_names()
         own = policy.trainable()
         if frozen := [name for name in self._names if name not in own]:
             raise InputError(
-                f"the SID rows in {frozen} are not trainable: the model could neither read nor write its items; "
-                "the embedding tables, or the SID rows as parameters of their own, must require gradients"
+                f"the SID rows in {frozen} are not trainable, so the model could not learn its items; the embedding "
+                "tables, or the SID rows as parameters of their own, must require gradients"
             )
         self._before = {name: self._rows(own[name].detach()).cpu().clone() for name in self._names}
 
     def require_changed(self, tensors: Mapping[str, Tensor], advice: str) -> None:
-        """Refuse a policy in which no SID row of a table turned away from where it began.
+        """Refuse a policy in which a table has no SID row r with ‖r - proj(r)‖ / ‖r0‖ > ``MIN_CHANGE``.
+
+        r0 is the row before training and proj(r) the projection of r onto r0.
 
         Args:
             tensors: the trained part of the policy, as in a snapshot.
-            advice: the settings to change.
+            advice: the settings to change, for the error message.
 
         Raises:
-            InputError: a table whose rows all stayed (weight decay alone shortens a row, which is not learning).
+            InputError: a table none of whose rows changed that much.
         """
         for name, before_CD in self._before.items():
             after_CD = self._rows(tensors[name]).to(before_CD).double()
@@ -116,8 +124,8 @@ class EmbeddingUpdateCheck:
             off_C = (after_CD - along_C1 * before_CD).norm(dim=-1) / before_CD.norm(dim=-1)
             if not (off_C > MIN_CHANGE).any():
                 raise InputError(
-                    f"none of the {len(off_C)} SID rows in {name!r} learned: they are where they were before training "
-                    f"(largest change {float(off_C.max()):.1e} of a row's length, above {MIN_CHANGE:g} was wanted); {advice}"
+                    f"none of the {len(off_C)} SID rows in {name!r} learned: the largest change is "
+                    f"{float(off_C.max()):.1e} of a row's length, wanted more than {MIN_CHANGE:g}; {advice}"
                 )
 
     def _rows(self, tensor: Tensor) -> Tensor:

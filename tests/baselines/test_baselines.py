@@ -70,7 +70,7 @@ def test_an_item_beyond_the_catalogue_is_refused():
 
 
 def test_a_missing_column_is_refused_by_name():
-    with pytest.raises(InputError, match="'split' was expected"):
+    with pytest.raises(InputError, match="wanted 'split'"):
         train_log(pa.table({"items": pa.array([[0, 1]])}), 2)
 
 

@@ -63,7 +63,7 @@ def test_a_weight_outside_zero_and_one_is_refused(weight):
 def test_negative_scores_and_other_queries_are_refused():
     with pytest.raises(InputError, match="must not be negative"):
         normalise(sparse.csr_matrix(np.array([[-1.0]])))
-    with pytest.raises(InputError, match="the policy answers 1 queries, the prior 2"):
+    with pytest.raises(InputError, match="1 queries of the policy and 2 of the prior"):
         mix(np.array([[0]]), np.array([[0.0]]), sparse.csr_matrix((2, 1)), 0.5)
 
 

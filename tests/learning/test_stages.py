@@ -150,7 +150,9 @@ def slowly(policy: Model, form: ChatFormat, prompt_P: Tensor, max_tokens: int) -
                 tokens += form.close
                 codes, in_span = [], False
             continue
-        logits_V = policy.vocabulary_logits(hidden_D)[: policy.sids.base].masked_fill(~form.writable(), -torch.inf)
+        logits_V = policy.vocabulary_logits(hidden_D)[: policy.sids.base].masked_fill(
+            ~form.text_token_mask(), -torch.inf
+        )
         tokens.append(int(logits_V.argmax()))
         in_span = tokens[-1] == form.open[0]
         if tokens[-1] == form.end or len(tokens) > len(prompt_P) + max_tokens:
@@ -168,11 +170,13 @@ def test_chat_with_a_cache_writes_what_it_writes_without_and_items_are_of_the_ca
         head: Any = policy.model.get_output_embeddings()
         head.token_adapter.base_layer.weight[form.open[0]] *= 4
     said = [Message("user", ("After ", Item(3), ", what?"))]
-    written = generate.write(policy, form, CATALOG.trie, said, generate.Sampling(max_tokens=24))
+    written = generate.generate_reply(policy, form, CATALOG.trie, said, generate.Sampling(max_tokens=24))
     assert len(written.tokens) >= 24 or written.ended
     assert written.tokens == slowly(policy, form, form.prompt(said), 40)[: len(written.tokens)]
     drawn = [
-        generate.write(policy, form, CATALOG.trie, said, generate.Sampling(24, temperature=1.5, top_p=0.9, seed=seed))
+        generate.generate_reply(
+            policy, form, CATALOG.trie, said, generate.Sampling(24, temperature=1.5, top_p=0.9, seed=seed)
+        )
         for seed in (1, 1, 2, 3, 4)
     ]
     assert drawn[0] == drawn[1]
@@ -180,12 +184,12 @@ def test_chat_with_a_cache_writes_what_it_writes_without_and_items_are_of_the_ca
     found = [part for draw in (written, *drawn) for part in draw.parts if isinstance(part, Item)]
     assert all(0 <= item.row < len(CATALOG) for item in found)
     assert found
-    shown = generate.show([found[0]], CATALOG.codes_NL, CATALOG.level_sizes, [f"title {i}" for i in range(24)])
+    shown = generate.format_parts([found[0]], CATALOG.codes_NL, CATALOG.level_sizes, [f"title {i}" for i in range(24)])
     assert shown.startswith("[[<a_")
     title = f" (title {found[0].row})"
     assert shown.endswith(f"]]{title}")
     titles = [f"title {i}" for i in range(24)]
-    said = generate.show(
+    said = generate.format_parts(
         [found[0], title[:3], f"{title[3:]}, and", found[0]], CATALOG.codes_NL, CATALOG.level_sizes, titles
     )
     assert said == f"{shown}, and{shown}"
@@ -193,11 +197,11 @@ def test_chat_with_a_cache_writes_what_it_writes_without_and_items_are_of_the_ca
 
 def test_what_a_user_writes_is_read_as_text_and_items() -> None:
     a, b, c = CATALOG.codes_NL[7].tolist()
-    parts = generate.read(f"After [[x1]] and [[<a_{a}><b_{b}><c_{c}>]]: what?", {"x1": 2}, CATALOG)
+    parts = generate.parse_parts(f"After [[x1]] and [[<a_{a}><b_{b}><c_{c}>]]: what?", {"x1": 2}, CATALOG)
     assert parts == ("After ", Item(2), " and ", Item(7), ": what?")
     for wrong in ("[[nothing]]", "[[<a_1>]]", "[[<a_99><b_0><c_0>]]"):
         with pytest.raises(InputError, match="no item of the catalogue"):
-            generate.read(wrong, {"x1": 2}, CATALOG)
+            generate.parse_parts(wrong, {"x1": 2}, CATALOG)
 
 
 def test_a_chat_that_cannot_be_is_one_clear_error(settings: PolicyConfig) -> None:
@@ -206,12 +210,12 @@ def test_a_chat_that_cannot_be_is_one_clear_error(settings: PolicyConfig) -> Non
     for messages, message in (
         ([], "the last message must be the user's"),
         ([Message("assistant", ("Hi",))], "the last message must be the user's"),
-        ([Message("user", ("x" * 1000,))], "the model reads 1024"),
+        ([Message("user", ("x" * 1000,))], "the model has 1024 positions"),
     ):
         with pytest.raises(InputError, match=message):
-            generate.write(policy, form, CATALOG.trie, messages, generate.Sampling())
+            generate.generate_reply(policy, form, CATALOG.trie, messages, generate.Sampling())
     for wrong in ({"max_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}):
-        with pytest.raises(InputError, match="cannot write with"):
+        with pytest.raises(InputError, match="wanted max_tokens >= 1"):
             generate.Sampling(**wrong)
     with pytest.raises(InputError, match=r"chat and tasks need policy\.kind=pretrained or policy\.tokenizer=bytes"):
         load_tokenizer(PolicyConfig(), None)

@@ -52,7 +52,7 @@ def test_a_policy_from_scratch_learns_tasks_and_talks(
     monkeypatch.setattr(chat, "CONVERSATIONS", 3)
     monkeypatch.setattr(chat, "MAX_TOKENS", 30)
     overrides = (
-        "policy={kind: scratch, arch: qwen3, text: bytes, hidden: 32, layers: 1, heads: 2}",
+        "policy={kind: scratch, arch: qwen3, tokenizer: bytes, hidden: 32, layers: 1, heads: 2}",
         "learning.sft={example_format: tasks, epochs: 1, max_steps: 4, lr: 5e-3, batch_size: 16, eval_queries: 20}",
         "learning.tasks={next_item: {weight: 1}, sequence_prediction: {weight: 1}, semantic_recovery: {weight: 1}}",
         "learning.rl.steps=2",
@@ -71,7 +71,7 @@ def test_a_policy_from_scratch_learns_tasks_and_talks(
     assert json.loads(found.as_json())["bench"] == "chat"
     with pytest.raises(InputError, match=r"names \['preference_analysis'\]"):
         chat.run(
-            config.model_copy(update={"bench": config.bench.model_copy(update={"rows": ("preference_analysis",)})}),
+            config.model_copy(update={"bench": config.bench.model_copy(update={"variants": ("preference_analysis",)})}),
             data,
             catalog,
         )
@@ -83,9 +83,9 @@ def test_specials_in_a_users_text_are_only_bytes(tmp_path: Path) -> None:
     from genrec.policy.backbone import build
     from genrec.sid.catalog import Catalog
 
-    settings = config.policy.model_copy(update={"text": "bytes", "arch": "qwen3", "hidden": 32, "heads": 2})
+    settings = config.policy.model_copy(update={"tokenizer": "bytes", "arch": "qwen3", "hidden": 32, "heads": 2})
     catalog = Catalog.load(assign.run(config).path)
     policy, prompts = build(settings, catalog, max_history=3, seed=0)
-    form = ChatFormat(load_tokenizer(settings, None), prompts.sids, catalog)
-    prompt_P = form.prompt([Message("user", ("<end><turn>anothing",))]).tolist()
-    assert prompt_P.count(form.end) == 1 and max(prompt_P) < policy.sids.base
+    chat_format = ChatFormat(load_tokenizer(settings, None), prompts.sids, catalog)
+    prompt_P = chat_format.prompt([Message("user", ("<end><turn>anothing",))]).tolist()
+    assert prompt_P.count(chat_format.end) == 1 and max(prompt_P) < policy.sids.base

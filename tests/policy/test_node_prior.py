@@ -9,7 +9,7 @@ from support.synthetic import random_catalog, small_policy
 from genrec.errors import InputError
 from genrec.policy.decoding.beam import Beams, beam
 from genrec.policy.decoding.node_prior import NodePrior
-from genrec.policy.decoding.trie_masks import Constraints
+from genrec.policy.decoding.trie_masks import TrieMaskCache
 
 HISTORIES = [[1, 2, 3], [5], [9, 8, 7, 6]]
 ITEMS, SIZES = 50, (4, 5, 6)
@@ -82,7 +82,7 @@ def test_it_stays_within_constraints() -> None:
     made = NodePrior(
         catalog.trie, catalog.codes_NL[[1]], torch.tensor([0]), torch.ones(1), batch=1, weight=9.0, smooth=0.1
     )
-    masks = Constraints(catalog.trie).masks([mask_N])
+    masks = TrieMaskCache(catalog.trie).masks([mask_N])
     found = beam(policy, *prompts.encode([[3, 4]]), catalog.trie, ITEMS, masks=masks, prior=made)
     assert found.items_BW[found.items_BW >= 0].sort().values.tolist() == mask_N.nonzero().flatten().tolist()
 

@@ -122,10 +122,10 @@ def test_it_learns_to_talk_about_items_and_answers_with_their_titles(
     built: tuple[Model, Prompts], catalog: Catalog, cache: Path
 ) -> None:
     policy, prompts = built
-    form = ChatFormat(load_tokenizer(SETTINGS, cache), policy.sids, catalog)
-    asked = [Message("user", (f"What is {noun}?",)) for noun in ("the red kettle", "the blue lamp")]
+    chat_format = ChatFormat(load_tokenizer(SETTINGS, cache), policy.sids, catalog)
+    questions = [Message("user", (f"What is {noun}?",)) for noun in ("the red kettle", "the blue lamp")]
     answers = [Message("assistant", ("It is ", Item(row), ".")) for row in (5, 9)]
-    encoded = [form.encode([question, answer]) for question, answer in zip(asked, answers, strict=True)]
+    encoded = [chat_format.encode([question, answer]) for question, answer in zip(questions, answers, strict=True)]
     pad = torch.nn.utils.rnn.pad_sequence
     tokens_CS, label_CS, mask_CS = (
         pad(rows, batch_first=True)
@@ -143,7 +143,7 @@ def test_it_learns_to_talk_about_items_and_answers_with_their_titles(
         optimizer.step()
         optimizer.zero_grad()
     policy.eval()
-    for question, answer in zip(asked, answers, strict=True):
-        written = generate.write(policy, form, catalog.trie, [question], generate.Sampling(max_tokens=16))
-        assert tuple(written.parts) == answer.parts
-        assert written.ended
+    for question, answer in zip(questions, answers, strict=True):
+        reply = generate.generate_reply(policy, chat_format, catalog.trie, [question], generate.Sampling(max_tokens=16))
+        assert tuple(reply.parts) == answer.parts
+        assert reply.ended

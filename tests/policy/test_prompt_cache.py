@@ -19,7 +19,7 @@ def test_a_history_that_grew_gets_the_answer_of_a_prompt_read_whole(arch: str) -
     cache = PromptCache(policy, 2**24)
     for history in GROWING:
         tokens_BP, mask_BP = prompts.encode([history])
-        cached = beam(policy, tokens_BP, mask_BP, CATALOG.trie, 10, prompts=cache)
+        cached = beam(policy, tokens_BP, mask_BP, CATALOG.trie, 10, prompt_cache=cache)
         whole = beam(policy, tokens_BP, mask_BP, CATALOG.trie, 10)
         assert torch.equal(cached.items_BW, whole.items_BW)
         torch.testing.assert_close(cached.logp_BWL, whole.logp_BWL, atol=1e-5, rtol=0)
@@ -30,25 +30,25 @@ def test_a_history_that_grew_gets_the_answer_of_a_prompt_read_whole(arch: str) -
 def test_memory_is_bounded_and_the_least_recently_used_go_first() -> None:
     policy, prompts = small_policy(CATALOG, "gpt2")
     probe = PromptCache(policy, 2**24)
-    probe.read(*prompts.encode([[1, 2]]))
+    probe.prefill(*prompts.encode([[1, 2]]))
     one = probe.bytes
     cache = PromptCache(policy, 2 * one)
     for history in ([1, 2], [3, 4], [1, 2], [5, 6]):
-        cache.read(*prompts.encode([history]))
+        cache.prefill(*prompts.encode([history]))
         assert cache.bytes <= 2 * one
     before = cache.reused_tokens
-    cache.read(*prompts.encode([[1, 2]]))
+    cache.prefill(*prompts.encode([[1, 2]]))
     kept = cache.reused_tokens - before
     before = cache.reused_tokens
-    cache.read(*prompts.encode([[3, 4]]))
+    cache.prefill(*prompts.encode([[3, 4]]))
     assert kept > cache.reused_tokens - before
 
 
 def test_a_prompt_beyond_the_limit_and_a_batch_are_read_and_not_kept() -> None:
     policy, prompts = small_policy(CATALOG, "gpt2")
     cache = PromptCache(policy, 16)
-    assert cache.read(*prompts.encode([[1, 2]])).hidden_B1D.shape[:2] == (1, 1)
-    assert cache.read(*prompts.encode([[1, 2], [3]])).hidden_B1D.shape[:2] == (2, 1)
+    assert cache.prefill(*prompts.encode([[1, 2]])).hidden_B1D.shape[:2] == (1, 1)
+    assert cache.prefill(*prompts.encode([[1, 2], [3]])).hidden_B1D.shape[:2] == (2, 1)
     assert len(cache) == 0 and cache.bytes == 0
 
 
@@ -61,7 +61,7 @@ def test_threads_share_it() -> None:
     def ask(turn: int) -> None:
         for number in range(24):
             place = (turn + number) % len(GROWING)
-            found = beam(policy, *prompts.encode([GROWING[place]]), CATALOG.trie, 5, prompts=cache)
+            found = beam(policy, *prompts.encode([GROWING[place]]), CATALOG.trie, 5, prompt_cache=cache)
             if not torch.equal(found.items_BW, wanted[place]):
                 wrong.append(place)
 

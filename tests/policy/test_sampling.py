@@ -12,7 +12,7 @@ from genrec.errors import InputError
 from genrec.policy.decoding.beam import beam
 from genrec.policy.decoding.sampling import diverse_beam, greedy, stochastic_beam, unconstrained, validity_by_rank
 from genrec.policy.decoding.score import score
-from genrec.policy.decoding.trie_masks import Constraints
+from genrec.policy.decoding.trie_masks import TrieMaskCache
 
 HISTORIES = [[1, 2, 3], [5], [9, 8, 7, 6, 5, 4, 3, 2], [0, 0]]
 
@@ -30,7 +30,7 @@ def test_a_constrained_beam_is_the_whole_ranking_without_the_forbidden_items(see
     generator = torch.Generator().manual_seed(seed)
     allowed = [torch.rand(60, generator=generator) < share for share in (0.5, 0.1, 0.02)]
     allowed[2][7] = True
-    masks = Constraints(catalog.trie).masks([*allowed, None])
+    masks = TrieMaskCache(catalog.trie).masks([*allowed, None])
     found = beam(policy, *prompts, catalog.trie, 64, masks=masks)
     for row, mask_N in enumerate([*allowed, torch.ones(60, dtype=torch.bool)]):
         ranking = [item for item in everything.items_BW[row].tolist() if item >= 0 and mask_N[item]]
@@ -44,7 +44,7 @@ def test_narrow_constrained_beams_hold_only_allowed_items_and_none_twice() -> No
     for seed, width in itertools.product(range(4), (1, 4, 20)):
         catalog, policy, prompts = world(seed=seed)
         mask_N = torch.arange(60) % 7 == seed
-        found = beam(policy, *prompts, catalog.trie, width, masks=Constraints(catalog.trie).masks([mask_N] * 4))
+        found = beam(policy, *prompts, catalog.trie, width, masks=TrieMaskCache(catalog.trie).masks([mask_N] * 4))
         for items_W in found.items_BW:
             real = items_W[items_W >= 0].tolist()
             assert real
@@ -55,14 +55,14 @@ def test_narrow_constrained_beams_hold_only_allowed_items_and_none_twice() -> No
 def test_a_request_that_allows_nothing_gets_nothing() -> None:
     catalog, policy, prompts = world()
     none_N = torch.zeros(60, dtype=torch.bool)
-    found = beam(policy, *prompts, catalog.trie, 5, masks=Constraints(catalog.trie).masks([none_N, None, None, None]))
+    found = beam(policy, *prompts, catalog.trie, 5, masks=TrieMaskCache(catalog.trie).masks([none_N, None, None, None]))
     assert (found.items_BW[0] == -1).all() and torch.isneginf(found.logp_BW[0]).all()
     assert (found.items_BW[1:] >= 0).all()
 
 
 def test_constraints_of_one_content_are_made_once_and_another_catalogues_is_refused() -> None:
     catalog, _, _ = world()
-    made = Constraints(catalog.trie)
+    made = TrieMaskCache(catalog.trie)
     first, second = torch.arange(60) < 30, torch.arange(60) < 30
     assert made._nodes("a", first) is made._nodes("a", second)
     assert made.masks([None, None]) is None

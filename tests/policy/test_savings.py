@@ -1,4 +1,4 @@
-"""What the decoder leaves out, and that nothing changes by it."""
+"""The forward passes that tree decoding saves, and that its answers do not change by it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from support.synthetic import random_catalog, small_policy
+from support.synthetic import small_policy
 
 from genrec.policy.decoding.beam import beam, sample
 from genrec.policy.decoding.score import score
-from genrec.policy.decoding.tree import merge_nodes, prompt_mask, prompt_positions
+from genrec.policy.decoding.tree import merge_nodes
 from genrec.policy.model import Policy
 from genrec.sid.catalog import Catalog
 
-HISTORIES = [[1, 2, 3], [5], [9, 8, 7, 6, 5, 4], [0, 0]]
 LONE = Catalog(torch.tensor([[0, 1, 2], [1, 1, 2], [2, 0, 0], [3, 3, 3], [4, 0, 1], [5, 0, 2], [5, 1, 0]]), (6, 4, 4))
 """Every item but the last two is alone under its first code; those two are after their second."""
 
@@ -29,27 +28,8 @@ def positions_per_forward(policy: Policy) -> list[int]:
     return lengths
 
 
-@pytest.mark.parametrize("arch", ["gpt2", "qwen3"])
 @torch.no_grad()
-def test_states_of_a_sequences_end_are_those_of_the_whole_and_its_last_layer_computes_no_others(arch: str) -> None:
-    policy, prompts = small_policy(random_catalog(60, (6, 6, 6)), arch)
-    tokens_BP, mask_BP = prompts.encode(HISTORIES)
-    arguments = (tokens_BP, prompt_positions(mask_BP), prompt_mask(mask_BP))
-    whole, end = policy.new_cache(), policy.new_cache()
-    expected_BPD = policy.hidden(*arguments, whole)
-    layers: Any = policy.model.base_model
-    last = (layers.h if arch == "gpt2" else layers.layers)[-1]
-    widths: list[int] = []
-    last.mlp.register_forward_hook(lambda _, args, out: widths.append(args[0].shape[1]))
-    found_BPD = policy.hidden(*arguments, end, start=tokens_BP.shape[1] - 2)
-    torch.testing.assert_close(found_BPD[:, -2:], expected_BPD[:, -2:])
-    assert widths == [2]
-    for ours, theirs in zip(end.layers, whole.layers, strict=True):
-        torch.testing.assert_close((ours.keys, ours.values), (theirs.keys, theirs.values))
-
-
-@torch.no_grad()
-def test_a_search_asks_the_model_nothing_under_a_prefix_with_one_item() -> None:
+def test_a_search_needs_no_forward_under_a_prefix_with_one_item() -> None:
     policy, prompts = small_policy(LONE)
     lengths = positions_per_forward(policy)
     tokens_BP, mask_BP = prompts.encode([[1, 2], [3]])
@@ -87,7 +67,7 @@ def test_candidates_that_share_a_prefix_share_its_token_unless_all_states_are_wa
 def test_open_nodes_are_numbered_once_per_row() -> None:
     nodes_BW = torch.tensor([[7, 3, 7, 9], [2, 2, 2, 5]])
     open_BW = torch.tensor([[True, True, True, False], [True, True, True, False]])
-    places_BM, slots_BW, seen_BWT = merge_nodes(torch.empty(2, 4, 0, dtype=torch.bool), nodes_BW, open_BW)
-    assert places_BM.tolist() == [[1, 0], [0, 3]]
-    assert slots_BW.tolist() == [[1, 0, 1, 2], [0, 0, 0, 1]]
+    representative_BM, node_index_BW, seen_BWT = merge_nodes(torch.empty(2, 4, 0, dtype=torch.bool), nodes_BW, open_BW)
+    assert representative_BM.tolist() == [[1, 0], [0, 3]]
+    assert node_index_BW.tolist() == [[1, 0, 1, 2], [0, 0, 0, 1]]
     assert seen_BWT[0].tolist() == [[False, True], [True, False], [False, True], [False, False]]

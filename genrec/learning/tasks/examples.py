@@ -10,7 +10,7 @@ import numpy as np
 from genrec.config import Instruction
 from genrec.errors import InputError
 from genrec.learning.tasks.item_fields import ItemFields
-from genrec.policy.chat.templates import TASKS, Language, Message, Parts, Phrasing, fill
+from genrec.policy.chat.templates import TASKS, Language, Message, Parts, Template, fill
 
 T = TypeVar("T")
 CATEGORY_DIALOGUE, SEQUENCE_DIALOGUE = "multi_turn_dialogue_category", "multi_turn_dialogue_sequence"
@@ -119,14 +119,14 @@ class ExampleBuilder:
         return lines
 
 
-def _turns(phrasing: Phrasing, lines: Sequence[tuple[str, Mapping[str, Parts]]]) -> list[Message]:
+def _turns(phrasing: Template, lines: Sequence[tuple[str, Mapping[str, Parts]]]) -> list[Message]:
     return [
         Message("assistant" if number % 2 else "user", fill(phrasing.lines[line], fields))
         for number, (line, fields) in enumerate(lines)
     ]
 
 
-def _fitting(phrasings: Sequence[Phrasing], has: frozenset[str]) -> list[Phrasing]:
+def _fitting(phrasings: Sequence[Template], has: frozenset[str]) -> list[Template]:
     return [phrasing for phrasing in phrasings if phrasing.fields <= has]
 
 

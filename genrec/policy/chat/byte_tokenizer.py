@@ -1,7 +1,6 @@
-"""A tokenizer without a vocabulary of words: every byte of UTF-8 is a token (ByT5, Xue et al. 2022).
+"""The tokenizer of policies from scratch: every byte of UTF-8 is a token (ByT5, Xue et al. 2022).
 
-What a policy from scratch reads and writes text with: it fits any language and any catalogue, and has nothing to learn
-from a corpus first.
+It fits any language and any catalogue, and needs no corpus to be trained on.
 """
 
 from __future__ import annotations
@@ -14,19 +13,19 @@ SPECIALS = (PAD, BOS, TURN, END)
 """Token ids from 0, in this order; the bytes follow."""
 
 MARKERS = ("[[", "]]")
-"""Around semantic IDs in text; two bytes would do, one token is shorter."""
+"""Around semantic IDs in text, one token each."""
 
 TEMPLATE = (
     "{% for m in messages %}{{ '" + TURN + "' + m['role'][0] + m['content'] + '" + END + "' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '" + TURN + "a' }}{% endif %}"
 )
-"""A turn is its role's first letter and its text."""
+"""A Jinja chat template: a turn is the first letter of its role and its text, between ``<turn>`` and ``<end>``."""
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer; its length is where the SID block begins."""
+    """The tokenizer; the SID block of the vocabulary begins at its length."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: number for number, token in enumerate([*SPECIALS, *alphabet, *MARKERS])}
+    vocabulary = {token: index for index, token in enumerate([*SPECIALS, *alphabet, *MARKERS])}
     tokenizer = Tokenizer(models.BPE(vocabulary, [(marker[0], marker[1]) for marker in MARKERS]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()

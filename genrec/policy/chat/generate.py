@@ -1,7 +1,7 @@
-"""Answers in free text with semantic IDs in it: text is any text, and between the markers only SIDs of the catalogue.
+"""Chat replies: free text, with semantic IDs of the catalogue between markers.
 
-After an opening marker the trie decides which codes may follow; after the last one the closing marker is forced. The
-KV cache holds all that was said, so a token costs one forward of itself.
+After an opening marker the trie decides which codes may follow; after the last code the closing marker is forced. The
+KV cache holds the whole conversation, so each token costs one forward pass of a single position.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from genrec.sid.catalog import Catalog
 from genrec.sid.trie import Trie
 
 SPAN = re.compile(re.escape(OPEN) + r"\s*(.*?)\s*" + re.escape(CLOSE), re.DOTALL)
-ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen: the best one at temperature 0, else drawn from the ``top_p`` most probable mass."""
+    """How tokens are chosen: the most probable one at temperature 0, else drawn by nucleus sampling.
+
+    ``top_p`` is the nucleus: the most probable tokens whose probabilities sum to it (Holtzman et al. 2020).
+    """
 
     max_tokens: int = 128
     temperature: float = 0.0
@@ -38,12 +40,12 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise InputError(f"cannot write with {self}; wanted: max_tokens >= 1, temperature >= 0, 0 < top_p <= 1")
+            raise InputError(f"got {self}; wanted max_tokens >= 1, temperature >= 0, 0 < top_p <= 1")
 
 
 @dataclass
-class Written:
-    """What the assistant wrote: text and items in order, and its tokens; ``ended`` unless cut at ``max_tokens``."""
+class GeneratedReply:
+    """A message of the assistant: text and items in order, and its tokens; ``ended`` unless cut at ``max_tokens``."""
 
     parts: list[str | Item] = field(default_factory=list[str | Item])
     tokens: list[int] = field(default_factory=list[int])
@@ -51,28 +53,30 @@ class Written:
 
 
 @torch.no_grad()
-def write(policy: Policy, form: ChatFormat, trie: Trie, messages: Sequence[Message], sampling: Sampling) -> Written:
+def generate_reply(
+    policy: Policy, chat_format: ChatFormat, trie: Trie, messages: Sequence[Message], sampling: Sampling
+) -> GeneratedReply:
     """The assistant's next message.
 
     Raises:
-        InputError: no message from the user at the end, or more tokens than the model reads.
+        InputError: the last message is not the user's, or the conversation exceeds the model's positions.
     """
     if not messages or messages[-1].role != "user":
-        came = messages[-1].role if messages else "none"
-        raise InputError(f"the last message must be the user's, it is {came!r}; wanted: [..., {{'role': 'user', ...}}]")
-    prompt_P = form.prompt(messages)
+        got = messages[-1].role if messages else "none"
+        raise InputError(f"the last message must be the user's, got {got!r}; wanted [..., {{'role': 'user', ...}}]")
+    prompt_P = chat_format.prompt(messages)
     room = int(policy.model.config.max_position_embeddings)
-    margin = sampling.max_tokens + len(form.open) + len(form.close) + trie.depth
+    margin = sampling.max_tokens + len(chat_format.open) + len(chat_format.close) + trie.depth
     if len(prompt_P) + margin > room:
         raise InputError(
-            f"the conversation has {len(prompt_P)} tokens and max_tokens={sampling.max_tokens} may follow, the model "
-            f"reads {room}; shorten one of them"
+            f"the conversation has {len(prompt_P)} tokens and max_tokens={sampling.max_tokens} may follow, but "
+            f"the model has {room} positions; shorten one of them"
         )
-    return _ChatGenerator(policy, form, trie, sampling).write(prompt_P)
+    return _ChatGenerator(policy, chat_format, trie, sampling).generate(prompt_P)
 
 
-def read(text: str, rows: Mapping[str, int], catalog: Catalog) -> Parts:
-    """A user's text as parts: ``[[…]]`` holds an item's id, or its SID as ``<a_1><b_2><c_3>``.
+def parse_parts(text: str, rows: Mapping[str, int], catalog: Catalog) -> Parts:
+    """A user's text as parts: ``[[…]]`` contains an item's id, or its SID as ``<a_1><b_2><c_3>``.
 
     Args:
         rows: item id to row.
@@ -87,59 +91,61 @@ def read(text: str, rows: Mapping[str, int], catalog: Catalog) -> Parts:
         codes = re.fullmatch(sid, name)
         row = rows.get(name, catalog.item_of(tuple(map(int, codes.groups()))) if codes else None)
         if row is None:
-            raise InputError(f"{found[0]!r} is no item of the catalogue; wanted: [[id]] or [[<a_1><b_2>…]] of one")
+            raise InputError(f"{found[0]!r} is no item of the catalogue; wanted [[id]] or [[<a_1><b_2>…]] of one")
         parts += [text[end : found.start()], Item(row)]
         end = found.end()
     return tuple(part for part in (*parts, text[end:]) if part != "")
 
 
-def show(parts: Sequence[str | Item], codes_NL: Tensor, level_sizes: Sequence[int], titles: Sequence[str]) -> str:
-    """Parts as text, each item as its SID and, unless the text has it, its title: ``[[<a_1><b_2>]] (title)``."""
+def format_parts(
+    parts: Sequence[str | Item], codes_NL: Tensor, level_sizes: Sequence[int], titles: Sequence[str]
+) -> str:
+    """Parts as text: ``[[<a_1><b_2>]] (title)`` for an item, without the title where the following text repeats it."""
     names, offsets = sid_names(level_sizes), [sum(level_sizes[:level]) for level in range(len(level_sizes))]
-    shown: list[str] = []
-    for place, part in enumerate(parts, start=1):
+    pieces: list[str] = []
+    for index, part in enumerate(parts, start=1):
         if isinstance(part, str):
-            shown.append(part)
+            pieces.append(part)
             continue
         sid = "".join(names[offset + code] for offset, code in zip(offsets, codes_NL[part.row].tolist(), strict=True))
         title = f" ({titles[part.row]})" if titles[part.row] else ""
-        text = takewhile(lambda after: isinstance(after, str), parts[place:])
-        said = "".join(map(str, text)).startswith(title)
-        shown.append(f"{OPEN}{sid}{CLOSE}" if said else f"{OPEN}{sid}{CLOSE}{title}")
-    return "".join(shown)
+        text = takewhile(lambda after: isinstance(after, str), parts[index:])
+        titled = "".join(map(str, text)).startswith(title)
+        pieces.append(f"{OPEN}{sid}{CLOSE}" if titled else f"{OPEN}{sid}{CLOSE}{title}")
+    return "".join(pieces)
 
 
 class _ChatGenerator:
-    """One answer in the making."""
+    """Generates one reply, token by token."""
 
-    def __init__(self, policy: Policy, form: ChatFormat, trie: Trie, sampling: Sampling) -> None:
-        self._policy, self._form, self._trie, self._sampling = policy, form, trie, sampling
-        self._writable_V = form.writable().to(policy.device)
+    def __init__(self, policy: Policy, chat_format: ChatFormat, trie: Trie, sampling: Sampling) -> None:
+        self._policy, self._format, self._trie, self._sampling = policy, chat_format, trie, sampling
+        self._text_tokens_V = chat_format.text_token_mask().to(policy.device)
         self._cache: Any = policy.new_cache()
-        self._read = 0
+        self._length = 0
         self._generator = torch.Generator(policy.device).manual_seed(sampling.seed)
 
-    def write(self, prompt_P: Tensor) -> Written:
-        written, text = Written(), list[int]()
+    def generate(self, prompt_P: Tensor) -> GeneratedReply:
+        reply, text = GeneratedReply(), list[int]()
         hidden_D = self._forward(prompt_P.tolist())
-        while len(written.tokens) < self._sampling.max_tokens:
+        while len(reply.tokens) < self._sampling.max_tokens:
             logits_V = self._policy.vocabulary_logits(hidden_D)[: self._policy.sids.base]
-            token = self._choose(logits_V, self._writable_V)
-            if token == self._form.end:
-                written.ended = True
+            token = self._choose(logits_V, self._text_tokens_V)
+            if token == self._format.end:
+                reply.ended = True
                 break
             text.append(token)
-            written.tokens.append(token)
+            reply.tokens.append(token)
             hidden_D = self._forward([token])
-            if tuple(text[-len(self._form.open) :]) == self._form.open:
-                self._close_text(written, text[: -len(self._form.open)])
-                hidden_D = self._span(hidden_D, written)
+            if tuple(text[-len(self._format.open) :]) == self._format.open:
+                self._append_text(reply, text[: -len(self._format.open)])
+                hidden_D = self._generate_sid(hidden_D, reply)
                 text = []
-        self._close_text(written, text)
-        return written
+        self._append_text(reply, text)
+        return reply
 
-    def _span(self, hidden_D: Tensor, written: Written) -> Tensor:
-        """Write a SID of the catalogue and its closing marker; the state behind it."""
+    def _generate_sid(self, hidden_D: Tensor, reply: GeneratedReply) -> Tensor:
+        """Append a SID of the catalogue and the closing marker; returns the hidden state (D,) after them."""
         node = torch.zeros((), dtype=torch.long, device=hidden_D.device)
         for level in range(self._trie.depth):
             children_K = self._trie.step(level, node[None])[0]
@@ -147,14 +153,14 @@ class _ChatGenerator:
             node = children_K[code].long()
             token = int(self._policy.sids.token(level, torch.tensor(code)))
             last = level == self._trie.depth - 1
-            tokens = [token, *(self._form.close if last else ())]
-            written.tokens += tokens
+            tokens = [token, *(self._format.close if last else ())]
+            reply.tokens += tokens
             hidden_D = self._forward(tokens)
-        written.parts.append(Item(int(self._trie.leaf_items[node])))
+        reply.parts.append(Item(int(self._trie.leaf_items[node])))
         return hidden_D
 
-    def _choose(self, logits_V: Tensor, may_V: Tensor) -> int:
-        logits_V = logits_V.float().masked_fill(~may_V, -torch.inf)
+    def _choose(self, logits_V: Tensor, allowed_V: Tensor) -> int:
+        logits_V = logits_V.float().masked_fill(~allowed_V, -torch.inf)
         if not self._sampling.temperature:
             return int(logits_V.argmax())
         probability_V = torch.softmax(logits_V / self._sampling.temperature, -1)
@@ -163,14 +169,14 @@ class _ChatGenerator:
         return int(token_V[torch.multinomial(best_V, 1, generator=self._generator)])
 
     def _forward(self, tokens: list[int]) -> Tensor:
-        """The state (D,) behind ``tokens``, which follow all that was read before."""
-        device, before, after = self._policy.device, self._read, self._read + len(tokens)
+        """The hidden state (D,) after ``tokens``, which continue the conversation so far."""
+        device, before, after = self._policy.device, self._length, self._length + len(tokens)
         mask_SK = torch.ones(len(tokens), after, dtype=torch.bool, device=device).tril(before)
         positions_1S = torch.arange(before, after, device=device)[None]
         tokens_1S = torch.tensor([tokens], device=device)
-        self._read = after
+        self._length = after
         return self._policy.hidden(tokens_1S, positions_1S, mask_SK[None, None], self._cache)[0, -1]
 
-    def _close_text(self, written: Written, tokens: list[int]) -> None:
+    def _append_text(self, reply: GeneratedReply, tokens: list[int]) -> None:
         if tokens:
-            written.parts.append(str(self._form.tokenizer.decode(tokens, skip_special_tokens=True)))
+            reply.parts.append(str(self._format.tokenizer.decode(tokens, skip_special_tokens=True)))

@@ -1,7 +1,8 @@
-"""The words of the instruction tasks: YAML files, one per language, several phrasings per task.
+"""Templates of the instruction tasks: one YAML file per language, several templates per task.
 
-A phrasing is a set of lines with ``{fields}``; ``TASKS`` says which lines a task has and what they may and must hold.
-A message is filled with *parts*: text, and items, which become semantic IDs when the message is encoded.
+A template is a set of named lines with ``{fields}``; ``TASKS`` says which lines a task has, and which fields each line
+may and must contain. A filled line is a sequence of *parts*: text, and items, which become semantic IDs when the
+message is encoded.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from string import Formatter
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
 from genrec.errors import InputError
+
+Role = Literal["system", "user", "assistant"]
+ROLES: tuple[Role, ...] = get_args(Role)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,23 +31,23 @@ class Item:
 
 
 Parts = tuple[str | Item, ...]
-"""What a message says, in order, such as ``("After ", Item(3), ", what?")``."""
+"""The content of a message, in order, such as ``("After ", Item(3), ", what?")``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Role
     parts: Parts
 
 
 @dataclass(frozen=True)
-class TaskTemplate:
-    """What a task's phrasings look like.
+class TaskSchema:
+    """The rules for a task's templates.
 
-    ``source``: what a row of it is. ``lines``: the names of the lines. ``needs``: per line, or ``*`` for all of them
-    together, fields of which one must occur.
+    ``source``: the kind of row that an example is about. ``lines``: the names of the lines. ``needs``: per line, or
+    ``*`` for all lines together, fields of which at least one must occur.
     """
 
     source: Literal["queries", "items"]
@@ -72,22 +76,22 @@ FIELDS = {
     "items": frozenset(["sid", "title", "category", "path", "brand", "description", "partial", "document"]),
 }
 TASKS = {
-    "sequence_prediction": TaskTemplate("queries", PAIR, TARGET),
-    "category_analysis": TaskTemplate("queries", PAIR, {"user": SEEN, "assistant": ("interests",)}),
-    "category_based_recommendation": TaskTemplate("queries", PAIR, TARGET | {"*": ("category",)}),
-    "multi_turn_dialogue_category": TaskTemplate(
+    "sequence_prediction": TaskSchema("queries", PAIR, TARGET),
+    "category_analysis": TaskSchema("queries", PAIR, {"user": SEEN, "assistant": ("interests",)}),
+    "category_based_recommendation": TaskSchema("queries", PAIR, TARGET | {"*": ("category",)}),
+    "multi_turn_dialogue_category": TaskSchema(
         "queries",
         (*PAIR, "ask", "recommend", "more", "other"),
         {"user": SEEN, "assistant": ("interests",), "ask": ("category",), "recommend": ("target",)},
     ),
-    "multi_turn_dialogue_sequence": TaskTemplate("queries", (*PAIR, "more", "other"), TARGET),
-    "preference_analysis": TaskTemplate("queries", PAIR, {"user": SEEN, "assistant": ("categories", "brands")}),
-    "recommendation_reasoning": TaskTemplate("queries", PAIR, TARGET | {"*": ("reason",)}),
-    "semantic_anchoring": TaskTemplate("items", PAIR, {"*": ("sid",)}),
-    "attribute_mapping": TaskTemplate("items", PAIR, {"user": ("sid",), "assistant": ("title", "category")}),
-    "semantic_recovery": TaskTemplate("items", PAIR, {"user": ("partial",), "assistant": ("sid",)}),
-    "document_to_id": TaskTemplate("items", PAIR, {"user": ("document",), "assistant": ("sid",)}),
-    "id_to_document": TaskTemplate("items", PAIR, {"user": ("sid",), "assistant": ("document",)}),
+    "multi_turn_dialogue_sequence": TaskSchema("queries", (*PAIR, "more", "other"), TARGET),
+    "preference_analysis": TaskSchema("queries", PAIR, {"user": SEEN, "assistant": ("categories", "brands")}),
+    "recommendation_reasoning": TaskSchema("queries", PAIR, TARGET | {"*": ("reason",)}),
+    "semantic_anchoring": TaskSchema("items", PAIR, {"*": ("sid",)}),
+    "attribute_mapping": TaskSchema("items", PAIR, {"user": ("sid",), "assistant": ("title", "category")}),
+    "semantic_recovery": TaskSchema("items", PAIR, {"user": ("partial",), "assistant": ("sid",)}),
+    "document_to_id": TaskSchema("items", PAIR, {"user": ("document",), "assistant": ("sid",)}),
+    "id_to_document": TaskSchema("items", PAIR, {"user": ("sid",), "assistant": ("document",)}),
 }
 PHRASES = {
     "separator": (),
@@ -101,11 +105,11 @@ PHRASES = {
     "nothing_shared": (),
     "teacher": ("titles", "target_title"),
 }
-"""The short texts that fields are made of, and the fields that each must hold."""
+"""The short texts from which fields are made, and the fields that each must contain."""
 
 
 @dataclass(frozen=True)
-class Phrasing:
+class Template:
     """One wording of a task: its lines by name."""
 
     lines: Mapping[str, str]
@@ -123,14 +127,14 @@ class Language:
     name: str
     system: tuple[str, ...]
     phrases: Mapping[str, str]
-    tasks: Mapping[str, tuple[Phrasing, ...]]
+    tasks: Mapping[str, tuple[Template, ...]]
 
 
 def load_language(name: str) -> Language:
-    """Read the templates of a packaged language, or of a YAML file of the same form.
+    """The templates of a packaged language (``en``, ``zh``), or of a YAML file in the same format.
 
     Raises:
-        InputError: no such language or file, or a template that lacks a task, a line or a field, or has an unknown one.
+        InputError: no such language or file, an unknown task, or a template with missing or unknown lines or fields.
     """
     found = resources.files("genrec.policy.chat") / "languages" / f"{name}.yaml"
     file = found if found.is_file() else Path(name)
@@ -147,26 +151,26 @@ def load_language(name: str) -> Language:
         raise InputError(f"{name}: unknown tasks {unknown}; the tasks are {sorted(TASKS)}")
     for key, needed in PHRASES.items():
         _check_line(f"{name}: phrases.{key}", phrases.get(key), frozenset(needed), [(one,) for one in needed])
-    made = {task: tuple(_phrasing(f"{name}: {task}", task, one) for one in tasks[task]) for task in tasks}
-    return Language(name, tuple(system), phrases, made)
+    templates = {task: tuple(_template(f"{name}: {task}", task, one) for one in tasks[task]) for task in tasks}
+    return Language(name, tuple(system), phrases, templates)
 
 
-def _phrasing(where: str, name: str, lines: Any) -> Phrasing:
+def _template(where: str, name: str, lines: object) -> Template:
     task = TASKS[name]
     if not isinstance(lines, dict) or set(lines) != set(task.lines):
-        came = sorted(lines) if isinstance(lines, dict) else lines
-        raise InputError(f"{where}: a phrasing needs the lines {list(task.lines)}, this one has {came!r}")
+        got = sorted(lines) if isinstance(lines, dict) else lines
+        raise InputError(f"{where}: a template has the lines {got!r}, wanted {list(task.lines)}")
     for line, text in lines.items():
         needs = [task.needs[line]] if line in task.needs else []
         _check_line(f"{where}.{line}", text, FIELDS[task.source], needs)
     whole = " ".join(lines.values())
     _check_line(where, whole, FIELDS[task.source], [task.needs["*"]] if "*" in task.needs else [])
-    return Phrasing(lines)
+    return Template(lines)
 
 
 def _check_line(where: str, text: object, known: frozenset[str], needs: Sequence[tuple[str, ...]]) -> None:
     if not isinstance(text, str):
-        raise InputError(f"{where} is {text!r}; a text was expected")
+        raise InputError(f"{where} is {text!r}, wanted a text")
     try:
         used = fields_of(text)
     except ValueError as error:
@@ -180,7 +184,7 @@ def _check_line(where: str, text: object, known: frozenset[str], needs: Sequence
 
 
 def fields_of(text: str) -> set[str]:
-    """Names of the ``{fields}`` in a template; ValueError when its braces do not pair."""
+    """Names of the ``{fields}`` in a line; ValueError when its braces are unbalanced."""
     return {name for _, name, _, _ in Formatter().parse(text) if name is not None}
 
 
@@ -198,6 +202,6 @@ def fill(text: str, fields: Mapping[str, Parts]) -> Parts:
 def join(pieces: Sequence[Parts], separator: str) -> Parts:
     """All parts of all pieces, with the separator between pieces."""
     parts: list[str | Item] = []
-    for number, piece in enumerate(pieces):
-        parts += ([separator] if number else []) + list(piece)
+    for index, piece in enumerate(pieces):
+        parts += ([separator] if index else []) + list(piece)
     return tuple(parts)

@@ -1,10 +1,12 @@
 """Tree decoding: beam search and sampling over the catalogue's trie, one forward per level.
 
-The prompt is run once and its KV cache stays at batch B. At each level the W chosen tokens of all beams are appended
-as one sequence of W nodes under a tree mask, so nothing is reordered or copied per beam: P + (L - 1)·W tokens at most.
-Probabilities are of the trie-renormalised policy: a softmax over the codes that exist under the beam's prefix. A node
-with one item under it asks the model nothing, since the rest of its SID is certain: it is not appended. Nor is a node
-twice that several beams (of i.i.d. samples) stand at.
+The prompt runs once and its KV cache stays at batch size B. At each level the tokens of the W beams are appended as one
+sequence of W nodes under a tree mask, so nothing is reordered or copied per beam: at most P + (L - 1)·W tokens per
+query. Probabilities are those of the trie-renormalised policy: a softmax over the codes that exist under the beam's
+prefix. A node with one item under it needs no forward pass, since the rest of its SID has probability 1; and a node
+that several beams share (as independent samples may) is appended once.
+
+Shapes: B queries, P prompt tokens, W beams, K codes of a level, L levels, D hidden units.
 """
 
 from __future__ import annotations
@@ -17,22 +19,22 @@ import torch
 from torch import Tensor
 
 from genrec.policy.decoding.node_prior import NodePrior
-from genrec.policy.decoding.prompt_cache import PromptCache, read
+from genrec.policy.decoding.prompt_cache import PromptCache, prefill
 from genrec.policy.decoding.tree import merge_nodes, node_mask
 from genrec.policy.decoding.trie_masks import LeafMasks
 from genrec.policy.model import Policy
 from genrec.sid.trie import CompleteTrie, Trie
 
 Scale = Literal["trie", "vocabulary"]
-"""What a step's probabilities sum to 1 over: the codes that exist under the prefix, or the whole vocabulary."""
+"""Over what a step's softmax runs: the codes that exist under the prefix, or the whole vocabulary."""
 
 
 @dataclass(frozen=True)
 class Frontier:
-    """Where a search stands before it chooses the codes of ``level``.
+    """The state of a search before it chooses the codes of ``level``.
 
-    ``total_BW`` log-probability so far, -inf at beams that ended; ``step_BWK`` of each next code, -inf where none may
-    follow; ``children_BWK`` the node each code leads to, -1 where none.
+    ``total_BW``: log-probability of each beam so far, -inf at empty beams; ``step_BWK``: of each next code, -inf where
+    the code may not follow; ``children_BWK``: the trie node that each code leads to, -1 where there is none.
     """
 
     level: int
@@ -42,7 +44,7 @@ class Frontier:
 
 
 class Chosen(NamedTuple):
-    """What goes on: places among the frontier's beams, their next codes, and which of them are real, all (B, W')."""
+    """The next beams, all (B, W'): which beam of the frontier each extends, its next code, and False at empty ones."""
 
     parents_BW: Tensor
     codes_BW: Tensor
@@ -71,11 +73,11 @@ class Beams:
 
     @property
     def best_first_BW(self) -> Tensor:
-        """The candidates' places by probability, empty ones last; equal ones keep their order."""
+        """Indices of the candidates by falling probability, empty ones last; ties keep their order."""
         return self.logp_BW.sort(dim=-1, descending=True, stable=True).indices
 
     def ordered(self, order_BW: Tensor) -> Beams:
-        """The candidates at these places, in this order."""
+        """The candidates with these indices, in this order."""
         rows_B1 = torch.arange(len(order_BW), device=order_BW.device)[:, None]
         return Beams(
             self.items_BW[rows_B1, order_BW], self.codes_BWL[rows_B1, order_BW], self.logp_BWL[rows_B1, order_BW]
@@ -91,7 +93,7 @@ def beam(
     *,
     masks: LeafMasks | None = None,
     scale: Scale = "trie",
-    prompts: PromptCache | None = None,
+    prompt_cache: PromptCache | None = None,
     prior: NodePrior | None = None,
 ) -> Beams:
     """The ``width`` most probable items by beam search; identical to HF ``generate`` with ``num_beams=width``,
@@ -100,23 +102,24 @@ def beam(
     Args:
         tokens_BP: left-padded prompts.
         mask_BP: True at real tokens.
-        masks: what each request may be answered with; the probabilities stay those of the whole catalogue, and a
-            request with fewer items than ``width`` gets fewer.
-        prompts: prompts of this policy that were read before, and take this one in.
-        prior: item scores that the order heeds, at every level; the log-probabilities stay the policy's own.
+        masks: the items that each request allows. The probabilities stay those of the whole catalogue; a request
+            that allows fewer than ``width`` items gets fewer.
+        scale: over what each step's softmax runs.
+        prompt_cache: of this policy; its prefixes are reused, and the prompt is added to it.
+        prior: item scores that guide the search at every level; the returned log-probabilities are the policy's alone.
     """
 
     def best(frontier: Frontier) -> Chosen:
         scores_BWK = frontier.total_BW[..., None] + frontier.step_BWK
         if prior is not None:
-            scores_BWK = scores_BWK + prior.worth(frontier.level, frontier.children_BWK)
+            scores_BWK = scores_BWK + prior.log_prior(frontier.level, frontier.children_BWK)
         return pick(scores_BWK, width)
 
-    return search(policy, tokens_BP, mask_BP, trie, best, roots=1, masks=masks, scale=scale, prompts=prompts)
+    return search(policy, tokens_BP, mask_BP, trie, best, roots=1, masks=masks, scale=scale, prompt_cache=prompt_cache)
 
 
 def pick(scores_BWK: Tensor, width: int) -> Chosen:
-    """The best ``width`` scores (all, if there are fewer), best first; -inf is not real."""
+    """The ``width`` highest scores (all, if there are fewer), best first; those of -inf make empty beams."""
     codes = scores_BWK.shape[-1]
     best = scores_BWK.flatten(1).topk(min(width, scores_BWK.shape[1] * codes), dim=-1)
     return Chosen(best.indices // codes, best.indices % codes, best.values > -torch.inf)
@@ -134,8 +137,7 @@ def sample(
 ) -> Beams:
     """``count`` independent draws per query from the trie-renormalised policy at ``temperature``.
 
-    Best first; an item may be drawn more than once. The log-probabilities that come back are those of the policy
-    itself (temperature 1).
+    Best first; an item may be drawn more than once. The returned log-probabilities are those at temperature 1.
     """
 
     def draw(frontier: Frontier) -> Chosen:
@@ -150,7 +152,7 @@ def sample(
 
 
 def masked_log_softmax(logits_xK: Tensor, allowed_xK: Tensor) -> Tensor:
-    """Log-softmax over the allowed codes; -inf elsewhere. Every row must allow at least one."""
+    """Log-softmax (…, K) in float32 over the allowed codes, -inf elsewhere. Every row must allow at least one."""
     return logits_xK.float().masked_fill(~allowed_xK, -torch.inf).log_softmax(-1)
 
 
@@ -165,11 +167,17 @@ def search(
     roots: int,
     masks: LeafMasks | None = None,
     scale: Scale = "trie",
-    prompts: PromptCache | None = None,
+    prompt_cache: PromptCache | None = None,
 ) -> Beams:
-    """Any search down the trie: ``choose`` says which children of the frontier go on, from ``roots`` equal starts."""
+    """Any search down the trie, from ``roots`` equal beams: at each level ``choose`` selects children of the frontier.
+
+    The other arguments are those of ``beam``.
+    """
     batch = len(tokens_BP)
-    hidden_B1D, cache = prompts.read(tokens_BP, mask_BP) if prompts is not None else read(policy, tokens_BP, mask_BP)
+    if prompt_cache is not None:
+        hidden_B1D, cache = prompt_cache.prefill(tokens_BP, mask_BP)
+    else:
+        hidden_B1D, cache = prefill(policy, tokens_BP, mask_BP)
     hidden_BWD = hidden_B1D.expand(-1, roots, -1)
     lengths_B1 = mask_BP.sum(-1, keepdim=True)
     nodes_BW = torch.zeros(batch, roots, dtype=torch.long, device=tokens_BP.device)
@@ -186,19 +194,20 @@ def search(
         logp_BWL = torch.cat([logp_BWL[rows_B1, parents_BW], step_BW1], -1)
         if level < trie.depth - 1:
             open_BW = (nodes_BW >= 0) & ~is_deterministic(trie, level + 1, nodes_BW.clamp(min=0), scale)
-            places_BM, slots_BW, seen_BWT = merge_nodes(seen_BWT[rows_B1, parents_BW], nodes_BW, open_BW)
+            merged = merge_nodes(seen_BWT[rows_B1, parents_BW], nodes_BW, open_BW)
+            representative_BM, node_index_BW, seen_BWT = merged
             hidden_BWD = hidden_B1D.expand(-1, nodes_BW.shape[1], -1)
-            if places_BM.shape[1]:
-                tokens_BM = policy.sids.token(level, chosen_BW[rows_B1, places_BM])
+            if representative_BM.shape[1]:
+                tokens_BM = policy.sids.token(level, chosen_BW[rows_B1, representative_BM])
                 positions_BM = (lengths_B1 + level).expand_as(tokens_BM)
-                mask_B1MK = node_mask(mask_BP, seen_BWT[rows_B1, places_BM])
+                mask_B1MK = node_mask(mask_BP, seen_BWT[rows_B1, representative_BM])
                 hidden_BMD = policy.hidden(tokens_BM, positions_BM, mask_B1MK, cache)
-                hidden_BWD = hidden_BMD[rows_B1, slots_BW.clamp(max=places_BM.shape[1] - 1)]
+                hidden_BWD = hidden_BMD[rows_B1, node_index_BW.clamp(max=representative_BM.shape[1] - 1)]
     return _finished(trie, nodes_BW, codes_BWL, logp_BWL)
 
 
 def is_deterministic(trie: Trie | CompleteTrie, depth: int, nodes_x: Tensor, scale: Scale = "trie") -> Tensor:
-    """True at nodes of ``depth`` under which every further step has probability 1, whatever the policy."""
+    """True at the nodes (…) of ``depth`` below which every step has probability 1, whatever the policy."""
     if isinstance(trie, CompleteTrie) or scale == "vocabulary":
         return torch.zeros_like(nodes_x, dtype=torch.bool)
     return trie.single(depth)[nodes_x]

@@ -1,11 +1,26 @@
-"""The last layer of a model at the positions whose states are read, and at no others.
+"""The last layer of a model at the positions whose hidden states are needed, and at no others.
 
-Everything behind the last layer's keys and values works position by position, so where the states of a sequence's
-first tokens are not wanted, its last layer owes them keys and values and nothing else: no attention of their own, no
-output projection, no MLP. Behind a prompt that saves most of one layer in n, exactly.
+After its keys and values a layer works position by position. So where the hidden states of the first tokens of a
+sequence are not needed, its last layer has to compute only keys and values for them: no attention, no output
+projection, no MLP. For a prompt before a search that saves most of one layer in n, and changes no result.
 
-The layer is that of the Hugging Face model, whatever its family: hooks around it hand its first tokens in alone, end
-that call when their keys and values reach the cache, and then hand in the others.
+``install`` prepares a model once, ``skip_states_before`` asks for it around a call. Two hooks do the work on the last
+layer of a Hugging Face model. The pre-hook runs the layer on the first tokens with a cache that raises ``_KeysCached``
+as soon as it has their keys and values, and then passes the remaining tokens on to the ordinary call. The post-hook
+pads the output with zeros to the full length.
+
+This relies on the following in transformers; ``tests/policy/test_last_layer.py`` fails for each supported family when
+a release changes it:
+
+1. the body holds its layers in a ``ModuleList`` of ``num_hidden_layers`` modules and applies them in order;
+2. a layer takes the hidden states (B, S, D) as its first argument, and the cache as ``past_key_values``;
+3. it calls ``past_key_values.update`` once, and computes keys and values of a position from that position alone;
+4. of its other arguments, a 4-D tensor is an attention mask with queries at axis 2, and any other tensor of S positions
+   has them at axis 1;
+5. it returns the hidden states, alone or first in a tuple.
+
+Where 1 or 2 does not hold, every position is computed as usual. A layer that does not call ``update`` ends in an error:
+its attention gets fewer keys than the mask has.
 """
 
 from __future__ import annotations
@@ -19,52 +34,36 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 
 @dataclass
 class _SkipRequest:
+    """Skip the states before ``start``; ``granted`` once the layer's keys and values for them are cached."""
+
     start: int
     granted: bool = False
 
 
-_skip_request: ContextVar[_SkipRequest | None] = ContextVar("wish", default=None)
-"""Of this thread; the hooks stay where they are, and do nothing without a wish."""
+_skip_request: ContextVar[_SkipRequest | None] = ContextVar("skip_request", default=None)
+"""The request of the current thread; without one the hooks do nothing."""
 
 
-class _KeysCached(Exception):
-    """The keys and values are in the cache: nothing else of the layer is wanted."""
-
-
-class _KeyOnlyCache:
-    """A cache that takes one layer's keys and values, and ends the layer."""
-
-    def __init__(self, cache: Any) -> None:
-        self._cache = cache
-
-    def update(self, *arguments: Any, **settings: Any) -> None:
-        """Hand on, and end."""
-        self._cache.update(*arguments, **settings)
-        raise _KeysCached
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._cache, name)
-
-
-def prepare(body: nn.Module, layers: int) -> None:
-    """Make ``body``, a model of so many layers, heed ``states_from``. A body of unknown shape is left alone."""
+def install(body: nn.Module, layers: int) -> bool:
+    """Add the hooks to the last of the ``layers`` layers of ``body``; False if no list of layers is found."""
     for module in body.modules():
         if isinstance(module, nn.ModuleList) and len(module) == layers:
             module[-1].register_forward_pre_hook(_pre_hook, with_kwargs=True)
             module[-1].register_forward_hook(_post_hook)
-            return
+            return True
+    return False
 
 
 @contextmanager
-def states_from(start: int) -> Generator[None]:
-    """Within, states before position ``start`` may come out as anything, where that saves time.
+def skip_states_before(start: int) -> Generator[None]:
+    """Inside this context the hidden states of positions before ``start`` may be anything.
 
-    Only in evaluation mode: training may wrap or recompute layers.
+    Only layers in evaluation mode make use of it: training may wrap or recompute them.
     """
     token = _skip_request.set(_SkipRequest(start) if start > 0 else None)
     try:
@@ -73,45 +72,70 @@ def states_from(start: int) -> Generator[None]:
         _skip_request.reset(token)
 
 
+class _KeysCached(Exception):
+    """Raised out of a layer's forward: the keys and values are cached, and the rest of the layer is not needed."""
+
+
+class _KeyOnlyCache:
+    """A cache that stores one layer's keys and values, and then raises ``_KeysCached``."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+
+    def update(self, *arguments: Any, **options: Any) -> None:
+        """Store keys and values; never returns."""
+        self._cache.update(*arguments, **options)
+        raise _KeysCached
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+
 def _pre_hook(layer: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any] | None:
-    wish = _skip_request.get()
-    if wish is None or layer.training:
+    """Cache keys and values of the skipped positions, and return the layer's arguments for the others."""
+    request = _skip_request.get()
+    if request is None or layer.training:
         return None
     call = inspect.signature(layer.forward).bind(*positional, **named)
-    values = call.arguments
+    arguments = call.arguments
     if "past_key_values" not in call.signature.parameters:
         return None
-    length, cache = next(iter(values.values())).shape[1], values.get("past_key_values")
+    length, cache = next(iter(arguments.values())).shape[1], arguments.get("past_key_values")
     cache = DynamicCache() if cache is None else cache
-    values["past_key_values"] = _KeyOnlyCache(cache)
-    first, rest = _cut(values, length, slice(0, wish.start)), _cut(values, length, slice(wish.start, None))
+    arguments["past_key_values"] = _KeyOnlyCache(cache)
+    skipped = _slice_positions(arguments, length, slice(0, request.start))
+    needed = _slice_positions(arguments, length, slice(request.start, None))
     try:
-        call.arguments = first
+        call.arguments = skipped
         layer.forward(*call.args, **call.kwargs)
     except _KeysCached:
-        wish.granted = True
-        rest["past_key_values"] = cache
-        call.arguments = rest
-        return call.args, call.kwargs
-    return None
+        request.granted = True
+    else:
+        raise RuntimeError(
+            f"{type(layer).__name__} cached no keys and values; wanted one call of past_key_values.update: "
+            "use a version of transformers that genrec was tested with"
+        )
+    needed["past_key_values"] = cache
+    call.arguments = needed
+    return call.args, call.kwargs
 
 
 def _post_hook(layer: nn.Module, positional: tuple[Any, ...], output: Any) -> Any:
-    """Zeros in the places that were left out: the model goes on with as many states as it began with."""
-    wish = _skip_request.get()
-    if wish is None or not wish.granted:
+    """Zeros at the skipped positions, so that the output is as long as the input of the model."""
+    request = _skip_request.get()
+    if request is None or not request.granted:
         return None
     if isinstance(output, tuple):
-        return (F.pad(output[0], (0, 0, wish.start, 0)), *output[1:])
-    return F.pad(output, (0, 0, wish.start, 0))
+        return (F.pad(output[0], (0, 0, request.start, 0)), *output[1:])
+    return F.pad(output, (0, 0, request.start, 0))
 
 
-def _cut(value: Any, length: int, part: slice) -> Any:
-    """The positions ``part`` of every tensor that has ``length`` of them: states, positions, rotations, masks."""
+def _slice_positions(value: Any, length: int, part: slice) -> Any:
+    """The positions ``part`` of every tensor in ``value`` that has ``length`` of them, inside dicts and tuples too."""
     if isinstance(value, dict):
-        return {name: _cut(entry, length, part) for name, entry in value.items()}
+        return {name: _slice_positions(entry, length, part) for name, entry in value.items()}
     if isinstance(value, tuple):
-        return tuple(_cut(entry, length, part) for entry in value)
+        return tuple(_slice_positions(entry, length, part) for entry in value)
     if not isinstance(value, Tensor):
         return value
     if value.ndim == 4:

@@ -1,4 +1,7 @@
-"""The prompts that were read lately: one that begins as another did has only its rest read, as when a history grew."""
+"""A cache of recent prompts: where a new prompt begins as a cached one does, only the rest runs through the model.
+
+That is the case when a user's history has grown since the last request.
+"""
 
 from __future__ import annotations
 
@@ -7,105 +10,106 @@ from collections import OrderedDict
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from transformers import DynamicCache
 
 from genrec.policy.decoding.tree import prompt_mask, prompt_positions
 from genrec.policy.model import Policy
 
 
-class Read(NamedTuple):
-    """A prompt that was read: the hidden state of its last token, (B, 1, D), and the KV cache behind it."""
+class Prefilled(NamedTuple):
+    """Prompts after their forward pass: the hidden state (B, 1, D) of the last token, and the KV cache."""
 
     hidden_B1D: Tensor
-    cache: Any
+    cache: DynamicCache
 
 
 class CachedPrompt(NamedTuple):
-    """Keys and values of one prompt, a pair per layer, each (1, heads, P, D), and the hash of each of its prefixes."""
+    """Keys and values of one prompt, a pair (1, heads, P, D) per layer; the hash of each prefix; the size in bytes."""
 
     layers: list[tuple[Tensor, Tensor]]
     hashes: list[int]
     size: int
 
 
-def read(policy: Policy, tokens_BP: Tensor, mask_BP: Tensor) -> Read:
-    """Read left-padded prompts from their beginning."""
+def prefill(policy: Policy, tokens_BP: Tensor, mask_BP: Tensor) -> Prefilled:
+    """Run whole left-padded prompts through the model; ``mask_BP`` is True at real tokens."""
     cache = policy.new_cache()
     last = tokens_BP.shape[1] - 1
     hidden_BPD = policy.hidden(tokens_BP, prompt_positions(mask_BP), prompt_mask(mask_BP), cache, start=last)
-    return Read(hidden_BPD[:, -1:], cache)
+    return Prefilled(hidden_BPD[:, -1:], cache)
 
 
 class PromptCache:
-    """Keys and values of the prompts that were read last, up to ``limit`` bytes; threads may share it.
+    """Keys and values of the most recent prompts, up to ``limit`` bytes; safe to share among threads.
 
-    Attention is causal, so keys and values of a prefix do not depend on what follows: the answer is that of a prompt
-    read whole, up to rounding. Prefixes are found by hash and compared token by token.
+    Attention is causal, so keys and values of a prefix do not depend on what follows: the result equals that of the
+    whole prompt, up to rounding. Prefixes are found by hash and then compared token by token.
 
     Args:
-        policy: whose weights must not change while this lives.
-        limit: bytes of keys and values; the least recently used go first.
+        policy: its weights must not change during the life of the cache.
+        limit: bytes of keys and values; beyond it the least recently used prompts are evicted.
     """
 
     def __init__(self, policy: Policy, limit: int) -> None:
         self._policy, self._limit = policy, limit
-        self._kept: OrderedDict[tuple[int, ...], CachedPrompt] = OrderedDict()
+        self._prompts: OrderedDict[tuple[int, ...], CachedPrompt] = OrderedDict()
         self._prefixes: dict[int, tuple[int, ...]] = {}
         self._lock = threading.Lock()
         self.bytes = 0
         self.reused_tokens = 0
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._prompts)
 
-    def read(self, tokens_BP: Tensor, mask_BP: Tensor) -> Read:
-        """Read one prompt from where it leaves the known ones; a batch, or a padded prompt, from its beginning."""
+    def prefill(self, tokens_BP: Tensor, mask_BP: Tensor) -> Prefilled:
+        """As ``prefill``, but one unpadded prompt skips its longest cached prefix and is cached; others are neither."""
         if len(tokens_BP) != 1 or not bool(mask_BP.all()):
-            return read(self._policy, tokens_BP, mask_BP)
+            return prefill(self._policy, tokens_BP, mask_BP)
         tokens = tuple(tokens_BP[0].tolist())
         hashes = _prefix_hashes(tokens)
         cache, known = self._policy.new_cache(), 0
         with self._lock:
-            found = self._longest(tokens, hashes)
+            found = self._longest_prefix(tokens, hashes)
         if found is not None:
-            kept, known = found
-            for layer, (keys, values) in enumerate(kept.layers):
+            prompt, known = found
+            for layer, (keys, values) in enumerate(prompt.layers):
                 cache.update(keys[:, :, :known], values[:, :, :known], layer)
         rest_BS, positions_BS = tokens_BP[:, known:], prompt_positions(mask_BP)[:, known:]
         mask_B1SP, last = prompt_mask(mask_BP)[:, :, known:], rest_BS.shape[1] - 1
         hidden_BSD = self._policy.hidden(rest_BS, positions_BS, mask_B1SP, cache, start=last)
-        # The search behind this appends to the cache by making longer tensors: these stay as they are.
-        read_layers: Any = cache.layers
-        layers = [(layer.keys, layer.values) for layer in read_layers]
+        # A search extends the cache by making longer tensors, so the tensors kept here do not change.
+        filled: Any = cache.layers
+        layers = [(layer.keys, layer.values) for layer in filled]
         with self._lock:
             self.reused_tokens += known
-            self._keep(tokens, CachedPrompt(layers, hashes, sum(k.nbytes + v.nbytes for k, v in layers)))
-        return Read(hidden_BSD[:, -1:], cache)
+            self._store(tokens, CachedPrompt(layers, hashes, sum(k.nbytes + v.nbytes for k, v in layers)))
+        return Prefilled(hidden_BSD[:, -1:], cache)
 
-    def _longest(self, tokens: tuple[int, ...], hashes: list[int]) -> tuple[CachedPrompt, int] | None:
-        """The known prompt with the longest common prefix, and its length: all but the last token at most."""
+    def _longest_prefix(self, tokens: tuple[int, ...], hashes: list[int]) -> tuple[CachedPrompt, int] | None:
+        """The cached prompt with the longest common prefix and that length: at most all but the last token."""
         for length in range(len(tokens) - 1, 0, -1):
             other = self._prefixes.get(hashes[length - 1])
             if other is not None and other[:length] == tokens[:length]:
-                self._kept.move_to_end(other)
-                return self._kept[other], length
+                self._prompts.move_to_end(other)
+                return self._prompts[other], length
         return None
 
-    def _keep(self, tokens: tuple[int, ...], kept: CachedPrompt) -> None:
-        if kept.size > self._limit:
+    def _store(self, tokens: tuple[int, ...], prompt: CachedPrompt) -> None:
+        if prompt.size > self._limit:
             return
-        if tokens in self._kept:
-            self._drop(tokens)
-        while self.bytes + kept.size > self._limit:
-            self._drop(next(iter(self._kept)))
-        self._kept[tokens] = kept
-        self.bytes += kept.size
-        for value in kept.hashes:
+        if tokens in self._prompts:
+            self._evict(tokens)
+        while self.bytes + prompt.size > self._limit:
+            self._evict(next(iter(self._prompts)))
+        self._prompts[tokens] = prompt
+        self.bytes += prompt.size
+        for value in prompt.hashes:
             self._prefixes[value] = tokens
 
-    def _drop(self, tokens: tuple[int, ...]) -> None:
-        kept = self._kept.pop(tokens)
-        self.bytes -= kept.size
-        for value in kept.hashes:
+    def _evict(self, tokens: tuple[int, ...]) -> None:
+        prompt = self._prompts.pop(tokens)
+        self.bytes -= prompt.size
+        for value in prompt.hashes:
             if self._prefixes.get(value) == tokens:
                 del self._prefixes[value]
 

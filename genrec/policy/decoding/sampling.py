@@ -1,4 +1,4 @@
-"""Other searches on the same tree: without replacement, in diverse groups, and without the catalogue's constraint."""
+"""Other searches on the same tree: sampling without replacement, diverse groups, and search outside the catalogue."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class SampledBeams:
     """Distinct samples, in the order of their perturbed log-probabilities.
 
     ``perturbed_BW``: Gumbel-perturbed log-probability of each, descending, -inf at empty places;
-    ``threshold_B``: that of the best item left out (-inf when none was). An item of log-probability φ was included
-    with probability 1 - exp(-exp(φ - threshold)), which is what importance weights need (Kool et al. 2019, Eq. 12).
+    ``threshold_B``: that of the best item left out (-inf when none was). An item of log-probability φ is included with
+    probability q = 1 - exp(-exp(φ - threshold)); importance weights are exp(φ) / q (Kool et al. 2019, Eq. 12).
     """
 
     beams: Beams
@@ -28,7 +28,7 @@ class SampledBeams:
 
     @property
     def inclusion_BW(self) -> Tensor:
-        """Probability of each sample to be among the drawn, given the threshold."""
+        """q (B, W), the probability that each sample is included, given the threshold."""
         return -torch.expm1(-torch.exp(self.beams.logp_BW - self.threshold_B[:, None]))
 
 
@@ -77,23 +77,25 @@ def _conditioned(perturbed_BWK: Tensor, parent_BW: Tensor) -> Tensor:
 def diverse_beam(
     policy: Policy, tokens_BP: Tensor, mask_BP: Tensor, trie: Trie, width: int, *, groups: int, penalty: float
 ) -> Beams:
-    """``width`` items in ``groups`` equal groups, each of which pays for codes that earlier groups chose at the level.
+    """``width`` items, searched in ``groups`` groups of equal size, one after the other at each level.
 
-    Source: Vijayakumar et al., "Diverse Beam Search" (2018), with Hamming diversity. The log-probabilities that come
-    back are the policy's own. No item is found twice: at the last level a group passes over what is taken.
+    A code's score at a level is log p - ``penalty`` · n, where n counts the beams of earlier groups that chose the code
+    there. Source: Vijayakumar et al., "Diverse Beam Search" (2018), with Hamming diversity. The returned
+    log-probabilities are the policy's own. No item is found twice: at the last level a group skips the items that
+    earlier groups found.
 
     Raises:
         InputError: ``width`` is not a multiple of ``groups``.
     """
     if groups < 1 or width % groups:
-        raise InputError(f"{width} beams do not split into {groups} equal groups; choose a multiple")
+        raise InputError(f"got {width} beams for {groups} equal groups; the beams must be a multiple of the groups")
     choose = _Groups(groups, width // groups, penalty, trie.depth)
     found = search(policy, tokens_BP, mask_BP, trie, choose, roots=1)
     return found.ordered(found.best_first_BW)
 
 
 class _Groups:
-    """Chooses group by group; after the first level each group owns ``share`` neighbouring beams."""
+    """Chooses group by group; after the first level each group has ``share`` adjacent beams."""
 
     def __init__(self, groups: int, share: int, penalty: float, depth: int) -> None:
         self._groups, self._share, self._penalty, self._levels_left = groups, share, penalty, depth
@@ -133,14 +135,14 @@ def greedy(policy: Policy, tokens_BP: Tensor, mask_BP: Tensor, trie: Trie) -> Be
 def unconstrained(
     policy: Policy, tokens_BP: Tensor, mask_BP: Tensor, trie: Trie, width: int, *, scale: Scale = "vocabulary"
 ) -> Beams:
-    """Beam search over all K^L semantic IDs; ``items_BW`` is -1 where the catalogue has no such item.
+    """Beam search over all K_1 · … · K_L semantic IDs; ``items_BW`` is -1 where the catalogue has no such item.
 
-    Probabilities are of the whole vocabulary (``scale="trie"``: of each level's K codes).
+    Each step's softmax runs over the whole vocabulary (``scale="trie"``: over the K codes of the level).
     """
     found = beam(policy, tokens_BP, mask_BP, CompleteTrie(trie.level_sizes), width, scale=scale)
     return Beams(trie.find(found.codes_BWL), found.codes_BWL, found.logp_BWL)
 
 
 def validity_by_rank(found: Beams) -> Tensor:
-    """Share of queries whose SID at each rank is in the catalogue, (W,); for beams of ``unconstrained``."""
+    """Share (W,) of the queries whose SID at each rank is in the catalogue, for beams of ``unconstrained``."""
     return (found.items_BW >= 0).float().mean(0)

@@ -1,7 +1,7 @@
-"""What a request may be answered with: a mask over the catalogue's items, pushed up the trie.
+"""Masks that keep a search within the items that a request allows, for every level of the trie.
 
-A prefix stays open while an item under it is allowed, so a constrained search ends in allowed items alone. Masks are
-made once per content: requests with the same constraint share one.
+A node is open while an allowed item lies under it, so a constrained search ends in allowed items only. Requests with
+equal item masks share one set of node masks.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from genrec.errors import InputError
 from genrec.sid.trie import Trie
 
 OpenNodes = tuple[Tensor, ...]
-"""Per depth 1 … L: which nodes lead to an allowed item, (n_d,) bool."""
+"""Per depth d = 1 … L a bool tensor (n_d,): True at nodes with an allowed item under them."""
 
 
 class LeafMasks:
     """The open nodes of each request of a batch.
 
     Args:
-        distinct: the open nodes of each constraint of the batch.
-        which_B: which of them holds for each request.
+        distinct: the open nodes of each distinct mask of the batch.
+        which_B: the index of each request's mask in ``distinct``.
     """
 
     def __init__(self, distinct: Sequence[OpenNodes], which_B: Tensor) -> None:
@@ -33,40 +33,40 @@ class LeafMasks:
         self._which_B = which_B
 
     def keep(self, level: int, children_BWK: Tensor) -> Tensor:
-        """``children_BWK`` (nodes of depth ``level`` + 1) with -1 where nothing that is allowed lies under it."""
+        """``children_BWK`` (nodes of depth ``level`` + 1) with -1 where no allowed item lies under the node."""
         open_Cn = self._open[level]
         which_B11 = self._which_B.to(children_BWK.device)[:, None, None]
         is_open_BWK = open_Cn[which_B11, children_BWK.clamp(min=0).long()]
         return children_BWK.masked_fill(~is_open_BWK, -1)
 
 
-class Constraints:
-    """Makes the masks of a trie, and keeps the most recent ones by the content of the constraint."""
+class TrieMaskCache:
+    """Makes the node masks of a trie, and keeps the ``remember`` most recent ones by the content of the item mask."""
 
     def __init__(self, trie: Trie, remember: int = 64) -> None:
         self._trie, self._remember = trie, remember
         self._known: OrderedDict[str, OpenNodes] = OrderedDict()
 
     def masks(self, allowed: Sequence[Tensor | None]) -> LeafMasks | None:
-        """The masks of a batch; None when no request has a constraint.
+        """The node masks of a batch; None when no request has a constraint.
 
         Args:
-            allowed: per request a bool tensor (N,) over the item rows, or None where every item may come.
+            allowed: per request a bool tensor (N,) by item row, True at allowed items; None where all are allowed.
 
         Raises:
             InputError: a mask over another number of items than the catalogue has.
         """
         if all(mask_N is None for mask_N in allowed):
             return None
-        places: dict[str, int] = {}
+        index_of: dict[str, int] = {}
         distinct: list[OpenNodes] = []
         which: list[int] = []
         for mask_N in allowed:
             key = "" if mask_N is None else hashlib.sha256(mask_N.cpu().numpy().tobytes()).hexdigest()
-            if key not in places:
-                places[key] = len(distinct)
+            if key not in index_of:
+                index_of[key] = len(distinct)
                 distinct.append(self._nodes(key, mask_N))
-            which.append(places[key])
+            which.append(index_of[key])
         return LeafMasks(distinct, torch.tensor(which))
 
     def _nodes(self, key: str, mask_N: Tensor | None) -> OpenNodes:
@@ -79,7 +79,7 @@ class Constraints:
 
 
 def open_nodes(trie: Trie, mask_N: Tensor | None) -> OpenNodes:
-    """Which nodes of each depth lead to an item of ``mask_N`` (N,) bool; all of them without a mask.
+    """Which nodes of each depth have an item of ``mask_N`` (N,) bool under them; all of them without a mask.
 
     Raises:
         InputError: the mask does not reach the catalogue's last item.
@@ -90,8 +90,8 @@ def open_nodes(trie: Trie, mask_N: Tensor | None) -> OpenNodes:
     else:
         if len(mask_N) <= int(leaves.max()):
             raise InputError(
-                f"a constraint over {len(mask_N)} items came, the catalogue's rows reach {int(leaves.max())}: "
-                "it was made for another catalogue"
+                f"got a constraint over {len(mask_N)} items, but the catalogue's rows reach {int(leaves.max())}: "
+                "it was made for another catalogue; make it for this one"
             )
         open_n = mask_N.to(leaves.device).bool()[leaves]
     levels = [open_n]

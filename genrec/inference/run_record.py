@@ -1,0 +1,71 @@
+"""What a finished run leaves for serving: ``recommender.json`` in the directory of its report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from genrec.baselines.itemknn import KnnSettings
+from genrec.config import Config
+from genrec.errors import InputError
+
+
+@dataclass(frozen=True)
+class ServedPrior:
+    """The prior that a run is served with, as validation chose it.
+
+    ``kind``: ``none``, ``itemknn`` (mixed with the policy's probabilities, see ``inference.prior``) or
+    ``itemknn_nodes`` (on the nodes of the trie, see ``policy.decoding.node_prior``). A weight of 0 is no prior.
+    """
+
+    kind: str = "none"
+    weight: float = 0.0
+    power: float = 1.0
+    settings: KnnSettings | None = None
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> ServedPrior:
+        """The ``prior`` of ``recommender.json``; figures of its tuning are left out."""
+        weight = float(content["weight"])
+        settings = KnnSettings(**content["settings"]) if weight else None
+        return cls(content.get("kind", "none"), weight, float(content.get("power", 1.0)), settings)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A finished run: its config, the directories of its parts under ``storage``, its prior, and ``mask_seen``:
+    whether items of the history are never recommended.
+    """
+
+    config: Config
+    storage: Path
+    data: Path
+    catalog: Path
+    policy: Path
+    prior: ServedPrior
+    mask_seen: bool
+
+    @classmethod
+    def read(cls, directory: Path) -> RunRecord:
+        """The run whose report is in ``directory``, ``<storage>/runs/<name>``.
+
+        Raises:
+            InputError: no finished run is there, or its record cannot be read.
+        """
+        storage = directory.resolve().parent.parent
+        try:
+            content = json.loads((directory / "recommender.json").read_text(encoding="utf-8"))
+            return cls(
+                Config.model_validate(content["config"]),
+                storage,
+                *(storage / content["parts"][part] for part in ("data", "catalog", "policy")),
+                prior=ServedPrior.from_json(content["prior"]),
+                mask_seen=bool(content["mask_seen"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{directory} holds no finished run that can be read ({error}); make one with `genrec full`"
+            ) from error

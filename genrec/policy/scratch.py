@@ -1,0 +1,83 @@
+"""Policies from scratch: a small GPT-2 or Qwen3 over semantic IDs, and over the bytes of text where it has to talk."""
+
+from __future__ import annotations
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+
+from genrec.config import PolicyConfig
+from genrec.errors import InputError
+from genrec.policy.chat.byte_tokenizer import byte_tokenizer
+from genrec.policy.model import Policy
+from genrec.policy.prompts import Prompts, SidTokens
+from genrec.sid.catalog import Catalog
+
+PAD, BOS, SPECIALS = 0, 1, 2
+"""Token ids of padding and of the beginning of a sequence, and how many such tokens there are. The vocabulary is
+these, then the bytes of text (if the policy knows text), then the SID block."""
+
+TEXT_POSITIONS = 8192
+"""Longest conversation in bytes; rotary positions need no table, so a large number costs nothing."""
+
+DENSE_WINDOW = 2
+"""Dense training reads windows of this many times ``max_history`` items, so positions reach that far."""
+
+
+def build_scratch(settings: PolicyConfig, catalog: Catalog, max_history: int) -> tuple[Policy, Prompts]:
+    """A policy with random weights, and its prompts ``<bos>`` + SIDs.
+
+    Raises:
+        InputError: ``policy.hidden`` is not a multiple of ``policy.heads``.
+    """
+    if settings.hidden % settings.heads:
+        raise InputError(
+            f"got policy.hidden={settings.hidden} and policy.heads={settings.heads}; "
+            "policy.hidden must be a multiple of policy.heads"
+        )
+    base = SPECIALS if settings.tokenizer == "none" else len(byte_tokenizer())
+    sids = SidTokens(base, catalog.level_sizes)
+    positions = 1 + catalog.levels * (DENSE_WINDOW * max_history + 1)
+    if settings.tokenizer != "none":
+        positions = max(positions, TEXT_POSITIONS)
+    model = (_gpt2 if settings.arch == "gpt2" else _qwen3)(settings, base + sids.count, positions)
+    policy = Policy(model, sids, precision=getattr(torch, settings.dtype))
+    return policy, Prompts(catalog, sids, [BOS], [], PAD, max_history)
+
+
+def _gpt2(settings: PolicyConfig, vocabulary: int, positions: int) -> PreTrainedModel:
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=vocabulary,
+            n_positions=positions,
+            n_embd=settings.hidden,
+            n_layer=settings.layers,
+            n_head=settings.heads,
+            embd_pdrop=settings.dropout,
+            attn_pdrop=settings.dropout,
+            resid_pdrop=settings.dropout,
+            activation_function="relu",
+            bos_token_id=BOS,
+            eos_token_id=None,
+            pad_token_id=PAD,
+        )
+    )
+
+
+def _qwen3(settings: PolicyConfig, vocabulary: int, positions: int) -> PreTrainedModel:
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=vocabulary,
+            max_position_embeddings=positions,
+            hidden_size=settings.hidden,
+            intermediate_size=4 * settings.hidden,
+            num_hidden_layers=settings.layers,
+            num_attention_heads=settings.heads,
+            num_key_value_heads=settings.heads,
+            head_dim=settings.hidden // settings.heads,
+            attention_dropout=settings.dropout,
+            tie_word_embeddings=True,
+            bos_token_id=BOS,
+            eos_token_id=None,
+            pad_token_id=PAD,
+        )
+    )

@@ -1,0 +1,93 @@
+"""Batch prediction: the shard files hold what one search over all queries finds, from a spec that survives pickling."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from support.synthetic import chain_shop, tiny_config
+
+from genrec.baselines.itemknn import KnnSettings
+from genrec.baselines.train_log import recent_history
+from genrec.data.tables import read_queries
+from genrec.inference.batch import (
+    BatchPredictor,
+    KnnPrior,
+    PredictionSpec,
+    make_node_prior,
+    missing_shards,
+    read_predictions,
+    shard_file,
+    without_seen,
+)
+from genrec.inference.prior import RankedItems
+from genrec.policy.backbone import build, save
+from genrec.policy.decoding.beam import beam
+from genrec.sid.catalog import Catalog
+from workflows import prepare
+
+WIDTH = 6
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> PredictionSpec:
+    """An untrained policy for 24 items with SIDs of two codes, and the 60 test queries of a chain shop."""
+    directory = tmp_path_factory.mktemp("batch")
+    config = tiny_config(directory / "storage", chain_shop(directory / "shop"), "decode.batch_size=10")
+    data = prepare.run(config).path
+    codes_NL = np.stack(np.divmod(np.arange(24), 6), axis=1)
+    catalog = Catalog(torch.from_numpy(codes_NL), (4, 6))
+    catalog.save(directory / "catalog")
+    policy, _ = build(config.policy, catalog, max_history=5, seed=3)
+    save(policy, dict(policy.snapshot(0).tensors), catalog, {}, directory / "policy")
+    return PredictionSpec(config, data, directory / "catalog", directory / "policy", "test", directory / "out", WIDTH)
+
+
+def whole(spec: PredictionSpec, prior: KnnPrior | None = None) -> RankedItems:
+    """One search over all queries at once."""
+    catalog = Catalog.load(spec.catalog)
+    policy, prompts = build(spec.config.policy, catalog, max_history=5, seed=3)
+    queries = read_queries(spec.data, spec.split)
+    nodes = None
+    if prior is not None:
+        scores = prior.scorer(spec.data, 24)(recent_history(queries, 5))
+        nodes = make_node_prior(catalog.trie, catalog.codes_NL, scores, prior.weight)
+    found = beam(policy.eval(), *prompts.encode(queries["history"].to_pylist()), catalog.trie, WIDTH, prior=nodes)
+    return RankedItems(found.items_BW.numpy(), found.logp_BW.numpy())
+
+
+def test_shards_hold_what_one_search_over_all_queries_finds_in_query_order(spec: PredictionSpec) -> None:
+    predictor = BatchPredictor(pickle.loads(pickle.dumps(spec)))
+    assert missing_shards(spec.out, 60, 32) == [0, 1]
+    assert [predictor(shard)["queries"] for shard in (1, 0)] == [28, 32]
+    assert missing_shards(spec.out, 60, 32) == [] and missing_shards(spec.out, 65, 32) == [2]
+    found, expected = read_predictions(spec.out), whole(spec)
+    assert np.array_equal(found.items_QK, expected.items_QK)
+    np.testing.assert_allclose(found.logp_QK, expected.logp_QK, atol=1e-5)
+    ids = pa.concat_tables(pq.read_table(shard_file(spec.out, shard)) for shard in (0, 1))["id"]
+    assert ids.to_pylist() == read_queries(spec.data, "test")["id"].to_pylist()
+
+
+def test_a_prior_guides_the_search_and_leaves_the_log_probabilities_the_policys_own(
+    spec: PredictionSpec, tmp_path: Path
+) -> None:
+    prior = KnnPrior(KnnSettings(), 2.0, mask_seen=False)
+    guided = PredictionSpec(spec.config, spec.data, spec.catalog, spec.policy, "test", tmp_path, WIDTH, prior)
+    predictor = BatchPredictor(guided)
+    for shard in missing_shards(tmp_path, 60, 32):
+        predictor(shard)
+    found, expected, plain = read_predictions(tmp_path), whole(spec, prior), whole(spec)
+    assert np.array_equal(found.items_QK, expected.items_QK)
+    np.testing.assert_allclose(found.logp_QK, expected.logp_QK, atol=1e-5)
+    assert not np.array_equal(found.items_QK, plain.items_QK)
+    assert (np.diff(found.logp_QK, axis=1) > 0).any()
+
+
+def test_seen_items_are_replaced_by_the_next_best_and_padded_where_there_are_none() -> None:
+    beams = RankedItems(np.array([[4, 7, 2, 9], [1, 2, 3, -1]]), np.log(np.array([[0.4, 0.3, 0.2, 0.1]] * 2)))
+    found = without_seen(beams, np.array([[7, 4], [1, 3]]), 2)
+    assert found.items_QK.tolist() == [[2, 9], [2, -1]]
+    assert np.exp(found.logp_QK[0]) == pytest.approx([0.2, 0.1])
