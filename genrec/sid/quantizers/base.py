@@ -137,12 +137,12 @@ class ResidualQuantizer(Quantizer):
     """A vector as a sum of codebook rows, each level quantizing what the levels before left over.
 
     Source: Juang & Gray, "Multiple stage vector quantization for speech coding" (1982).
-    Subclasses say how vectors become latents and back; the identity, unless they override it. ``prices``, where a
+    Subclasses say how vectors become latents and back; the identity, unless they override it. ``penalties``, where a
     subclass sets them, are added to the squared distances of each level's codes, (K,) float32 per level.
     """
 
     codebooks: list[Floats]
-    prices: list[Floats] | None = None
+    penalties: list[Floats] | None = None
 
     def to_latents(self, vectors_ND: Floats) -> Floats:
         """The latents (N, d) that are quantized."""
@@ -191,7 +191,7 @@ class ResidualQuantizer(Quantizer):
         return self.codebooks[0].shape[1]
 
     def _price(self, level: int) -> Floats | None:
-        return None if self.prices is None else self.prices[level]
+        return None if self.penalties is None else self.penalties[level]
 
     def _sum(self, codes_Nl: Ints) -> Floats:
         total_Nd = np.zeros((len(codes_Nl), self.codebooks[0].shape[1]), np.float32)
