@@ -26,7 +26,8 @@ def run(config: Config) -> Artifact:
 
 
 def _embed(config: Config, data: Path, out: Path) -> Mapping[str, Any]:
-    from genrec.sid.embed import item_texts, make_embedder, resolve_model
+    from genrec.sid.embed import item_texts, make_embedder
+    from genrec.sid.encoders import resolve_model
     from genrec.sid.vectors import VectorFiles, missing_shards
 
     settings, compute = config.embed, config.compute

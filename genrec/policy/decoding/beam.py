@@ -201,7 +201,7 @@ def is_deterministic(trie: Trie | CompleteTrie, depth: int, nodes_x: Tensor, sca
     """True at nodes of ``depth`` under which every further step has probability 1, whatever the policy."""
     if isinstance(trie, CompleteTrie) or scale == "vocabulary":
         return torch.zeros_like(nodes_x, dtype=torch.bool)
-    return trie.single(depth)[nodes_x]
+    return trie.has_single_leaf(depth)[nodes_x]
 
 
 def _frontier(
