@@ -13,7 +13,7 @@ from cluster.stages.prepare import prepare
 from genrec.config import Config
 from genrec.data.filters import window
 from genrec.data.sources import open_source
-from genrec.data.sources.source import fingerprint
+from genrec.data.sources.source import fingerprint, total_bytes
 from workflows.door import main
 
 VERSION = 1
@@ -24,7 +24,7 @@ def run(config: Config) -> Artifact:
     source = open_source(config.data)
     window(config.data.filters)
     files = fingerprint(source.files())
-    here = in_process(config, files)
+    here = in_process(config, total_bytes(source.files()))
 
     def work(directory: Path) -> dict[str, Any]:
         stats = prepare(source, here, directory)
@@ -35,10 +35,9 @@ def run(config: Config) -> Artifact:
     return run_stage(config, "prepare", version=VERSION, settings=settings, inputs=(), work=work)
 
 
-def in_process(config: Config, files: list[list[str | int]]) -> Config:
-    """The config with Ray Data switched off when the log is so small that starting actors would take longer."""
-    sizes = [int(fact[1]) for fact in files if len(fact) > 1]
-    if len(sizes) < len(files) or sum(sizes) >= config.compute.in_process_below_mb * 2**20:
+def in_process(config: Config, size: int | None) -> Config:
+    """The config without Ray Data if ``size`` bytes are known and so few that starting actors would take longer."""
+    if size is None or size >= config.compute.in_process_below_mb * 2**20:
         return config
     return config.model_copy(update={"compute": config.compute.model_copy(update={"data_actors": 0})})
 

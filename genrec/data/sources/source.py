@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
 
+from genrec.data.content import HashCache, content_digest
 from genrec.errors import InputError
 
 
@@ -73,16 +75,29 @@ def resolve(path: str | None, name: str) -> str:
     return str(Path(path) / name)
 
 
-def fingerprint(files: list[str]) -> list[list[str | int]]:
-    """What changes when a source's files change: path, size and time of change (URLs: the URL alone)."""
-    facts: list[list[str | int]] = []
+def fingerprint(files: Sequence[str], cache: HashCache | None = None) -> list[list[str]]:
+    """What identifies the contents of a source's files: per local file [name, SHA-256 of its bytes], per URL [URL].
+
+    Names are relative to the folder that all local files share, so the same files elsewhere have the same fingerprint.
+    The contents of URLs are not read: their fingerprint stays the same when they change.
+    """
+    local = [Path(file).absolute() for file in files if not is_url(file)]
+    folder = Path(os.path.commonpath([file.parent for file in local])) if local else Path()
+    found: list[list[str]] = []
     for file in files:
         if is_url(file):
-            facts.append([file])
-            continue
-        status = Path(file).stat()
-        facts.append([str(Path(file).absolute()), status.st_size, status.st_mtime_ns])
-    return facts
+            found.append([file])
+        else:
+            name = Path(file).absolute().relative_to(folder).as_posix()
+            found.append([name, content_digest(Path(file), cache)])
+    return found
+
+
+def total_bytes(files: Sequence[str]) -> int | None:
+    """The size of all files together in bytes; None if one is a URL, whose size is not known."""
+    if any(is_url(file) for file in files):
+        return None
+    return sum(Path(file).stat().st_size for file in files)
 
 
 def need_path(path: str | None, source: str) -> str:
