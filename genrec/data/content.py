@@ -1,71 +1,105 @@
-"""Digests of what files hold, wherever they lie: the same bytes in another folder have the same digest."""
+"""Content fingerprints: SHA-256 digests of files and directories, kept so that unchanged files are not read again."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any, cast
 
 from genrec.data.files import write_json
+from genrec.errors import InputError
 
-BLOCK_BYTES = 2**20
+BLOCK = 1 << 20
+"""Bytes that are read at once."""
 
 
 class HashCache:
-    """Digests of files read before, in a JSON file: a file of the same place, size and time is not read again.
+    """Digests of files in a JSON file: absolute path → [size in bytes, mtime in ns, digest].
 
-    A cache file that is missing or broken is an empty cache.
+    An entry is used only while the file has the same size and mtime. A missing or broken cache file is an empty cache.
+    Several processes may share a cache file: each write is atomic and keeps the entries of the others.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._known: dict[str, list[Any]] = _read(path)
+    def __init__(self, file: Path) -> None:
+        self._file = Path(file)
+        self._entries = self._read()
+        self._added: dict[str, list[Any]] = {}
 
-    def digest(self, file: Path) -> str:
-        """SHA-256 of the bytes of ``file``, in hexadecimal digits."""
-        place, status = str(file.absolute()), file.stat()
-        facts = [status.st_size, status.st_mtime_ns]
-        known = self._known.get(place)
-        if known is not None and known[:2] == facts:
-            return str(known[2])
-        found = _sha256(file)
-        self._known[place] = [*facts, found]
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self._known, self._path)
-        return found
+    def get(self, path: Path) -> str | None:
+        """The digest of a file that was not changed since ``put``, else None."""
+        entry = self._entries.get(_key(path))
+        return str(entry[2]) if entry is not None and entry[:2] == _state(path) else None
+
+    def put(self, path: Path, state: list[int], digest: str) -> None:
+        """Remember the digest of a file that had ``state`` ([size, mtime in ns]) when it was read."""
+        self._entries[_key(path)] = self._added[_key(path)] = [*state, digest]
+
+    def save(self) -> None:
+        """Write the entries that were added since the last call, atomically."""
+        if self._added:
+            write_json(self._read() | self._added, self._file)
+            self._added = {}
+
+    def _read(self) -> dict[str, list[Any]]:
+        try:
+            found = json.loads(self._file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        if not isinstance(found, dict):
+            return {}
+        entries = cast("dict[str, Any]", found)
+        return {path: entry for path, entry in entries.items() if isinstance(entry, list) and len(entry) == 3}
 
 
 def content_digest(path: Path, cache: HashCache | None = None) -> str:
-    """SHA-256 of a file's bytes; of a directory, over the relative names and bytes of its files, hidden ones left out.
+    """The SHA-256 of a file's bytes; for a directory, of the relative names and bytes of its files, sorted by name.
+
+    Hidden files and directories (whose names start with a dot) are left out, and so are empty directories. The place
+    of ``path``, modification times and permissions have no influence. With a ``cache``, files that did not change since
+    their digest was computed are not read.
 
     Raises:
-        OSError: ``path`` or a file in it cannot be read.
+        InputError: there is no file or directory at ``path``.
     """
+    path = Path(path)
     if path.is_file():
-        return _sha256(path) if cache is None else cache.digest(path)
-    total = hashlib.sha256()
-    for file in sorted(path.rglob("*")):
-        name = file.relative_to(path)
-        if file.is_file() and not any(part.startswith(".") for part in name.parts):
-            total.update(f"{name.as_posix()} {content_digest(file, cache)}\n".encode())
-    return total.hexdigest()
+        digest = _file_digest(path, cache)
+    elif path.is_dir():
+        total = hashlib.sha256()
+        for name in sorted(_visible_files(path)):
+            total.update(f"{name}\0{_file_digest(path / name, cache)}\n".encode())
+        digest = total.hexdigest()
+    else:
+        raise InputError(f"{path}: got no file or directory there; check the path")
+    if cache is not None:
+        cache.save()
+    return digest
 
 
-def _sha256(file: Path) -> str:
-    total = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(BLOCK_BYTES):
+def _file_digest(path: Path, cache: HashCache | None) -> str:
+    known = cache.get(path) if cache is not None else None
+    if known is not None:
+        return known
+    state, total = _state(path), hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
             total.update(block)
+    if cache is not None and _state(path) == state:
+        cache.put(path, state, total.hexdigest())
     return total.hexdigest()
 
 
-def _read(path: Path) -> dict[str, list[Any]]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(found, dict):
-        return {}
-    known = cast("dict[str, Any]", found)
-    return {place: facts for place, facts in known.items() if isinstance(facts, list) and len(facts) == 3}
+def _visible_files(folder: Path) -> list[str]:
+    found = [file.relative_to(folder) for file in folder.rglob("*") if file.is_file()]
+    return [name.as_posix() for name in found if not any(part.startswith(".") for part in name.parts)]
+
+
+def _key(path: Path) -> str:
+    return os.path.abspath(path)  # noqa: PTH100 - Path.absolute keeps '..', Path.resolve follows links
+
+
+def _state(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]

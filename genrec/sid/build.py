@@ -1,8 +1,8 @@
-"""From a fitted quantizer to a catalogue: encode by shards, resolve collisions, look at the result.
+"""From a fitted quantizer to a catalogue: encode shard by shard, resolve collisions, measure the result.
 
-Everything lands in one directory, beside what ``genrec.sid.fit`` left there: ``codes/part-*.parquet`` (what the
-quantizer gave, one file per item shard), ``sids.parquet`` (item, id, codes: no two items alike, unless
-``sid.collisions=none``), the catalogue's files, ``sid_health.json`` and ``sid_health.html``.
+All files are written to the directory of ``genrec.sid.fit``: ``codes/part-*.parquet`` (the quantizer's codes, one file
+per item shard), ``sids.parquet`` (item, id, codes: distinct, unless ``sid.collisions=none``), the catalogue's files,
+``sid_health.json`` and ``sid_health.html``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LOG = logging.getLogger(__name__)
 
 
 def make_assigner(vectors: Path, out: Path, settings: Sid, threads: int) -> Callable[[int], Mapping[str, Any]]:
-    """Load the fitted quantizer once; the result encodes one shard of items and writes its codes."""
+    """Load the fitted quantizer; returns a function that encodes one shard of items and writes its codes."""
     limit_threads(threads)
     quantizer = load_quantizer(out / "quantizer", threads=threads)
     inputs = open_inputs(vectors, out, settings)
@@ -47,7 +47,7 @@ def make_assigner(vectors: Path, out: Path, settings: Sid, threads: int) -> Call
 
 
 def finish_quantized(data: Path, vectors: Path, out: Path, settings: Sid, threads: int) -> dict[str, Any]:
-    """Settle collisions of the encoded shards as ``sid.collisions`` says, and write all files; returns the metrics.
+    """Resolve collisions as ``sid.collisions`` says, and write all files; returns the metrics.
 
     Raises:
         InputError: the code files do not fit the item table.
@@ -68,15 +68,19 @@ def finish_quantized(data: Path, vectors: Path, out: Path, settings: Sid, thread
         "fit": json.loads((out / "quantizer" / "fit.json").read_text(encoding="utf-8")),
         "resolve_s": round(perf_counter() - start, 2),
     }
-    named = settings.quantizer in ("random", "title")
+    hashed = settings.quantizer in ("random", "title")
     if settings.quantizer == "title":
         inputs_ND = FusedFiles(vectors, out, settings).read(range(items.num_rows))
-    health = measure(before_NL, codes_NL, sizes, read_sequences(data), inputs_ND, None if named else quantizer)
+    health = measure(before_NL, codes_NL, sizes, read_sequences(data), inputs_ND, None if hashed else quantizer)
     return _finish(items, codes_NL, health, out) | timing
 
 
 def finish_published(data: Path, out: Path, settings: Sid) -> dict[str, Any]:
-    """Take the SIDs of ``sid.column``, settle collisions (the first item keeps its SID), and write the same files."""
+    """Take SIDs from ``sid.column``, resolve collisions (the first item keeps its SID), and write the same files.
+
+    Raises:
+        InputError: the column does not hold SIDs of these levels, or there are more items than SIDs.
+    """
     items = read_items(data)
     before_NL = published_codes(items, settings.column, settings.level_sizes)
     codes_NL, sizes = before_NL, settings.level_sizes

@@ -1,4 +1,4 @@
-"""Item ↔ semantic ID, with the trie over all SIDs; saved as safetensors and JSON, named by its content."""
+"""Items and their semantic IDs, with the trie of all SIDs; saved as safetensors and JSON, identified by a digest."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from genrec.types import Codes
 class Catalog:
     """Every item's SID: ``codes_NL`` (N, L) int64, row i is item i; ``level_sizes`` holds K per level.
 
-    ``removed`` are rows that have no leaf in the trie but keep their SID. ``grown_from`` are the numbers of items
-    before each insert: a model made for the first n items serves the longer catalogue too, for no SID has moved.
+    ``removed`` are rows without a leaf in the trie, which keep their SID. ``grown_from`` holds the number of items
+    before each insert: SIDs never change, so a model that was trained with the first n items fits the longer catalogue
+    too.
     """
 
     def __init__(
@@ -49,11 +50,11 @@ class Catalog:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over the level sizes and all codes: two catalogues with one digest name the same items."""
+        """SHA-256 of the level sizes and all codes: equal digests mean equal SIDs of all items."""
         return _digest(self.codes_NL, self.level_sizes)
 
     def item_of(self, codes: Codes) -> int | None:
-        """The item with this SID, or None; a removed item is not found."""
+        """The item with this SID; None if there is none, or it was removed."""
         if not all(0 <= code < size for code, size in zip(codes, self.level_sizes, strict=True)):
             return None
         item = int(self.trie.find(torch.tensor(codes)))
@@ -61,12 +62,12 @@ class Catalog:
 
     def save(self, directory: Path) -> None:
         """Write ``trie.safetensors``, ``catalog.safetensors`` and, last, ``catalog.json``."""
-        self.trie.save(directory / "trie.safetensors", _fits(self.digest, self.removed))
+        self.trie.save(directory / "trie.safetensors", _trie_metadata(self.digest, self.removed))
         save_codes(self.codes_NL, self.level_sizes, directory, self.removed, self.grown_from)
 
     @classmethod
     def load(cls, directory: Path) -> Catalog:
-        """Read what ``save`` wrote; the trie is mapped from its file, or built again if that is not its own.
+        """Read what ``save`` wrote; the trie is memory-mapped, or built again if its file belongs to other SIDs.
 
         Raises:
             InputError: files missing, unreadable, or not the content that was saved.
@@ -75,31 +76,34 @@ class Catalog:
             about = json.loads((directory / "catalog.json").read_text(encoding="utf-8"))
             codes_NL = load_file(directory / "catalog.safetensors")["codes_NL"]
             removed, grown_from = about.get("removed", ()), about.get("grown_from", ())
-            trie = Trie.load(directory / "trie.safetensors", _fits(about["digest"], removed))
+            trie = Trie.load(directory / "trie.safetensors", _trie_metadata(about["digest"], removed))
             catalog = cls(codes_NL, about["level_sizes"], removed, grown_from, trie)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise InputError(
                 f"no readable catalogue in {directory}: {error}; run `python -m workflows.assign`"
             ) from error
         if catalog.digest != about["digest"]:
-            raise InputError(f"the catalogue in {directory} is not the one that was saved there (digest differs)")
+            raise InputError(
+                f"{directory}: got SIDs of digest {catalog.digest[:12]}, wanted {about['digest'][:12]} (catalog.json): "
+                "its files were changed; run `python -m workflows.assign` again"
+            )
         return catalog
 
     def require_digest(self, digest: str, owner: str) -> None:
-        """Refuse to go on when ``owner`` (a checkpoint) was made for other SIDs than these, or than they grew from.
+        """Check that ``owner`` (a checkpoint) was made for these SIDs, or for a shorter catalogue that they extend.
 
         Raises:
-            InputError: the digests differ.
+            InputError: ``digest`` is that of other SIDs.
         """
         earlier = (_digest(self.codes_NL[:items], self.level_sizes) for items in reversed(self.grown_from))
         if digest != self.digest and digest not in earlier:
             raise InputError(
-                f"{owner} was trained on the catalogue {digest[:12]}, this one is {self.digest[:12]}: "
-                "its SIDs would name other items. Use its own catalogue or train again"
+                f"{owner} was trained on the catalogue {digest[:12]}, got {self.digest[:12]}: its SIDs would mean "
+                "other items. Use its own catalogue, or train again"
             )
 
     def level_offsets(self) -> Tensor:
-        """(L,) where each level's codes begin when all levels are numbered in one row."""
+        """(L,) int64: the number of codes in the levels before each level."""
         return torch.tensor((0, *self.level_sizes[:-1])).cumsum(0)
 
 
@@ -110,7 +114,7 @@ def save_codes(
     removed: Sequence[int] = (),
     grown_from: Sequence[int] = (),
 ) -> None:
-    """Write SIDs as a catalogue, whether or not they are distinct; ``Catalog.load`` refuses those that are not."""
+    """Write SIDs (N, L) as a catalogue, distinct or not; ``Catalog.load`` raises InputError for shared ones."""
     tensors = {"codes_NL": codes_NL.int().contiguous()}
     write_atomically(directory / "catalog.safetensors", lambda path: save_file(tensors, path))
     sizes = tuple(int(size) for size in level_sizes)
@@ -119,7 +123,7 @@ def save_codes(
     write_json({**about, **changes}, directory / "catalog.json")
 
 
-def _fits(digest: str, removed: Sequence[int]) -> dict[str, str]:
+def _trie_metadata(digest: str, removed: Sequence[int]) -> dict[str, str]:
     return {"catalog": digest, "removed": hashlib.sha256(json.dumps(list(removed)).encode()).hexdigest()}
 
 

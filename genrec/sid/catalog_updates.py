@@ -1,12 +1,13 @@
-"""A catalogue that changes under a trained model: new items take free SIDs, removed ones are masked, nobody moves.
+"""Inserts into and removals from the catalogue of a trained model: no SID changes.
 
-What ``assign`` wrote is never touched. Each change is a new numbered directory beside it, whole or not there at all
-(written under another name, then renamed), and the highest number is the present state:
+New items get free SIDs, and removed items lose their leaf in the trie but keep their SID. The files of ``assign`` are
+never changed. Each update writes a new numbered directory, atomically (under another name, then renamed); the one with
+the highest number is the current catalogue:
 
     00001/  catalog.*       all SIDs, the first assigned ones first; removed items keep theirs but have no leaf
-            sids.parquet    item, id, codes of all of them
-            added.parquet   the items that were inserted so far: id, title, description, brand, categories
-            change.json     what was changed, and the SHA-256 of the file it came from
+            sids.parquet    item, id, codes of all items
+            added.parquet   all items inserted so far: id, title, description, brand, categories
+            change.json     what was changed, and a SHA-256 of the inserted items
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ from genrec.data.tables import refuse_duplicate_ids
 from genrec.errors import InputError
 from genrec.sid.catalog import Catalog
 from genrec.sid.codes import write_sids
-from genrec.sid.collisions import LevelCosts, nearest_free, prefix_codes, prefix_numbers, refuse_full
-from genrec.sid.embed import Encoder, item_texts
+from genrec.sid.embed import item_texts
+from genrec.sid.encoders import Encoder
+from genrec.sid.free_sids import nearest_free
 from genrec.sid.inputs import fuse, neighbour_factors
+from genrec.sid.prefixes import LevelCosts, prefix_codes, prefix_numbers, refuse_full
 from genrec.sid.quantizers import Quantizer, load_quantizer
 from genrec.sid.quantizers.controls import title_words
 from genrec.sid.suffix import Suffixed
@@ -43,16 +46,16 @@ TEXT = ["id", "title", "description", "brand", "categories"]
 
 
 def current(assigned: Path, live: Path) -> Path:
-    """The directory of the present catalogue: the last change under ``live``, or ``assigned`` when there is none."""
+    """The directory of the current catalogue: the last update under ``live``, or ``assigned`` if there is none."""
     return max(
         (path for path in live.glob("[0-9]*") if path.is_dir()), key=lambda path: int(path.name), default=assigned
     )
 
 
 def read(directory: Path) -> tuple[Catalog, list[str], list[pa.Table]]:
-    """The catalogue of a directory that ``current`` names, the ids of its items in row order, and the inserted items.
+    """The catalogue of a directory that ``current`` returned, its item ids in row order, and the inserted items.
 
-    These are its last rows; they come as one table (see ``added.parquet``), or none where nothing was inserted.
+    The inserted items are the last rows of the catalogue: a list of one table (``added.parquet``), or an empty list.
 
     Raises:
         InputError: no readable catalogue.
@@ -64,10 +67,10 @@ def read(directory: Path) -> tuple[Catalog, list[str], list[pa.Table]]:
 
 
 def read_new_items(file: Path, columns: Mapping[str, str]) -> pa.Table:
-    """The items of a Parquet file: id, title, description, brand, categories (only ``id`` must be there).
+    """The items of a Parquet file: id, title, description, brand, categories (only ``id`` is required).
 
     Raises:
-        InputError: no such file, no usable columns, no rows, or an id that occurs twice.
+        InputError: the file or the id column is missing, there are no rows, or an id occurs twice.
     """
     try:
         table = pq.read_table(file)
@@ -75,7 +78,7 @@ def read_new_items(file: Path, columns: Mapping[str, str]) -> pa.Table:
         raise InputError(f"{file} cannot be read as Parquet: {error}") from None
     items = canonical_items(table, find_catalog_columns(table.schema, columns, str(file)), str(file))
     if items.num_rows == 0:
-        raise InputError(f"{file} holds no items; at least one was expected")
+        raise InputError(f"{file}: got no items, wanted at least one")
     refuse_duplicate_ids(items["id"], str(file), "id")
     return items
 
@@ -83,36 +86,37 @@ def read_new_items(file: Path, columns: Mapping[str, str]) -> pa.Table:
 def insert(
     assigned: Path, live: Path, items: pa.Table, encode: Callable[[], Encoder], *, vectors: Path, embed: Embed
 ) -> dict[str, Any]:
-    """Give each new item the nearest free SID; items that were removed come back to the SID that they had.
+    """Give each new item the nearest free SID, and removed items their old SID; returns counts.
 
-    The same insert again changes nothing. Items are placed in the order of their ids, so rows may come in any order.
+    The same insert again changes nothing. SIDs are assigned in the order of the item ids, so the order of the rows does
+    not matter.
 
     Args:
-        assigned: the output of ``assign``; live: where changes are kept.
-        items: as ``read_new_items`` gives them.
-        encode: makes the text encoder, called when there is a text to embed.
-        vectors: the text vectors of the assigned items (read for ``sid.cf_weight`` > 0); embed: the text to take.
+        assigned: the output of ``assign``; live: the directory of the updates.
+        items: the result of ``read_new_items``.
+        encode: makes the text encoder; called only if there is a text to embed.
+        vectors: the text vectors of the assigned items (read for ``sid.cf_weight`` > 0); embed: the text fields.
 
     Raises:
-        InputError: an item that the catalogue holds already, more items than free SIDs, published SIDs (no vectors),
-            or a catalogue whose SIDs are shared.
+        InputError: an item is in the catalogue already, there are more items than free SIDs, SIDs are published (so
+            there is no quantizer), or items share SIDs.
     """
     catalog, ids, added = read(current(assigned, live))
     rows = {item_id: row for row, item_id in enumerate(ids)}
-    came, digest = items["id"].to_pylist(), _digest(items)
+    new_ids, digest = items["id"].to_pylist(), _digest(items)
     gone = set(catalog.removed)
-    known = [item_id for item_id in came if item_id in rows and rows[item_id] not in gone]
-    if len(known) == len(came) and digest in _digests(live):
+    known = [item_id for item_id in new_ids if item_id in rows and rows[item_id] not in gone]
+    if len(known) == len(new_ids) and digest in _digests(live):
         return {"inserted": 0, "returned": 0, "items": len(catalog), "catalog": str(current(assigned, live))}
-    _refuse_known(known, len(came))
-    fresh = items.filter(pa.array([item_id not in rows for item_id in came]))
-    back = {rows[item_id] for item_id in came if item_id in rows}
+    _refuse_known(known, len(new_ids))
+    fresh = items.filter(pa.array([item_id not in rows for item_id in new_ids]))
+    back = {rows[item_id] for item_id in new_ids if item_id in rows}
     codes_NL, grown = catalog.codes_NL.numpy().astype(np.int32), catalog.grown_from
     if fresh.num_rows:
         refuse_full(len(catalog) + fresh.num_rows, catalog.level_sizes)
         quantizer = _quantizer(assigned)
         inputs_MD = _inputs(fresh, encode, quantizer, assigned, vectors, embed)
-        codes_NL = np.concatenate([codes_NL, _place(fresh, inputs_MD, codes_NL, quantizer, catalog.level_sizes)])
+        codes_NL = np.concatenate([codes_NL, _assign_free(fresh, inputs_MD, codes_NL, quantizer, catalog.level_sizes)])
         added, grown = [*added, fresh.select(TEXT)], (*grown, len(catalog))
     changed = Catalog(torch.from_numpy(codes_NL), catalog.level_sizes, sorted(gone - back), grown)
     about = {"change": "insert", "source": digest, "inserted": fresh.num_rows, "returned": len(back)}
@@ -121,18 +125,20 @@ def insert(
 
 
 def remove(assigned: Path, live: Path, ids: Sequence[str]) -> dict[str, Any]:
-    """Mask the leaves of these items: no search finds them, but their SIDs stay theirs for an insert to bring back.
+    """Remove the leaves of these items, so that no search finds them; they keep their SIDs. Returns counts.
 
-    Items that are removed already stay so.
+    Items that are removed already stay removed.
 
     Raises:
-        InputError: an id that the catalogue does not hold, or no item left.
+        InputError: an id is not in the catalogue, or no item is left.
     """
     catalog, known, added = read(current(assigned, live))
     rows = {item_id: row for row, item_id in enumerate(known)}
     unknown = [item_id for item_id in ids if item_id not in rows]
     if unknown or not ids:
-        raise InputError(f"{len(unknown)} of {len(ids)} items to remove are not in the catalogue ({unknown[:3]})")
+        raise InputError(
+            f"{len(unknown)} of {len(ids)} items to remove are not in the catalogue ({unknown[:3]}); name items of it"
+        )
     gone = sorted(set(catalog.removed) | {rows[item_id] for item_id in ids})
     if gone == list(catalog.removed):
         return {"removed": 0, "items": len(catalog), "catalog": str(current(assigned, live))}
@@ -142,10 +148,10 @@ def remove(assigned: Path, live: Path, ids: Sequence[str]) -> dict[str, Any]:
     return {**about, "items": len(changed), "catalog": str(path)}
 
 
-def _refuse_known(known: list[str], came: int) -> None:
+def _refuse_known(known: list[str], items: int) -> None:
     if known:
         raise InputError(
-            f"{len(known)} of {came} items are in the catalogue already ({known[:3]}…): an item keeps its SID; "
+            f"{len(known)} of {items} items are in the catalogue already ({known[:3]}…): an item keeps its SID; "
             "leave them out, or remove them first"
         )
 
@@ -153,8 +159,8 @@ def _refuse_known(known: list[str], came: int) -> None:
 def _quantizer(assigned: Path) -> Quantizer:
     if not (assigned / "quantizer").is_dir():
         raise InputError(
-            f"{assigned} holds published SIDs (sid.quantizer=given): nothing tells where a new item belongs; "
-            "assign with another sid.quantizer to insert items"
+            f"{assigned}: got published SIDs (sid.quantizer=given), wanted those of a quantizer, which can encode new "
+            "items; assign with another sid.quantizer to insert items"
         )
     return load_quantizer(assigned / "quantizer")
 
@@ -162,7 +168,7 @@ def _quantizer(assigned: Path) -> Quantizer:
 def _inputs(
     items: pa.Table, encode: Callable[[], Encoder], quantizer: Quantizer, assigned: Path, vectors: Path, embed: Embed
 ) -> Floats:
-    """What is quantized of new items, (M, D): as for the others, with the collaborative vectors of cold items."""
+    """The vectors (M, D) to quantize: as for the other items, with the collaborative vectors of cold items."""
     settings = quantizer.settings
     if settings.quantizer == "title":
         return title_words(items["title"].to_pylist(), settings)
@@ -174,7 +180,7 @@ def _inputs(
     return fuse(text_MD, cf_MD, settings.text_weight, settings.cf_weight)
 
 
-def _place(
+def _assign_free(
     items: pa.Table, inputs_MD: Floats, codes_NL: Ints, quantizer: Quantizer, level_sizes: tuple[int, ...]
 ) -> Ints:
     quantizer.check(inputs_MD)

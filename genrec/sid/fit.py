@@ -1,6 +1,6 @@
-"""Fitting the quantizer of a catalogue: from text vectors to ``quantizer/``, in one process or shared by workers.
+"""Fitting the quantizer of a catalogue, in one process or by several workers: from text vectors to ``quantizer/``.
 
-Beside it lie ``cf/`` (collaborative vectors, when they are used) and, for ``title``, ``titles/``.
+The same directory gets ``cf/`` (collaborative vectors, if they are used) and, for ``title``, ``titles/``.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from genrec.config.sid import VQ_SHARES, Sid
 from genrec.data.files import write_json
 from genrec.data.tables import read_items, read_sequences
 from genrec.errors import InputError
-from genrec.sid.collisions import refuse_full, refuse_many
 from genrec.sid.distributed.collectives import ProcessGroup
-from genrec.sid.distributed.vector_stream import Longs, Stream
+from genrec.sid.distributed.vector_stream import Stream
 from genrec.sid.inputs import collaborative_vectors, open_inputs
+from genrec.sid.prefixes import refuse_full, refuse_many
 from genrec.sid.quantizers import Quantizer, make_quantizer
 from genrec.sid.quantizers.base import refuse_few
 from genrec.sid.quantizers.controls import title_words
-from genrec.sid.vectors import VectorFiles, check_vectors, shard_path, write_vectors
+from genrec.sid.vectors import Longs, VectorFiles, check_vectors, shard_path, write_vectors
 from genrec.threads import limit_threads
 
 
 def prepare_fit(data: Path, vectors: Path, out: Path, settings: Sid, seed: int) -> int:
-    """Refuse what cannot become SIDs, and write what is quantized beside the text vectors; returns N.
+    """Check the inputs, and write collaborative vectors or title hashes if they are quantized; returns N.
 
     Raises:
         InputError: vectors that do not fit the item table, fewer items than codes, or more items than SIDs.
@@ -37,7 +37,7 @@ def prepare_fit(data: Path, vectors: Path, out: Path, settings: Sid, seed: int) 
     VectorFiles(vectors).require(items)
     if settings.collisions == "resolve":
         if settings.quantizer == "vq" and items > settings.level_sizes[0]:
-            raise InputError(f"{items} items, {settings.level_sizes[0]} codes: {VQ_SHARES}")
+            raise InputError(f"got {items} items and {settings.level_sizes[0]} codes: {VQ_SHARES}")
         refuse_full(items, settings.level_sizes)
     refuse_many(settings.level_sizes)
     refuse_few(len(fit_rows(items, settings, seed)), settings.level_sizes)
@@ -55,7 +55,7 @@ def is_fitted(out: Path) -> bool:
 
 
 def fit_rows(items: int, settings: Sid, seed: int) -> range | Longs:
-    """The items that the quantizer learns from, ascending: all, or ``sid.fit_items`` of them drawn with ``seed``."""
+    """The item rows that the quantizer learns from, ascending: all, or ``sid.fit_items`` of them drawn by ``seed``."""
     most = settings.fit_limit
     if most is None or most >= items:
         return range(items)
@@ -63,10 +63,10 @@ def fit_rows(items: int, settings: Sid, seed: int) -> range | Longs:
 
 
 def fit_quantizer(data: Path, vectors: Path, out: Path, settings: Sid, *, seed: int, threads: int, device: str) -> int:
-    """Fit the quantizer in this process and save it under ``out``, unless a killed run has done so; returns N.
+    """Fit the quantizer in this process and save it under ``out``, unless it is there already; returns N.
 
     Raises:
-        InputError: what ``prepare_fit`` refuses, or vectors that cannot be quantized.
+        InputError: as ``prepare_fit``, or for vectors that cannot be quantized.
     """
     items = prepare_fit(data, vectors, out, settings, seed)
     if not is_fitted(out):
@@ -77,18 +77,18 @@ def fit_quantizer(data: Path, vectors: Path, out: Path, settings: Sid, *, seed: 
     return items
 
 
-def fit_share(vectors: Path, out: Path, settings: Sid, workers: ProcessGroup, *, seed: int, threads: int) -> None:
-    """One worker's part in fitting the quantizer; the first of them saves it under ``out``.
+def fit_share(vectors: Path, out: Path, settings: Sid, group: ProcessGroup, *, seed: int, threads: int) -> None:
+    """Fit the quantizer as one rank of ``group``; rank 0 saves it under ``out``.
 
     Raises:
-        InputError: vectors that cannot be quantized; on every worker.
+        InputError: on every rank, for vectors that cannot be quantized.
     """
     limit_threads(threads)
     inputs = open_inputs(vectors, out, settings)
     rows = fit_rows(len(inputs), settings, seed)
-    stream = Stream(inputs, rows, rank=workers.rank, workers=workers.size, seed=seed)
-    quantizer = make_quantizer(settings, seed=seed, threads=threads, device=workers.device)
-    _save(quantizer, lambda: quantizer.fit_parallel(stream, workers), out if workers.rank == 0 else None)
+    stream = Stream(inputs, rows, rank=group.rank, workers=group.size, seed=seed)
+    quantizer = make_quantizer(settings, seed=seed, threads=threads, device=group.device)
+    _save(quantizer, lambda: quantizer.fit_parallel(stream, group), out if group.rank == 0 else None)
 
 
 def _save(quantizer: Quantizer, fit: Callable[[], dict[str, float]], out: Path | None) -> None:

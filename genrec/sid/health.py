@@ -1,4 +1,4 @@
-"""How good are the semantic IDs? Numbers to read before any training, and warnings with a remedy."""
+"""Health of semantic IDs: figures that tell how good they are before any training."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from genrec.sid.collisions import prefix_numbers
+from genrec.sid.health_warnings import find_warnings
 from genrec.sid.inputs import TRAIN, train_pairs
+from genrec.sid.prefixes import prefix_numbers
 from genrec.sid.quantizers.base import Quantizer
-from genrec.sid.vectors import Floats, Ints, unit_rows
+from genrec.sid.vectors import Floats, Ints, Longs, unit_rows
 
 NEAREST = 10
 SAMPLE, PAIRS, POOL = 5000, 50_000, 50_000
-"""Items whose neighbours are looked up, pairs that are compared, and items that vectors are read of; fixed seed."""
+"""Items whose neighbours are searched, pairs that are compared, and items whose vectors are read; fixed seeds."""
 
 
 def measure(
@@ -26,12 +27,13 @@ def measure(
     vectors_ND: Floats | None = None,
     quantizer: Quantizer | None = None,
 ) -> dict[str, Any]:
-    """Everything that ``sid_health.json`` holds; measures on vectors are left out when there are none.
+    """The contents of ``sid_health.json``; measures of vectors are left out if there are none.
 
     Args:
-        before_NL, codes_NL: codes before and after collisions were resolved; after may have one level more.
+        before_NL, codes_NL: codes before and after collision resolution; ``codes_NL`` may have one level more.
         level_sizes: those of ``codes_NL``.
         sequences: the sequence table; only train positions are used.
+        vectors_ND: the quantized vectors; quantizer: what made the codes, for reconstruction errors.
     """
     traffic_N, levels = np.bincount(_train_items(sequences), minlength=len(codes_NL)), before_NL.shape[1]
     left, right, _ = train_pairs(sequences, 1)
@@ -51,11 +53,11 @@ def measure(
         health["reconstruction"] = reconstruction(vectors_ND[rows], codes_NL[rows, :levels], quantizer)
     if vectors_ND is not None:
         health["neighbour_agreement"] = neighbour_agreement(vectors_ND[rows], codes_NL[rows], level_sizes)
-    return health | {"warnings": warnings(health)}
+    return health | {"warnings": find_warnings(health)}
 
 
 def summary(health: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of ``measure`` that belong into a stage's metrics."""
+    """The figures of ``measure`` for a stage's metrics."""
     return {
         "items": health["items"],
         "collisions_before": health["collisions_before"]["rate"],
@@ -67,17 +69,17 @@ def summary(health: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _train_items(sequences: pa.Table) -> Any:
+def _train_items(sequences: pa.Table) -> Ints:
     train = np.isin(sequences["split"].combine_chunks().flatten().to_numpy(), TRAIN)
     return sequences["items"].combine_chunks().flatten().to_numpy()[train]
 
 
-def collisions(codes_NL: Ints, level_sizes: Sequence[int], traffic_N: Any = None) -> dict[str, float]:
-    """Items that share a SID.
+def collisions(codes_NL: Ints, level_sizes: Sequence[int], traffic_N: Longs | None = None) -> dict[str, float]:
+    """How many items share a SID, from codes (N, L) and, optionally, train interactions per item (N,).
 
     Returns:
-        rate: 1 - distinct SIDs / items (the field's collision rate); items: how many items share a SID;
-        traffic: the share of train interactions that fall on such items (when ``traffic_N`` counts them).
+        rate: 1 - distinct SIDs / items (the collision rate); items: the number of items that share a SID;
+        traffic: the fraction of train interactions with such items (if ``traffic_N`` is given).
     """
     _, which_N, counts = np.unique(prefix_numbers(codes_NL, level_sizes), return_inverse=True, return_counts=True)
     shared_N = counts[which_N] > 1
@@ -88,7 +90,7 @@ def collisions(codes_NL: Ints, level_sizes: Sequence[int], traffic_N: Any = None
 
 
 def level_use(codes_NL: Ints, level_sizes: Sequence[int]) -> list[dict[str, float]]:
-    """Per level: codes used and dead, perplexity (exp of the entropy, in codes), and Gini (0 even, 1 all on one)."""
+    """Per level of codes (N, L): codes used and dead, perplexity exp(-Σ p log p), and Gini (0: even, 1: one code)."""
     levels: list[dict[str, float]] = []
     for level, size in enumerate(level_sizes):
         count_K = np.bincount(codes_NL[:, level], minlength=size)
@@ -108,7 +110,7 @@ def level_use(codes_NL: Ints, level_sizes: Sequence[int]) -> list[dict[str, floa
 
 
 def tree_shape(codes_NL: Ints, level_sizes: Sequence[int]) -> list[dict[str, float]]:
-    """Per level: mean children of a prefix, and the share of items whose next code is forced (an only child)."""
+    """Per level of codes (N, L): mean children per prefix, and the fraction of items whose code is an only child."""
     levels: list[dict[str, float]] = []
     parent_N = np.zeros(len(codes_NL), np.int64)
     for level in range(len(level_sizes)):
@@ -122,7 +124,7 @@ def tree_shape(codes_NL: Ints, level_sizes: Sequence[int]) -> list[dict[str, flo
 
 
 def reconstruction(vectors_ND: Floats, codes_NL: Ints, quantizer: Quantizer) -> list[float]:
-    """After 1 … L levels: squared error as a share of the variance (0: exact, 1: as good as the mean vector)."""
+    """Σ|x - decode(c_1 … c_l)|² / Σ|x - mean|² for l = 1 … L: 0 is exact, 1 as good as the mean vector."""
     spread = np.square(vectors_ND - vectors_ND.mean(axis=0)).sum()
     return [
         float(np.square(vectors_ND - quantizer.decode(codes_NL[:, : level + 1])).sum() / max(spread, 1e-12))
@@ -131,7 +133,7 @@ def reconstruction(vectors_ND: Floats, codes_NL: Ints, quantizer: Quantizer) -> 
 
 
 def neighbour_agreement(vectors_ND: Floats, codes_NL: Ints, level_sizes: Sequence[int]) -> list[float]:
-    """Per prefix length: the share of an item's 10 nearest vectors (cosine) that lie under the same prefix."""
+    """Per prefix length 1 … L: the fraction of an item's 10 nearest vectors (by cosine) with the same prefix."""
     unit_ND = unit_rows(vectors_ND)
     rows = _sample(len(unit_ND), SAMPLE)
     agree_L, looked = np.zeros(len(level_sizes)), 0
@@ -147,8 +149,8 @@ def neighbour_agreement(vectors_ND: Floats, codes_NL: Ints, level_sizes: Sequenc
     return [float(value) for value in agree_L / max(looked, 1)]
 
 
-def pair_agreement(left_P: Any, right_P: Any, codes_NL: Ints, level_sizes: Sequence[int]) -> dict[str, list[float]]:
-    """Per prefix length: the share of pairs bought together that lie under one prefix, and of random pairs."""
+def pair_agreement(left_P: Ints, right_P: Ints, codes_NL: Ints, level_sizes: Sequence[int]) -> dict[str, list[float]]:
+    """Per prefix length 1 … L: the fraction of item pairs (P,) with the same prefix, and of random pairs."""
     rng = np.random.default_rng(0)
     different = np.flatnonzero(left_P != right_P)
     if len(different) == 0:
@@ -164,47 +166,7 @@ def pair_agreement(left_P: Any, right_P: Any, codes_NL: Ints, level_sizes: Seque
     return found
 
 
-def warnings(health: Mapping[str, Any]) -> list[str]:
-    """What misses its threshold, each with a remedy."""
-    found: list[str] = []
-    before = health["collisions_before"]["rate"]
-    if before > 0.1:
-        found.append(
-            f"{before:.1%} of the SIDs collided before resolution (wanted: below 10 %): the last code of those items "
-            "says little; raise sid.codebook_size or sid.levels, or embed more of the text"
-        )
-    found += [line for number, level in enumerate(health["levels"], 1) for line in _level_warnings(number, level)]
-    forced = health["tree"][-1]["forced"]
-    if forced > 0.9:
-        found.append(
-            f"the last code is forced for {forced:.0%} of the items (wanted: below 90 %): it carries nothing; fewer "
-            "sid.levels or sid.codebook_size train faster at no loss"
-        )
-    agreement = health.get("neighbour_agreement")
-    if agreement and agreement[0] < 0.2:
-        found.append(
-            f"only {agreement[0]:.0%} of an item's nearest vectors share its first code (wanted: 20 %): similar items "
-            "cannot learn from each other; lower sid.codebook_size"
-        )
-    return found
-
-
-def _level_warnings(number: int, level: Mapping[str, float]) -> list[str]:
-    used, codes, perplexity = level["used"], level["codes"], level["perplexity"]
-    if used < 0.5 * codes:
-        return [
-            f"level {number} uses {used:.0f} of {codes:.0f} codes (wanted: half): the codebook collapsed; use "
-            "sid.quantizer=rqkmeans, more sid.epochs, or sid.codebook=ema"
-        ]
-    if perplexity < 0.25 * used:
-        return [
-            f"level {number} has perplexity {perplexity:.0f} over {used:.0f} used codes (wanted: a quarter): a few "
-            "codes hold most items, the others are outliers'; use sid.quantizer=rqvae, or lower sid.codebook_size"
-        ]
-    return []
-
-
-def _sample(rows: int, most: int) -> Any:
+def _sample(rows: int, most: int) -> Longs:
     if rows <= most:
         return np.arange(rows)
     return np.sort(np.random.default_rng(0).choice(rows, most, replace=False))

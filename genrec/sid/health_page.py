@@ -1,4 +1,4 @@
-"""The health page: ``sid_health.html``, one file with its pictures inside."""
+"""The health page: ``sid_health.html``, one file with embedded images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 from matplotlib.figure import Figure
 
 from genrec.data.files import write_text
-from genrec.sid.collisions import prefix_numbers
+from genrec.sid.prefixes import prefix_numbers
 from genrec.sid.vectors import Ints
 
 mpl.use("Agg")
@@ -25,7 +25,7 @@ TEMPLATE = Path(__file__).with_name("health.html.j2")
 
 
 def write_page(items: pa.Table, codes_NL: Ints, health: Mapping[str, Any], path: Path) -> None:
-    """Write the page for the items (title, categories, brand) and their SIDs, atomically."""
+    """Write the page for the items (title, categories, brand) and their codes (N, L), atomically."""
     kind, labels = item_labels(items)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
@@ -39,9 +39,9 @@ def write_page(items: pa.Table, codes_NL: Ints, health: Mapping[str, Any], path:
 
 
 def item_labels(items: pa.Table) -> tuple[str, list[str]]:
-    """What the heat map groups items by, and each item's label ('' if unknown).
+    """The kind of label that groups items in the heat map, and each item's label ('' if unknown).
 
-    The category at the shallowest depth that tells at least five groups apart; else the brand; else ('', []).
+    Labels are categories at the smallest depth that has at least five of them; else brands; else ('', []).
     """
     paths: list[list[str]] = [path or [] for path in items["categories"].to_pylist()]
     depth_max = max((len(path) for path in paths), default=0)
@@ -54,7 +54,7 @@ def item_labels(items: pa.Table) -> tuple[str, list[str]]:
 
 
 def sample_prefixes(titles: list[str], codes_NL: Ints, level_sizes: list[int]) -> list[dict[str, Any]]:
-    """Ten prefixes of L-1 codes that several items share, drawn with a fixed seed, each with a few of its items."""
+    """Ten prefixes of L - 1 codes (N, L) with several items, drawn by a fixed seed, each with a few of its items."""
     numbers, which_N, counts = np.unique(
         prefix_numbers(codes_NL[:, :-1], level_sizes), return_inverse=True, return_counts=True
     )
@@ -74,11 +74,11 @@ def _use_figure(codes_NL: Ints, level_sizes: list[int]) -> Figure:
         counts = np.sort(np.bincount(codes_NL[:, level], minlength=size))[::-1]
         axes.fill_between(np.arange(size), counts, step="mid", color="#3b6ea5")
         axes.axhline(len(codes_NL) / size, color="#999", linewidth=0.8)
-        axes.set(title=f"level {level + 1}", xlabel="codes, most used first", ylabel="items" if level == 0 else "")
+        axes.set(title=f"level {level + 1}", xlabel="codes, most frequent first", ylabel="items" if level == 0 else "")
     return figure
 
 
-def _heat_figure(code_N: Any, labels: list[str], codes: int, kind: str) -> Figure:
+def _heat_figure(code_N: Ints, labels: list[str], codes: int, kind: str) -> Figure:
     common = [name for name, _ in Counter(label for label in labels if label).most_common(ROWS)]
     row_of = {name: row for row, name in enumerate(common)}
     counts_RK = np.zeros((len(common), codes))
@@ -92,8 +92,10 @@ def _heat_figure(code_N: Any, labels: list[str], codes: int, kind: str) -> Figur
     axes = figure.subplots()
     image = axes.imshow(np.sqrt(share_RK), aspect="auto", cmap="viridis", interpolation="nearest")
     axes.set_yticks(range(len(common)), [name[:34] for name in common], fontsize=7)
-    axes.set(xlabel=f"the {counts_RK.shape[1]} level-1 codes of these items, by the {kind} they mostly hold", xticks=[])
-    figure.colorbar(image, ax=axes, label=f"√ share of the {kind}'s items", fraction=0.03)
+    axes.set(
+        xlabel=f"the {counts_RK.shape[1]} level-1 codes of these items, sorted by their most frequent {kind}", xticks=[]
+    )
+    figure.colorbar(image, ax=axes, label=f"√ fraction of the {kind}'s items", fraction=0.03)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""What is quantized: text vectors, collaborative vectors from the train log, or both side by side."""
+"""The vectors that are quantized: text vectors, collaborative vectors from the train log, or both concatenated."""
 
 from __future__ import annotations
 
@@ -13,29 +13,32 @@ from scipy.sparse.linalg import svds
 from genrec.config import Sid
 from genrec.data.tables import SPLIT_CODES
 from genrec.errors import InputError
-from genrec.sid.distributed.vector_stream import Longs, Reader
-from genrec.sid.vectors import Floats, VectorFiles, check_vectors, unit_rows
+from genrec.sid.distributed.vector_stream import Reader
+from genrec.sid.vectors import Floats, Longs, VectorFiles, check_vectors, unit_rows
 
 BLOCK = 65536
-"""Items read at once, where all are read: keeps one copy of the vectors in memory, not three."""
+"""Items that are read at once, so that all vectors are in memory once, not three times."""
 TRAIN = (SPLIT_CODES["first"], SPLIT_CODES["train"])
 NEIGHBOURS = 10
 
 
 def fuse(text_ND: Floats | None, cf_ND: Floats | None, text_weight: float, cf_weight: float) -> Floats:
-    """Each part scaled to length 1, times its weight, side by side: (N, D_text + D_cf), parts of weight 0 left out.
+    """Concatenate w_text · text / |text| and w_cf · cf / |cf|, (N, D_text + D_cf); a part of weight 0 is left out.
 
-    Squared distances of the fused vectors are the weighted sum (by the squared weights) of those of the parts.
+    So |x - y|² = w_text² |x_text - y_text|² + w_cf² |x_cf - y_cf|² for unit vectors of the parts.
+
+    Raises:
+        InputError: no part has a weight above 0.
     """
     parts = ((text_ND, text_weight), (cf_ND, cf_weight))
     used = [unit_rows(part, weight) for part, weight in parts if part is not None and weight > 0]
     if not used:
-        raise InputError("sid.text_weight and sid.cf_weight are both 0: nothing is left to quantize; raise one")
+        raise InputError("sid.text_weight and sid.cf_weight are both 0: nothing is left to quantize; raise one of them")
     return used[0] if len(used) == 1 else np.concatenate(used, axis=1)
 
 
 class FusedFiles:
-    """Text vectors, collaborative vectors (``out/cf``, when they are used), or both, read by item rows."""
+    """Text vectors, collaborative vectors (``out/cf``, if they are used), or both concatenated, read by item row."""
 
     def __init__(self, vectors: Path, out: Path, settings: Sid) -> None:
         self._texts, self._weights = VectorFiles(vectors), (settings.text_weight, settings.cf_weight)
@@ -46,14 +49,14 @@ class FusedFiles:
 
     @property
     def width(self) -> int:
-        """D_text + D_cf, parts of weight 0 left out."""
+        """D_text + D_cf; a part of weight 0 is left out."""
         return (self._texts.width if self._weights[0] > 0 else 0) + (self._factors.width if self._factors else 0)
 
     def read(self, rows: range | Longs) -> Floats:
-        """What is quantized of the items ``rows`` (ascending), (n, D).
+        """The vectors (n, D) float32 of the items ``rows`` (ascending).
 
         Raises:
-            InputError: files that were changed, or text vectors that no quantizer can place.
+            InputError: the files were changed, or a text vector is not finite or all zeros.
         """
         row_n = np.asarray(rows)
         inputs_nD = np.empty((len(row_n), self.width), np.float32)
@@ -71,7 +74,7 @@ class FusedFiles:
 
 
 class TitleFiles:
-    """The words of the titles (``out/titles``), which are what the quantizer ``title`` takes, read by item rows."""
+    """Hashed title words (``out/titles``), which the quantizer ``title`` takes as vectors, read by item row."""
 
     def __init__(self, out: Path) -> None:
         self._words = VectorFiles(out / "titles")
@@ -85,20 +88,20 @@ class TitleFiles:
         return self._words.width
 
     def read(self, rows: range | Longs) -> Floats:
-        """The words of the items ``rows``, (n, L)."""
+        """The hashed words (n, L) of the items ``rows``."""
         return self._words.read()[np.asarray(rows)]
 
 
 def open_inputs(vectors: Path, out: Path, settings: Sid) -> Reader:
-    """What is quantized under these settings, ready to be read by item rows."""
+    """A reader of the vectors that are quantized under these settings."""
     return TitleFiles(out) if settings.quantizer == "title" else FusedFiles(vectors, out, settings)
 
 
 def train_pairs(sequences: pa.Table, window: int) -> tuple[Any, Any, Any]:
     """Pairs of items at most ``window`` train positions apart in one user's sequence, and their weight 1 / distance.
 
-    Positions of validation and test targets are taken out first, so nothing of them is seen.
-    Returns three arrays of equal length: left item, right item, weight.
+    Targets of validation and test are removed first, so they have no influence.
+    Returns three arrays (P,): left item, right item, weight.
     """
     lists = sequences["items"].combine_chunks()
     train = np.isin(sequences["split"].combine_chunks().flatten().to_numpy(), TRAIN)
@@ -116,23 +119,24 @@ def train_pairs(sequences: pa.Table, window: int) -> tuple[Any, Any, Any]:
 def collaborative_vectors(
     sequences: pa.Table, items: int, *, dims: int, window: int, seed: int, text_ND: Floats | None = None
 ) -> Floats:
-    """Item factors from who bought what: a truncated SVD of the PPMI matrix of train co-occurrence.
+    """Item factors (N, dims) from co-occurrence in the train log: U √S of the truncated SVD of the PPMI matrix.
 
-    Source: Levy & Goldberg, "Neural Word Embedding as Implicit Matrix Factorization" (2014), with context
-    smoothing 0.75 and factors U √S; the same input always gives the same output (start vector from ``seed``,
-    signs fixed).
+    PPMI_ij = max(log(p_ij / (p_i q_j)), 0), with context probabilities q_j ∝ p_j^0.75. Deterministic: the start vector
+    is drawn by ``seed``, and the sign of each factor is fixed.
+
+    Source: Levy & Goldberg, "Neural Word Embedding as Implicit Matrix Factorization" (2014).
 
     Args:
         sequences: the sequence table; only positions that are context or train targets are used.
-        items: N; dims: width asked for (at most N - 2 is possible); window: positions that count as together.
-        text_ND: vectors that lend a cold item (no train pair) the mean factors of its nearest warm items;
-            without them it takes the mean of all warm items.
+        items: N; dims: width of the factors, at most N - 2; window: positions that count as together.
+        text_ND: text vectors. A cold item (without train pair) gets the mean factors of the warm items with the nearest
+            texts; without ``text_ND``, the mean of all warm items.
 
     Returns:
         (N, dims) float32, rows of length 1.
 
     Raises:
-        InputError: no train pair at all, or a catalogue too small for ``dims``.
+        InputError: there is no train pair, or the catalogue is too small for ``dims``.
     """
     left, right, weight = train_pairs(sequences, window)
     if len(left) == 0:
@@ -148,7 +152,7 @@ def collaborative_vectors(
     factors_ND *= np.where(factors_ND[np.abs(factors_ND).argmax(axis=0), np.arange(dims)] < 0, -1, 1)
     factors_ND = np.asarray(factors_ND, np.float32)
     warm_N = (np.linalg.norm(factors_ND, axis=1) > 1e-6) & (np.diff(ppmi.indptr) > 0)
-    return _warmed(unit_rows(factors_ND), warm_N, text_ND)
+    return _with_cold_items(unit_rows(factors_ND), warm_N, text_ND)
 
 
 def _ppmi(counts: Any) -> Any:
@@ -163,7 +167,7 @@ def _ppmi(counts: Any) -> Any:
     return ppmi
 
 
-def _warmed(factors_ND: Floats, warm_N: Any, text_ND: Floats | None) -> Floats:
+def _with_cold_items(factors_ND: Floats, warm_N: Any, text_ND: Floats | None) -> Floats:
     cold, warm = np.flatnonzero(~warm_N), np.flatnonzero(warm_N)
     if len(cold) == 0:
         return factors_ND
@@ -177,7 +181,12 @@ def _warmed(factors_ND: Floats, warm_N: Any, text_ND: Floats | None) -> Floats:
 
 
 def neighbour_factors(factors_ND: Floats, text_ND: Floats, cold_MD: Floats) -> Floats:
-    """Factors (M, D) for items without purchases: the mean of those of the 10 items whose texts are nearest."""
+    """Factors (M, D) of M cold items: the mean factors of the 10 items with the nearest texts (by cosine).
+
+    Args:
+        factors_ND: factors of the warm items; text_ND: their text vectors (N, D_text).
+        cold_MD: text vectors (M, D_text) of the cold items.
+    """
     text_ND, cold_MD = unit_rows(text_ND), unit_rows(cold_MD)
     found_MD = np.empty((len(cold_MD), factors_ND.shape[1]), np.float32)
     for start in range(0, len(cold_MD), 4096):

@@ -1,4 +1,4 @@
-"""Semantic IDs that somebody else made: read from a column of the item table, collisions moved at the last level."""
+"""Published semantic IDs: read from a column of the item table, with collisions resolved at the last level."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pyarrow as pa
 
 from genrec.errors import InputError
 from genrec.sid.codes import codes_option
-from genrec.sid.collisions import prefix_codes, prefix_numbers, refuse_full
+from genrec.sid.prefixes import prefix_codes, prefix_numbers, refuse_full
 from genrec.sid.vectors import Ints
 
 NUMBER = re.compile(r"\d+")
 
 
 def published_codes(items: pa.Table, column: str, level_sizes: Sequence[int]) -> Ints:
-    """Codes (N, L) int32 from a column of lists: integers, or strings with one number each such as ``<a_236>``.
+    """Codes (N, L) int32 from a column of lists of integers, or of strings with one number each such as ``<a_236>``.
 
     Raises:
         InputError: no such column, an item without SID, another number of levels, or a code out of range.
@@ -49,17 +49,17 @@ def published_codes(items: pa.Table, column: str, level_sizes: Sequence[int]) ->
             equal = len(set(level_sizes)) == 1
             enough = [max(high + 1, size) if equal or at == level else other for at, other in enumerate(level_sizes)]
             raise InputError(
-                f"'{column}' has codes {low}…{high} at level {level + 1}, 0…{size - 1} was expected; "
+                f"'{column}': got codes {low}…{high} at level {level + 1}, wanted 0…{size - 1}; "
                 f"set sid.codebook_size={codes_option(enough)}"
             )
     return codes_NL.astype(np.int32)
 
 
 def resolve_published(codes_NL: Ints, level_sizes: Sequence[int]) -> Ints:
-    """Codes in which every row is distinct: of items that share a SID the first keeps it.
+    """Distinct codes (N, L) int32 from codes (N, L): of the items that share a SID the first keeps it.
 
-    Each later one takes the lowest free last-level code under its prefix or, when that is full, the lowest free SID
-    of the lowest prefix with room (no vectors are known that could tell which is near).
+    Each other one gets the lowest free last code of its prefix or, if there is none, the lowest free SID of all: there
+    are no vectors that could tell which is nearest.
 
     Raises:
         InputError: more items than SIDs.
@@ -85,6 +85,6 @@ def _code(part: Any) -> int:
     if isinstance(part, str):
         numbers = NUMBER.findall(part)
         if len(numbers) != 1:
-            raise ValueError(f"{part!r} holds {len(numbers)} numbers, one was expected")
+            raise ValueError(f"got {len(numbers)} numbers in {part!r}, wanted one")
         return int(numbers[0])
     return int(part)

@@ -1,4 +1,4 @@
-"""The other way out of collisions: one more level that counts the items under each SID (TIGER's extra digit)."""
+"""Collisions resolved by one more level, which numbers the items of each SID (TIGER's extra digit)."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from genrec.sid.collisions import Longs, prefix_numbers, refuse_full
+from genrec.sid.prefixes import prefix_numbers, refuse_full
 from genrec.sid.quantizers.base import Quantizer
-from genrec.sid.vectors import Floats, Ints
+from genrec.sid.vectors import Floats, Ints, Longs
 
 
 def add_suffix(codes_NL: Ints, level_sizes: Sequence[int], rank_N: Longs | None = None) -> tuple[Ints, tuple[int, ...]]:
-    """Codes (N, L + 1) with a last digit that tells apart the items of one SID, and the level sizes with it.
+    """Codes (N, L + 1) whose last digit makes the SIDs (N, L) distinct, and the level sizes with it.
 
-    The first of them by ``rank_N`` (row numbers if left out) has digit 0, the next 1, and so on. The new level is as
-    large as the level before, or as the largest group if that is more.
+    Of the items with one SID the first by ``rank_N`` (N,) (row numbers by default) gets digit 0, the next 1, and so on.
+    The new level is as large as the level before, or as the largest group of items if that is larger.
     Source: Rajput et al., "TIGER" (2023), section 3.1, "Handling collisions".
 
     Raises:
-        InputError: more SIDs than a 64-bit number can tell apart.
+        InputError: more than 2^62 SIDs.
     """
     rank_N = np.arange(len(codes_NL)) if rank_N is None else rank_N
     number_N = prefix_numbers(codes_NL, level_sizes)
@@ -33,14 +33,14 @@ def add_suffix(codes_NL: Ints, level_sizes: Sequence[int], rank_N: Longs | None 
 
 
 class Suffixed:
-    """The costs of a quantizer with the extra level: every digit costs what its SID costs."""
+    """The costs of a quantizer with the extra level: every digit costs as much as its SID."""
 
     def __init__(self, quantizer: Quantizer, digits: int) -> None:
         self._quantizer = quantizer
         self.level_sizes = (*quantizer.level_sizes, digits)
 
     def level_costs(self, vectors_ND: Floats, prefix_Nl: Ints) -> Floats:
-        """Squared error (N, K) if each of the next level's codes followed each row's prefix of l codes."""
+        """Squared error (N, K) if each of the next level's K codes followed each row's prefix (N, l)."""
         if prefix_Nl.shape[1] < len(self._quantizer.level_sizes):
             return self._quantizer.level_costs(vectors_ND, prefix_Nl)
         costs_NK = self._quantizer.level_costs(vectors_ND, prefix_Nl[:, :-1])

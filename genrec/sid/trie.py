@@ -1,11 +1,11 @@
-"""The catalogue as a prefix tree of tensors: decoding asks it which codes may follow, and never leaves it.
+"""The catalogue as a prefix tree of tensors, which tells decoding which codes may follow a prefix.
 
 A node of depth d is a prefix of d codes, numbered 0 … n_d - 1 in lexicographic order, so a beam's state is one
-integer. Depth 0 has the root alone; the nodes of depth L are the leaves, and ``leaf_items`` names the item at each.
+integer. Depth 0 has only the root; the nodes of depth L are the leaves, and ``leaf_items`` holds the item of each.
 
-Because nodes are numbered in order, the children of a node are neighbours: a level is the row starts and the codes of
-a compressed sparse row matrix (``starts``, ``codes``), and a child's number is its place in ``codes``. A level that is
-small as a dense table (node × code → child) keeps one, which a step reads faster.
+Because nodes are numbered in order, the children of a node are consecutive. A level is therefore stored as a compressed
+sparse row matrix (``starts``, ``codes``), in which a child's number is its index in ``codes``. A level with few
+(node, code) pairs also has a dense table (node × code → child), which is faster to read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from genrec.data.files import write_atomically
 from genrec.errors import InputError
 
 DENSE_ENTRIES = 2**20
-"""A level of at most so many (node, code) pairs keeps a dense table: 4 MB of int32."""
+"""Most (node, code) pairs of a level with a dense table: 4 MB of int32."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Level:
 
     @cached_property
     def _table(self) -> Tensor | None:
-        """(n_d, K) int32: the child's number, or -1; None where that would be large."""
+        """(n_d, K) int32: the child's number, or -1; None if that is more than ``DENSE_ENTRIES``."""
         nodes = len(self.starts) - 1
         if nodes * self.size > DENSE_ENTRIES:
             return None
@@ -52,11 +52,11 @@ class Level:
         return int(self.starts.diff().max())
 
     def children(self, nodes_x: Tensor) -> Tensor:
-        """The child of each node (…,) under each code, (…, K) int32; -1 where there is none."""
+        """The child of each node (…,) for every code, (…, K) int32; -1 where there is none."""
         return self._rows(nodes_x) if self._table is None else self._table[nodes_x]
 
     def child(self, nodes_x: Tensor, codes_x: Tensor) -> Tensor:
-        """The child of each node under one code each, (…,) int64; -1 where there is none."""
+        """The child of each node (…,) for its code (…,), (…,) int64; -1 where there is none."""
         if self._table is not None:
             return self._table[nodes_x, codes_x].long()
         low_x, high_x = self.starts[nodes_x].long(), self.starts[nodes_x + 1].long()
@@ -124,7 +124,7 @@ class Trie:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that is stored, by name; dense tables are made from it when they are first needed."""
+        """All stored tensors, by name; dense tables are derived from them on first use."""
         edges = {f"{name}_{d}": getattr(level, name) for d, level in enumerate(self.levels) for name in _EDGES}
         return {**edges, "leaf_items": self.leaf_items}
 
@@ -134,7 +134,7 @@ class Trie:
         return Trie(tuple(moved), self.leaf_items.to(device))
 
     def without(self, items: Sequence[int]) -> Trie:
-        """The trie in which these items (rows) are not found: their leaves go, and the prefixes that held no other.
+        """The trie without these items (rows): their leaves are removed, and the prefixes of no other item.
 
         Raises:
             InputError: no item is left.
@@ -143,7 +143,7 @@ class Trie:
             return self
         keep_n = ~torch.isin(self.leaf_items, torch.tensor(items, dtype=torch.int32))
         if not keep_n.any():
-            raise InputError(f"all {len(keep_n)} items are removed; at least one must stay")
+            raise InputError(f"got a removal of all {len(keep_n)} items; wanted at least one to stay")
         levels, leaf_items = [], self.leaf_items[keep_n]
         for level in reversed(self.levels):
             kept_before = torch.cat([torch.zeros(1, dtype=torch.long), keep_n.long().cumsum(0)])
@@ -158,11 +158,11 @@ class Trie:
         return self.levels[level].children(nodes)
 
     def items_at(self, leaves_x: Tensor) -> Tensor:
-        """The item of each leaf, (…) int64."""
+        """The item of each leaf (…,), (…,) int64."""
         return self.leaf_items[leaves_x].long()
 
     def path(self, codes_xL: Tensor) -> Tensor:
-        """The root and the node after each level of each SID, (…, L + 1); -1 from where the SID leaves the trie."""
+        """For SIDs (…, L), the root and the node after each code, (…, L + 1); -1 after a prefix that no item has."""
         node = torch.zeros(codes_xL.shape[:-1], dtype=torch.long, device=codes_xL.device)
         path = [node]
         for depth, level in enumerate(self.levels):
@@ -171,7 +171,7 @@ class Trie:
         return torch.stack(path, dim=-1)
 
     def leaves_under(self) -> tuple[Tensor, ...]:
-        """Per depth 1 … L how many items lie under each node, (n_d,) int64; counted once."""
+        """Per depth 1 … L the number of items below each node, (n_d,) int64; computed once."""
         return self._leaves
 
     @cached_property
@@ -183,32 +183,32 @@ class Trie:
         return tuple(reversed(counts))
 
     @cached_property
-    def _single(self) -> tuple[Tensor, ...]:
+    def _single_leaf(self) -> tuple[Tensor, ...]:
         return tuple(count_n == 1 for count_n in self._leaves)
 
-    def single(self, depth: int) -> Tensor:
-        """True at the nodes of ``depth`` (from 1) with one item under them, (n_d,): the rest of its SID is certain."""
-        return self._single[depth - 1]
+    def has_single_leaf(self, depth: int) -> Tensor:
+        """Whether each node of ``depth`` 1 … L has one item below it, (n_d,) bool: then its further codes are known."""
+        return self._single_leaf[depth - 1]
 
     def walk(self, codes_xL: Tensor) -> Tensor:
-        """The node before each level of each SID, (…, L); -1 from where the SID leaves the trie."""
+        """For SIDs (…, L), the node before each code, (…, L); -1 after a prefix that no item has."""
         return self.path(codes_xL)[..., :-1]
 
     def find(self, codes_xL: Tensor) -> Tensor:
-        """The item of each SID (…, L), (…,) int64; -1 where there is none."""
+        """The item of each SID (…, L), (…,) int64; -1 if no item has it."""
         leaf_x = self.path(codes_xL)[..., -1]
         return torch.where(leaf_x < 0, -1, self.items_at(leaf_x.clamp(min=0)))
 
     def save(self, file: Path, about: Mapping[str, str]) -> None:
-        """Write all tensors as safetensors, with ``about`` and the level sizes beside them, atomically."""
+        """Write all tensors as safetensors, with ``about`` and the level sizes as metadata, atomically."""
         sizes = {"level_sizes": ",".join(map(str, self.level_sizes))}
         write_atomically(file, lambda path: save_file(self.tensors, path, metadata={**about, **sizes}))
 
     @classmethod
     def load(cls, file: Path, about: Mapping[str, str]) -> Trie | None:
-        """What ``save`` wrote with the same ``about``, mapped from the file, not copied; None when that is not there.
+        """The trie that ``save`` wrote with the same ``about``; None if the file is missing, unreadable or another.
 
-        The pages belong to the file: processes on one machine that load it share them.
+        Tensors are memory-mapped, so that processes of one machine share them.
         """
         try:
             with safe_open(file, framework="pt") as stored:
@@ -225,7 +225,7 @@ class Trie:
 
 @dataclass(frozen=True)
 class CompleteTrie:
-    """All K_1 · … · K_L semantic IDs, whether an item has them or not; a leaf's number stands for its item."""
+    """The trie of all K_1 · … · K_L semantic IDs, whether or not an item has them; leaf i stands for item i."""
 
     level_sizes: tuple[int, ...]
 
@@ -250,11 +250,11 @@ _EDGES = ("starts", "codes")
 def _check_range(codes_NL: Tensor, level_sizes: Sequence[int]) -> None:
     if codes_NL.ndim != 2 or codes_NL.shape[1] != len(level_sizes) or len(codes_NL) == 0:
         raise InputError(
-            f"SIDs have shape {tuple(codes_NL.shape)}; expected (items, {len(level_sizes)}) with at least one item"
+            f"got SIDs of shape {tuple(codes_NL.shape)}, wanted (items, {len(level_sizes)}) with at least one item"
         )
     low, high = codes_NL.min(dim=0).values, codes_NL.max(dim=0).values
     for level, size in enumerate(level_sizes):
         if low[level] < 0 or high[level] >= size:
             raise InputError(
-                f"level {level + 1} has codes {int(low[level])}…{int(high[level])}; they must lie in 0…{size - 1}"
+                f"got codes {int(low[level])}…{int(high[level])} at level {level + 1}, wanted 0…{size - 1}"
             )

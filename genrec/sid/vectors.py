@@ -1,4 +1,4 @@
-"""Item vectors on disk: one Parquet file per item shard, in item order, read back by item rows."""
+"""Item vectors on disk: one Parquet file per item shard, in item order, read by item row."""
 
 from __future__ import annotations
 
@@ -15,29 +15,35 @@ from genrec.errors import InputError
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
+Longs = npt.NDArray[np.int64]
 
 
 class VectorFiles:
-    """The ``part-*.parquet`` files of a directory as one (N, D) array that is read by row range."""
+    """The ``part-*.parquet`` files of a directory as one (N, D) float32 array that is read by row range.
+
+    Raises InputError if there are none.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._files = sorted(Path(directory).glob("part-*.parquet"))
         if not self._files:
-            raise InputError(f"{directory} holds no part-*.parquet with vectors; run `python -m workflows.embed` first")
+            raise InputError(
+                f"{directory}: found no part-*.parquet with vectors; run `python -m workflows.embed` first"
+            )
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def require(self, items: int) -> None:
-        """Refuse (InputError) vectors of another number of items than the item table has."""
+        """Raise InputError unless there are vectors of exactly this number of items."""
         if len(self) != items:
             raise InputError(
-                f"{self._directory} holds vectors of {len(self)} items, the item table has {items}; embed them again"
+                f"{self._directory}: got vectors of {len(self)} items, wanted {items} as in the item table; embed again"
             )
 
     @cached_property
-    def _starts(self) -> npt.NDArray[np.int64]:
+    def _starts(self) -> Longs:
         return np.cumsum([0] + [pq.read_metadata(file).num_rows for file in self._files])
 
     @cached_property
@@ -45,11 +51,11 @@ class VectorFiles:
         """D, the dimensions of a vector."""
         kind = pq.read_schema(self._files[0]).field("vector").type
         if not pa.types.is_fixed_size_list(kind):
-            raise InputError(f"{self._files[0]}: column 'vector' is {kind}, a fixed-size list of float was expected")
+            raise InputError(f"{self._files[0]}: got column 'vector' of type {kind}, wanted a fixed-size list of float")
         return kind.list_size
 
     def read(self, start: int = 0, stop: int | None = None) -> Floats:
-        """Rows ``start`` … ``stop - 1`` as (n, D) float32, not to be written to.
+        """Rows ``start`` … ``stop - 1`` as (n, D) float32; the array must not be written to.
 
         Raises:
             InputError: a file whose vectors have another width, or whose rows are not the items they should be.
@@ -72,18 +78,22 @@ class VectorFiles:
         table = pq.ParquetFile(file, memory_map=True).read(["item", "vector"]).combine_chunks()
         items = table["item"].to_numpy()
         if not np.array_equal(items, np.arange(first, first + len(items))):
-            raise InputError(f"{file}: column 'item' must count {first}, {first + 1}, …: the file was changed")
+            raise InputError(
+                f"{file}: column 'item' must count {first}, {first + 1}, …: the file was changed; embed again"
+            )
         flat = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         if flat.size != len(items) * self.width:
-            raise InputError(f"{file}: vectors are {flat.size / len(items):g} wide, {self.width} was expected")
+            raise InputError(
+                f"{file}: got vectors of width {flat.size / len(items):g}, wanted {self.width}; embed again"
+            )
         return flat.reshape(len(items), self.width)
 
 
 def write_vectors(vectors_ND: Floats, start: int, path: Path) -> None:
-    """Write the vectors of items ``start``, ``start`` + 1, … as one shard file, atomically.
+    """Write the vectors (n, D) of items ``start``, ``start`` + 1, … as one shard file, atomically.
 
-    Without nulls, compression or small pages: floats of embeddings hardly compress, and reading them would be a third
-    of assignment's time.
+    Without nulls, compression or small pages: embeddings hardly compress, and decoding them would take a third of the
+    time of an assignment.
     """
     kind = pa.list_(pa.field("element", pa.float32(), nullable=False), vectors_ND.shape[1])
     schema = pa.schema([pa.field("item", pa.int32(), nullable=False), pa.field("vector", kind, nullable=False)])
@@ -99,12 +109,12 @@ def shard_path(directory: Path, shard: int) -> Path:
 
 
 def missing_shards(directory: Path, items: int, shard_items: int) -> list[int]:
-    """The shards of ``items`` items whose file is not there yet."""
+    """The shards of ``items`` items whose file does not exist."""
     return [s for s in range(-(-items // shard_items)) if not shard_path(directory, s).is_file()]
 
 
 def check_vectors(vectors_ND: Floats, start: int = 0) -> None:
-    """Refuse vectors that no quantizer can place; ``start`` is the item row of the first.
+    """Check that vectors (n, D) can be quantized; ``start`` is the item row of the first.
 
     Raises:
         InputError: a NaN, an infinity, or a vector of zeros; the message counts them and names the first items.
@@ -120,6 +130,6 @@ def check_vectors(vectors_ND: Floats, start: int = 0) -> None:
 
 
 def unit_rows(vectors_ND: Floats, length: float = 1.0) -> Floats:
-    """Each row scaled to ``length``; a row of zeros stays."""
+    """Each row of (N, D) scaled to Euclidean norm ``length``; a row of zeros is unchanged."""
     norm_N1 = np.sqrt(np.einsum("nd,nd->n", vectors_ND, vectors_ND))[:, None]
     return np.multiply(vectors_ND, length / np.where(norm_N1 == 0, 1, norm_N1), dtype=np.float32, casting="same_kind")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.fake_process_group import Crew, agreement, drift, fit_by
+from support.fake_process_group import FakeProcessGroup, agreement, drift, fit_by
 from support.sid_worlds import N, sid_world
 
 from cluster.stages import assign
@@ -74,7 +74,7 @@ def test_two_ray_train_workers_fit_what_one_fits_though_one_of_them_dies(tmp_pat
     assert died.exists()
     assert {path.name for path in world.glob("begin-*")} == {f"begin-{r}-{b}" for r in (0, 1) for b in (True, False)}
     for number, options in enumerate(KINDS):
-        (one,), _ = fit_by(Crew(1), config.sid.model_copy(update=options), inputs(world))
+        (one,), _ = fit_by(FakeProcessGroup(1), config.sid.model_copy(update=options), inputs(world))
         two = load_quantizer(world / f"out-{number}" / "quantizer")
         assert drift(one, two) < (1e-6 if number == 0 else 1e-4)
         assert agreement(one, two, inputs(world)) > 0.99
@@ -87,7 +87,7 @@ def test_a_catalogue_is_assigned_by_a_quantizer_that_a_worker_fitted(tmp_path):
     world = sid_world(tmp_path)
     config, out = rqvae(world, 1), world / "out"
     metrics = assign._quantize(config, world / "data", world / "vectors", out)
-    (alone,), measures = fit_by(Crew(1), config.sid, inputs(world))
+    (alone,), measures = fit_by(FakeProcessGroup(1), config.sid, inputs(world))
     assert drift(alone, load_quantizer(out / "quantizer")) < 1e-4
     assert len(Catalog.load(out)) == N and not (out / "train").exists()
     assert metrics["fit"]["error"] == pytest.approx(measures["error"], rel=1e-4)
@@ -102,7 +102,7 @@ def test_a_vector_that_one_worker_refuses_is_one_clear_error_and_leaves_nothing(
     def train_here(loop, config, out, name, workers):
         (out / "train" / name).mkdir(parents=True)
         (out / "worker.jsonl").touch()
-        Crew(workers).run(lambda one: fit_share(world / "vectors", out, config.sid, one, seed=0, threads=1))
+        FakeProcessGroup(workers).run(lambda one: fit_share(world / "vectors", out, config.sid, one, seed=0, threads=1))
 
     monkeypatch.setattr(assign, "train_on_ray", train_here)
     with pytest.raises(InputError, match=r"NaN or infinite values.*\[110\]"):

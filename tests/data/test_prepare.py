@@ -185,7 +185,7 @@ def test_a_run_that_was_killed_continues_and_gives_the_same_bytes(tmp_path, monk
 
     real = prepare.parallel_map
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(prepare, "map_shards", dying)
+        patched.setattr(prepare, "parallel_map", dying)
         run_prepare(tmp_path / "killed", path, *rules)
     assert not (tmp_path / "killed" / "stats.json").exists()
     again = run_prepare(tmp_path / "killed", path, *rules)

@@ -16,8 +16,10 @@ from genrec.errors import InputError
 from genrec.sid import catalog_updates
 from genrec.sid.catalog import Catalog, save_codes
 from genrec.sid.codes import write_sids
-from genrec.sid.collisions import nearest_free, prefix_numbers, resolve
+from genrec.sid.collisions import resolve
+from genrec.sid.free_sids import nearest_free
 from genrec.sid.inputs import neighbour_factors
+from genrec.sid.prefixes import prefix_numbers
 from genrec.sid.quantizers import make_quantizer
 from genrec.sid.suffix import add_suffix
 from genrec.sid.trie import Trie
@@ -193,7 +195,7 @@ def test_published_sids_cannot_place_a_new_item(tmp_path):
 @pytest.mark.parametrize(("table", "message"), [
     (pa.table({"name": ["x"]}), "id"),
     (new_items("a", "a"), "more than once"),
-    (new_items("a").slice(0, 0), "holds no items"),
+    (new_items("a").slice(0, 0), "got no items"),
 ])  # fmt: skip
 def test_a_file_without_usable_items_is_refused(tmp_path, table, message):
     pq.write_table(table, tmp_path / "new.parquet")

@@ -8,7 +8,8 @@ import pytest
 
 from genrec.config import Sid
 from genrec.errors import InputError
-from genrec.sid.collisions import nearest_prefixes, prefix_codes, prefix_numbers, resolve
+from genrec.sid.collisions import resolve
+from genrec.sid.prefixes import nearest_prefixes, prefix_codes, prefix_numbers
 from genrec.sid.quantizers.rqkmeans import RqKmeans
 
 

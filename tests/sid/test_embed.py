@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 from genrec.config import Embed
 from genrec.data.tables import ITEMS
 from genrec.errors import InputError
-from genrec.sid.embed import CausalEncoder, SentenceEncoder, item_text, item_texts, make_embedder, resolve_model
+from genrec.sid.embed import item_text, item_texts, make_embedder
+from genrec.sid.encoders import CausalEncoder, SentenceEncoder, resolve_model
 from genrec.sid.vectors import VectorFiles, check_vectors, missing_shards, shard_path, write_vectors
 
 WORDS = ["oat", "milk", "whole", "bread", "rye", "wheat", "tea", "green", "black", "coffee", "beans", "red", "wine"]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support.fake_process_group import Crew, Killed, Rows, agreement, drift, fit_by, new_net_of_one_thread
+from support.fake_process_group import FakeProcessGroup, Killed, Rows, agreement, drift, fit_by, new_net_of_one_thread
 from support.sid_worlds import sid_world
 from test_quantizers import FAST, grid
 
@@ -45,9 +45,9 @@ def cloud(items: int = 1200, width: int = 12) -> np.ndarray:
 @pytest.mark.parametrize("options", KINDS, ids=str)
 def test_two_and_three_workers_fit_what_one_fits(options):
     vectors, settings = cloud(), settings_of(**options, codebook_size=8, epochs=5, lr=1e-3)
-    (one,), measures = fit_by(Crew(1), settings, vectors)
+    (one,), measures = fit_by(FakeProcessGroup(1), settings, vectors)
     for size in (2, 3) if options in KINDS[:3] else (2,):
-        many, found = fit_by(Crew(size), settings, vectors)
+        many, found = fit_by(FakeProcessGroup(size), settings, vectors)
         assert all(drift(many[0], other) == 0 for other in many[1:])
         assert found == pytest.approx(measures, rel=1e-4)
         assert drift(one, many[0]) < (1e-6 if options["quantizer"][-6:] == "kmeans" else 1e-4)
@@ -60,7 +60,7 @@ def test_a_shared_fit_is_as_good_as_one_in_memory(options):
     settings = settings_of(**options, epochs=40)
     alone = make_quantizer(settings, device="cpu")
     alone.fit(vectors)
-    (shared, _), _ = fit_by(Crew(2), settings, vectors)
+    (shared, _), _ = fit_by(FakeProcessGroup(2), settings, vectors)
     errors = [np.square(vectors - q.decode(q.encode(vectors))).sum(1).mean() for q in (alone, shared)]
     spread = np.square(vectors - vectors.mean(0)).sum(1).mean()
     assert errors[1] < errors[0] + 0.05 * spread
@@ -69,7 +69,7 @@ def test_a_shared_fit_is_as_good_as_one_in_memory(options):
 def test_shared_kmeans_ends_where_no_mean_moves():
     vectors = cloud()
     settings = settings_of(quantizer="rqkmeans", codebook_size=16, iterations=200, levels=2)
-    (one, _), measures = fit_by(Crew(2), settings, vectors)
+    (one, _), measures = fit_by(FakeProcessGroup(2), settings, vectors)
     left = vectors.copy()
     for level, book in enumerate(one.codebooks, 1):
         code = nearest(left, book)
@@ -83,7 +83,9 @@ def test_shared_kmeans_ends_where_no_mean_moves():
 def test_codes_that_run_empty_are_put_to_use_and_identical_vectors_do_no_harm():
     vectors = np.repeat(np.eye(4, 6, dtype=np.float32), 500, axis=0)
     for kind in FIT_PARALLEL:
-        (one, _), _ = fit_by(Crew(2), settings_of(quantizer=kind, codebook_size=8, epochs=3, iterations=4), vectors)
+        (one, _), _ = fit_by(
+            FakeProcessGroup(2), settings_of(quantizer=kind, codebook_size=8, epochs=3, iterations=4), vectors
+        )
         codes = one.encode(vectors)
         assert len(np.unique(codes, axis=0)) <= 4 and np.isfinite(one.decode(codes)).all()
 
@@ -98,7 +100,7 @@ def test_every_row_is_read_once_and_batches_do_not_depend_on_the_workers():
         for step in zip(*parts, strict=True):
             batch = np.full(step[0].size, np.nan, np.float32)
             for part in step:
-                batch[part.place_B] = part.rows_BD[:, 0]
+                batch[part.index_B] = part.rows_BD[:, 0]
             whole.append(batch)
         return whole
 
@@ -135,13 +137,13 @@ def test_fewer_items_than_lanes_are_batched_too(items):
 def test_a_killed_fit_goes_on_to_the_same_quantizer(options, tmp_path, monkeypatch):
     monkeypatch.setattr(collectives, "SAVE_S", 0.0)
     vectors, settings = cloud(), settings_of(**options, codebook_size=8, epochs=6, lr=1e-3, iterations=30)
-    (undisturbed, _), measures = fit_by(Crew(2, tmp_path / "a"), settings, vectors)
+    (undisturbed, _), measures = fit_by(FakeProcessGroup(2, tmp_path / "a"), settings, vectors)
     for lives in (2, 3):
         with pytest.raises(Killed):
-            fit_by(Crew(2, tmp_path / "b", lives=lives), settings, vectors)
-    crew = Crew(3, tmp_path / "b")
-    (resumed, *_), found = fit_by(crew, settings, vectors)
-    assert crew.saved > 0
+            fit_by(FakeProcessGroup(2, tmp_path / "b", lives=lives), settings, vectors)
+    group = FakeProcessGroup(3, tmp_path / "b")
+    (resumed, *_), found = fit_by(group, settings, vectors)
+    assert group.saved > 0
     assert found == pytest.approx(measures, rel=1e-4)
     assert drift(undisturbed, resumed) < 1e-4 and agreement(undisturbed, resumed, vectors) > 0.999
 
@@ -154,14 +156,14 @@ def test_a_vector_that_one_worker_refuses_ends_all_of_them_with_its_message(kind
         wrong[row] = value
         seen = []
 
-        def work(member, wrong=wrong, seen=seen):
-            stream = Stream(Rows(wrong), range(len(wrong)), rank=member.rank, workers=member.size)
+        def work(process, wrong=wrong, seen=seen):
+            stream = Stream(Rows(wrong), range(len(wrong)), rank=process.rank, workers=process.size)
             try:
-                make_quantizer(settings_of(quantizer=kind), device="cpu").fit_parallel(stream, member)
+                make_quantizer(settings_of(quantizer=kind), device="cpu").fit_parallel(stream, process)
             except InputError as error:
                 seen.append(str(error))
 
-        Crew(3).run(work)
+        FakeProcessGroup(3).run(work)
         assert len(seen) == 3 and len(set(seen)) == 1
         with pytest.raises(InputError, match=message):
             raise InputError(seen[0])
@@ -207,7 +209,9 @@ def test_all_items_are_fitted_by_workers_unless_a_number_is_set():
 def test_a_share_of_a_fit_over_files_is_saved_by_the_first_worker(tmp_path):
     world = sid_world(tmp_path)
     settings = settings_of(quantizer="rqkmeans", codebook_size=8, fit_items=100)
-    Crew(2).run(lambda member: fit_share(world / "vectors", world / "out", settings, member, seed=0, threads=1))
+    FakeProcessGroup(2).run(
+        lambda process: fit_share(world / "vectors", world / "out", settings, process, seed=0, threads=1)
+    )
     assert sorted(path.name for path in (world / "out" / "quantizer").iterdir()) == [
         "fit.json",
         "quantizer.json",

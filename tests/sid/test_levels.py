@@ -87,8 +87,8 @@ def test_levels_come_from_the_command_line_and_equal_ones_are_one_number():
     ("override", "message"),
     [
         ("sid.codebook_size=[256,128]", r"sid\.codebook_size.*one for each of sid\.levels=3 \(got \[256, 128\]\)"),
-        ("sid.codebook_size=[256,128,1]", r"sid\.codebook_size.*2 to 65536.*got 1"),
-        ("sid.codebook_size=70000", r"sid\.codebook_size.*2 to 65536.*got 70000"),
+        ("sid.codebook_size=[256,128,1]", r"sid\.codebook_size.*2 to 65536"),
+        ("sid.codebook_size=70000", r"sid\.codebook_size.*2 to 65536"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(override, message):

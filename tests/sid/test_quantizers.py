@@ -176,7 +176,7 @@ def test_sinkhorn_spreads_a_batch_evenly_where_the_nearest_code_does_not():
 def test_a_code_that_nobody_chose_restarts_on_a_residual():
     book = Codebook(torch.tensor([[0.0, 0.0], [100.0, 100.0]]), decay=None)
     left = torch.tensor([[1.0, 2.0], [1.0, 2.0]])
-    book.observe(left, torch.tensor([0, 0]))
+    book.update(left, torch.tensor([0, 0]))
     assert book.restart_dead(left, torch.Generator().manual_seed(0)) == 1
     assert book.rows_Kd[1].tolist() == [1.0, 2.0] and book.rows_Kd[0].tolist() == [0.0, 0.0]
 
@@ -184,7 +184,7 @@ def test_a_code_that_nobody_chose_restarts_on_a_residual():
 def test_ema_codebooks_move_to_the_mean_of_what_chose_them():
     book = Codebook(torch.zeros(2, 2), decay=0.5)
     for _ in range(30):
-        book.observe(torch.tensor([[1.0, 3.0], [3.0, 5.0]]), torch.tensor([0, 0]))
+        book.update(torch.tensor([[1.0, 3.0], [3.0, 5.0]]), torch.tensor([0, 0]))
     torch.testing.assert_close(book.rows_Kd[0], torch.tensor([2.0, 4.0]), atol=1e-3, rtol=1e-3)
 
 
@@ -225,7 +225,7 @@ def test_rqkmeans_plus_starts_from_residual_kmeans():
 
 
 def test_vq_has_one_level():
-    with pytest.raises(InputError, match=r"vq has one level, sid.levels=3 came; set sid.levels=1"):
+    with pytest.raises(InputError, match=r"vq has one level, got sid.levels=3; set sid.levels=1"):
         make_quantizer(Sid(quantizer="vq"))
 
 

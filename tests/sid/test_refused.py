@@ -35,7 +35,7 @@ def test_vectors_without_a_place_are_refused_and_named(kind, value, message):
 @pytest.mark.parametrize("kind", EVERY)
 def test_no_items_at_all_are_refused(kind):
     for items in (0, 1):
-        with pytest.raises(InputError, match=rf"2 items at least, {items} came"):
+        with pytest.raises(InputError, match=rf"got {items} items, wanted at least 2"):
             make_quantizer(quick(kind), device="cpu").fit(inputs_of(kind)[:items])
 
 
@@ -56,9 +56,9 @@ def test_a_checkpoint_of_another_quantizer_or_shape_is_refused(kind, tmp_path):
     quantizer.fit(inputs_of(kind))
     quantizer.save(tmp_path)
     other = EVERY[EVERY.index(kind) - 1]
-    with pytest.raises(InputError, match=rf"holds a quantizer {kind} with .*, {other} with .* was expected; fit it"):
+    with pytest.raises(InputError, match=rf"got a quantizer {kind} with .*, wanted {other} with .*; fit it"):
         make_quantizer(quick(other)).load(tmp_path)
-    with pytest.raises(InputError, match=r"with levels \(5.* was expected"):
+    with pytest.raises(InputError, match=r"wanted .* with levels \(5"):
         make_quantizer(quick(kind, codebook_size=5)).load(tmp_path)
     tensors = load_file(tmp_path / "quantizer.safetensors")
     del tensors[sorted(tensors)[0]]
@@ -88,7 +88,7 @@ def test_vectors_of_a_file_are_refused_before_anything_is_fitted(kind, tmp_path)
     with pytest.raises(InputError, match=r"NaN.*\[63\]"):
         fit_quantizer(world / "data", world / "vectors", world / "out", settings, seed=0, threads=1, device="cpu")
     write_vectors(vectors[:, :8], 60, shard_path(world / "vectors", 1))
-    with pytest.raises(InputError, match="vectors are 8 wide, 16 was expected"):
+    with pytest.raises(InputError, match="got vectors of width 8, wanted 16"):
         fit_quantizer(world / "data", world / "vectors", world / "out", settings, seed=0, threads=1, device="cpu")
     assert not (world / "out").exists()
 
@@ -98,7 +98,7 @@ def test_vectors_of_another_width_than_the_fit_are_refused_while_assigning(tmp_p
     build(world, world / "out", kill_after=1)
     for shard in range(2):
         write_vectors(np.ones((60, 5), np.float32), 60 * shard, shard_path(world / "vectors", shard))
-    with pytest.raises(InputError, match=r"vectors of shape \(50, 5\) came, \(items, 16\) was expected"):
+    with pytest.raises(InputError, match=r"got vectors of shape \(50, 5\), wanted \(items, 16\)"):
         build(world, world / "out")
 
 
@@ -115,5 +115,5 @@ def test_one_level_cannot_give_each_item_a_code_and_says_so_before_any_work(tmp_
         load_config([], ["sid.quantizer=vq", "sid.collisions=suffix"])
     assert load_config([], ["sid.quantizer=vq", "sid.levels=1", "sid.collisions=suffix"]).sid.level_sizes == (256,)
     world = sid_world(tmp_path)
-    with pytest.raises(InputError, match=r"120 items, 4 codes: sid.quantizer=vq .*set sid.collisions=suffix"):
+    with pytest.raises(InputError, match=r"120 items and 4 codes: sid.quantizer=vq .*set sid.collisions=suffix"):
         build(world, world / "out", quick("vq"))

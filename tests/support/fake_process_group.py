@@ -23,10 +23,10 @@ NEW_NET = RqVae._new_net
 
 
 class Killed(Exception):
-    """What a crew raises that was told to die."""
+    """What a group raises that was told to die."""
 
 
-class Crew:
+class FakeProcessGroup:
     """``size`` workers; they die after ``lives`` checkpoints under ``directory``, 0: never."""
 
     def __init__(self, size: int, directory: Path | None = None, lives: int = 0) -> None:
@@ -34,12 +34,12 @@ class Crew:
         self.barrier = threading.Barrier(size, timeout=60)
         self.slots: list[Tensor] = [Tensor()] * size
 
-    def run(self, work: Callable[[Member], Any]) -> list[Any]:
-        """``work(member)`` of all members at once; raises what the first of them raised."""
+    def run(self, work: Callable[[FakeProcess], Any]) -> list[Any]:
+        """``work(process)`` of all members at once; raises what the first of them raised."""
 
         def guarded(rank: int) -> Any:
             try:
-                return work(Member(self, rank))
+                return work(FakeProcess(self, rank))
             except BaseException:
                 self.barrier.abort()
                 raise
@@ -52,34 +52,34 @@ class Crew:
         return [future.result() for future in done]
 
 
-class Member:
+class FakeProcess:
     """One worker (``ProcessGroup`` protocol)."""
 
     device = "cpu"
 
-    def __init__(self, crew: Crew, rank: int) -> None:
-        self.crew, self.rank, self.size = crew, rank, crew.size
+    def __init__(self, group: FakeProcessGroup, rank: int) -> None:
+        self.group, self.rank, self.size = group, rank, group.size
 
     def sum(self, values: Tensor) -> Tensor:
-        self.crew.slots[self.rank] = values.detach().clone()
-        self.crew.barrier.wait()
-        total = sum(self.crew.slots[1:], start=self.crew.slots[0])
-        self.crew.barrier.wait()
+        self.group.slots[self.rank] = values.detach().clone()
+        self.group.barrier.wait()
+        total = sum(self.group.slots[1:], start=self.group.slots[0])
+        self.group.barrier.wait()
         return total.clone()
 
     def latest(self) -> AbstractContextManager[Path | None]:
-        directory = self.crew.directory
+        directory = self.group.directory
         return nullcontext(directory if directory and directory.is_dir() else None)
 
     def save(self, write: Callable[[Path], None], metrics: Mapping[str, Any]) -> None:
-        assert self.crew.directory
+        assert self.group.directory
         if self.rank == 0:
-            shutil.rmtree(self.crew.directory, ignore_errors=True)
-            self.crew.directory.mkdir(parents=True)
-            write(self.crew.directory)
-            self.crew.saved += 1
-        self.crew.barrier.wait()
-        if self.crew.saved == self.crew.lives:
+            shutil.rmtree(self.group.directory, ignore_errors=True)
+            self.group.directory.mkdir(parents=True)
+            write(self.group.directory)
+            self.group.saved += 1
+        self.group.barrier.wait()
+        if self.group.saved == self.group.lives:
             raise Killed
 
 
@@ -102,16 +102,16 @@ class Rows:
 
 
 def fit_by(
-    crew: Crew, settings: Sid, vectors_ND: np.ndarray, seed: int = 0
+    group: FakeProcessGroup, settings: Sid, vectors_ND: np.ndarray, seed: int = 0
 ) -> tuple[list[Quantizer], dict[str, float]]:
     """Each worker's quantizer after a shared fit, and the measures of the first."""
 
-    def work(member: Member) -> tuple[Quantizer, dict[str, float]]:
+    def work(process: FakeProcess) -> tuple[Quantizer, dict[str, float]]:
         quantizer = make_quantizer(settings, seed=seed, device="cpu")
-        stream = Stream(Rows(vectors_ND), range(len(vectors_ND)), rank=member.rank, workers=member.size, seed=seed)
-        return quantizer, quantizer.fit_parallel(stream, member)
+        stream = Stream(Rows(vectors_ND), range(len(vectors_ND)), rank=process.rank, workers=process.size, seed=seed)
+        return quantizer, quantizer.fit_parallel(stream, process)
 
-    found = crew.run(work)
+    found = group.run(work)
     return [quantizer for quantizer, _ in found], found[0][1]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -75,25 +75,26 @@ def resolve(path: str | None, name: str) -> str:
     return str(Path(path) / name)
 
 
-def fingerprint(files: list[str], cache: HashCache | None = None) -> list[list[str]]:
-    """What changes when a source's files change: per file its name and the digest of its bytes (a URL, and no digest).
+def fingerprint(files: Sequence[str], cache: HashCache | None = None) -> list[list[str]]:
+    """What identifies the contents of a source's files: per local file [name, SHA-256 of its bytes], per URL [URL].
 
-    Names are relative to the folder that all local files share, so the same files in another place are the same source.
+    Names are relative to the folder that all local files share, so the same files elsewhere have the same fingerprint.
+    The contents of URLs are not read: their fingerprint stays the same when they change.
     """
     local = [Path(file).absolute() for file in files if not is_url(file)]
-    root = Path(os.path.commonpath([file.parent for file in local])) if local else Path()
-    facts: list[list[str]] = []
+    folder = Path(os.path.commonpath([file.parent for file in local])) if local else Path()
+    found: list[list[str]] = []
     for file in files:
         if is_url(file):
-            facts.append([file, ""])
+            found.append([file])
         else:
-            path = Path(file).absolute()
-            facts.append([path.relative_to(root).as_posix(), content_digest(path, cache)])
-    return facts
+            name = Path(file).absolute().relative_to(folder).as_posix()
+            found.append([name, content_digest(Path(file), cache)])
+    return found
 
 
-def total_bytes(files: list[str]) -> int | None:
-    """The size of a source's files in bytes; None where one is remote: its size is not known."""
+def total_bytes(files: Sequence[str]) -> int | None:
+    """The size of all files together in bytes; None if one is a URL, whose size is not known."""
     if any(is_url(file) for file in files):
         return None
     return sum(Path(file).stat().st_size for file in files)

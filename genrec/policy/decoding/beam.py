@@ -210,7 +210,7 @@ def is_deterministic(trie: Trie | CompleteTrie, depth: int, nodes_x: Tensor, sca
     """True at the nodes (…) of ``depth`` below which every step has probability 1, whatever the policy."""
     if isinstance(trie, CompleteTrie) or scale == "vocabulary":
         return torch.zeros_like(nodes_x, dtype=torch.bool)
-    return trie.single(depth)[nodes_x]
+    return trie.has_single_leaf(depth)[nodes_x]
 
 
 def _frontier(

@@ -1,4 +1,4 @@
-"""What a fit that several workers share needs of them: sums over all, a place for its state, one voice for errors."""
+"""Collective operations of a fit that several processes share: sum, broadcast, checkpoints, and errors on all ranks."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from genrec.errors import InputError
 from genrec.sid.distributed.vector_stream import BLOCK, Stream
 from genrec.sid.vectors import Floats, check_vectors
 
-SAMPLE = 262_144
-"""Vectors that first codebooks are made from, at most (400 MB at 384 dimensions); each worker holds them."""
-POINTS = 256
-"""Vectors per code among them (as many as faiss trains on)."""
+SAMPLE_SIZE = 262_144
+"""Most vectors in the sample that codebooks are initialised from (400 MB at 384 dimensions, held by every rank)."""
+SAMPLE_PER_CODE = 256
+"""Sampled vectors per code (as many as faiss trains on)."""
 SAVE_S = 60.0
 """Seconds between checkpoints."""
-MESSAGE = 2000
-"""Bytes of a refusal that reach the other workers."""
+MESSAGE_BYTES = 2000
+"""Bytes of an error message that are sent to the other ranks."""
 
 
 class ProcessGroup(Protocol):
-    """The workers of one fit, seen from one of them; all call the same methods in the same order.
+    """The processes of one fit, seen from one of them. All ranks must call the same methods in the same order.
 
-    ``rank`` counts from 0 below ``size``; ``device`` is where this one computes.
+    ``rank`` is 0 … ``size`` - 1; ``device`` is the torch device on which this rank computes.
     """
 
     rank: int
@@ -38,20 +38,20 @@ class ProcessGroup(Protocol):
     device: str
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of every worker's tensor: the same bits on each, on the tensor's own device."""
+        """All-reduce: the sum of all ranks' tensors, bit for bit the same on each rank, on the tensor's device."""
         ...
 
     def latest(self) -> AbstractContextManager[Path | None]:
-        """The newest whole checkpoint as a local directory, or None."""
+        """The newest complete checkpoint as a local directory, or None."""
         ...
 
     def save(self, write: Callable[[Path], None], metrics: Mapping[str, Any]) -> None:
-        """Keep what ``write`` puts into an empty directory as the newest checkpoint."""
+        """Save a checkpoint: ``write`` fills an empty directory, which becomes the newest checkpoint."""
         ...
 
 
 class SingleProcess:
-    """One worker without company or checkpoints."""
+    """A ``ProcessGroup`` of one process, without checkpoints."""
 
     rank, size = 0, 1
 
@@ -59,28 +59,28 @@ class SingleProcess:
         self.device = device
 
     def sum(self, values: Tensor) -> Tensor:
-        """The values themselves."""
+        """Return ``values``: there is no other rank."""
         return values
 
     def latest(self) -> AbstractContextManager[Path | None]:
-        """None."""
+        """Return None: there are no checkpoints."""
         return nullcontext(None)
 
     def save(self, write: Callable[[Path], None], metrics: Mapping[str, Any]) -> None:
-        """Nothing is kept."""
+        """Do nothing."""
 
 
 class CheckpointTimer:
-    """Says when a checkpoint is due, on all workers alike, by the clock of the first."""
+    """Tells all ranks at once when a checkpoint is due, by the clock of rank 0."""
 
-    def __init__(self, workers: ProcessGroup, every_s: float | None = None) -> None:
-        self._workers, self._every_s = workers, SAVE_S if every_s is None else every_s
+    def __init__(self, group: ProcessGroup, every_s: float | None = None) -> None:
+        self._group, self._every_s = group, SAVE_S if every_s is None else every_s
         self._last = time.monotonic()
 
     def due(self) -> bool:
-        """Whether ``every_s`` have passed since it was last due."""
-        passed = self._workers.rank == 0 and time.monotonic() - self._last >= self._every_s
-        if not self._workers.sum(torch.tensor([float(passed)])).item():
+        """Whether ``every_s`` seconds have passed since this last returned True."""
+        passed = self._group.rank == 0 and time.monotonic() - self._last >= self._every_s
+        if not self._group.sum(torch.tensor([float(passed)])).item():
             return False
         self._last = time.monotonic()
         return True
@@ -88,27 +88,27 @@ class CheckpointTimer:
 
 @dataclass(frozen=True)
 class ScanStatistics:
-    """All vectors' mean (D,) and root mean squared deviation from it, and a sample of them (n, D)."""
+    """Mean (D,) of all vectors, their root-mean-square deviation from it, and a sample of them (n, D)."""
 
     mean_D: Floats
     scale: float
     sample_ND: Floats
 
 
-def scan_statistics(stream: Stream, workers: ProcessGroup, codes: int, seed: int) -> ScanStatistics:
-    """Read everything once: refuse what cannot be quantized, and draw a sample that does not depend on the workers.
+def scan_statistics(stream: Stream, group: ProcessGroup, codes: int, seed: int) -> ScanStatistics:
+    """Read all vectors once: check them, sum them, and draw a sample that does not depend on the number of ranks.
 
     Args:
-        codes: the sample has 256 vectors per code, and 262,144 at most (but one per code).
+        codes: codes per level. The sample holds 256 vectors per code, but at most max(262,144, ``codes``).
 
     Raises:
-        InputError: a vector that is not finite or all zeros, or files that do not fit; on every worker.
+        InputError: on every rank, if a vector is not finite or all zeros, or the files do not fit.
     """
-    size = min(len(stream), max(min(POINTS * codes, SAMPLE), codes))
+    size = min(len(stream), max(min(SAMPLE_PER_CODE * codes, SAMPLE_SIZE), codes))
     picked = np.sort(np.random.default_rng(seed).choice(len(stream), size, replace=False))
     sample_ND = torch.zeros(size, stream.width)
     sums_D2 = torch.zeros(stream.width, 2, dtype=torch.float64)
-    refused = ""
+    message = ""
     try:
         for start, rows_BD in stream.blocks():
             check_vectors(rows_BD, start)
@@ -118,39 +118,39 @@ def scan_statistics(stream: Stream, workers: ProcessGroup, codes: int, seed: int
             block_BD = block_BD.double()
             sums_D2 += torch.stack([block_BD.sum(0), block_BD.square().sum(0)], dim=1)
     except InputError as error:
-        refused = str(error)
-    raise_on_all(workers, refused)
-    mean_D, square_D = (workers.sum(sums_D2) / len(stream)).unbind(1)
+        message = str(error)
+    raise_on_all(group, message)
+    mean_D, square_D = (group.sum(sums_D2) / len(stream)).unbind(1)
     scale = (square_D - mean_D.square()).mean().clamp(min=0).sqrt().item() or 1.0
-    sample_ND = torch.cat([workers.sum(part) for part in sample_ND.split(BLOCK)])
+    sample_ND = torch.cat([group.sum(part) for part in sample_ND.split(BLOCK)])
     return ScanStatistics(mean_D.float().numpy(), scale, sample_ND.numpy())
 
 
-def raise_on_all(workers: ProcessGroup, refused: str) -> None:
-    """Raise the first worker's message on all of them, if any has one: none is left waiting for the others.
+def raise_on_all(group: ProcessGroup, message: str) -> None:
+    """Raise the lowest failed rank's error message on all ranks, so that none waits for the others forever.
 
     Raises:
-        InputError: a worker's ``refused`` is not empty.
+        InputError: if ``message`` is not empty on some rank.
     """
-    flags = torch.zeros(workers.size)
-    flags[workers.rank] = float(bool(refused))
-    flags = workers.sum(flags)
+    flags = torch.zeros(group.size)
+    flags[group.rank] = float(bool(message))
+    flags = group.sum(flags)
     if not flags.any():
         return
-    text = torch.zeros(MESSAGE, dtype=torch.int32)
-    if workers.rank == int(flags.nonzero()[0]):
-        letters = refused.encode()[:MESSAGE]
-        text[: len(letters)] = torch.tensor(list(letters), dtype=torch.int32)
-    raise InputError(bytes(workers.sum(text).tolist()).rstrip(b"\0").decode(errors="ignore"))
+    text = torch.zeros(MESSAGE_BYTES, dtype=torch.int32)
+    if group.rank == int(flags.nonzero()[0]):
+        encoded = message.encode()[:MESSAGE_BYTES]
+        text[: len(encoded)] = torch.tensor(list(encoded), dtype=torch.int32)
+    raise InputError(bytes(group.sum(text).tolist()).rstrip(b"\0").decode(errors="ignore"))
 
 
-def share(workers: ProcessGroup, values: Tensor) -> Tensor:
-    """The first worker's tensor, on all of them."""
-    return workers.sum(values if workers.rank == 0 else torch.zeros_like(values))
+def broadcast(group: ProcessGroup, values: Tensor) -> Tensor:
+    """Rank 0's tensor, on all ranks; ``values`` has the same shape and type on each."""
+    return group.sum(values if group.rank == 0 else torch.zeros_like(values))
 
 
-def sum_all(workers: ProcessGroup, parts: Sequence[Tensor]) -> list[Tensor]:
-    """The sums of several tensors of one type, in one exchange."""
-    flat = workers.sum(torch.cat([part.detach().flatten() for part in parts]))
+def sum_all(group: ProcessGroup, parts: Sequence[Tensor]) -> list[Tensor]:
+    """All-reduce several tensors of one type in one exchange; shapes are kept."""
+    flat = group.sum(torch.cat([part.detach().flatten() for part in parts]))
     pieces = flat.split([part.numel() for part in parts])
     return [piece.view_as(part) for piece, part in zip(pieces, parts, strict=True)]

@@ -1,7 +1,7 @@
-"""Quantizers: vectors to codes and back, all behind one protocol and chosen by name.
+"""Quantizers: vectors to codes and back. They share one interface and are chosen by name.
 
-To add one: subclass ``Quantizer`` (or ``ResidualQuantizer``) in a file of this package, and name it in ``REGISTRY``
-and in ``sid.quantizer``'s choices.
+To add one: subclass ``Quantizer`` (or ``ResidualQuantizer``) in a file of this package, and add it to ``REGISTRY`` and
+to the choices of ``sid.quantizer``.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ __all__ = ["REGISTRY", "Quantizer", "load_quantizer", "make_quantizer"]
 
 
 def make_quantizer(settings: Sid, *, seed: int = 0, threads: int = 1, device: str = "auto") -> Quantizer:
-    """A quantizer as ``sid.quantizer`` names it, not fitted yet."""
+    """The quantizer that ``sid.quantizer`` names, not fitted yet; InputError for ``given``, which is not fitted."""
     return _class_of(settings.quantizer)(settings, seed=seed, threads=threads, device=device)
 
 
 def load_quantizer(directory: Path, *, threads: int = 1) -> Quantizer:
-    """The fitted quantizer that ``save`` wrote into ``directory``, of whatever kind it is, on the CPU."""
+    """The fitted quantizer that ``save`` wrote into ``directory``, on the CPU; InputError if unreadable."""
     settings, _ = read_model(directory)
     quantizer = _class_of(settings.quantizer)(settings, threads=threads, device="cpu")
     quantizer.load(directory)
@@ -46,6 +46,6 @@ def load_quantizer(directory: Path, *, threads: int = 1) -> Quantizer:
 
 def _class_of(name: str) -> type[Quantizer]:
     if name not in REGISTRY:
-        raise InputError(f"sid.quantizer={name} is no quantizer that can be fitted; there are {sorted(REGISTRY)}")
+        raise InputError(f"sid.quantizer={name} cannot be fitted; choose one of {sorted(REGISTRY)}")
     module, _, attribute = REGISTRY[name].partition(":")
     return getattr(import_module(module), attribute)

@@ -1,4 +1,4 @@
-"""The parts of an RQ-VAE: the network, and how a batch of latents meets the codebooks in training."""
+"""The parts of an RQ-VAE: the networks, the assignment of latents to codes, and codebooks in training."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Losses = tuple[Tensor, Tensor, list[Tensor], list[Tensor]]
-"""Reconstruction error, commitment, and per level the residuals (B, d) and the codes (B,) that they chose."""
+"""Reconstruction error, commitment, and per level the residuals (B, d) and their codes (B,)."""
 RESTART_UNTIL = 0.8
-"""Dead codes restart during this share of the epochs; the rest lets the codebooks settle."""
+"""Unused codes are restarted during this fraction of the epochs; in the rest the codebooks converge."""
 
 
 class Autoencoder(nn.Module):
@@ -25,7 +25,7 @@ class Autoencoder(nn.Module):
 
 
 class ResidualAutoencoder(Autoencoder):
-    """Encoder z = x + f(x) and decoder x = z + g(z) of one width D; f and g start at 0."""
+    """Encoder z = x + f(x) and decoder x = z + g(z), all of width D; f and g are 0 at the start."""
 
     def __init__(self, width: int, hidden: Sequence[int]) -> None:
         super().__init__(width, hidden, width)
@@ -40,8 +40,8 @@ class BoundedAutoencoder(Autoencoder):
         self.encoder.append(nn.Tanh())
 
     @torch.no_grad()
-    def spread(self, data_ND: Tensor) -> None:
-        """Scale the encoder's last layer so that the latents of these inputs fill the box from the start."""
+    def standardise(self, data_ND: Tensor) -> None:
+        """Set the encoder's last layer so that the latents of these inputs have mean 0 and deviation 1 before tanh."""
         last = self.encoder[-2]
         assert isinstance(last, nn.Linear)
         before_Nd = self.encoder[:-1](data_ND)
@@ -51,7 +51,7 @@ class BoundedAutoencoder(Autoencoder):
 
 
 class _Skip(nn.Sequential):
-    """x + layers(x), the last of which starts at 0."""
+    """x + layers(x), whose last layer is initialised to 0."""
 
     def __init__(self, layers: nn.Sequential) -> None:
         super().__init__(*layers)
@@ -71,13 +71,14 @@ def _layers(widths: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*parts[:-1])
 
 
-def assign_codes(left_Bd: Tensor, codebook_Kd: Tensor, sinkhorn: float) -> Tensor:
-    """The code of each residual, (B,): the nearest, or with ``sinkhorn`` > 0 the likeliest under balanced use.
+def assign_codes(residual_Bd: Tensor, codebook_Kd: Tensor, sinkhorn: float) -> Tensor:
+    """The code (B,) of each residual (B, d): the nearest row of the codebook (K, d), or a balanced choice.
 
-    Balanced use is optimal transport with entropy ``sinkhorn`` (relative to the mean cost) to codes of equal mass,
-    50 iterations. Source: Zheng et al., "LC-Rec" (2024), Eq. 6-8.
+    With ``sinkhorn`` > 0 it is the likeliest code under entropic optimal transport to codes of equal mass, with entropy
+    ``sinkhorn`` relative to the mean cost and 50 Sinkhorn iterations.
+    Source: Zheng et al., "LC-Rec" (2024), Eq. 6-8.
     """
-    cost_BK = torch.cdist(left_Bd, codebook_Kd).square()
+    cost_BK = torch.cdist(residual_Bd, codebook_Kd).square()
     if sinkhorn == 0:
         return cost_BK.argmin(dim=1)
     logits_BK = -cost_BK / (sinkhorn * cost_BK.mean().clamp(min=1e-12))
@@ -88,11 +89,11 @@ def assign_codes(left_Bd: Tensor, codebook_Kd: Tensor, sinkhorn: float) -> Tenso
 
 
 def pass_gradient(latents_Bd: Tensor, quantized_Bd: Tensor, estimator: str) -> Tensor:
-    """The quantized latents, with a gradient to the latents.
+    """The quantized latents (B, d), through which gradients reach the latents (B, d).
 
-    ``straight_through`` copies the gradient (van den Oord et al. 2017); ``rotation`` turns and scales it as the latent
-    was turned and scaled onto its code (Fifty et al., "Restructuring Vector Quantization with the Rotation Trick",
-    2024, Eq. 4-6).
+    ``straight_through`` copies the gradient (van den Oord et al. 2017). ``rotation`` rotates and scales it in the way
+    that maps the latent onto its code (Fifty et al., "Restructuring Vector Quantization with the Rotation Trick", 2024,
+    Eq. 4-6).
     """
     if estimator == "straight_through":
         return latents_Bd + (quantized_Bd - latents_Bd).detach()
@@ -110,7 +111,10 @@ def pass_gradient(latents_Bd: Tensor, quantized_Bd: Tensor, estimator: str) -> T
 
 
 class Codebook:
-    """One level in training: its rows, how often each is used, and EMA sums when it learns by averages."""
+    """One level in training: its rows (K, d), how often each is used, and moving averages if ``decay`` is given.
+
+    Source of the moving averages (EMA): van den Oord et al., "Neural Discrete Representation Learning" (2017), A.1.
+    """
 
     def __init__(self, rows_Kd: Tensor, decay: float | None) -> None:
         self.rows_Kd = rows_Kd.clone().requires_grad_(decay is None)
@@ -121,28 +125,28 @@ class Codebook:
 
     @property
     def learns_by_gradient(self) -> bool:
-        """Whether ``rows_Kd`` belongs to the optimizer."""
+        """Whether the optimizer updates ``rows_Kd``."""
         return self._decay is None
 
     @property
     def has_dead(self) -> bool:
-        """Whether a code was chosen by no item since the last restart."""
+        """Whether a code was not used since the last restart."""
         return bool((self.used_K == 0).any())
 
-    def observe(self, left_Bd: Tensor, code_B: Tensor) -> None:
-        """Count the codes of a batch, and move EMA rows towards the residuals that chose them."""
-        self.absorb(*self.tally(left_Bd, code_B))
+    def update(self, residual_Bd: Tensor, code_B: Tensor) -> None:
+        """Count the codes (B,) of a batch, and move EMA rows towards the mean of their residuals (B, d)."""
+        self.apply(*self.statistics(residual_Bd, code_B))
 
-    def tally(self, left_Bd: Tensor, code_B: Tensor) -> tuple[Tensor, Tensor]:
-        """How often each code was chosen (K,), and for EMA rows the sum of what chose it (K, d), else (0, d)."""
-        count_K = torch.bincount(code_B, minlength=len(self.rows_Kd)).to(left_Bd.dtype)
+    def statistics(self, residual_Bd: Tensor, code_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Uses of each code (K,), and the sum of each code's residuals (K, d): (0, d) if rows learn by gradient."""
+        count_K = torch.bincount(code_B, minlength=len(self.rows_Kd)).to(residual_Bd.dtype)
         if self._decay is None:
-            return count_K, left_Bd[:0]
-        return count_K, torch.zeros_like(self._sum_Kd).index_add_(0, code_B, left_Bd)
+            return count_K, residual_Bd[:0]
+        return count_K, torch.zeros_like(self._sum_Kd).index_add_(0, code_B, residual_Bd)
 
     @torch.no_grad()
-    def absorb(self, count_K: Tensor, sum_Kd: Tensor) -> None:
-        """Take in what ``tally`` found, of this batch or of several workers' parts of it, added up."""
+    def apply(self, count_K: Tensor, sum_Kd: Tensor) -> None:
+        """Update from ``statistics`` of a batch, or from their sum over the ranks' parts of it."""
         self.used_K += count_K
         if self._decay is not None:
             self._size_K.lerp_(count_K, 1 - self._decay)
@@ -151,49 +155,49 @@ class Codebook:
             self.rows_Kd[alive_K] = self._sum_Kd[alive_K] / self._size_K[alive_K, None]
 
     @torch.no_grad()
-    def restart_dead(self, left_Nd: Tensor, generator: torch.Generator) -> int:
-        """Put each code that no item chose since the last call onto a random residual; returns how many."""
+    def restart_dead(self, residual_Nd: Tensor, generator: torch.Generator) -> int:
+        """Move each code that was not used since the last call to a random residual; returns how many."""
         dead = torch.nonzero(self.used_K == 0).flatten()
         if len(dead):
-            rows = torch.randint(len(left_Nd), (len(dead),), generator=generator).to(left_Nd.device)
-            self.rows_Kd[dead] = left_Nd[rows]
-            self._sum_Kd[dead], self._size_K[dead] = left_Nd[rows], 1.0
+            rows = torch.randint(len(residual_Nd), (len(dead),), generator=generator).to(residual_Nd.device)
+            self.rows_Kd[dead] = residual_Nd[rows]
+            self._sum_Kd[dead], self._size_K[dead] = residual_Nd[rows], 1.0
         self.used_K.zero_()
         return len(dead)
 
     def state(self) -> dict[str, Tensor]:
-        """All that training changes, by name."""
+        """The tensors that training changes, by name."""
         names = {"rows": self.rows_Kd, "size": self._size_K, "sum": self._sum_Kd, "used": self.used_K}
         return {name: value.detach() for name, value in names.items()}
 
 
 class FixedCodebook(Codebook):
-    """One level of a lattice: its points are given, nothing moves them."""
+    """One level of a lattice, whose points (K, d) do not change."""
 
     def __init__(self, rows_Kd: Tensor) -> None:
         super().__init__(rows_Kd, decay=1.0)
 
-    def tally(self, left_Bd: Tensor, code_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Nothing to count."""
-        return self.used_K[:0], left_Bd[:0]
+    def statistics(self, residual_Bd: Tensor, code_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Empty tensors: nothing is counted."""
+        return self.used_K[:0], residual_Bd[:0]
 
-    def absorb(self, count_K: Tensor, sum_Kd: Tensor) -> None:
-        """Nothing to learn."""
+    def apply(self, count_K: Tensor, sum_Kd: Tensor) -> None:
+        """Do nothing: the points are fixed."""
 
     @property
     def has_dead(self) -> bool:
-        """Never: nothing is counted."""
+        """Always False: uses are not counted."""
         return False
 
-    def restart_dead(self, left_Nd: Tensor, generator: torch.Generator) -> int:
-        """Nothing to restart: 0."""
+    def restart_dead(self, residual_Nd: Tensor, generator: torch.Generator) -> int:
+        """Return 0: the points are fixed."""
         return 0
 
 
 def make_optimizer(
     net: nn.Module, books: Sequence[Codebook], lr: float, steps: int
 ) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.CosineAnnealingLR]:
-    """AdamW over the network and the codebooks that learn by gradient, its rate falling to 0 over the steps."""
+    """AdamW over the network and the codebooks that learn by gradient, with cosine decay to 0 over ``steps``."""
     learned = [book.rows_Kd for book in books if book.learns_by_gradient]
     optimizer = torch.optim.AdamW([*net.parameters(), *learned], lr=lr, weight_decay=0.0)
     return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

@@ -1,4 +1,4 @@
-"""Controls: semantic IDs that know nothing, or only the title, to tell what the others are worth."""
+"""Controls: semantic IDs from random codes or from title words alone, as a comparison for the others."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ WORD = re.compile(r"\w+")
 
 
 class HashQuantizer(Quantizer):
-    """Codes that are a name, not a place: a cost is the number of codes that differ from the item's own."""
+    """Codes from a hash, without geometry: the cost of a SID is the number of its codes that differ from the item's."""
 
     _mean_D: Floats
 
     @abstractmethod
-    def _names(self, vectors_ND: Floats) -> Ints:
-        """Each item's own codes, (N, L)."""
+    def _hash_codes(self, vectors_ND: Floats) -> Ints:
+        """Each item's codes, (N, L)."""
 
     def fit(self, vectors_ND: Floats) -> dict[str, float]:
-        """Keep the mean vector, which is all that ``decode`` can know."""
+        """Keep the mean of the vectors (N, D), which ``decode`` returns."""
         self.check_fit(vectors_ND)
         self._mean_D = vectors_ND.mean(axis=0)
         return {}
 
     def encode(self, vectors_ND: Floats) -> Ints:
-        """The items' names (N, L)."""
+        """The items' codes (N, L) int32."""
         self.check(vectors_ND)
-        return self._names(vectors_ND)
+        return self._hash_codes(vectors_ND)
 
     def decode(self, codes_Nl: Ints) -> Floats:
-        """The mean vector, (N, D), whatever the codes."""
+        """The mean vector in each row, (N, D), for any codes."""
         return np.tile(self._mean_D, (len(codes_Nl), 1))
 
     def level_costs(self, vectors_ND: Floats, prefix_Nl: Ints) -> Floats:
-        """The number of codes (N, K) that would differ from the item's own."""
+        """The number of codes (N, K) that would differ from the item's."""
         level = prefix_Nl.shape[1]
-        names_NL = self._names(vectors_ND)
-        wrong_N1 = (names_NL[:, :level] != prefix_Nl).sum(axis=1, keepdims=True)
-        other_NK = names_NL[:, level, None] != np.arange(self.level_sizes[level])
+        own_NL = self._hash_codes(vectors_ND)
+        wrong_N1 = (own_NL[:, :level] != prefix_Nl).sum(axis=1, keepdims=True)
+        other_NK = own_NL[:, level, None] != np.arange(self.level_sizes[level])
         return (wrong_N1 + other_NK).astype(np.float32)
 
     def tensors(self) -> Tensors:
@@ -53,7 +53,7 @@ class HashQuantizer(Quantizer):
         return {"mean": self._mean_D, "seed": np.array([self.seed], np.int64)}
 
     def restore(self, tensors: Tensors) -> None:
-        """Take back what ``tensors`` gave."""
+        """Set the learned arrays to what ``tensors`` returned."""
         self._mean_D, self.seed = tensors["mean"], int(tensors["seed"][0])
 
     @property
@@ -63,9 +63,9 @@ class HashQuantizer(Quantizer):
 
 
 class Random(HashQuantizer):
-    """Codes drawn at random for each item: from a hash of its vector's bytes and the seed, so equal on every run."""
+    """Random codes: a hash of the item's vector and the seed, so they are the same in every run."""
 
-    def _names(self, vectors_ND: Floats) -> Ints:
+    def _hash_codes(self, vectors_ND: Floats) -> Ints:
         key = self.seed.to_bytes(8, "little")
         rows = np.ascontiguousarray(vectors_ND, np.float32)
         levels = len(self.level_sizes)
@@ -75,17 +75,17 @@ class Random(HashQuantizer):
 
 
 class Title(HashQuantizer):
-    """Codes that are the hashed words of the title; its "vectors" (N, L) are those words, see ``title_words``."""
+    """Codes that are hashed title words; its "vectors" (N, L) are the result of ``title_words``."""
 
-    def _names(self, vectors_ND: Floats) -> Ints:
+    def _hash_codes(self, vectors_ND: Floats) -> Ints:
         return (vectors_ND - 1).astype(np.int32)
 
 
 def title_words(titles: Sequence[str], settings: Sid) -> Floats:
-    """The title of each item as L numbers 1 … K_l, (N, L): word l hashed, and at the last level all that remain.
+    """Each title as L hashes, (N, L), of 1 … K_l: of word l, and at the last level of all remaining words together.
 
-    A level that the title is too short for has the hash of no word; case does not count. This is what the quantizer
-    ``title`` takes in place of vectors.
+    A level beyond the title's last word has the hash of the empty string. Case is ignored. The quantizer ``title``
+    takes these in place of vectors.
     """
     sizes = settings.level_sizes
     words_NL = np.empty((len(titles), len(sizes)), np.float32)

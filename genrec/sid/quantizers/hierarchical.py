@@ -1,33 +1,32 @@
-"""Hierarchical k-means: a tree of clusters, so that what a code means depends on the codes before it."""
+"""Hierarchical k-means: a tree of clusters, in which the meaning of a code depends on the codes before it."""
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from genrec.sid.quantizers.base import BLOCK, Quantizer, Tensors, half_distances, nearest
 from genrec.sid.quantizers.kmeans import kmeans
-from genrec.sid.vectors import Floats, Ints
+from genrec.sid.vectors import Floats, Ints, Longs
 
-Longs = npt.NDArray[np.int64]
 FEW = 4
-"""Clusters of more than so many vectors per code are not searched for equal ones: k-means parts them as well."""
+"""Clusters with more vectors per code than this are given to k-means without counting their distinct vectors."""
 
 
 class Hierarchical(Quantizer):
     """The structured ids of DSI (Tay et al., "Transformer Memory as a Differentiable Search Index", 2022, section 3.2).
 
-    The items of each cluster are clustered again, L times. A cluster with at most K distinct vectors is not clustered:
-    each of them is a child. A cluster may so have fewer than K children; its other codes stand for the cluster itself
-    and cost as much as its farthest child, so that ``encode`` never gives them, but collision resolution may.
+    Items are clustered, then the items of each cluster again, for L levels. If a cluster has at most K distinct
+    vectors, each of them is a child. So a cluster may have fewer than K children. Its unused codes stand for the
+    cluster itself and cost as much as its farthest child, so ``encode`` never returns them, but collision resolution
+    may assign them.
 
-    Level l has one centroid per cluster: ``centroids[l]`` (n_l, D), and ``first[l]`` (n_{l-1} + 1,) says where the
-    children of each cluster of the level before begin. At most N rows per level, so as much memory as L copies of the
-    vectors that it was fitted on.
+    Level l has one centroid per cluster, ``centroids[l]`` (n_l, D), and ``first[l]`` (n_{l-1} + 1,) is the number of
+    the first child of each cluster of the level before. A level has at most N centroids, so the memory is at most L
+    times that of the fitted vectors.
     """
 
     def fit(self, vectors_ND: Floats) -> dict[str, float]:
-        """Cluster level by level; returns the mean squared error, and the number of clusters, of each level."""
+        """Cluster vectors (N, D) level by level; returns each level's mean squared error and number of clusters."""
         self.check_fit(vectors_ND)
         self._centroids: list[Floats] = []
         self._first: list[Longs] = []
@@ -53,7 +52,7 @@ class Hierarchical(Quantizer):
         return measures
 
     def encode(self, vectors_ND: Floats) -> Ints:
-        """Codes (N, L): at each level the nearest child of the cluster so far (the lowest of equals)."""
+        """Codes (N, L) int32 of vectors (N, D): at each level the cluster's nearest child, the lowest of equals."""
         self.check(vectors_ND)
         codes_NL = np.zeros((len(vectors_ND), len(self.level_sizes)), np.int32)
         node_N = np.zeros(len(vectors_ND), np.int64)
@@ -65,23 +64,23 @@ class Hierarchical(Quantizer):
         return codes_NL
 
     def decode(self, codes_Nl: Ints) -> Floats:
-        """The centroid of the cluster that the codes lead to, or of the last one on the way that exists."""
+        """The centroid (N, D) of the deepest cluster that the codes (N, l) lead to."""
         level_N, node_N = self._walk(codes_Nl)
-        return self._places(level_N, node_N)
+        return self._centroids_of(level_N, node_N)
 
     def level_costs(self, vectors_ND: Floats, prefix_Nl: Ints) -> Floats:
-        """Squared distance (N, K) to each child's centroid; codes without a child cost as much as the farthest one."""
+        """Squared distance (N, K) to each child's centroid; a code without child costs as much as the farthest."""
         level, size = prefix_Nl.shape[1], self.level_sizes[prefix_Nl.shape[1]]
         level_N, node_N = self._walk(prefix_Nl)
-        own_N = np.square(vectors_ND - self._places(level_N, node_N)).sum(axis=1)
+        own_N = np.square(vectors_ND - self._centroids_of(level_N, node_N)).sum(axis=1)
         costs_NK = np.repeat(own_N[:, None], size, axis=1)
         known = np.flatnonzero(level_N == level)
         for node, inside in _by_value(node_N[known]):
             rows = known[inside]
             low, high = self._children(level, node)
-            left_MD = vectors_ND[rows]
-            square_M1 = np.einsum("md,md->m", left_MD, left_MD)[:, None]
-            near_MC = np.maximum(2 * half_distances(left_MD, self._centroids[level][low:high]) + square_M1, 0)
+            members_MD = vectors_ND[rows]
+            square_M1 = np.einsum("md,md->m", members_MD, members_MD)[:, None]
+            near_MC = np.maximum(2 * half_distances(members_MD, self._centroids[level][low:high]) + square_M1, 0)
             costs_NK[rows] = np.maximum(own_N[rows], near_MC.max(axis=1))[:, None]
             costs_NK[rows, : high - low] = near_MC
         return costs_NK
@@ -93,7 +92,7 @@ class Hierarchical(Quantizer):
         return {**centroids, **{f"first_{level}": self._first[level] for level in levels}, "mean": self._mean_1D}
 
     def restore(self, tensors: Tensors) -> None:
-        """Take back what ``tensors`` gave."""
+        """Set the learned arrays to what ``tensors`` returned."""
         self._mean_1D = tensors["mean"]
         self._centroids = [tensors[f"centroids_{level}"] for level in range(len(self.level_sizes))]
         self._first = [tensors[f"first_{level}"] for level in range(len(self.level_sizes))]
@@ -125,7 +124,7 @@ class Hierarchical(Quantizer):
         return int(self._first[level][node]), int(self._first[level][node + 1])
 
     def _walk(self, codes_Nl: Ints) -> tuple[Longs, Longs]:
-        """How many codes of each row lead to a cluster, (N,), and the cluster's number at that depth, (N,)."""
+        """The depth (N,) of the deepest existing cluster on each row's path, and that cluster's number (N,)."""
         level_N = np.zeros(len(codes_Nl), np.int64)
         node_N = np.zeros(len(codes_Nl), np.int64)
         for level in range(codes_Nl.shape[1]):
@@ -136,16 +135,16 @@ class Hierarchical(Quantizer):
             node_N[on[exists_M]] = child_M[exists_M]
         return level_N, node_N
 
-    def _places(self, level_N: Longs, node_N: Longs) -> Floats:
-        places_ND = np.repeat(self._mean_1D, len(level_N), axis=0)
+    def _centroids_of(self, level_N: Longs, node_N: Longs) -> Floats:
+        centroid_ND = np.repeat(self._mean_1D, len(level_N), axis=0)
         for level, centroids_nD in enumerate(self._centroids, 1):
             rows = np.flatnonzero(level_N == level)
-            places_ND[rows] = centroids_nD[node_N[rows]]
-        return places_ND
+            centroid_ND[rows] = centroids_nD[node_N[rows]]
+        return centroid_ND
 
 
 def _by_value(value_N: Longs) -> list[tuple[int, Longs]]:
-    """Each value with the rows that hold it."""
+    """Each value and the rows that have it."""
     order = np.argsort(value_N, kind="stable")
     values, start = np.unique(value_N[order], return_index=True)
     return list(zip(values.tolist(), np.split(order, start[1:]), strict=True))

@@ -1,4 +1,4 @@
-"""k-means by faiss, the same on every run: fixed seed, fixed threads, a GPU where faiss sees one."""
+"""k-means by faiss; a fixed seed and number of threads give the same result in every run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ faiss_any: Any = faiss
 
 
 def kmeans(vectors_ND: Floats, codes: int, *, iterations: int, seed: int, threads: int, device: str = "cpu") -> Floats:
-    """Centroids (codes, D) of the vectors; faiss trains on at most 256 vectors per code, drawn with ``seed``.
+    """Centroids (codes, D) float32 of vectors (N, D); faiss trains on at most 256 vectors per code, drawn by ``seed``.
 
-    ``device`` 'auto' or 'cuda' uses the GPUs that faiss sees. Clusters that run empty are refilled by faiss from
-    large ones.
+    ``device`` 'auto' or 'cuda' uses all GPUs that faiss can see. faiss refills empty clusters from large ones.
     """
     faiss_any.omp_set_num_threads(threads)
     gpu = device != "cpu" and faiss_any.get_num_gpus() > 0

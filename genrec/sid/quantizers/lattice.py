@@ -1,4 +1,4 @@
-"""Quantizers without a learned codebook: the encoder learns to meet the points of a fixed lattice."""
+"""Quantizers with fixed codebooks: the encoder learns to place latents near the points of a lattice."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from genrec.sid.quantizers.rqvae import RqVae
 from genrec.sid.vectors import Floats
 
 MOST_STEPS = 8
-"""Points per dimension of an FSQ level, at most."""
+"""Most points per dimension of an FSQ level."""
 
 
 class LatticeVae(RqVae):
     """An RQ-VAE with latents in (-1, 1) whose codebooks are lattices, each level's finer than the one before.
 
-    A lattice of fewer than K points is repeated: the further codes are twins of the first ones, which ``encode`` never
-    gives, but collision resolution may. ``sid.latent`` is not used: the lattices have a width of their own, and a level
-    that is too small for it leaves some dimensions (those of one step) to the others.
+    A lattice with fewer than K points is repeated up to K rows: ``encode`` never returns a repeated row, but collision
+    resolution may assign it. ``sid.latent`` is not used: the lattices define the number of dimensions. A small level
+    may have only one point in some dimensions, and so leaves these to the other levels.
     """
 
     @abstractmethod
@@ -38,14 +38,14 @@ class LatticeVae(RqVae):
 
     @abstractmethod
     def _shrink(self, steps: int) -> float:
-        """How much finer a dimension is after a level that gave it so many steps."""
+        """The factor by which a dimension's range shrinks after a level with this number of steps."""
 
     def _make_net(self, width: int) -> BoundedAutoencoder:
         return BoundedAutoencoder(width, self.settings.hidden, len(self._steps()[0]))
 
     def _first_codebooks(self, data_ND: Tensor) -> list[Codebook]:
         assert isinstance(self._net, BoundedAutoencoder)
-        self._net.spread(data_ND[:: max(1, len(data_ND) // 65536)])
+        self._net.standardise(data_ND[:: max(1, len(data_ND) // 65536)])
         books: list[Codebook] = []
         scale_d = np.ones(len(self._steps()[0]), np.float32)
         for codes, steps_d in zip(self.level_sizes, self._steps(), strict=True):
@@ -59,8 +59,9 @@ class LatticeVae(RqVae):
 class Fsq(LatticeVae):
     """FSQ (Mentzer et al., "Finite Scalar Quantization", 2023), residual over the levels.
 
-    Each latent dimension is rounded to a few steps; a level's code numbers the combination. K codes are made of as many
-    dimensions with at most 8 steps as leave the fewest codes unused, see ``fsq_steps``. No loss but reconstruction.
+    Each latent dimension is rounded to one of a few points; a level's code is the number of the combination. Dimensions
+    and points are chosen so that the fewest codes are unused (``fsq_steps``). The loss is the reconstruction error
+    only.
     """
 
     def _steps(self) -> tuple[tuple[int, ...], ...]:
@@ -72,17 +73,16 @@ class Fsq(LatticeVae):
     def _shrink(self, steps: int) -> float:
         return 1 / max(steps - 1, 1)
 
-    def _level_loss(self, left_Bd: Tensor, chosen_Bd: Tensor, book: Codebook) -> Tensor:
-        return left_Bd.new_zeros(())
+    def _level_loss(self, residual_Bd: Tensor, chosen_Bd: Tensor, book: Codebook) -> Tensor:
+        return residual_Bd.new_zeros(())
 
 
 class Lfq(LatticeVae):
     """LFQ (Yu et al., "Language Model Beats Diffusion", MAGVIT-v2, 2023, section 3.1), residual over the levels.
 
-    A code is log2(K) sign bits of the latent; K that is no power of two uses the lower one. A smaller level has the
-    bits of the first dimensions. Beside the commitment
-    (``sid.beta``) the entropy loss ``sid.entropy`` x (mean entropy of a code - entropy of the mean code) makes every
-    item sure of its code and all codes used.
+    A code is made of the signs of floor(log2 K) latent dimensions; a smaller level uses the first of them. The loss of
+    a level is ``sid.beta`` · |r - sg(e)|² / d + ``sid.entropy`` · ``entropy_loss``, for residual r and its lattice
+    point e.
     """
 
     def _steps(self) -> tuple[tuple[int, ...], ...]:
@@ -95,34 +95,36 @@ class Lfq(LatticeVae):
     def _shrink(self, steps: int) -> float:
         return 1 / steps
 
-    def _level_loss(self, left_Bd: Tensor, chosen_Bd: Tensor, book: Codebook) -> Tensor:
+    def _level_loss(self, residual_Bd: Tensor, chosen_Bd: Tensor, book: Codebook) -> Tensor:
         bit_d = book.rows_Kd.abs().amax(dim=0)
         own_d = bit_d > 0
-        loss = entropy_loss(torch.sigmoid(4 * left_Bd[:, own_d] / bit_d[own_d]))
-        commitment = functional.mse_loss(left_Bd[:, own_d], chosen_Bd[:, own_d].detach())
+        loss = entropy_loss(torch.sigmoid(4 * residual_Bd[:, own_d] / bit_d[own_d]))
+        commitment = functional.mse_loss(residual_Bd[:, own_d], chosen_Bd[:, own_d].detach())
         return self.settings.beta * commitment + self.settings.entropy * loss
 
 
-def entropy_loss(chance_Bd: Tensor) -> Tensor:
-    """Mean entropy less entropy of the mean, in nats, summed over bits: -d·ln 2 at best (sure, and evenly spread).
+def entropy_loss(p_Bd: Tensor) -> Tensor:
+    """Σ_bits [mean_B H(p) - H(mean_B p)] in nats, with the entropy H of a bit that is set with probability p.
 
-    Bits are taken as independent, so K codes cost log2(K) terms (Yu et al. 2023, Eq. 6 and after).
+    The minimum -d·ln 2 is reached when every item is certain of its bits and each bit is set for half of the items.
+    Bits are treated as independent, so K codes need log2(K) terms. Source: Yu et al. (2023), Eq. 6 and below.
 
     Args:
-        chance_Bd: the chance that each bit is set.
+        p_Bd: the probability (B, d) that each bit is set.
     """
-    return (_entropy(chance_Bd).mean(dim=0) - _entropy(chance_Bd.mean(dim=0))).sum()
+    return (_entropy(p_Bd).mean(dim=0) - _entropy(p_Bd.mean(dim=0))).sum()
 
 
-def _entropy(chance: Tensor) -> Tensor:
-    chance = chance.clamp(1e-6, 1 - 1e-6)
-    return -(chance * chance.log() + (1 - chance) * (1 - chance).log())
+def _entropy(p_x: Tensor) -> Tensor:
+    p_x = p_x.clamp(1e-6, 1 - 1e-6)
+    return -(p_x * p_x.log() + (1 - p_x) * (1 - p_x).log())
 
 
 def fsq_steps(level_sizes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """Steps per dimension of each level, (L, d), at most 8 each and as even as can be, of product at most its K.
+    """Points per dimension of each level, (L, d): at most 8, as even as possible, with a product of at most K_l.
 
-    d is the number of dimensions that leaves the fewest SIDs unused; where it can be, every level divides all of them.
+    d is the number of dimensions that leaves the fewest SIDs unused; if possible, every level has at least two points
+    in every dimension.
 
     >>> fsq_steps((256,)), fsq_steps((240, 64)), fsq_steps((4096, 2))
     (((4, 4, 4, 4),), ((6, 6, 6), (4, 4, 4)), ((8, 8, 8, 8), (2, 1, 1, 1)))

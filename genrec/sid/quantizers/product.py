@@ -1,4 +1,4 @@
-"""Product quantization: each level names one slice of the vector, with or without a rotation before."""
+"""Product quantization: each level quantizes one slice of the vector, optionally after a rotation."""
 
 from __future__ import annotations
 
@@ -18,25 +18,30 @@ faiss_any: Any = faiss
 class ProductKmeans(Quantizer):
     """PQ (Jégou, Douze & Schmid, "Product Quantization for Nearest Neighbor Search", 2011), k-means by faiss.
 
-    Level l is the nearest of K centroids to the l-th of L slices of the vector (the last ones narrower where L does
-    not divide D). Levels do not refine each other: a prefix fixes the first slices and leaves the others at their mean.
+    Code l is the nearest of K centroids to the l-th of L slices of the vector; the first D mod L slices are one
+    dimension wider. Levels do not refine each other: a prefix determines the first slices and leaves the others at
+    their mean.
     """
 
     def fit(self, vectors_ND: Floats) -> dict[str, float]:
-        """Cluster each slice; returns the mean squared error of each."""
+        """Cluster each slice of vectors (N, D); returns the mean squared error of each slice.
+
+        Raises:
+            InputError: fewer dimensions than slices, fewer vectors than codes, or vectors that are not finite.
+        """
         self.check_fit(vectors_ND)
         if vectors_ND.shape[1] < len(self.level_sizes):
             raise InputError(
                 f"vectors of {vectors_ND.shape[1]} dimensions cannot be cut into {len(self.level_sizes)} slices; "
                 "lower sid.levels"
             )
-        self._rotation_DD = self._rotate(vectors_ND)
-        turned_ND = self._turn(vectors_ND)
-        self._mean_D = turned_ND.mean(axis=0)
+        self._rotation_DD = self._learn_rotation(vectors_ND)
+        rotated_ND = self._rotated(vectors_ND)
+        self._mean_D = rotated_ND.mean(axis=0)
         self._codebooks: list[Floats] = []
         measures: dict[str, float] = {}
         for level, (codes, part) in enumerate(zip(self.level_sizes, self._slices(), strict=True)):
-            part_Nd = np.ascontiguousarray(turned_ND[:, part])
+            part_Nd = np.ascontiguousarray(rotated_ND[:, part])
             rows_Kd = kmeans(
                 part_Nd,
                 codes,
@@ -51,32 +56,32 @@ class ProductKmeans(Quantizer):
         return measures
 
     def encode(self, vectors_ND: Floats) -> Ints:
-        """Codes (N, L): of each slice its nearest centroid (the lowest of equals)."""
+        """Codes (N, L) int32 of vectors (N, D): the nearest centroid of each slice, the lowest of equals."""
         self.check(vectors_ND)
         codes_NL = np.empty((len(vectors_ND), len(self._codebooks)), np.int32)
         for start in range(0, len(vectors_ND), BLOCK):
-            turned_BD = self._turn(vectors_ND[start : start + BLOCK])
+            rotated_BD = self._rotated(vectors_ND[start : start + BLOCK])
             for level, part in enumerate(self._slices()):
-                codes_NL[start : start + BLOCK, level] = nearest(turned_BD[:, part], self._codebooks[level])
+                codes_NL[start : start + BLOCK, level] = nearest(rotated_BD[:, part], self._codebooks[level])
         return codes_NL
 
     def decode(self, codes_Nl: Ints) -> Floats:
-        """The centroids side by side, the mean where no code was given, turned back."""
-        turned_ND = np.tile(self._mean_D, (len(codes_Nl), 1))
+        """The vectors (N, D) of codes (N, l): centroids in the first l slices, the mean in the others, rotated back."""
+        rotated_ND = np.tile(self._mean_D, (len(codes_Nl), 1))
         for level, part in zip(range(codes_Nl.shape[1]), self._slices(), strict=False):
-            turned_ND[:, part] = self._codebooks[level][codes_Nl[:, level]]
-        return turned_ND if self._rotation_DD is None else turned_ND @ self._rotation_DD.T
+            rotated_ND[:, part] = self._codebooks[level][codes_Nl[:, level]]
+        return rotated_ND if self._rotation_DD is None else rotated_ND @ self._rotation_DD.T
 
     def level_costs(self, vectors_ND: Floats, prefix_Nl: Ints) -> Floats:
-        """Squared error (N, K) of the slices up to the next one; what later slices miss is the same for all."""
-        turned_ND = self._turn(vectors_ND)
+        """Squared error (N, K) of the first l + 1 slices; that of later slices is the same for all codes."""
+        rotated_ND = self._rotated(vectors_ND)
         level = prefix_Nl.shape[1]
         part = self._slices()[level]
-        left_Nd = turned_ND[:, : part.stop].copy()
+        residual_Nd = rotated_ND[:, : part.stop].copy()
         for before, earlier in zip(range(level), self._slices(), strict=False):
-            left_Nd[:, earlier] -= self._codebooks[before][prefix_Nl[:, before]]
-        square_N1 = np.einsum("nd,nd->n", left_Nd, left_Nd)[:, None]
-        return np.maximum(2 * half_distances(left_Nd[:, part], self._codebooks[level]) + square_N1, 0)
+            residual_Nd[:, earlier] -= self._codebooks[before][prefix_Nl[:, before]]
+        square_N1 = np.einsum("nd,nd->n", residual_Nd, residual_Nd)[:, None]
+        return np.maximum(2 * half_distances(residual_Nd[:, part], self._codebooks[level]) + square_N1, 0)
 
     def tensors(self) -> Tensors:
         """``codebook_0`` … ``codebook_{L-1}``, (K, d) each, the mean (D,), and the rotation (D, D) if there is one."""
@@ -85,7 +90,7 @@ class ProductKmeans(Quantizer):
         return {**books, **rotation, "mean": self._mean_D}
 
     def restore(self, tensors: Tensors) -> None:
-        """Take back what ``tensors`` gave."""
+        """Set the learned arrays to what ``tensors`` returned."""
         self._codebooks = [tensors[f"codebook_{level}"] for level in range(len(self.level_sizes))]
         self._mean_D, self._rotation_DD = tensors["mean"], tensors.get("rotation")
 
@@ -94,10 +99,10 @@ class ProductKmeans(Quantizer):
         """D, the dimensions of the vectors it was fitted on."""
         return len(self._mean_D)
 
-    def _rotate(self, vectors_ND: Floats) -> Floats | None:
+    def _learn_rotation(self, vectors_ND: Floats) -> Floats | None:
         return None
 
-    def _turn(self, vectors_ND: Floats) -> Floats:
+    def _rotated(self, vectors_ND: Floats) -> Floats:
         return vectors_ND if self._rotation_DD is None else vectors_ND @ self._rotation_DD
 
     def _slices(self) -> list[slice]:
@@ -108,12 +113,12 @@ class ProductKmeans(Quantizer):
 
 
 class OptimizedProductKmeans(ProductKmeans):
-    """OPQ: PQ after the rotation that suits it best (Ge et al., "Optimized Product Quantization", 2013), by faiss.
+    """OPQ: PQ after a learned rotation (Ge et al., "Optimized Product Quantization", 2013), by faiss.
 
-    faiss wants slices of equal width; where L does not divide D, the last D mod L dimensions are left unrotated.
+    faiss needs slices of equal width; if L does not divide D, the last D mod L dimensions are not rotated.
     """
 
-    def _rotate(self, vectors_ND: Floats) -> Floats | None:
+    def _learn_rotation(self, vectors_ND: Floats) -> Floats | None:
         levels, width = len(self.level_sizes), vectors_ND.shape[1]
         even = width - width % levels
         rotation_DD = np.eye(width, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Residual k-means: each level clusters what the levels before left over."""
+"""Residual k-means: each level clusters the residuals of the levels before."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from genrec.sid.vectors import Floats
 
 
 class RqKmeans(ResidualQuantizer):
-    """RQ-KMeans (Deng et al., "OneRec", 2025; without its balancing), by faiss."""
+    """RQ-KMeans (Deng et al., "OneRec", 2025) without balancing, by faiss."""
 
     def fit(self, vectors_ND: Floats) -> dict[str, float]:
-        """Cluster level by level; returns the mean squared error after each level."""
+        """Cluster vectors (N, D) level by level; returns the mean squared error after each level."""
         self.check_fit(vectors_ND)
         self.codebooks = []
-        left_ND = np.array(vectors_ND, np.float32, order="C")
+        residual_ND = np.array(vectors_ND, np.float32, order="C")
         errors: dict[str, float] = {}
         for level, codes in enumerate(self.level_sizes):
-            self.codebooks.append(self._cluster(left_ND, codes, level))
-            left_ND -= self.codebooks[-1][nearest(left_ND, self.codebooks[-1])]
-            errors[f"error_{level + 1}"] = float(np.mean(np.einsum("nd,nd->n", left_ND, left_ND)))
+            self.codebooks.append(self._cluster(residual_ND, codes, level))
+            residual_ND -= self.codebooks[-1][nearest(residual_ND, self.codebooks[-1])]
+            errors[f"error_{level + 1}"] = float(np.mean(np.einsum("nd,nd->n", residual_ND, residual_ND)))
         return errors
 
-    def _fit_share(self, stream: Stream, workers: ProcessGroup) -> dict[str, float]:
-        """The same by Lloyd's algorithm over all vectors, each worker its part; see ``ResidualLloyd``."""
+    def _fit_parallel(self, stream: Stream, group: ProcessGroup) -> dict[str, float]:
+        """Fit by Lloyd's algorithm over all ranks' vectors; see ``ResidualLloyd``."""
         torch.set_num_threads(self.threads)
-        lloyd = ResidualLloyd(stream, workers, self.settings, seed=self.seed, threads=self.threads)
+        lloyd = ResidualLloyd(stream, group, self.settings, seed=self.seed, threads=self.threads)
         lloyd.run()
         self.codebooks = lloyd.codebooks
         return {f"error_{level}": error for level, error in enumerate(lloyd.errors, 1)}
 
-    def _cluster(self, left_ND: Floats, codes: int, level: int) -> Floats:
+    def _cluster(self, residual_ND: Floats, codes: int, level: int) -> Floats:
         settings = self.settings
         return kmeans(
-            left_ND,
+            residual_ND,
             codes,
             iterations=settings.iterations,
             seed=self.seed + level,
@@ -53,10 +53,10 @@ class RqKmeans(ResidualQuantizer):
 class Vq(RqKmeans):
     """Vector quantization: one level of k-means, so ``sid.levels`` is 1.
 
-    k-means needs as many items as codes, so items share codes: choose ``sid.collisions=suffix``.
+    k-means needs at least as many items as codes, so items share codes: set ``sid.collisions=suffix``.
     """
 
     def __init__(self, settings: Sid, *, seed: int = 0, threads: int = 1, device: str = "auto") -> None:
         super().__init__(settings, seed=seed, threads=threads, device=device)
         if settings.levels != 1:
-            raise InputError(f"sid.quantizer=vq has one level, sid.levels={settings.levels} came; set sid.levels=1")
+            raise InputError(f"sid.quantizer=vq has one level, got sid.levels={settings.levels}; set sid.levels=1")

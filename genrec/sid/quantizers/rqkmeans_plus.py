@@ -1,4 +1,4 @@
-"""RQ-KMeans+: an RQ-VAE that starts where RQ-KMeans ends."""
+"""RQ-KMeans+: an RQ-VAE that is initialised from RQ-KMeans."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from genrec.sid.quantizers.rqvae import RqVae
 class RqKmeansPlus(RqVae):
     """RQ-VAE with codebooks from RQ-KMeans (Zhang et al., "GPR", 2025).
 
-    Encoder and decoder carry a skip connection and begin as the identity (the paper gives it to the encoder), so before
-    the first step the codes are exactly those of RQ-KMeans on the centred vectors. The quantized width is D;
-    ``sid.latent`` is not used, ``sid.iterations`` are those of the k-means.
+    Encoder and decoder have a skip connection and start as the identity (in the paper only the encoder), so before the
+    first step the codes are exactly those of RQ-KMeans on the centred vectors. Latents have the width D, so
+    ``sid.latent`` is not used; ``sid.iterations`` are those of the k-means.
     """
 
     @property

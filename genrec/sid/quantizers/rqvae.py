@@ -1,4 +1,4 @@
-"""RQ-VAE: an autoencoder whose latents are quantized residually while it learns."""
+"""RQ-VAE: an autoencoder with residually quantized latents."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ from genrec.sid.vectors import Floats
 class RqVae(ResidualQuantizer):
     """RQ-VAE (Zeghidour et al. 2021; for semantic IDs: Rajput et al., "TIGER", 2023, section 3.1).
 
-    Inputs are centred and scaled to unit variance. The codebooks start from k-means on the first latents.
+    Loss: |x - decoder(q)|² / D + Σ_l (``sid.beta`` · |r_l - sg(e_l)|² + |e_l - sg(r_l)|²) / d, with input x, residual
+    r_l, codebook row e_l, q = Σ_l e_l and stop-gradient sg; EMA codebooks have no last term. Inputs are centred and
+    scaled to unit variance. The codebooks are initialised by k-means on the latents of the untrained encoder.
     """
 
     @property
@@ -35,7 +37,7 @@ class RqVae(ResidualQuantizer):
         return 10
 
     def fit(self, vectors_ND: Floats) -> dict[str, float]:
-        """Train for ``sid.epochs``; returns the last epoch's losses and the number of codes restarted."""
+        """Train on vectors (N, D) for ``sid.epochs``; returns the last epoch's losses and the restarted codes."""
         self.check_fit(vectors_ND)
         torch.set_num_threads(self.threads)
         device = _device(self.device)
@@ -45,37 +47,37 @@ class RqVae(ResidualQuantizer):
         self._net = self._new_net().to(device)
         return self._train(data_ND, self._first_codebooks(data_ND))
 
-    def _fit_share(self, stream: Stream, workers: ProcessGroup) -> dict[str, float]:
-        """The same with each batch's items shared by the workers; see ``ParallelTraining``.
+    def _fit_parallel(self, stream: Stream, group: ProcessGroup) -> dict[str, float]:
+        """Fit by data-parallel training; see ``ParallelTraining``.
 
-        The codebooks start from k-means on the first latents of a sample.
+        The codebooks are initialised by k-means on the latents of a sample.
         """
         torch.set_num_threads(self.threads)
-        found = scan_statistics(stream, workers, max(self.level_sizes), self.seed)
-        self._mean_D, self._scale = found.mean_D, found.scale
-        self._net = self._new_net().to(workers.device)
-        books = self._first_codebooks(self._scaled(found.sample_ND).to(workers.device))
+        statistics = scan_statistics(stream, group, max(self.level_sizes), self.seed)
+        self._mean_D, self._scale = statistics.mean_D, statistics.scale
+        self._net = self._new_net().to(group.device)
+        books = self._first_codebooks(self._scaled(statistics.sample_ND).to(group.device))
         training = ParallelTraining(
             self._net,
             books,
             lambda batch_BD: self._losses(batch_BD, books),
-            lambda rows_BD: self._scaled(rows_BD).to(workers.device),
+            lambda rows_BD: self._scaled(rows_BD).to(group.device),
             settings=self.settings,
             seed=self.seed,
             stream=stream,
-            workers=workers,
+            group=group,
         )
         measures = training.run()
         self._keep(books)
         return measures
 
     def to_latents(self, vectors_ND: Floats) -> Floats:
-        """The encoder's output (N, latent)."""
+        """The encoder's output (N, d) for vectors (N, D)."""
         with torch.inference_mode():
             return torch.cat([self._net.encoder(part) for part in self._scaled(vectors_ND).split(BLOCK)]).numpy()
 
     def from_latents(self, latents_Nd: Floats) -> Floats:
-        """The decoder's output (N, D), on the scale of the vectors."""
+        """The decoder's output (N, D) for latents (N, d), on the scale of the vectors."""
         with torch.inference_mode():
             decoded = torch.cat([self._net.decoder(part) for part in torch.from_numpy(latents_Nd).split(BLOCK)]).numpy()
         return decoded * np.float32(self._scale) + self._mean_D
@@ -86,13 +88,13 @@ class RqVae(ResidualQuantizer):
         return len(self._mean_D)
 
     def tensors(self) -> Tensors:
-        """Codebooks, network weights, and the mean and scale of the inputs."""
+        """Codebooks, network weights, and mean (D,) and scale (1,) of the vectors."""
         weights = {f"net.{name}": value.numpy() for name, value in self._net.state_dict().items()}
         scale = np.array([self._scale], np.float32)
         return {**super().tensors(), **weights, "mean": self._mean_D, "scale": scale}
 
     def restore(self, tensors: Tensors) -> None:
-        """Take back what ``tensors`` gave."""
+        """Set the learned arrays to what ``tensors`` returned."""
         super().restore(tensors)
         self._mean_D, self._scale = tensors["mean"], float(tensors["scale"][0])
         self._net = self._make_net(len(self._mean_D))
@@ -117,14 +119,14 @@ class RqVae(ResidualQuantizer):
 
     def _first_codebooks(self, data_ND: Tensor) -> list[Codebook]:
         with torch.inference_mode():
-            left_Nd = torch.cat([self._net.encoder(part) for part in data_ND.split(BLOCK)]).cpu().numpy()
+            residual_Nd = torch.cat([self._net.encoder(part) for part in data_ND.split(BLOCK)]).cpu().numpy()
         books: list[Codebook] = []
         decay = self.settings.decay if self.settings.codebook == "ema" else None
         for level, codes in enumerate(self.level_sizes):
             rows_Kd = kmeans(
-                left_Nd, codes, iterations=self._start_iterations, seed=self.seed + level, threads=self.threads
+                residual_Nd, codes, iterations=self._start_iterations, seed=self.seed + level, threads=self.threads
             )
-            left_Nd = left_Nd - rows_Kd[nearest(left_Nd, rows_Kd)]
+            residual_Nd = residual_Nd - rows_Kd[nearest(residual_Nd, rows_Kd)]
             books.append(Codebook(torch.from_numpy(rows_Kd).to(data_ND.device), decay))
         return books
 
@@ -139,8 +141,8 @@ class RqVae(ResidualQuantizer):
             for rows in torch.randperm(len(data_ND), generator=generator).split(settings.batch_size):
                 batch_BD = data_ND[rows.to(data_ND.device)]
                 error, commitment, residuals, codes = self._losses(batch_BD, books)
-                for book, left_Bd, code_B in zip(books, residuals, codes, strict=True):
-                    book.observe(left_Bd, code_B)
+                for book, residual_Bd, code_B in zip(books, residuals, codes, strict=True):
+                    book.update(residual_Bd, code_B)
                 optimizer.zero_grad(set_to_none=True)
                 (error + commitment).backward()
                 optimizer.step()
@@ -153,23 +155,23 @@ class RqVae(ResidualQuantizer):
 
     def _losses(self, batch_BD: Tensor, books: list[Codebook]) -> Losses:
         latents_Bd = self._net.encoder(batch_BD)
-        left_Bd, total_Bd = latents_Bd, torch.zeros_like(latents_Bd)
+        residual_Bd, total_Bd = latents_Bd, torch.zeros_like(latents_Bd)
         commitment, residuals, codes = latents_Bd.new_zeros(()), [], []
         for book in books:
-            code_B = assign_codes(left_Bd.detach(), book.rows_Kd.detach(), self.settings.sinkhorn)
+            code_B = assign_codes(residual_Bd.detach(), book.rows_Kd.detach(), self.settings.sinkhorn)
             chosen_Bd = functional.embedding(code_B, book.rows_Kd)
-            commitment = commitment + self._level_loss(left_Bd, chosen_Bd, book)
-            residuals.append(left_Bd.detach())
+            commitment = commitment + self._level_loss(residual_Bd, chosen_Bd, book)
+            residuals.append(residual_Bd.detach())
             codes.append(code_B)
             total_Bd = total_Bd + chosen_Bd.detach()
-            left_Bd = left_Bd - chosen_Bd.detach()
+            residual_Bd = residual_Bd - chosen_Bd.detach()
         decoded_BD = self._net.decoder(pass_gradient(latents_Bd, total_Bd, self.settings.estimator))
         return functional.mse_loss(decoded_BD, batch_BD), commitment, residuals, codes
 
-    def _level_loss(self, left_Bd: Tensor, chosen_Bd: Tensor, book: Codebook) -> Tensor:
-        """What draws residuals to their codes, and codes to their residuals."""
-        loss = self.settings.beta * functional.mse_loss(left_Bd, chosen_Bd.detach())
-        return loss + functional.mse_loss(chosen_Bd, left_Bd.detach()) if book.learns_by_gradient else loss
+    def _level_loss(self, residual_Bd: Tensor, chosen_Bd: Tensor, book: Codebook) -> Tensor:
+        """beta · |r - sg(e)|² + |e - sg(r)|², as means; without the second term if the codebook learns by averages."""
+        loss = self.settings.beta * functional.mse_loss(residual_Bd, chosen_Bd.detach())
+        return loss + functional.mse_loss(chosen_Bd, residual_Bd.detach()) if book.learns_by_gradient else loss
 
 
 def _device(name: str) -> str:
