@@ -12,8 +12,8 @@ from typing import Any
 
 from benchmarks.compare import Comparison
 from cluster.artifacts import Artifact
-from cluster.train import RunSpec
 from cluster.stages import instruction, steps
+from cluster.train import RunSpec
 from genrec.config import Config
 from genrec.errors import InputError
 

@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from support.synthetic import chain_shop, tiny_config
+from workflows.change import OPTIONS
+from workflows.door import main
 
 from genrec.config import Embed, Sid, to_yaml
 from genrec.errors import InputError
@@ -25,8 +27,6 @@ from genrec.sid.suffix import add_suffix
 from genrec.sid.trie import Trie
 from genrec.sid.vectors import shard_path, write_vectors
 from workflows import assign
-from workflows.change import OPTIONS
-from workflows.door import main
 
 N = 100
 
