@@ -1,6 +1,7 @@
 # make demo   the whole path on a year of retail purchases: .venv, install, run, report
 # make test   the tests
 # make quick  the tests that start no Ray cluster
+# make bench-test  the tests of the benchmarks
 # make lint   ruff and pyright
 #
 # TORCH_INDEX=URL takes torch from another wheel index, such as PyTorch's own index of CPU builds:
@@ -14,7 +15,7 @@ GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 CONFIG := configs/demo.yaml $(if $(filter gpu,$(GPU)),configs/a100.yaml,configs/cpu.yaml)
 
-.PHONY: demo test quick lint clean
+.PHONY: demo test quick bench-test lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m workflows.full $(CONFIG)
@@ -23,7 +24,10 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest
 
 quick: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not ray"
+	$(BIN)/python -m pytest -m "not ray and not benchmark"
+
+bench-test: $(VENV)/.test
+	$(BIN)/python -m pytest -m benchmark
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
