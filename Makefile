@@ -28,10 +28,10 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest
 
 quick: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not ray"
+	$(BIN)/python -m pytest -m "not ray and not benchmark"
 
 bench-test: $(VENV)/.test
-	$(BIN)/python -m pytest tests/benchmarks
+	$(BIN)/python -m pytest -m benchmark
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Semantic IDs of a million items against bare faiss: throughput, memory, and how the cost per item grows."""
+"""Semantic IDs of a million items, compared with bare faiss: throughput, memory, how the cost per item grows."""
 
 from __future__ import annotations
 
@@ -7,29 +7,38 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import faiss  # its thread pool must be loaded to be limited
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.harness import Bench, interleaved_timings, ratio, timed
+from cluster.artifacts import Artifact
 from genrec.config import Config, Sid
+from genrec.sid.quantizers import Quantizer
+from genrec.sid.vectors import Floats
+from genrec.threads import limit_threads
 
+NEEDS: tuple[str, ...] = ()
 SIZES, DIMS, FIT_ITEMS = (10_000, 100_000, 1_000_000), 384, 65_536
-WARM_ITEMS = 300_000
+TIMED_ITEMS = 300_000
+"""A smaller catalogue is encoded several times, until this many items have been."""
 
 
-def run(config: Config, sizes: Sequence[int] = SIZES, dims: int = DIMS, codes: int = 256) -> Bench:
-    """Fit, encode by shards, settle collisions and build the trie at each size, 3 levels, on one core.
+def run(config: Config, artifacts: Mapping[str, Artifact]) -> Bench:
+    """10,000 to a million items of 384 dimensions, 3 levels of 256 codes, on one core."""
+    return measure(config, SIZES, DIMS, 256)
 
-    The vectors are made up: clusters on a curved surface of 16 dimensions, with noise. Every shard is encoded by us
+
+def measure(config: Config, sizes: Sequence[int], dims: int, codes: int) -> Bench:
+    """Fit, encode by shards, resolve collisions and build the trie at each size.
+
+    The vectors are made up: clusters on a curved surface of 16 dimensions, with noise. Every shard is encoded by genrec
     (read, quantize, write) and by faiss (flat search, reconstruct, subtract; in memory), in turn.
     """
-    import faiss  # noqa: F401  (its thread pool must be loaded to be limited)
-
-    from genrec.threads import limit_threads
-
     limit_threads(1)
     bench = Bench("assign")
     work = Path(config.storage).absolute() / "bench" / "assign"
@@ -80,28 +89,26 @@ def _measure(bench: Bench, work: Path, size: int, settings: Sid, seed: int) -> N
     sample_ND = vectors.read(0, min(size, FIT_ITEMS))
     quantizer = make_quantizer(settings, seed=seed, threads=1)
     fits = interleaved_timings(
-        {"ours": lambda: quantizer.fit(sample_ND), "faiss": lambda: _faiss_fit(sample_ND, settings, seed)}, rounds=1
+        {"genrec": lambda: quantizer.fit(sample_ND), "faiss": lambda: _faiss_fit(sample_ND, settings, seed)}, rounds=1
     )
-    bench.figures[f"fit_s_{label}"] = statistics.median(fits["ours"])
-    bench.ratios["fit_vs_faiss"] = ratio(fits["ours"], fits["faiss"])
+    bench.figures[f"fit_s_{label}"] = statistics.median(fits["genrec"])
+    bench.ratios["fit_vs_faiss"] = ratio(fits["genrec"], fits["faiss"])
     quantizer.save(work / "quantizer")
     _encode(bench, work, label, settings)
     _finish(bench, work, label, size, quantizer)
 
 
-def _faiss_fit(vectors_ND: Any, settings: Sid, seed: int) -> None:
+def _faiss_fit(vectors_ND: Floats, settings: Sid, seed: int) -> None:
     """Residual k-means as a user of faiss would write it."""
-    import faiss
-
     left_ND = vectors_ND.copy()
     for level, codes in enumerate(settings.level_sizes):
-        trainer = faiss.Kmeans(vectors_ND.shape[1], codes, niter=settings.iterations, seed=seed + level + 1)
+        trainer: Any = faiss.Kmeans(vectors_ND.shape[1], codes, niter=settings.iterations, seed=seed + level + 1)
         trainer.train(left_ND)
         left_ND -= trainer.centroids[trainer.index.search(left_ND, 1)[1][:, 0]]
 
 
 def _encode(bench: Bench, work: Path, label: str, settings: Sid) -> None:
-    """Every shard in turn: ours from file to file, faiss from memory to memory; small catalogues several times."""
+    """Every shard by both in turn, genrec from file to file, faiss from memory to memory."""
     from genrec.sid.build import make_assigner
     from genrec.sid.quantizers import read_model
     from genrec.sid.vectors import VectorFiles
@@ -110,7 +117,7 @@ def _encode(bench: Bench, work: Path, label: str, settings: Sid) -> None:
     encode = make_assigner(work / "vectors", work, settings, threads=1)
     search = _faiss_search(list(read_model(work / "quantizer")[1].values()))
     seconds: dict[str, list[float]] = {"encode": [], "faiss": []}
-    for _ in range(max(1, WARM_ITEMS // len(vectors))):
+    for _ in range(max(1, TIMED_ITEMS // len(vectors))):
         turn = {"encode": 0.0, "faiss": 0.0}
         for shard, start in enumerate(range(0, len(vectors), settings.shard_items)):
             turn["encode"] += timed(lambda shard=shard: encode(shard))
@@ -122,15 +129,13 @@ def _encode(bench: Bench, work: Path, label: str, settings: Sid) -> None:
         bench.figures[f"{name}_us_per_item_{label}"] = statistics.median(values) / len(vectors) * 1e6
 
 
-def _faiss_search(codebooks: Sequence[Any]) -> Callable[[Any], list[Any]]:
-    import faiss
-
+def _faiss_search(codebooks: Sequence[Floats]) -> Callable[[Floats], list[NDArray[np.int64]]]:
     indexes = [faiss.IndexFlatL2(codebook_KD.shape[1]) for codebook_KD in codebooks]
     for index, codebook_KD in zip(indexes, codebooks, strict=True):
         index.add(codebook_KD)
 
-    def search(part_ND: Any) -> list[Any]:
-        left_ND, codes = part_ND.copy(), []
+    def search(part_ND: Floats) -> list[NDArray[np.int64]]:
+        left_ND, codes = part_ND.copy(), list[NDArray[np.int64]]()
         for index in indexes:
             codes.append(index.search(left_ND, 1)[1][:, 0])
             left_ND -= index.reconstruct_batch(codes[-1])
@@ -139,7 +144,7 @@ def _faiss_search(codebooks: Sequence[Any]) -> Callable[[Any], list[Any]]:
     return search
 
 
-def _finish(bench: Bench, work: Path, label: str, size: int, quantizer: Any) -> None:
+def _finish(bench: Bench, work: Path, label: str, size: int, quantizer: Quantizer) -> None:
     import torch
 
     from genrec.sid.catalog import Catalog

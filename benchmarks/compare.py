@@ -1,41 +1,49 @@
-"""Policies from several seeds side by side: each row of a benchmark is trained and scored, and compared with the first.
+"""Variants of a config compared: a policy is trained for each, from several seeds, and scored on the test queries.
 
-Policies and scores are stages under ``<storage>/bench/<place>``, one per row and seed, so a killed run goes on.
+Policies and scores are artifacts under ``<storage>/bench/<directory>``, one per variant and seed, so a killed run
+continues. The page of tables and all figures lie next to them as ``<config.name>.md`` and ``.json``, and are written
+again after every policy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from benchmarks.harness import Bench, in_process
-from benchmarks.tables import contest, contest_by_popularity
-from cluster.artifacts import Artifact, run_stage
+from benchmarks.tables import popularity_table, scores_table
+from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.batch_inference import predict
-from cluster.stages import steps
+from cluster.pipeline import run_stage
+from cluster.progress import STAGE
 from genrec.config import Config
 from genrec.data.files import write_json, write_text
 from genrec.data.tables import read_items, read_queries, read_sequences
 
-VERSION = 3
+LOG = logging.getLogger(__name__)
+
 METRICS = ("ndcg@10", "hr@10")
 QUERIES = "queries.parquet"
-"""Beside the scores: per test query the ``rank`` of its target (0: missed) and the ``bucket`` of its popularity."""
+"""Next to the scores: per test query the ``rank`` of its target (0: not found) and the ``bucket`` of its popularity."""
 
 
 class RunScore(NamedTuple):
-    """A policy's test metrics (those of a popularity bucket are named ``ndcg@10/tail``), and where both lie."""
+    """A policy's test metrics (in a popularity bucket: ``ndcg@10/tail``), its directory, and that of its scores."""
 
     values: dict[str, float]
     policy: Path
-    where: Path
+    scores: Path
 
 
 Scores = dict[str, dict[int, RunScore]]
-"""By row and seed."""
+"""By variant and seed."""
 
 
 @dataclass
@@ -48,8 +56,8 @@ class Comparison(Bench):
         """The page."""
         return self.text
 
-    def keep(self, config: Config, found: Mapping[str, Any]) -> None:
-        """Write the page and all figures beside the stages, as ``<config.name>.md`` and ``.json``."""
+    def write(self, config: Config, found: Mapping[str, Any]) -> None:
+        """Write the page and all figures next to the artifacts, as ``<config.name>.md`` and ``.json``."""
         directory = Path(in_process(config, self.name).storage)
         write_json(found, directory / f"{config.name}.json")
         write_text(self.text, directory / f"{config.name}.md")
@@ -57,62 +65,70 @@ class Comparison(Bench):
 
 @dataclass(frozen=True)
 class Variant:
-    """One contestant: a config, the catalogue that its policy answers from, and how it is trained on data and that."""
+    """What is compared: a config, the artifacts that its policies are trained on, and the stage that makes them."""
 
     config: Config
-    catalog: Artifact
-    train: Callable[[Config, Artifact, Artifact], Artifact] = steps.sft
+    inputs: Mapping[str, Artifact]
+    policy: Literal["sft", "grpo"] = "sft"
+
+    def train(self, config: Config) -> Artifact:
+        """The policy of ``config``, which is this variant's with a seed and a storage."""
+        sft = run_stage(config, "sft", self.inputs)
+        return sft if self.policy == "sft" else run_stage(config, "grpo", {**self.inputs, "sft": sft})
 
 
-def compare_variants(
-    directory: str, label: str, config: Config, data: Artifact, rows: Mapping[str, Variant]
-) -> Comparison:
-    """Train and score the rows; the page of tables (``label`` heads the names) is written after every policy."""
+def compare_variants(directory: str, label: str, config: Config, variants: Mapping[str, Variant]) -> Comparison:
+    """Train, score and compare ``variants``; ``label`` heads the column of their names."""
     comparison = Comparison(directory)
-    for scores in score_rows(directory, data, rows):
+    for scores in score_variants(directory, variants):
         if not all(scores.values()):
             continue
         found = compare(scores)
-        tables = [contest(label, found), *(contest_by_popularity(found, metric) for metric in METRICS)]
+        tables = [scores_table(label, found), *(popularity_table(found, metric) for metric in METRICS)]
         comparison.text = "\n\n".join("\n".join(lines) for lines in tables) + "\n"
         comparison.figures = {
-            f"{name}.{metric}": row[metric]["mean"]
-            for name, row in found.items()
-            for metric in row
+            f"{name}.{metric}": one[metric]["mean"]
+            for name, one in found.items()
+            for metric in one
             if metric.startswith(METRICS)
         }
-        comparison.keep(config, found)
+        comparison.write(config, found)
     return comparison
 
 
-def score_rows(directory: str, data: Artifact, rows: Mapping[str, Variant]) -> Iterator[Scores]:
-    """The scores after each policy; the seeds take turns, so that a run that is cut short still compares all rows."""
-    first = next(iter(rows.values())).config
+def score_variants(directory: str, variants: Mapping[str, Variant]) -> Iterator[Scores]:
+    """The scores so far, after each policy.
+
+    All variants get a policy from one seed before any gets one from the next, so a run that is cut short still
+    compares all of them.
+    """
+    first = next(iter(variants.values())).config
     seeds = range(first.seed, first.seed + first.bench.seeds)
-    scores: Scores = {name: {} for name in rows}
-    for turn, (seed, name) in enumerate(((seed, name) for seed in seeds for name in rows), start=1):
-        catalog = rows[name].catalog
-        config = in_process(rows[name].config.model_copy(update={"seed": seed}), directory)
-        policy = rows[name].train(config, data, catalog)
-        settings = {"width": config.decode.width}
-        work = partial(_score, config, data.path, catalog.path, policy.path)
-        inputs = [data, catalog, policy]
-        stage = run_stage(config, "scores", version=VERSION, settings=settings, inputs=inputs, work=work)
-        values = stage.metrics["scores"]
-        scores[name][seed] = RunScore(values, policy.path, stage.path)
-        shown = "  ".join(f"{metric} {values[metric]:.4f}" for metric in METRICS)
-        print(f"[{directory}] {turn}/{len(seeds) * len(rows)} {name}, seed {seed}: {shown}", flush=True)
+    scores: Scores = {name: {} for name in variants}
+    pairs = [(seed, name) for seed in seeds for name in variants]
+    for number, (seed, name) in enumerate(pairs, start=1):
+        variant = variants[name]
+        config = in_process(variant.config.model_copy(update={"seed": seed}), directory)
+        scored = _scored(config, variant, variant.train(config))
+        scores[name][seed] = scored
+        shown = "  ".join(f"{metric} {scored.values[metric]:.4f}" for metric in METRICS)
+        LOG.info("%d/%d %s, seed %d: %s", number, len(pairs), name, seed, shown, extra={STAGE: directory})
         yield scores
 
 
+def _scored(config: Config, variant: Variant, policy: Artifact) -> RunScore:
+    data, catalog = variant.inputs["prepare"], variant.inputs["assign"]
+    work = partial(_score, config, data.path, catalog.path, policy.path)
+    recipe = Recipe("scores", {"width": config.decode.width}, (__name__,), [data, catalog, policy])
+    made = make_artifact(config, recipe, work)
+    return RunScore(made.metrics["scores"], policy.path, made.path)
+
+
 def _score(config: Config, data: Path, catalog: Path, policy: Path, out: Path) -> Mapping[str, Any]:
-    """Item-level metrics of the test queries, of all and by popularity of the target, and how wide the answers spread.
+    """Item-level metrics of the test queries, of all and by popularity of the target; coverage and category entropy.
 
     As in ``evaluate``, seen items are masked where the log never repeats.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     from genrec.baselines.buckets import popularity_bucket
     from genrec.baselines.train_log import train_log
     from genrec.evaluation.slices import by_bucket, category_entropy, category_numbers, coverage
@@ -134,20 +150,25 @@ def _score(config: Config, data: Path, catalog: Path, policy: Path, out: Path) -
     return {"scores": means(values) | sliced | spread, "queries": counts}
 
 
-def compare(scores: Scores) -> dict[str, Any]:
-    """Each row's scores by seed, their means with t intervals, and those of the differences to the first row.
+def common_seeds(scores: Scores) -> list[int]:
+    """The seeds that every variant has a policy of."""
+    first = next(iter(scores.values()))
+    return [seed for seed in first if all(seed in by_seed for by_seed in scores.values())]
 
-    Only seeds that every row has count, so that a run in the making compares like with like.
+
+def compare(scores: Scores) -> dict[str, Any]:
+    """Each variant's scores by seed, their means with t intervals, and those of the differences to the first variant.
+
+    Differences are paired by seed; only seeds that every variant has are used.
     """
     from genrec.evaluation.intervals import over_runs
 
-    first = next(iter(scores))
-    seeds = [seed for seed in scores[first] if all(seed in by_seed for by_seed in scores.values())]
+    first, seeds = next(iter(scores)), common_seeds(scores)
     found: dict[str, Any] = {}
     for name, by_seed in scores.items():
         found[name] = {"seeds": {str(seed): scored.values for seed, scored in by_seed.items()}, "compared_with": first}
         for metric in by_seed[seeds[0]].values:
             found[name][metric] = over_runs([by_seed[seed].values[metric] for seed in seeds])
-            less = [by_seed[seed].values[metric] - scores[first][seed].values[metric] for seed in seeds]
-            found[name][f"{metric}_difference"] = over_runs(less)
+            differences = [by_seed[seed].values[metric] - scores[first][seed].values[metric] for seed in seeds]
+            found[name][f"{metric}_difference"] = over_runs(differences)
     return found

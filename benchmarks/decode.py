@@ -1,23 +1,29 @@
-"""Tree decoding beside Hugging Face ``generate`` and the public design, and shared scoring beside separate sequences.
+"""Tree decoding compared with Hugging Face ``generate`` and with a Python trie; shared and separate scoring.
 
-Everything takes turns in one run, on the same model and inputs; what the alternatives answer is compared token by
-token.
+All alternatives take turns in one run, on the same model and inputs; their answers are compared token by token.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness import Bench, interleaved_timings, random_catalog, ratio, timed
+from cluster.artifacts import Artifact
 from genrec.config import Config, PolicyConfig
 
 if TYPE_CHECKING:
-    from genrec.sid.catalog import Catalog
+    from transformers import DynamicCache
 
+    from genrec.policy.decoding.beam import Beams
+    from genrec.policy.decoding.prompt_cache import PromptCache
+    from genrec.sid.catalog import Catalog
+    from genrec.sid.trie import Trie
+
+NEEDS: tuple[str, ...] = ()
 MILLION = 1_000_000
 
 
@@ -35,7 +41,7 @@ class DecodeSize:
     widths: tuple[int, ...] = (20,)
     group: int = 16
     vocabularies: tuple[tuple[str, int], ...] = (("v800", 0), ("v152k", 152_000))
-    """Tokens of the model by name, ascending; 0: the semantic IDs and no others."""
+    """Tokens of the model by name, ascending; 0: the semantic IDs alone."""
     rounds: int = 5
 
 
@@ -43,36 +49,42 @@ ON_GPU = DecodeSize(layers=28, hidden=2048, heads=16, histories=(333,), widths=(
 """The shapes of Qwen3-1.7B, prompts of 1,000 tokens."""
 
 
-def run(config: Config, size: DecodeSize | None = None) -> Bench:
+def run(config: Config, artifacts: Mapping[str, Artifact]) -> Bench:
     """On a CPU a 6-layer hidden-256 Qwen3 on 3,686 items, 64 and 127 tokens; on a GPU ``ON_GPU`` in bfloat16."""
     import torch
 
-    torch.set_num_threads(config.compute.threads)
     on_gpu = torch.cuda.is_available() and config.compute.device != "cpu"
-    size = size or (ON_GPU if on_gpu else DecodeSize())
+    return measure(config, ON_GPU if on_gpu else DecodeSize(), "cuda" if on_gpu else "cpu")
+
+
+def measure(config: Config, size: DecodeSize, device: str = "cpu") -> Bench:
+    """Every comparison, for each prompt length and each number of beams of ``size``."""
+    import torch
+
+    torch.set_num_threads(config.compute.threads)
     bench = Bench("decode")
     for history in size.histories:
-        for width in size.widths:
-            made = _DecodeSetup(config, size, history, width, "cuda" if on_gpu else "cpu")
+        for place, width in enumerate(size.widths):
+            setup = _DecodeSetup(config, size, history, width, device)
             if history != size.histories[0] or len(size.widths) > 1:
-                made.name = f"_p{made.length}_w{width}"
-            _beside_generate(made, bench)
-            _catalogue_and_memory(made, bench)
-            if width == size.widths[0]:
-                _scoring(made, bench)
-                _prompt_cache(made, bench)
+                setup.suffix = f"_p{setup.length}_w{width}"
+            _compare_with_generate(setup, bench)
+            _catalogue_and_memory(setup, bench)
+            if place == 0:
+                _scoring(setup, bench)
+                _prompt_cache(setup, bench)
     return bench
 
 
 class _DecodeSetup:
-    """A policy of random weights, a batch of prompts, and what the names of their figures end in."""
+    """A policy of random weights, a batch of prompts, and the ``suffix`` of the names of their figures."""
 
     def __init__(self, config: Config, size: DecodeSize, history: int, width: int, device: str) -> None:
         import torch
 
         from genrec.policy.backbone import build
 
-        self.size, self.width = size, width
+        self.size, self.width, self.suffix = size, width, ""
         self.generator = torch.Generator().manual_seed(config.seed)
         self.catalog = random_catalog(size.items, self.generator)
         self.trie = self.catalog.trie.to(device)
@@ -83,19 +95,18 @@ class _DecodeSetup:
         self.policy, self.prompts = build(shape, self.catalog, max_history=history, seed=config.seed)
         self.policy.eval().to(device)
         shape_BH = (size.batch, history)
-        self.histories: Any = torch.randint(size.items, shape_BH, generator=self.generator).tolist()
+        self.histories: list[list[int]] = torch.randint(size.items, shape_BH, generator=self.generator).tolist()
         self.tokens_BP, self.mask_BP = (part.to(device) for part in self.prompts.encode(self.histories))
         self.length = self.tokens_BP.shape[1]
-        self.name = ""
 
-    def beam(self, trie: Any = None) -> Any:
-        """The answers of tree decoding."""
+    def beam(self, trie: Trie | None = None) -> Beams:
+        """The answers of tree decoding, in another ``trie`` where there is one."""
         from genrec.policy.decoding.beam import beam
 
         return beam(self.policy, self.tokens_BP, self.mask_BP, self.trie if trie is None else trie, self.width)
 
     def prompt(self) -> None:
-        """The prompt alone: what no decoder can do without."""
+        """The forward over the prompt alone, which every decoder needs."""
         import torch
 
         from genrec.policy.decoding.tree import prompt_mask, prompt_positions
@@ -104,54 +115,73 @@ class _DecodeSetup:
             self.policy.hidden(self.tokens_BP, prompt_positions(self.mask_BP), prompt_mask(self.mask_BP))
 
 
-def _beside_generate(made: _DecodeSetup, bench: Bench) -> None:
-    """Tree decoding, ``generate`` and the public design at each vocabulary; and beside the prompt's own forward."""
-    rounds, bound = made.size.rounds, (made.length + 2 * made.width) / made.length
-    arguments = (made.policy, made.tokens_BP, made.mask_BP, made.catalog, made.width)
-    decoders = {"generate": generate, "python_dict": generate_with_processor}
-    for vocabulary, tokens in made.size.vocabularies:
+def _compare_with_generate(setup: _DecodeSetup, bench: Bench) -> None:
+    """Tree decoding, ``generate``, the Python trie and the prompt's forward alone, at each vocabulary.
+
+    over_flop_bound = (seconds of tree decoding / seconds of the prompt) / ((P + 2·W) / P)
+    """
+    from benchmarks.references.hf_generate import generate, generate_with_processor
+
+    rounds, bound = setup.size.rounds, (setup.length + 2 * setup.width) / setup.length
+    arguments = (setup.policy, setup.tokens_BP, setup.mask_BP, setup.catalog, setup.width)
+    references = {"generate": generate, "python_dict": generate_with_processor}
+    for vocabulary, tokens in setup.size.vocabularies:
         if tokens:
-            made.policy.model.resize_token_embeddings(tokens, mean_resizing=False)
-        name = f"{vocabulary}{made.name}"
-        ours = made.policy.sids.tokens(made.beam().codes_BWL)
-        for other, decode in decoders.items():
-            same = float((decode(*arguments) == ours).float().mean())
-            bench.figures[f"same_tokens_as_{other}_{name}"] = same
-        work: dict[str, Callable[[], Any]] = {"tree": made.beam, "prompt": made.prompt}
-        work |= {other: partial(decode, *arguments) for other, decode in decoders.items()}
+            setup.policy.model.resize_token_embeddings(tokens, mean_resizing=False)
+        name = f"{vocabulary}{setup.suffix}"
+        tokens_BWL = setup.policy.sids.tokens(setup.beam().codes_BWL)
+        for reference, decode in references.items():
+            same = float((decode(*arguments) == tokens_BWL).float().mean())
+            bench.figures[f"same_tokens_as_{reference}_{name}"] = same
+        work: dict[str, Callable[[], object]] = {"tree": setup.beam, "prompt": setup.prompt}
+        work |= {reference: partial(decode, *arguments) for reference, decode in references.items()}
         seconds = interleaved_timings(work, rounds)
-        bench.figures |= {f"{what}_s_{name}": statistics.median(values) for what, values in seconds.items()}
-        bench.ratios |= {f"vs_{other}_{name}": ratio(seconds[other], seconds["tree"]) for other in decoders}
+        bench.figures |= {f"{label}_s_{name}": statistics.median(values) for label, values in seconds.items()}
+        bench.ratios |= {
+            f"vs_{reference}_{name}": ratio(seconds[reference], seconds["tree"]) for reference in references
+        }
         bench.ratios[f"over_flop_bound_{name}"] = ratio(seconds["tree"], seconds["prompt"]) / bound
 
 
-def _catalogue_and_memory(made: _DecodeSetup, bench: Bench) -> None:
-    """A far larger catalogue beside this one, and the keys and values of a search beside their bound.
+def _catalogue_and_memory(setup: _DecodeSetup, bench: Bench) -> None:
+    """A far larger catalogue compared with this one, and the keys and values of a search with their lower bound.
 
-    A search does less where the first codes of a SID leave one item. The small catalogue is therefore measured as it
-    is, and ``crowded``: as many items whose prefixes branch to the end, as those of the large one do.
+    A search computes less where the first codes of a SID leave one item. So the small catalogue is measured as it is,
+    and ``crowded``: the same number of items, whose prefixes branch down to the last level as in the large catalogue.
+
+    kv_over_bound = bytes of keys and values / (bytes per token · (P + W·L))
     """
-    device = made.policy.device
-    many = random_catalog(made.size.many_items, made.generator).trie.to(device)
-    crowded = _crowded_catalog(made.size.items).trie.to(device)
-    work = {"few": made.beam, "crowded": lambda: made.beam(crowded), "many": lambda: made.beam(many)}
-    seconds = interleaved_timings(work, 2 * made.size.rounds + 1)
-    bench.ratios[f"catalogue_1m_over_4k{made.name}"] = ratio(seconds["many"], seconds["crowded"])
-    bench.ratios[f"crowded_over_sparse{made.name}"] = ratio(seconds["crowded"], seconds["few"])
-    caches: list[Any] = []
-    new_cache = made.policy.new_cache
+    device = setup.policy.device
+    many = random_catalog(setup.size.many_items, setup.generator).trie.to(device)
+    crowded = _crowded_catalog(setup.size.items).trie.to(device)
+    work: dict[str, Callable[[], object]] = {
+        "few": setup.beam,
+        "crowded": lambda: setup.beam(crowded),
+        "many": lambda: setup.beam(many),
+    }
+    seconds = interleaved_timings(work, 2 * setup.size.rounds + 1)
+    bench.ratios[f"catalogue_1m_over_4k{setup.suffix}"] = ratio(seconds["many"], seconds["crowded"])
+    bench.ratios[f"crowded_over_sparse{setup.suffix}"] = ratio(seconds["crowded"], seconds["few"])
+    cache = _cache_of(setup)
+    used = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    first = cache.layers[0]
+    per_token = (first.keys.nbytes + first.values.nbytes) // first.keys.shape[2] * len(cache.layers)
+    bench.ratios[f"kv_over_bound{setup.suffix}"] = used / (per_token * (setup.length + setup.width * setup.trie.depth))
 
-    def kept() -> Any:
+
+def _cache_of(setup: _DecodeSetup) -> Any:
+    """The KV cache of one search (transformers types its layers' tensors as optional)."""
+    caches: list[DynamicCache] = []
+    new_cache = setup.policy.new_cache
+
+    def kept() -> DynamicCache:
         caches.append(new_cache())
         return caches[-1]
 
-    made.policy.new_cache = kept
-    made.beam()
-    made.policy.new_cache = new_cache
-    used = sum(layer.keys.nbytes + layer.values.nbytes for layer in caches[0].layers)
-    first = caches[0].layers[0]
-    per_token = (first.keys.nbytes + first.values.nbytes) // first.keys.shape[2] * len(caches[0].layers)
-    bench.ratios[f"kv_over_bound{made.name}"] = used / (per_token * (made.length + made.width * made.trie.depth))
+    setup.policy.new_cache = kept
+    setup.beam()
+    setup.policy.new_cache = new_cache
+    return caches[0]
 
 
 def _crowded_catalog(items: int) -> Catalog:
@@ -165,99 +195,45 @@ def _crowded_catalog(items: int) -> Catalog:
     return Catalog(torch.stack([flat // side**2, flat // side % side, flat % side], 1), (256, 256, 256))
 
 
-def _scoring(made: _DecodeSetup, bench: Bench) -> None:
-    """Forward and backward over G candidates that share their prompt, beside G sequences."""
+def _scoring(setup: _DecodeSetup, bench: Bench) -> None:
+    """Forward and backward over G candidates that share their prompt, compared with G separate sequences."""
     import torch
 
     from genrec.policy.decoding.score import score
 
-    policy, group = made.policy, made.size.group
-    drawn_BG = torch.randint(made.size.items, (made.size.batch, group), generator=made.generator)
-    candidates_BGL = made.catalog.codes_NL[drawn_BG].to(made.tokens_BP.device)
+    policy, group = setup.policy, setup.size.group
+    drawn_BG = torch.randint(setup.size.items, (setup.size.batch, group), generator=setup.generator)
+    candidates_BGL = setup.catalog.codes_NL[drawn_BG].to(setup.tokens_BP.device)
 
     def shared() -> None:
         policy.zero_grad()
-        score(policy, made.tokens_BP, made.mask_BP, candidates_BGL, made.trie).logp_BGL.sum().backward()
+        score(policy, setup.tokens_BP, setup.mask_BP, candidates_BGL, setup.trie).logp_BGL.sum().backward()
 
     def separate() -> None:
         policy.zero_grad()
-        tokens, mask = made.tokens_BP.repeat_interleave(group, 0), made.mask_BP.repeat_interleave(group, 0)
-        score(policy, tokens, mask, candidates_BGL.flatten(0, 1)[:, None], made.trie).logp_BGL.sum().backward()
+        tokens, mask = setup.tokens_BP.repeat_interleave(group, 0), setup.mask_BP.repeat_interleave(group, 0)
+        score(policy, tokens, mask, candidates_BGL.flatten(0, 1)[:, None], setup.trie).logp_BGL.sum().backward()
 
-    seconds = interleaved_timings({"shared": shared, "separate": separate}, made.size.rounds)
+    seconds = interleaved_timings({"shared": shared, "separate": separate}, setup.size.rounds)
     policy.zero_grad()
-    bench.figures |= {f"score_{what}_s{made.name}": statistics.median(values) for what, values in seconds.items()}
-    bench.ratios[f"score_vs_separate{made.name}"] = ratio(seconds["separate"], seconds["shared"])
+    bench.figures |= {f"score_{label}_s{setup.suffix}": statistics.median(values) for label, values in seconds.items()}
+    bench.ratios[f"score_vs_separate{setup.suffix}"] = ratio(seconds["separate"], seconds["shared"])
 
 
-def _prompt_cache(made: _DecodeSetup, bench: Bench) -> None:
-    """Requests of users whose history grew by one item since their last one, beside the same without a cache."""
+def _prompt_cache(setup: _DecodeSetup, bench: Bench) -> None:
+    """Requests of users whose history has grown by one item since their last request, with and without a cache."""
     from genrec.policy.decoding.beam import beam
     from genrec.policy.decoding.prompt_cache import PromptCache
 
-    def ask(histories: Sequence[Any], cache: PromptCache | None) -> None:
+    def request(histories: Sequence[Sequence[int]], cache: PromptCache | None) -> None:
         for history in histories:
-            tokens_BP, mask_BP = (part.to(made.tokens_BP.device) for part in made.prompts.encode([history]))
-            beam(made.policy, tokens_BP, mask_BP, made.trie, made.width, prompt_cache=cache)
+            tokens_BP, mask_BP = (part.to(setup.tokens_BP.device) for part in setup.prompts.encode([history]))
+            beam(setup.policy, tokens_BP, mask_BP, setup.trie, setup.width, prompt_cache=cache)
 
     found: dict[str, list[float]] = {"whole": [], "cached": []}
-    for _ in range(made.size.rounds + 1):
-        cache = PromptCache(made.policy, 2**32)
-        ask([history[:-1] for history in made.histories], cache)
-        found["whole"].append(timed(lambda: ask(made.histories, None)))
-        found["cached"].append(timed(lambda known=cache: ask(made.histories, known)))
-    bench.ratios[f"prompt_cache{made.name}"] = ratio(found["whole"][1:], found["cached"][1:])
-
-
-def generate(policy: Any, tokens_BP: Any, mask_BP: Any, catalog: Any, width: int) -> Any:
-    """Tokens (B, W, L) of ``generate`` under a Python prefix table, which is how public training code decodes."""
-    prompt, children = tokens_BP.shape[1], _children(policy, catalog)
-    allowed: Any = {
-        "prefix_allowed_tokens_fn": lambda _, ids: children.get(tuple(ids[prompt:].tolist()), [0]),
-        "renormalize_logits": True,
-    }
-    return _generate(policy, tokens_BP, mask_BP, catalog.levels, width, **allowed)
-
-
-def generate_with_processor(policy: Any, tokens_BP: Any, mask_BP: Any, catalog: Any, width: int) -> Any:
-    """The same by a logits processor that looks each beam up in a Python dict (MiniOneRec's design)."""
-    import torch
-    from transformers import LogitsProcessor, LogitsProcessorList
-
-    prompt, children = tokens_BP.shape[1], _children(policy, catalog)
-
-    class Constrained(LogitsProcessor):
-        def __call__(self, input_ids: Any, scores: Any) -> Any:
-            scores = scores.log_softmax(-1)
-            mask = torch.full_like(scores, -torch.inf)
-            for beam, ids in enumerate(input_ids[:, prompt:]):
-                mask[beam, children.get(tuple(ids.tolist()), [0])] = 0.0
-            return (scores + mask).log_softmax(-1)
-
-    processors = LogitsProcessorList([Constrained()])
-    return _generate(policy, tokens_BP, mask_BP, catalog.levels, width, logits_processor=processors)
-
-
-def _children(policy: Any, catalog: Any) -> dict[tuple[int, ...], list[int]]:
-    children: dict[tuple[int, ...], list[int]] = {}
-    for codes in sorted(policy.sids.tokens(catalog.codes_NL).tolist()):
-        for level in range(catalog.levels):
-            known = children.setdefault(tuple(codes[:level]), [])
-            if not known or known[-1] != codes[level]:
-                known.append(codes[level])
-    return children
-
-
-def _generate(policy: Any, tokens_BP: Any, mask_BP: Any, levels: int, width: int, **options: Any) -> Any:
-    out = policy.model.generate(
-        input_ids=tokens_BP,
-        attention_mask=mask_BP.long(),
-        num_beams=width,
-        num_return_sequences=width,
-        max_new_tokens=levels,
-        min_new_tokens=levels,
-        do_sample=False,
-        length_penalty=0.0,
-        **options,
-    )
-    return out[:, tokens_BP.shape[1] :].view(len(tokens_BP), width, levels)
+    for _ in range(setup.size.rounds + 1):
+        cache = PromptCache(setup.policy, 2**32)
+        request([history[:-1] for history in setup.histories], cache)
+        found["whole"].append(timed(lambda: request(setup.histories, None)))
+        found["cached"].append(timed(lambda known=cache: request(setup.histories, known)))
+    bench.ratios[f"prompt_cache{setup.suffix}"] = ratio(found["whole"][1:], found["cached"][1:])

@@ -1,4 +1,4 @@
-"""Side-by-side measurements: alternatives take turns in one run, and ratios come from medians of the turns."""
+"""Timings of alternatives that take turns in one run, and the result that every benchmark returns."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 
 from genrec.config import Config
+from genrec.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Bench:
-    """What a benchmark found: seconds or other figures by name, and ratios by name."""
+    """The result of a benchmark: seconds or other figures by name, and ratios by name."""
 
     name: str
     figures: dict[str, float] = field(default_factory=dict[str, float])
@@ -50,8 +51,8 @@ class Bench:
         return json.dumps({"bench": self.name, "machine": machine, "figures": self.figures, "ratios": self.ratios})
 
 
-def timed(work: Callable[[], Any]) -> float:
-    """Seconds of one call, what it left to a GPU included."""
+def timed(work: Callable[[], object]) -> float:
+    """Seconds of one call, until the GPU has finished what the call gave it."""
     import torch
 
     start = time.perf_counter()
@@ -61,8 +62,11 @@ def timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def interleaved_timings(alternatives: Mapping[str, Callable[[], Any]], rounds: int = 5) -> dict[str, list[float]]:
-    """Seconds of each alternative per round; all run once before the first round, and in turn within a round."""
+def interleaved_timings(alternatives: Mapping[str, Callable[[], object]], rounds: int = 5) -> dict[str, list[float]]:
+    """Seconds of each alternative per round.
+
+    Each runs once before the first round, to warm up; within a round each runs once, in the order of ``alternatives``.
+    """
     for work in alternatives.values():
         work()
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
@@ -73,7 +77,7 @@ def interleaved_timings(alternatives: Mapping[str, Callable[[], Any]], rounds: i
 
 
 def ratio(slow: list[float], fast: list[float]) -> float:
-    """Median over rounds of slow / fast, pair by pair: a drift of the machine's speed cancels."""
+    """Median over rounds of slow / fast. Both of a pair are of one round, so a drift of the machine's speed cancels."""
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
@@ -87,8 +91,20 @@ def random_catalog(items: int, generator: torch.Generator) -> Catalog:
     return Catalog(torch.stack([flat // 65536, flat // 256 % 256, flat % 256], 1), (256, 256, 256))
 
 
-def in_process(config: Config, place: str = "") -> Config:
-    """The config of a benchmark: no actors, and a ``place`` puts its stages under ``<storage>/bench/<place>``."""
+def in_process(config: Config, directory: str = "") -> Config:
+    """The config without workers and actors; its artifacts lie under ``<storage>/bench/<directory>`` where given."""
     compute = config.compute.model_copy(update={"workers": 0, "data_actors": 0})
-    storage = Path(config.storage).absolute() / "bench" / place if place else config.storage
+    storage = Path(config.storage).absolute() / "bench" / directory if directory else config.storage
     return config.model_copy(update={"storage": str(storage), "compute": compute})
+
+
+def chosen_variants(config: Config, known: Iterable[str]) -> list[str]:
+    """``bench.variants``, or all that are ``known``.
+
+    Raises:
+        InputError: ``bench.variants`` names one that does not exist.
+    """
+    names = list(known)
+    if unknown := [name for name in config.bench.variants if name not in names]:
+        raise InputError(f"bench.variants names {unknown}; wanted: some of {names}")
+    return list(config.bench.variants) or names

@@ -1,58 +1,60 @@
-"""What is a new item worth before anything is trained on it? Items are held out, and inserted into the live catalogue.
+"""How well is a new item found before anything is trained on it? Items are held out, and inserted into the catalogue.
 
 ``bench.items`` items are taken out of the catalogue, the log and all histories; SIDs are assigned to the others and a
-policy is trained on them. Then the test queries are asked three times, of the same policy and with the same histories:
-against the catalogue as assigned, with the held-out items at their nearest free SIDs, and with them at random ones.
-Everything lies under ``<storage>/bench/insert``, stage by stage, so a killed run goes on.
+policy is trained on them. Then the same policy answers the test queries, with the same histories, three times: from
+the catalogue as assigned, with the held-out items at their nearest free SIDs, and with them at random ones.
+Everything lies under ``<storage>/bench/insert``, artifact by artifact, so a killed run continues.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness import Bench, in_process
-from cluster.artifacts import Artifact, run_stage
+from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.batch_inference import predict
-from cluster.stages import steps
+from cluster.pipeline import run_stage
 from genrec.config import Config
 from genrec.errors import InputError
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from genrec.metrics import IntArray
     from genrec.sid.catalog import Catalog
+    from genrec.sid.vectors import Floats
 
-VERSION = 1
+DIRECTORY = "insert"
+NEEDS = ("prepare", "embed")
+REDUCED = {"prepare": "data", "embed": "vectors"}
+"""Where the reduced data lie that stand for the artifacts of these stages."""
 
 
-def run(config: Config, data: Artifact, vectors: Artifact) -> Bench:
-    """HR of the queries for held-out items, and of the others, before and after the insert; no prior is mixed in.
+def run(config: Config, artifacts: Mapping[str, Artifact]) -> Bench:
+    """HR of the queries for held-out items, and of the others, before and after the insert; without any prior.
 
     Raises:
         InputError: published SIDs, which cannot place a new item, or more held-out items than half.
     """
     if config.sid.quantizer == "given":
         raise InputError("sid.quantizer=given cannot place a new item; choose another sid.quantizer for this benchmark")
-    config = in_process(config, "insert")
-    chosen = {"items": config.bench.items, "seed": config.seed}
-    work = partial(_hold_out, config, data.path, vectors.path)
-    reduced = run_stage(config, "reduced", version=VERSION, settings=chosen, inputs=[data, vectors], work=work)
-    inputs = [replace(reduced, path=reduced.path / name) for name in ("data", "vectors")]
-    catalog = steps.assign(config, inputs[0], inputs[1])
-    policy = steps.sft(config, inputs[0], catalog)
+    config = in_process(config, DIRECTORY)
+    whole = [artifacts[name] for name in NEEDS]
+    held = Recipe("reduced", {"items": config.bench.items, "seed": config.seed}, (__name__,), whole)
+    reduced = make_artifact(config, held, partial(_hold_out, config, *(artifact.path for artifact in whole)))
+    inputs = {name: replace(reduced, path=reduced.path / part) for name, part in REDUCED.items()}
+    catalog = run_stage(config, "assign", inputs)
+    policy = run_stage(config, "sft", {**inputs, "assign": catalog})
     settings = {"width": config.decode.width, "fields": config.embed.fields, "seed": config.seed}
-    work = partial(_measure, config, reduced.path, catalog.path, policy.path)
-    done = [reduced, catalog, policy]
-    found = run_stage(config, "insert", version=VERSION, settings=settings, inputs=done, work=work)
-    return Bench("insert", found.metrics["figures"], found.metrics["ratios"])
+    recipe = Recipe("insert", settings, (__name__,), [reduced, catalog, policy])
+    made = make_artifact(config, recipe, partial(_measure, config, reduced.path, catalog.path, policy.path))
+    return Bench(DIRECTORY, made.metrics["figures"], made.metrics["ratios"])
 
 
 def _hold_out(config: Config, data: Path, vectors: Path, out: Path) -> Mapping[str, Any]:
-    """The reduced data directory (``genrec.data.holdout``), and the vectors of its items and of the held-out ones."""
+    """The reduced data directory (``genrec.data.holdout``), and the vectors of its items and of those held out."""
     import numpy as np
 
     from genrec.data.holdout import hold_out, pick_items
@@ -67,13 +69,13 @@ def _hold_out(config: Config, data: Path, vectors: Path, out: Path) -> Mapping[s
 
 
 class PrecomputedEncoder:
-    """In place of a text encoder: the vectors (M, D) that these texts have been given already, in this order."""
+    """Stands for a text encoder (``Encoder`` protocol) where the vectors (M, D) of all M texts are known, in order."""
 
-    def __init__(self, vectors_MD: np.ndarray) -> None:
+    def __init__(self, vectors_MD: Floats) -> None:
         self._vectors_MD = vectors_MD
 
-    def encode(self, texts: Any) -> Any:
-        """The vectors of all M texts."""
+    def encode(self, texts: Sequence[str]) -> Floats:
+        """The vectors (M, D) of all M texts."""
         assert len(texts) == len(self._vectors_MD)
         return self._vectors_MD
 
@@ -99,7 +101,7 @@ def _measure(config: Config, reduced: Path, assigned: Path, policy: Path, out: P
 
 
 def _insert_nearest(config: Config, reduced: Path, assigned: Path, out: Path) -> Path:
-    """A live insert as ``workflows.assign --insert`` makes it; the texts have their vectors already."""
+    """An insert as by ``workflows.catalog insert``, with the text vectors that are known."""
     import pyarrow.parquet as pq
 
     from genrec.sid import catalog_updates
@@ -119,7 +121,7 @@ def _insert_nearest(config: Config, reduced: Path, assigned: Path, out: Path) ->
 
 
 def _insert_random(catalog: Catalog, reduced: Path, seed: int, out: Path) -> Path:
-    """The same items at SIDs drawn from all free ones: what the place is worth."""
+    """The same items at SIDs drawn at random from all free ones: the control."""
     import math
 
     import numpy as np
@@ -142,10 +144,10 @@ def _insert_random(catalog: Catalog, reduced: Path, seed: int, out: Path) -> Pat
     return out / "random"
 
 
-def figures(ranked: Mapping[str, np.ndarray], targets_Q: np.ndarray, kept: int, config: Config) -> dict[str, Any]:
-    """HR@10 and HR@50 by catalogue, of queries for held-out items (rows from ``kept`` on) and of all others.
+def figures(ranked: Mapping[str, IntArray], targets_Q: IntArray, kept: int, config: Config) -> dict[str, Any]:
+    """HR@10 and HR@50 by catalogue, of queries for held-out items (row ``kept`` and above) and of all others.
 
-    ``others_hr@10_change`` is nearest less absent, with its 95 % interval over queries.
+    ``others_hr@10_change`` is nearest minus absent, with its 95 % interval over queries.
     """
     from genrec.evaluation.intervals import paired
     from genrec.metrics import means, per_query, target_ranks

@@ -1,24 +1,30 @@
-"""A GRPO update beside an SFT step and beside the public design; rollout actors beside each other, and simulated."""
+"""A GRPO update compared with an SFT step and with public code; rollout actors, measured and simulated."""
 
 from __future__ import annotations
 
 import os
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from benchmarks.decode import generate
 from benchmarks.harness import Bench, interleaved_timings, random_catalog, ratio, timed
 from benchmarks.throughput_model import Service
+from cluster.artifacts import Artifact
 from cluster.train import RunSpec
 from genrec.config import Config, PolicyConfig
 
+if TYPE_CHECKING:
+    import torch
+
+    from genrec.types import Query, Rollouts
+
+NEEDS: tuple[str, ...] = ()
 ACTORS = (1, 2, 4, 8, 16, 32, 64)
-FAST = 16
-"""A second simulated learner is this much faster than the measured one, as a learner on an accelerator is."""
+FASTER = 16
+"""A second simulated learner is this many times as fast as the measured one, as a learner on an accelerator is."""
 
 
 @dataclass(frozen=True)
@@ -35,34 +41,38 @@ class RlSize:
     rounds: int = 3
 
 
-def run(config: Config, size: RlSize | None = None) -> Bench:
-    """By default a 6-layer hidden-256 Qwen3, prompts of 100 tokens and the config's GRPO settings (G = 16)."""
+def run(config: Config, artifacts: Mapping[str, Artifact]) -> Bench:
+    """A 6-layer hidden-256 Qwen3, prompts of 100 tokens and the config's GRPO settings (G = 16)."""
+    return measure(config, RlSize())
+
+
+def measure(config: Config, size: RlSize) -> Bench:
+    """Every figure and ratio at ``size``."""
     import torch
 
-    size = size or RlSize()
     torch.set_num_threads(config.compute.threads)
     with tempfile.TemporaryDirectory() as directory:
-        made = _RlSetup(_fitted(config, size), size, Path(directory))
+        setup = _RlSetup(_sized(config, size), size, Path(directory))
         bench = Bench("rl")
-        learn_s = _updates(made, bench)
-        mail_s, request_s = _actors(made, bench)
-        _snapshots(made, bench, mail_s)
-        _simulated(size, bench, Service(request_s, max(ACTORS), learn_s, mail_s))
+        learn_s = _updates(setup, bench)
+        transfer_s, request_s = _actors(setup, bench)
+        _snapshots(setup, bench, transfer_s)
+        _simulated(size, bench, Service(request_s, max(ACTORS), learn_s, transfer_s))
     return bench
 
 
-def _fitted(config: Config, size: RlSize) -> Config:
-    """The config with this size's policy, requests and actors of one thread."""
+def _sized(config: Config, size: RlSize) -> Config:
+    """The config with this size's policy and requests, and actors of one thread."""
     shape = PolicyConfig(arch="qwen3", hidden=size.hidden, layers=size.layers, heads=8, dropout=0.0)
-    changed = {"rollout_chunk": size.chunk, "lr": 1e-6, "min_lr": 0.0, "generation": "beam"}
-    learning = config.learning.model_copy(update={"grpo": config.learning.rl.model_copy(update=changed)})
+    changes = {"rollout_chunk": size.chunk, "lr": 1e-6, "min_lr": 0.0, "generation": "beam"}
+    learning = config.learning.model_copy(update={"rl": config.learning.rl.model_copy(update=changes)})
     compute = config.compute.model_copy(update={"rollout_threads": 1, "rollout_cpus": 0.5, "rollout_gpus": 0.0})
     data = config.data.model_copy(update={"max_history": size.history})
     return config.model_copy(update={"policy": shape, "learning": learning, "compute": compute, "data": data})
 
 
 class _RlSetup:
-    """A policy, its learner and its queries; ``job`` builds the same policy on an actor."""
+    """A policy, its learner and its queries; ``spec`` builds the same policy on an actor."""
 
     def __init__(self, config: Config, size: RlSize, directory: Path) -> None:
         import torch
@@ -77,148 +87,120 @@ class _RlSetup:
         self.catalog = random_catalog(size.items, generator)
         self.catalog.save(directory)
         self.size, self.settings = size, config.learning.rl
-        self.job = RunSpec(config, directory, directory, directory)
-        self.policy, self.prompts, _ = self.job.build()
-        self.context = RewardContext(self.catalog.codes_NL, [""] * size.items)
-        where = (self.policy, self.prompts, self.catalog.trie)
-        reward = RewardFunction(config.rewards, self.context, active_terms(config.rewards))
-        self.learner = GrpoLearner(*where, reward, self.settings, Accelerator(cpu=True))
-        self.local = LocalRollouts(*where, self.settings, config.seed)
+        self.spec = RunSpec(config, directory, directory, directory)
+        self.policy, self.prompts, _ = self.spec.build()
+        context = RewardContext(self.catalog.codes_NL, [""] * size.items)
+        parts = (self.policy, self.prompts, self.catalog.trie)
+        reward = RewardFunction(config.rewards, context, active_terms(config.rewards))
+        self.learner = GrpoLearner(*parts, reward, self.settings, Accelerator(cpu=True))
+        self.local = LocalRollouts(*parts, self.settings, config.seed)
         shape = (size.step_queries, size.history + 1)
-        rows: Any = torch.randint(size.items, shape, generator=generator).tolist()
+        rows: list[list[int]] = torch.randint(size.items, shape, generator=generator).tolist()
         self.all = [Query(i, i, tuple(row[:-1]), row[-1]) for i, row in enumerate(rows)]
         self.queries = self.all[: size.queries]
 
-    def update(self, queries: Sequence[Any]) -> None:
+    def update(self, queries: Sequence[Query]) -> None:
         """Rollouts, rewards, forward, backward and the optimizer's step."""
         self.learner.update(self.local.collect(self.local.submit(queries, self.learner.snapshot())))
 
 
-def _updates(made: _RlSetup, bench: Bench) -> float:
-    """GRPO beside SFT and the public design on the same queries; returns the learner's seconds per query."""
+def _updates(setup: _RlSetup, bench: Bench) -> float:
+    """GRPO, SFT and public code on the same queries; returns the learner's seconds per query."""
     import torch
 
-    from genrec.learning.sft.batches import Rows
-    from genrec.learning.sft.losses import SftLoss
+    from benchmarks.references.public_grpo import PublicGrpo
 
-    policy, queries = made.policy, made.queries
-    loss = SftLoss(made.prompts, made.catalog)
-    rows = Rows([query.history for query in queries], torch.tensor([query.target for query in queries]))
+    policy, queries = setup.policy, setup.queries
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, fused=True)
-
-    def sft() -> None:
-        (loss(policy, rows) / len(queries)).backward()
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    alternatives = {
-        "grpo": lambda: made.update(queries),
-        "rollouts": lambda: made.local.submit(queries, made.learner.snapshot()),
-        "sft_step": sft,
-        "public": lambda: _public_update(made, optimizer),
+    public = PublicGrpo(policy, setup.prompts, setup.catalog, setup.settings, optimizer)
+    alternatives: dict[str, Callable[[], object]] = {
+        "grpo": lambda: setup.update(queries),
+        "rollouts": lambda: setup.local.submit(queries, setup.learner.snapshot()),
+        "sft_step": _sft_step(setup, optimizer),
+        "public": lambda: public.update(queries),
     }
-    seconds = interleaved_timings(alternatives, made.size.rounds)
+    seconds = interleaved_timings(alternatives, setup.size.rounds)
     bench.figures |= {f"{name}_s": statistics.median(values) for name, values in seconds.items()}
     bench.figures["grpo_prompts_per_s"] = len(queries) / bench.figures["grpo_s"]
     bench.figures["public_prompts_per_s"] = len(queries) / bench.figures["public_s"]
     bench.ratios["grpo_over_sft_step"] = ratio(seconds["grpo"], seconds["sft_step"])
     bench.ratios["vs_public_design"] = ratio(seconds["public"], seconds["grpo"])
-    learn = [whole - part for whole, part in zip(seconds["grpo"], seconds["rollouts"], strict=True)]
-    return max(statistics.median(learn), 1e-6) / len(queries)
+    learn_s = [update - rollouts for update, rollouts in zip(seconds["grpo"], seconds["rollouts"], strict=True)]
+    return max(statistics.median(learn_s), 1e-6) / len(queries)
 
 
-def _public_update(made: _RlSetup, optimizer: Any) -> None:
-    """The same update as public code makes it.
-
-    ``generate`` under a Python prefix table, then each candidate as a sequence of its own, with gradients and once
-    more for the reference. No supervised term, and the vocabulary holds nothing but SIDs: both in its favour.
-    """
+def _sft_step(setup: _RlSetup, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    """A supervised step on the targets of the same queries."""
     import torch
 
-    from genrec.learning.rl.advantages import advantages
-    from genrec.learning.rl.objectives import PolicyBatch, grpo
-    from genrec.policy.decoding.score import score
+    from genrec.learning.sft.batches import Rows
+    from genrec.learning.sft.losses import SftLoss
 
-    policy, group = made.policy, made.settings.group
-    tokens_BP, mask_BP = made.prompts.encode([query.history for query in made.queries])
-    made_BGL = generate(policy, tokens_BP, mask_BP, made.catalog, group)
-    codes_BGL = made_BGL - policy.sids.tokens(torch.zeros(made.catalog.levels, dtype=torch.long))
-    targets_B1L = made.catalog.codes_NL[[query.target for query in made.queries]][:, None]
-    rewards_BG = (codes_BGL == targets_B1L).all(-1).float()
-    advantage_BG1 = advantages("group_std", rewards_BG)[..., None]
+    policy, queries, loss = setup.policy, setup.queries, SftLoss(setup.prompts, setup.catalog)
+    rows = Rows([query.history for query in queries], torch.tensor([query.target for query in queries]))
 
-    def separate() -> torch.Tensor:
-        alone = codes_BGL.flatten(0, 1)[:, None]
-        tokens, mask = tokens_BP.repeat_interleave(group, 0), mask_BP.repeat_interleave(group, 0)
-        return score(policy, tokens, mask, alone, made.catalog.trie).logp_BGL.view(codes_BGL.shape)
+    def step() -> None:
+        (loss(policy, rows) / len(queries)).backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
 
-    logp_BGL = separate()
-    batch = PolicyBatch(logp_BGL, logp_BGL.detach(), None, advantage_BG1, rewards_BG, torch.ones_like(rewards_BG))
-    loss = grpo(batch, made.settings)
-    if made.settings.kl:
-        with torch.no_grad():
-            gap_BGL = separate() - logp_BGL.detach()
-        loss = loss + made.settings.kl * (gap_BGL.exp() * logp_BGL).mean()
-    (loss / len(codes_BGL)).backward()
-    torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
+    return step
 
 
-def _actors(made: _RlSetup, bench: Bench) -> tuple[float, list[float]]:
-    """Two actors beside one, a thread each; returns a snapshot's way and the seconds of single requests."""
+def _actors(setup: _RlSetup, bench: Bench) -> tuple[float, list[float]]:
+    """Two actors compared with one, a thread each; returns the seconds to send a snapshot, and of single requests."""
     import ray
 
     from cluster.rollouts import RayRollouts
     from cluster.session import connect
 
-    connect(made.job.config)
-    snapshot = made.learner.snapshot()
-    alone, requests = RayRollouts(made.job, 1), made.all[: made.size.chunk]
+    connect(setup.spec.config)
+    snapshot = setup.learner.snapshot()
+    one, requests = RayRollouts(setup.spec, 1), setup.all[: setup.size.chunk]
 
-    def ask(rollouts: Any, queries: Sequence[Any]) -> float:
+    def generate(rollouts: Rollouts, queries: Sequence[Query]) -> float:
         return timed(lambda: rollouts.collect(rollouts.submit(queries, snapshot)))
 
-    def mail() -> float:
+    def transfer() -> float:
         return timed(lambda: ray.get(ray.put(snapshot)))
 
-    ask(alone, requests)
-    request_s = [ask(alone, requests) for _ in range(2 * made.size.rounds)]
+    generate(one, requests)
+    request_s = [generate(one, requests) for _ in range(2 * setup.size.rounds)]
     bench.figures["request_s"] = statistics.median(request_s)
     cores = len(os.sched_getaffinity(0))
     if cores > 1:
-        pair, batch = RayRollouts(made.job, 2), made.all[: 8 * made.size.chunk]
+        two, batch = RayRollouts(setup.spec, 2), setup.all[: 8 * setup.size.chunk]
         seconds = interleaved_timings(
-            {"one": lambda: ask(alone, batch), "two": lambda: ask(pair, batch)}, made.size.rounds
+            {"one": lambda: generate(one, batch), "two": lambda: generate(two, batch)}, setup.size.rounds
         )
         bench.figures |= {f"rollouts_{name}_actor_s": statistics.median(v) for name, v in seconds.items()}
         bench.ratios["two_actors_over_one"] = ratio(seconds["one"], seconds["two"])
-    mail()
-    return statistics.median(mail() for _ in range(2 * made.size.rounds)), request_s
+    transfer()
+    return statistics.median(transfer() for _ in range(2 * setup.size.rounds)), request_s
 
 
-def _snapshots(made: _RlSetup, bench: Bench, mail_s: float) -> None:
+def _snapshots(setup: _RlSetup, bench: Bench, transfer_s: float) -> None:
     """Copy, digest, object store, adoption and its check, as a share of an update of ``step_queries``."""
     from genrec.types import Snapshot
 
     def snapshot() -> None:
-        taken = made.policy.snapshot(0)
-        made.policy.adopt(taken.tensors)
-        own = {name: parameter.detach() for name, parameter in made.policy.trainable().items()}
+        taken = setup.policy.snapshot(0)
+        setup.policy.adopt(taken.tensors)
+        own = {name: parameter.detach() for name, parameter in setup.policy.trainable().items()}
         assert Snapshot(0, own).digest == taken.digest
 
-    seconds = interleaved_timings({"snapshot": snapshot, "step": lambda: made.update(made.all)}, rounds=1)
-    bench.figures["snapshot_s"] = seconds["snapshot"][0] + mail_s
+    seconds = interleaved_timings({"snapshot": snapshot, "step": lambda: setup.update(setup.all)}, rounds=1)
+    bench.figures["snapshot_s"] = seconds["snapshot"][0] + transfer_s
     bench.figures["step_s"] = seconds["step"][0]
     bench.ratios["snapshot_share"] = bench.figures["snapshot_s"] / bench.figures["step_s"]
 
 
 def _simulated(size: RlSize, bench: Bench, measured: Service) -> None:
-    """Prompts/s against actors at staleness 1; each update asks for one request per actor of the largest count."""
+    """Prompts/s by number of actors at staleness 1; an update makes as many requests as there are actors at most."""
     prompts = measured.requests * size.chunk
     slow = replace(measured, learn_s=measured.learn_s * prompts)
-    for name, service in {"": slow, "fast_": replace(slow, learn_s=slow.learn_s / FAST)}.items():
+    for name, service in {"": slow, "fast_": replace(slow, learn_s=slow.learn_s / FASTER)}.items():
         for actors in ACTORS:
             bench.figures[f"sim_{name}prompts_per_s_{actors}"] = service.prompts_per_s(prompts, actors, 1)
         bench.figures[f"sim_{name}learner_prompts_per_s"] = prompts / service.learn_s

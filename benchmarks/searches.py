@@ -1,191 +1,193 @@
-"""Searches of the same SFT policies side by side: beams with and without priors, diverse beams, draws, no constraint.
+"""Searches of the same SFT policies compared: beams with and without priors, diverse beams, draws, no constraint.
 
-Every search gives ``decode.width`` candidates per test query, from policies of ``bench.seeds`` seeds; weights of priors
-are tuned on validation. Policies and figures are stages under ``<storage>/bench/searches``, so a killed run goes on;
-the page and all figures lie there as ``<name>.md`` and ``<name>.json``.
+Every search finds ``decode.width`` candidates per test query, with policies of ``bench.seeds`` seeds; weights of priors
+are tuned on validation. Policies and figures are artifacts under ``<storage>/bench/searches``, so a killed run
+continues; the page and all figures lie there as ``<config.name>.md`` and ``.json``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from benchmarks.compare import Comparison
 from benchmarks.harness import in_process
 from benchmarks.tables import searches_page
-from cluster.artifacts import Artifact, run_stage
-from cluster.policy_predictor import NODE_QUERIES, NODE_WEIGHTS
-from cluster.stages import steps
+from cluster.artifacts import Artifact, Recipe, make_artifact
+from cluster.pipeline import run_stage
+from cluster.policy_predictor import NODE_QUERIES, tune_node_weight
+from cluster.train import backbones
+from genrec.baselines.sparse import Sparse
+from genrec.baselines.train_log import recent_history
+from genrec.baselines.tuning import fit_baselines
 from genrec.config import Config
 from genrec.data.tables import read_items, read_queries, read_sequences
+from genrec.evaluation.intervals import over_runs
+from genrec.evaluation.slices import category_entropy, category_numbers, coverage
+from genrec.inference.batch import Split, make_node_prior, without_seen
+from genrec.inference.prior import RankedItems, mix, tune_weight
+from genrec.metrics import FloatArray, IntArray, measure
+from genrec.policy.backbone import load
+from genrec.policy.decoding.beam import Beams, beam, sample
+from genrec.policy.decoding.sampling import diverse_beam, stochastic_beam, unconstrained, validity_by_rank
+from genrec.sid.catalog import Catalog
 
-if TYPE_CHECKING:
-    from genrec.inference.prior import RankedItems
-
-PLACE = "searches"
-VERSION = 2
+DIRECTORY = "searches"
+NEEDS = ("prepare", "assign")
 GROUPS, PENALTY = 5, 1.0
 RANKS = (1, 5, 10, 20, 50)
 
-Search = Callable[[Any, Any, slice], Any]
-"""Left-padded prompts, their mask and which queries they are → ``genrec.policy.decoding.beam.Beams``."""
+Search = Callable[[Tensor, Tensor, slice], Beams]
+"""From left-padded prompts (B, P), their mask, and which queries they are, to candidates."""
 
 
-def run(config: Config, data: Artifact, catalog: Artifact) -> Comparison:
-    """Train the policies, and judge every search of each."""
-    comparison, measured = Comparison(PLACE), list[Mapping[str, Any]]()
+def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
+    """Train the policies, and measure every search with each."""
+    comparison, measured = Comparison(DIRECTORY), list[Mapping[str, Any]]()
+    data, catalog = artifacts["prepare"], artifacts["assign"]
     for seed in range(config.seed, config.seed + config.bench.seeds):
-        own = in_process(config.model_copy(update={"seed": seed}), PLACE)
-        policy = steps.sft(own, data, catalog)
-        work = partial(_judge, own, data.path, catalog.path, policy.path)
-        inputs, settings = [data, catalog, policy], {"width": config.decode.width}
-        stage = run_stage(own, "searches", version=VERSION, settings=settings, inputs=inputs, work=work)
-        measured.append(stage.metrics)
+        own = in_process(config.model_copy(update={"seed": seed}), DIRECTORY)
+        policy = run_stage(own, "sft", artifacts)
+        recipe = Recipe("searches", {"width": config.decode.width}, (__name__,), [data, catalog, policy])
+        work = partial(measure_searches, own, data.path, catalog.path, policy.path)
+        measured.append(make_artifact(own, recipe, work).metrics)
         comparison = _written(config, measured)
     return comparison
 
 
-def _written(config: Config, measured: list[Mapping[str, Any]]) -> Comparison:
-    from genrec.evaluation.intervals import over_runs
-
-    comparison, rows = Comparison(PLACE), dict[str, Any]()
-    for name, metrics in measured[0]["rows"].items():
-        rows[name] = {metric: over_runs([one["rows"][name][metric] for one in measured]) for metric in metrics}
-    validity = {rank: over_runs([one["validity"][rank] for one in measured]) for rank in measured[0]["validity"]}
-    found = {"rows": rows, "validity": validity, "weights": [one["weights"] for one in measured]}
-    comparison.text = searches_page(rows, validity, found["weights"])
-    comparison.figures = {f"{row}.{name}": value["mean"] for row, part in rows.items() for name, value in part.items()}
-    comparison.keep(config, found)
+def _written(config: Config, measured: Sequence[Mapping[str, Any]]) -> Comparison:
+    """The comparison so far, over the policies that were ``measured``; its page and all figures are written."""
+    first, searches = measured[0], dict[str, Any]()
+    for name, metrics in first["searches"].items():
+        searches[name] = {metric: over_runs([one["searches"][name][metric] for one in measured]) for metric in metrics}
+    validity = {rank: over_runs([one["validity"][rank] for one in measured]) for rank in first["validity"]}
+    weights = [one["weights"] for one in measured]
+    comparison = Comparison(DIRECTORY, text=searches_page(searches, validity, weights))
+    comparison.figures = {f"{name}.{m}": value["mean"] for name, one in searches.items() for m, value in one.items()}
+    comparison.write(config, {"searches": searches, "validity": validity, "weights": weights})
     return comparison
 
 
-def _judge(config: Config, data: Path, catalog: Path, policy: Path, out: Path) -> Mapping[str, Any]:
-    """Metrics of each search, the tuned weights, and the share of valid SIDs at ranks without a constraint."""
-    import torch
+def measure_searches(config: Config, data: Path, catalog: Path, policy: Path, out: Path) -> Mapping[str, Any]:
+    """Metrics of each search, the tuned weights, and the share of valid SIDs at ranks without the constraint."""
+    evaluation = _SearchEvaluation(config, data, catalog, policy)
+    answers, weights = {"beam": evaluation.answers("test", evaluation.beam)}, dict[str, float]()
+    answers["beam, prior on items"], weights["items"], weights["power"] = evaluation.with_item_prior(answers["beam"])
+    answers["beam, prior on nodes"], weights["nodes"] = evaluation.with_node_prior()
+    answers |= {name: evaluation.answers("test", search) for name, search in _other_searches(evaluation).items()}
+    searches = {name: evaluation.metrics(found) for name, found in answers.items()}
+    return {"searches": searches, "weights": weights, "validity": _validity(evaluation)}
 
-    from genrec.policy.decoding.beam import beam, sample
-    from genrec.policy.decoding.sampling import diverse_beam, stochastic_beam, unconstrained, validity_by_rank
 
-    asked = _SearchEvaluation(config, data, catalog, policy)
-    where, width = asked.trie, config.decode.width
-    generator = torch.Generator().manual_seed(config.seed)
-    answers = {"beam": asked.answers("test", lambda tokens, mask, _: beam(asked.policy, tokens, mask, where, width))}
-    answers["beam, prior on items"], weights = asked.with_item_prior(answers["beam"])
-    answers["beam, prior on nodes"], weights["nodes"] = asked.with_node_prior()
-    others: dict[str, Search] = {
-        "diverse beam": lambda tokens, mask, _: diverse_beam(
-            asked.policy, tokens, mask, where, width, groups=GROUPS, penalty=PENALTY
-        ),
-        "stochastic beam": lambda tokens, mask, _: (
-            stochastic_beam(asked.policy, tokens, mask, where, width, generator=generator).beams
-        ),
-        "samples": lambda tokens, mask, _: sample(asked.policy, tokens, mask, where, width, generator=generator),
-    }
-    answers |= {name: asked.answers("test", search) for name, search in others.items()}
-    valid: list[torch.Tensor] = []
+def _other_searches(evaluation: _SearchEvaluation) -> dict[str, Search]:
+    policy, trie, width = evaluation.policy, evaluation.trie, evaluation.width
+    generator = torch.Generator().manual_seed(evaluation.seed)
 
-    def free(tokens: Any, mask: Any, _: slice) -> Any:
-        found = unconstrained(asked.policy, tokens, mask, where, width)
-        valid.append(validity_by_rank(found) * len(tokens))
+    def diverse(tokens_BP: Tensor, mask_BP: Tensor, _: slice) -> Beams:
+        return diverse_beam(policy, tokens_BP, mask_BP, trie, width, groups=GROUPS, penalty=PENALTY)
+
+    def stochastic(tokens_BP: Tensor, mask_BP: Tensor, _: slice) -> Beams:
+        return stochastic_beam(policy, tokens_BP, mask_BP, trie, width, generator=generator).beams
+
+    def samples(tokens_BP: Tensor, mask_BP: Tensor, _: slice) -> Beams:
+        return sample(policy, tokens_BP, mask_BP, trie, width, generator=generator)
+
+    return {"diverse beam": diverse, "stochastic beam": stochastic, "samples": samples}
+
+
+def _validity(evaluation: _SearchEvaluation) -> dict[str, float]:
+    """The share of SIDs that are in the catalogue, at some ranks and over all, of a beam search without its trie."""
+    valid_W: list[Tensor] = []
+
+    def free(tokens_BP: Tensor, mask_BP: Tensor, _: slice) -> Beams:
+        found = unconstrained(evaluation.policy, tokens_BP, mask_BP, evaluation.trie, evaluation.width)
+        valid_W.append(validity_by_rank(found) * len(tokens_BP))
         return found
 
-    queries = len(asked.answers("test", free).items_QK)
-    share_W = torch.stack(valid).sum(0) / queries
-    validity = {str(rank): float(share_W[rank - 1]) for rank in RANKS if rank <= len(share_W)}
-    rows = {name: asked.metrics(beams) for name, beams in answers.items()}
-    return {"rows": rows, "weights": weights, "validity": {**validity, "all": float(share_W.mean())}}
+    queries = len(evaluation.answers("test", free).items_QK)
+    share_W = torch.stack(valid_W).sum(0) / queries
+    shares = {str(rank): float(share_W[rank - 1]) for rank in RANKS if rank <= len(share_W)}
+    return {**shares, "all": float(share_W.mean())}
 
 
 class _SearchEvaluation:
-    """A policy and the queries of both splits, asked in batches by any search."""
+    """A policy, and the queries of both splits, which any search answers in batches."""
 
     def __init__(self, config: Config, data: Path, catalog: Path, policy: Path) -> None:
-        import torch
-
-        from genrec.baselines.train_log import recent_history
-        from genrec.baselines.tuning import fit_baselines
-        from genrec.policy.backbone import load
-        from genrec.sid.catalog import Catalog
-
         torch.set_num_threads(config.compute.threads)
-        self._config, self._catalog = config, Catalog.load(catalog)
-        history = config.data.max_history
-        cache = Path(config.storage) / "backbones"
+        self.width, self.seed, self._batch = config.decode.width, config.seed, config.decode.batch_size
+        self._catalog, history = Catalog.load(catalog), config.data.max_history
         self.policy, self._prompts = load(
-            config.policy, self._catalog, policy, max_history=history, seed=config.seed, cache=cache
+            config.policy, self._catalog, policy, max_history=history, seed=config.seed, cache=backbones(config)
         )
         self.trie, self._items = self._catalog.trie, read_items(data)
-        self._queries = {"valid": read_queries(data, "valid"), "test": read_queries(data, "test")}
+        splits: tuple[Split, ...] = ("valid", "test")
+        self._queries = {split: read_queries(data, split) for split in splits}
         self._recent = {split: recent_history(table, history) for split, table in self._queries.items()}
         count = self._items.num_rows
-        self._lineup = fit_baselines(read_sequences(data), self._queries["valid"], count, history, seed=config.seed)
+        self._suite = fit_baselines(read_sequences(data), self._queries["valid"], count, history, seed=config.seed)
 
-    def answers(self, split: str, search: Search, count: int | None = None) -> RankedItems:
-        """Candidates of the first ``count`` queries; items of the history are struck where the log never repeats."""
-        import numpy as np
-
-        from genrec.inference.batch import without_seen
-        from genrec.inference.prior import RankedItems
-
+    def answers(self, split: Split, search: Search, count: int | None = None) -> RankedItems:
+        """Candidates of the first ``count`` queries; items of the history are masked where the log never repeats."""
         histories = self._queries[split]["history"].to_pylist()[:count]
-        items: list[Any] = []
-        logp: list[Any] = []
-        for start in range(0, len(histories), self._config.decode.batch_size):
-            part = slice(start, min(start + self._config.decode.batch_size, len(histories)))
+        items: list[IntArray] = []
+        logp: list[FloatArray] = []
+        for start in range(0, len(histories), self._batch):
+            part = slice(start, min(start + self._batch, len(histories)))
             found = search(*self._prompts.encode(histories[part]), part)
             items.append(found.items_BW.numpy())
             logp.append(found.logp_BW.numpy())
         beams = RankedItems(np.concatenate(items), np.concatenate(logp))
-        if not self._lineup.mask_seen:
+        if not self._suite.mask_seen:
             return beams
         return without_seen(beams, self._recent[split][:count], beams.items_QK.shape[1])
 
-    def with_item_prior(self, found: RankedItems) -> tuple[RankedItems, dict[str, Any]]:
-        """``found`` mixed with ItemKNN's scores per item, and the weight and power that validation chose."""
-        from genrec.inference.prior import RankedItems, mix, tune_weight
-        from genrec.policy.decoding.beam import beam
+    def beam(self, tokens_BP: Tensor, mask_BP: Tensor, part: slice) -> Beams:
+        """The plain beam search (``Search``)."""
+        return beam(self.policy, tokens_BP, mask_BP, self.trie, self.width)
 
-        width = self._config.decode.width
-        valid = self.answers("valid", lambda tokens, mask, _: beam(self.policy, tokens, mask, self.trie, width))
+    def with_item_prior(self, found: RankedItems) -> tuple[RankedItems, float, float]:
+        """``found`` mixed with ItemKNN's scores of items, and the weight and power that validation chose."""
+        valid = self.answers("valid", self.beam)
         tuned = tune_weight(valid.items_QK, valid.logp_QK, self._scores("valid"), self._targets("valid"))
-        mixed_QK = mix(found.items_QK, found.logp_QK, self._scores("test"), tuned.weight, power=tuned.power, k=width)
-        return RankedItems(mixed_QK, found.logp_QK), {"items": tuned.weight, "power": tuned.power}
+        scores = self._scores("test")
+        mixed_QK = mix(found.items_QK, found.logp_QK, scores, tuned.weight, power=tuned.power, k=self.width)
+        return RankedItems(mixed_QK, found.logp_QK), tuned.weight, tuned.power
 
     def with_node_prior(self) -> tuple[RankedItems, float]:
-        """RankedItems under ItemKNN's scores on the trie's nodes, and the weight that validation chose."""
-        found = {
-            weight: self.metrics(self.answers("valid", self._node_search("valid", weight), NODE_QUERIES), "valid")
-            for weight in (0.0, *NODE_WEIGHTS)
-        }
-        best = max(found, key=lambda weight: (found[weight]["ndcg@10"], -weight))
+        """Answers with ItemKNN's scores on the trie's nodes as a prior, and the weight that validation chose."""
+
+        def ndcg(weight: float) -> float:
+            found = self.answers("valid", self._node_search("valid", weight), NODE_QUERIES)
+            return self.metrics(found, "valid")["ndcg@10"]
+
+        best, _ = tune_node_weight(ndcg)
         return self.answers("test", self._node_search("test", best)), best
 
-    def metrics(self, beams: RankedItems, split: str = "test") -> dict[str, float]:
-        """Item-level metrics, coverage and category entropy of the first candidates' queries."""
-        from genrec.evaluation.slices import category_entropy, category_numbers, coverage
-        from genrec.metrics import measure
+    def metrics(self, found: RankedItems, split: Split = "test") -> dict[str, float]:
+        """Item-level metrics, coverage and category entropy of the queries that ``found`` answers."""
+        metrics = measure(found.items_QK, self._targets(split)[: len(found.items_QK)], (10, 50))
+        metrics["coverage@10"] = coverage(found.items_QK, self._items.num_rows)
+        entropy = category_entropy(found.items_QK, category_numbers(self._items))
+        return metrics if entropy is None else {**metrics, "category_entropy@10": entropy}
 
-        found = measure(beams.items_QK, self._targets(split)[: len(beams.items_QK)], (10, 50))
-        found["coverage@10"] = coverage(beams.items_QK, self._items.num_rows)
-        entropy = category_entropy(beams.items_QK, category_numbers(self._items))
-        return found if entropy is None else {**found, "category_entropy@10": entropy}
-
-    def _node_search(self, split: str, weight: float) -> Search:
-        from genrec.inference.batch import make_node_prior
-        from genrec.policy.decoding.beam import beam
-
+    def _node_search(self, split: Split, weight: float) -> Search:
         scores = self._scores(split)
 
-        def search(tokens: Any, mask: Any, part: slice) -> Any:
+        def search(tokens_BP: Tensor, mask_BP: Tensor, part: slice) -> Beams:
             prior = make_node_prior(self.trie, self._catalog.codes_NL, scores[part], weight)
-            return beam(self.policy, tokens, mask, self.trie, self._config.decode.width, prior=prior)
+            return beam(self.policy, tokens_BP, mask_BP, self.trie, self.width, prior=prior)
 
         return search
 
-    def _scores(self, split: str) -> Any:
-        return self._lineup.scores(self._recent[split])
+    def _scores(self, split: Split) -> Sparse:
+        return self._suite.scores(self._recent[split])
 
-    def _targets(self, split: str) -> Any:
+    def _targets(self, split: Split) -> IntArray:
         return self._queries[split]["target"].to_numpy().astype("int64")

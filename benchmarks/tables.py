@@ -1,4 +1,4 @@
-"""Markdown tables of what policies are compared by: tokenizers, losses, rewards and searches."""
+"""Markdown tables of the benchmarks that compare policies: tokenizers, losses, tasks, rewards and searches."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ FIGURES = (
     "assign s",
 )
 NOTES = """\
-*collide*, *after*: 1 − distinct SIDs / items, before and after collisions are settled. *codes used*, *perplexity*: per
-level, after. *error*: squared error as a share of the variance of what is quantized (0: as without quantization),
-before → after; inputs differ between text, cf and fused rows. *neighbours*: share of the 10 items with the nearest text
-vectors under the same prefix, per length of the prefix short of the whole SID. *bought together*: the same share of
-pairs bought one after the other. *assign s*: to encode all items and to settle collisions."""
+*collide*, *after*: 1 − distinct SIDs / items, before and after collisions are resolved. *codes used*, *perplexity*: per
+level, after. *error*: squared error as a share of the variance of the quantized vectors (0: as without quantization),
+before → after; text, cf and fused quantize different vectors. *neighbours*: share of the 10 items with the nearest text
+vectors that have the same prefix, for each length of the prefix below the whole SID. *bought together*: the same share
+of pairs bought one after the other. *assign s*: seconds to encode all items and to resolve collisions."""
 
 
 REWARD_SCORES = ("ndcg@10", "hr@10", "hr@50", "hr@50/tail", "coverage@10", "category_entropy@10")
 
 
-def page(rows: Mapping[str, Mapping[str, Any]], policies: Mapping[str, Mapping[str, Any]]) -> str:
-    """Both tables: the figures of every row, and the policies of those that were trained on."""
-    lines = [*_table(FIGURES, (_figures(name, row) for name, row in rows.items() if "refused" not in row)), "", NOTES]
-    lines += [f"\n{name} is left out: {row['refused']}" for name, row in rows.items() if "refused" in row]
+def tokenizers_page(variants: Mapping[str, Mapping[str, Any]], policies: Mapping[str, Mapping[str, Any]]) -> str:
+    """Both tables: the figures of every variant, and the policies of those that policies were trained on."""
+    made = {name: one for name, one in variants.items() if "refused" not in one}
+    lines = [*_table(FIGURES, (_figures(name, one) for name, one in made.items())), "", NOTES]
+    lines += [f"\n{name} is left out: {one['refused']}" for name, one in variants.items() if "refused" in one]
     if policies:
-        lines += ["", *contest("tokenizer", policies)]
+        lines += ["", *scores_table("tokenizer", policies)]
     return "\n".join(lines) + "\n"
 
 
@@ -52,10 +53,10 @@ def _figures(name: str, row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def contest(what: str, policies: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The lines of a table of policies, one per ``what``: scores, and differences to the first."""
+def scores_table(label: str, policies: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The lines of a table of policies by name, which ``label`` heads: scores, and differences to the first."""
     first = next(iter(policies))
-    heads = (what, "NDCG@10", "HR@10", f"NDCG@10 less {first}", f"HR@10 less {first}")
+    heads = (label, "NDCG@10", "HR@10", f"NDCG@10 minus {first}", f"HR@10 minus {first}")
     body = (
         [
             name,
@@ -73,7 +74,7 @@ def contest(what: str, policies: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [*_table(heads, body), "", note]
 
 
-def contest_by_popularity(policies: Mapping[str, Mapping[str, Any]], metric: str) -> list[str]:
+def popularity_table(policies: Mapping[str, Mapping[str, Any]], metric: str) -> list[str]:
     """The lines of a table of ``metric`` by popularity of the target: the first row's, and the others' differences."""
     from genrec.baselines.buckets import BUCKETS
 
@@ -100,7 +101,7 @@ def contest_by_popularity(policies: Mapping[str, Mapping[str, Any]], metric: str
 
 
 def rewards_page(policies: Mapping[str, Mapping[str, Any]]) -> str:
-    """Three tables of policies by rewards: their scores, what they gained over the first, and their audits."""
+    """Three tables of policies by rewards: their scores, their gains over the first, and their audits."""
     first = next(iter(policies))
     seeds = min(len(row["seeds"]) for row in policies.values())
     scores = [name for name in REWARD_SCORES if name in policies[first]]
@@ -136,21 +137,21 @@ def rewards_page(policies: Mapping[str, Mapping[str, Any]]) -> str:
             ),
         ),
         "",
-        "Means over updates and seeds; *best_step*: the version that was kept, *stopped*: share of runs rolled back.",
+        "Means over updates and seeds; *best_step*: the step that was kept, *stopped*: share that the guard stopped.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def searches_page(
-    rows: Mapping[str, Mapping[str, Any]], validity: Mapping[str, Any], weights: Sequence[Mapping[str, Any]]
+    searches: Mapping[str, Mapping[str, Any]], validity: Mapping[str, Any], weights: Sequence[Mapping[str, Any]]
 ) -> str:
     """Two tables: searches by their scores, and how often a SID is in the catalogue without its constraint, by rank."""
-    metrics = list(next(iter(rows.values())))
+    metrics = list(next(iter(searches.values())))
     tuned = "; ".join(", ".join(f"{name} {value:g}" for name, value in one.items()) for one in weights)
     lines = [
         *_table(
             ("search", *metrics),
-            ([name, *(_estimate(row[metric], ".4f") for metric in metrics)] for name, row in rows.items()),
+            ([name, *(_estimate(one[metric], ".4f") for metric in metrics)] for name, one in searches.items()),
         ),
         "",
         f"Test split, item level: mean of {len(weights)} seeds [95 % t interval]. Tuned on validation: {tuned}.",

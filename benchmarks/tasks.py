@@ -1,22 +1,24 @@
-"""Mixtures of tasks side by side: does the next item gain or lose by what else the policy learns (the seesaw)?
+"""Mixtures of tasks compared: does the next item gain or lose by what else the policy learns?
 
-All rows have the config's steps (``learning.sft.max_steps``), so a task that joins takes its share from the others;
-``next_item_x3`` has three times the steps, which is what the same money buys without other tasks. The other tasks are
-those with a weight in ``learning.tasks``, or all nine. ``bench.variants`` chooses rows, ``bench.seeds`` says how many
-policies each gets. See ``benchmarks.compare`` for what is kept; the page and all figures lie beside it as ``<name>.md``
-and ``<name>.json``, written again after every policy.
+All variants train for the same number of steps (``learning.sft.max_steps``), so a task that is added takes its share
+from the others; ``next_item_x3`` has three times the steps, for the cost of the other tasks without them. The other
+tasks are those with a weight in ``learning.tasks``, or all nine. ``bench.variants`` chooses variants, ``bench.seeds``
+the number of policies of each. ``benchmarks.compare`` says what is kept.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.compare import Comparison, Variant, compare_variants
+from benchmarks.harness import chosen_variants
 from cluster.artifacts import Artifact
 from genrec.config import Config, Learning, Tasks
 from genrec.errors import InputError
 
-PLACE = "tasks"
+DIRECTORY = "tasks"
+NEEDS = ("prepare", "assign")
 NEXT = "next_item"
 OTHERS = (
     "sequence_prediction",
@@ -31,35 +33,31 @@ OTHERS = (
 )
 
 
-def run(config: Config, data: Artifact, catalog: Artifact) -> Comparison:
-    """Train and score the chosen rows.
+def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
+    """Train and score the chosen variants.
 
     Raises:
-        InputError: a row of ``bench.variants`` that does not exist, or a config without a number of steps.
+        InputError: ``bench.variants`` names one that does not exist, or the config has no number of steps.
     """
     known = mixtures(config.learning)
-    if unknown := [name for name in config.bench.variants if name not in known]:
-        raise InputError(f"bench.variants names {unknown}; the rows are {list(known)}")
+    names = chosen_variants(config, known)
     if not config.learning.sft.max_steps:
         raise InputError("bench tasks compares mixtures at equal steps; set learning.sft.max_steps=NUMBER")
-    rows = {
-        name: Variant(config.model_copy(update={"learning": known[name]}), catalog)
-        for name in config.bench.variants or known
-    }
-    return compare_variants(PLACE, "tasks", config, data, rows)
+    chosen = {name: Variant(config.model_copy(update={"learning": known[name]}), artifacts) for name in names}
+    return compare_variants(DIRECTORY, "tasks", config, chosen)
 
 
 def mixtures(learning: Learning) -> dict[str, Learning]:
-    """The learning section of each row, by name: every task alike, the next item three times, and it alone."""
+    """The ``learning`` section of each variant, by name."""
     others = tuple(name for name in learning.tasks.chosen if name != NEXT) or OTHERS
     long = {"max_steps": 3 * learning.sft.max_steps, "epochs": 3 * learning.sft.epochs}
-    rows: dict[str, tuple[int, tuple[str, ...], dict[str, Any]]] = {
+    found: dict[str, tuple[int, tuple[str, ...], dict[str, Any]]] = {
         "next_item": (1, (), {}),
         "next_item_x3": (1, (), long),
         "all": (1, others, {}),
         "all_next_item_x3": (3, others, {}),
     }
-    return {name: _mixed(learning, *row) for name, row in rows.items()}
+    return {name: _mixed(learning, *parts) for name, parts in found.items()}
 
 
 def _mixed(learning: Learning, times: int, others: tuple[str, ...], steps: dict[str, Any]) -> Learning:

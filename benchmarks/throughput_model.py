@@ -1,4 +1,4 @@
-"""How many rollout actors feed a learner: the real loop on a virtual clock, with service times that were measured."""
+"""How many rollout actors keep a learner busy: the real training loop on a simulated clock, with measured times."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from itertools import cycle
 from genrec.learning.rl.loop import train_async
 from genrec.types import Group, Query, Snapshot
 
-ENOUGH = 0.95
+SATURATED = 0.95
 """The learner counts as saturated at this share of the prompts/s that it reaches when it never waits."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """Seconds that were measured, of one update.
+    """Measured seconds of one update.
 
-    ``request_s``: rollout requests, one after the other; they are used again in turn. ``requests``: per update.
-    ``learn_s``: the learner's part. ``mail_s``: a new snapshot's way to an actor.
+    ``request_s``: of single rollout requests, used in turn, again from the start when all are used; ``requests``: how
+    many an update makes; ``learn_s``: the learner's part; ``transfer_s``: to send an actor a new snapshot.
     """
 
     request_s: Sequence[float]
     requests: int
     learn_s: float
-    mail_s: float
+    transfer_s: float
 
     def prompts_per_s(self, prompts: int, actors: int, max_staleness: int, steps: int = 40) -> float:
-        """Throughput of ``actors`` that get the requests in turn, as ``RayRollouts`` gives them out."""
+        """Throughput with ``actors``, which get the requests in turn as from ``RayRollouts``."""
         clock = _Clock()
         learner, rollouts = _SimulatedLearner(clock, self.learn_s), _SimulatedActors(clock, self, actors)
         for _ in train_async(learner, rollouts, lambda _: (), steps=steps, max_staleness=max_staleness):
@@ -35,9 +35,9 @@ class Service:
         return prompts * steps / clock.now
 
     def saturating(self, prompts: int, counts: Sequence[int], max_staleness: int) -> int:
-        """The first of ``counts`` actors at which the learner hardly waits any more; 0 if none is enough."""
-        whole = prompts / self.learn_s
-        found = (n for n in counts if self.prompts_per_s(prompts, n, max_staleness) >= ENOUGH * whole)
+        """The first of ``counts`` actors that saturate the learner; 0 if none does."""
+        most = prompts / self.learn_s
+        found = (n for n in counts if self.prompts_per_s(prompts, n, max_staleness) >= SATURATED * most)
         return next(found, 0)
 
 
@@ -75,7 +75,7 @@ class _SimulatedActors:
         return []
 
     def _serve(self, actor: int, version: int) -> float:
-        mail_s = self._service.mail_s if self._version_A[actor] != version else 0.0
+        transfer_s = self._service.transfer_s if self._version_A[actor] != version else 0.0
         self._version_A[actor] = version
-        self._free_A[actor] = max(self._free_A[actor], self._clock.now) + mail_s + next(self._seconds)
+        self._free_A[actor] = max(self._free_A[actor], self._clock.now) + transfer_s + next(self._seconds)
         return self._free_A[actor]

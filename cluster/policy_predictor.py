@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,19 @@ if TYPE_CHECKING:
 NODE_WEIGHTS = (0.25, 0.5, 1.0, 1.5, 2.0)
 NODE_QUERIES = 1000
 """Validation queries that a weight of the prior on the trie's nodes is tuned on: each weight is a search of its own."""
+
+
+def tune_node_weight(
+    ndcg: Callable[[float], float], weights: Sequence[float] = (0.0, *NODE_WEIGHTS)
+) -> tuple[float, float]:
+    """The weight of a prior on the trie's nodes with the best NDCG@10, and that NDCG@10. Ties: the smaller weight.
+
+    Args:
+        ndcg: from a weight to the NDCG@10 of ``NODE_QUERIES`` validation queries.
+    """
+    tried = {weight: ndcg(weight) for weight in weights}
+    best = max(tried, key=lambda weight: (tried[weight], -weight))
+    return best, tried[best]
 
 
 class PolicyPredictor:
@@ -85,9 +98,8 @@ class PolicyPredictor:
 
         fixed = self._config.decode.prior_weight
         weights = (0.0, *NODE_WEIGHTS) if fixed == "tuned" else (float(fixed),)
-        tried = {weight: ndcg(weight) for weight in weights}
-        best = max(tried, key=lambda weight: (tried[weight], -weight))
-        return {"kind": "itemknn_nodes", "weight": best, "valid_ndcg@10": tried[best]}
+        best, found = tune_node_weight(ndcg, weights)
+        return {"kind": "itemknn_nodes", "weight": best, "valid_ndcg@10": found}
 
     def _on_nodes(self, weight: float) -> KnnPrior:
         from genrec.inference.batch import KnnPrior

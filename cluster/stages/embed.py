@@ -30,7 +30,8 @@ def plan(run: StageRun) -> Plan:
 
 
 def _embed(config: Config, data: Path, device: str, out: Path) -> Mapping[str, Any]:
-    from genrec.sid.embed import item_texts, make_embedder, resolve_model
+    from genrec.sid.embed import item_texts, make_embedder
+    from genrec.sid.encoders import resolve_model
     from genrec.sid.vectors import VectorFiles, missing_shards
 
     embed, threads = config.embed, config.compute.data_threads

@@ -1,26 +1,31 @@
 """The comparison of searches: one table over seeds, whose beams are those of the comparison of losses."""
 
 import json
+from pathlib import Path
 
 import pytest
 from support.synthetic import chain_shop, tiny_config
 
 from benchmarks import losses, searches
-from workflows import assign, prepare
+from benchmarks.registry import make_inputs
+
+pytestmark = pytest.mark.benchmark
 
 
-def test_every_search_is_judged_over_the_seeds_and_nothing_is_done_twice(tmp_path, monkeypatch):
+def test_every_search_is_measured_over_the_seeds_and_nothing_is_done_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shop, storage = chain_shop(tmp_path / "shop"), tmp_path / "storage"
     settings = ("bench.seeds=2", "learning.sft.epochs=4", "decode.width=50", "bench.variants=[cross_entropy]")
     config = tiny_config(storage, shop, "sid.quantizer=title", *settings)
-    outputs = prepare.run(config), assign.run(config)
-    found = searches.run(config, *outputs)
+    inputs = make_inputs(config, searches.NEEDS)
+    found = searches.run(config, inputs)
     about = json.loads((storage / "bench" / "searches" / "tiny.json").read_text())
     kinds = ["beam", "beam, prior on items", "beam, prior on nodes", "diverse beam", "stochastic beam", "samples"]
-    assert list(about["rows"]) == kinds
-    assert all(0 <= row["ndcg@10"]["mean"] <= row["hr@10"]["mean"] <= 1 for row in about["rows"].values())
+    assert list(about["searches"]) == kinds
+    assert all(0 <= one["ndcg@10"]["mean"] <= one["hr@10"]["mean"] <= 1 for one in about["searches"].values())
     assert 0 < about["validity"]["all"]["mean"] <= 1 and len(about["weights"]) == 2
-    plain = losses.run(config, *outputs).figures["cross_entropy.ndcg@10"]
-    assert about["rows"]["beam"]["ndcg@10"]["mean"] == pytest.approx(plain)
-    monkeypatch.setattr("benchmarks.searches._judge", lambda *_: pytest.fail("asked again"))
-    assert searches.run(config, *outputs).table() == found.table()
+    plain = losses.run(config, inputs).figures["cross_entropy.ndcg@10"]
+    assert about["searches"]["beam"]["ndcg@10"]["mean"] == pytest.approx(plain)
+    monkeypatch.setattr(searches, "measure_searches", lambda *_: pytest.fail("measured again"))
+    assert searches.run(config, inputs).table() == found.table()

@@ -18,7 +18,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from benchmarks.decode import generate, generate_with_processor
+from benchmarks.references.hf_generate import generate, generate_with_processor
 from genrec.policy.backbone import PAD
 from genrec.policy.decoding.beam import beam
 from genrec.policy.decoding.score import score

@@ -1,0 +1,56 @@
+"""The benchmarks by name, and how one is run: the stages that it needs first, then its module's ``run``."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from types import MappingProxyType
+
+from benchmarks.harness import Bench
+from cluster.artifacts import Artifact
+from cluster.pipeline import STAGES, run_stage, stages_needed
+from genrec.config import Config
+from genrec.errors import InputError
+
+BENCHMARKS: Mapping[str, str] = MappingProxyType(
+    {
+        "assign": "semantic IDs of up to a million items, compared with bare faiss: speed, memory, cost per item",
+        "decode": "tree decoding compared with generate and with a logits processor on a Python dict",
+        "sft": "whole sequences or rows, softmax of a level or the vocabulary, a LoRA step and the HF Trainer's",
+        "rl": "a GRPO update compared with an SFT step and with public code; rollout actors, measured and simulated",
+        "insert": "hit rate of held-out items, inserted into the catalogue without training, and of the other items",
+        "tokenizers": "every quantizer: collisions, code use, neighbours, seconds; NDCG@10 of policies trained on them",
+        "losses": "the same fine-tuning with each supervised loss and softmax: NDCG@10, HR@10, also by popularity",
+        "tasks": "what other tasks give to, or take from, the next item at equal steps: NDCG@10, HR@10",
+        "chat": "conversations with a policy: the share that ends, with an item where one belongs, and the right one",
+        "rewards": "GRPO with each reward or setting: the gain over SFT, the tail, coverage, what the updates did",
+        "searches": "beams with and without priors, diverse and stochastic beams, samples: NDCG, coverage, validity",
+    }
+)
+"""What each benchmark measures, in one line; ``benchmarks.<name>`` is its module."""
+
+
+def run(name: str, config: Config) -> Bench:
+    """Run the benchmark ``name``, after the stages in its module's ``NEEDS``; finished ones are found and skipped.
+
+    Raises:
+        InputError: an unknown name, or bad input of a stage or of the benchmark.
+    """
+    if name not in BENCHMARKS:
+        nearest = difflib.get_close_matches(name, BENCHMARKS, n=1, cutoff=0.0)[0]
+        raise InputError(
+            f"unknown benchmark {name!r}; the nearest is {nearest!r}, and there are {', '.join(BENCHMARKS)}"
+        )
+    module = import_module(f"benchmarks.{name}")
+    return module.run(config, make_inputs(config, module.NEEDS))
+
+
+def make_inputs(config: Config, needs: Sequence[str]) -> dict[str, Artifact]:
+    """The artifacts of the stages ``needs`` and of all that these read, by stage name."""
+    names = {stage.name for need in needs for stage in stages_needed(config, need)}
+    made: dict[str, Artifact] = {}
+    for name in STAGES:
+        if name in names:
+            made[name] = run_stage(config, name, made)
+    return made
