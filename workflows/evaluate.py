@@ -15,7 +15,7 @@ from genrec.config import Config
 from workflows import assign, embed, grpo, prepare, sft
 from workflows.door import main
 
-VERSION = 1
+VERSION = 2
 SHOWN = ("metrics.json", "report.html", "recommender.json", "config.yaml")
 
 
@@ -36,7 +36,7 @@ def run(config: Config, rewards: str | None = None) -> Artifact:
     shown.mkdir(parents=True, exist_ok=True)
     for name in SHOWN:
         shutil.copyfile(report.path / name, shown / name)
-    print(f"verdict: {report.metrics['verdict']}\nreport: {shown / 'report.html'}", flush=True)
+    print(f"headline: {report.metrics['headline']}\nreport: {shown / 'report.html'}", flush=True)
     return report
 
 

@@ -29,7 +29,7 @@ def evaluate(config: Config, stages: Mapping[str, Artifact], out: Path) -> dict[
 
     from genrec.baselines.train_log import recent_history
     from genrec.baselines.tuning import fit_baselines
-    from genrec.evaluation.report.page import print_table, write_report
+    from genrec.evaluation.report.page import text_table, write_report
     from genrec.evaluation.slices import category_numbers, sid_use
     from genrec.evaluation.summary import Rankings, add_gain, add_prior, summarise
     from genrec.metrics import per_query, sid_numbers, target_ranks
@@ -80,8 +80,8 @@ def evaluate(config: Config, stages: Mapping[str, Artifact], out: Path) -> dict[
         title=config.name,
     )
     _write_pointer(config, stages, best, prior, suite, out)
-    print(print_table(metrics), flush=True)
-    return {"verdict": metrics["verdict"], "model": metrics["model"]["item"]}
+    print(text_table(metrics), flush=True)
+    return {"headline": metrics["headline"], "model": metrics["model"]["item"]}
 
 
 def _samples(items: Any, test: Any, model_QK: Any) -> list[dict[str, Any]]:

@@ -52,7 +52,7 @@ def test_the_model_learns_the_chain_and_metrics_have_their_form(report: Artifact
         assert metrics["stages"][stage]["wall_s"] > 0
         assert metrics["stages"][stage]["peak_rss_mb"] > 0
     page = (report.path / "report.html").read_text()
-    assert metrics["verdict"].split()[0] in page
+    assert metrics["headline"].split()[0] in page
 
 
 def test_a_second_run_does_nothing(report: Artifact, config: Config, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,7 +95,7 @@ def test_the_policy_alone_is_judged_before_the_mixture(config: Config, report: A
     metrics = json.loads((judged.path / "metrics.json").read_text())
     assert metrics["prior"]["weight"] == 0.5
     assert metrics["policy"]["item"] == json.loads((report.path / "metrics.json").read_text())["model"]["item"]
-    assert "trained policy alone" in metrics["verdict"].split(":")[0]
+    assert "trained policy alone" in metrics["headline"].split(":")[0]
     found = genrec.load(Path(config.storage) / "runs" / "mixed").recommend(["i3", "i4", "i5"], k=3)
     assert found[0].id == "i6"
 
