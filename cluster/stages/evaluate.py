@@ -167,7 +167,7 @@ def _write(
     out: Path,
 ) -> None:
     """``metrics.json``, ``report.html`` and ``recommender.json``; the table is logged too."""
-    from genrec.evaluation.report.page import print_table, write_report
+    from genrec.evaluation.report.page import text_table, write_report
     from genrec.evaluation.slices import sid_use
 
     write_json(metrics, out / "metrics.json")
@@ -182,7 +182,7 @@ def _write(
         title=config.name,
     )
     _write_pointer(config, inputs, test.suite, answers, out)
-    LOG.info("\n%s", print_table(metrics))
+    LOG.info("\n%s", text_table(metrics))
 
 
 def _samples(items: pa.Table, test: pa.Table, model_QK: IntArray) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Percentile bootstrap over queries (Efron & Tibshirani 1993, chapter 13), its paired form, and t intervals over runs.
 
-The resamples depend on the seed and the number of queries alone, so two rankings of the same queries are
-resampled alike: their difference is a paired comparison.
+The resamples depend on the seed and the number of queries alone, so two rankings of the same queries have the same
+resamples: their difference is a paired comparison.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from genrec.errors import InputError
 from genrec.metrics import FloatArray
 
 DRAWS_AT_ONCE = 4_000_000
+"""Indices drawn per block, which bounds memory."""
 
 
 class Difference(TypedDict):
@@ -37,12 +38,15 @@ class Estimate(TypedDict):
 
 
 def over_runs(values: Sequence[float]) -> Estimate:
-    """Mean of the same metric of several runs (seeds), with Student's t interval: mean ± t(0.975, n - 1) · s / √n.
+    """Mean of a metric over n runs (seeds), with Student's t interval: mean ± t(0.975, n - 1) · s / √n.
 
-    For a paired comparison give the differences of runs with equal seeds. Raises InputError without a run.
+    For a paired comparison pass the differences of runs with equal seeds.
+
+    Raises:
+        InputError: there is no run.
     """
     if not values:
-        raise InputError("no runs to average; at least one was expected")
+        raise InputError("got no runs to average, wanted at least one")
     mean, runs = float(np.mean(values)), len(values)
     if runs == 1:
         return Estimate(mean=mean, low=None, high=None)
@@ -51,13 +55,14 @@ def over_runs(values: Sequence[float]) -> Estimate:
 
 
 def resampled_means(values_QM: FloatArray, resamples: int, seed: int) -> NDArray[np.float64]:
-    """Means of the M columns over ``resamples`` draws of Q queries with replacement: (resamples, M).
+    """Means of the M columns over ``resamples`` draws of Q queries with replacement, (resamples, M).
 
-    Memory is bounded: resamples are drawn in blocks of about four million indices.
+    Raises:
+        InputError: there is no query.
     """
     queries = len(values_QM)
     if queries == 0:
-        raise InputError("no queries to resample; at least one was expected: is the test split empty?")
+        raise InputError("got no queries to resample, wanted at least one: is the test split empty? check data.split")
     rng = np.random.default_rng(seed)
     values_QM = np.ascontiguousarray(values_QM, dtype=np.float64)
     block = max(1, DRAWS_AT_ONCE // queries)
@@ -72,7 +77,7 @@ def resampled_means(values_QM: FloatArray, resamples: int, seed: int) -> NDArray
 
 
 def intervals(values: Mapping[str, FloatArray], resamples: int, seed: int) -> dict[str, tuple[float, float]]:
-    """95% percentile interval of each metric's mean, from per-query vectors; empty when ``resamples`` is 0."""
+    """95% percentile interval of each metric's mean, from its values per query (Q,); empty if ``resamples`` is 0."""
     if resamples == 0 or not values:
         return {}
     means_BM = resampled_means(np.stack(list(values.values()), axis=1), resamples, seed)
@@ -81,22 +86,25 @@ def intervals(values: Mapping[str, FloatArray], resamples: int, seed: int) -> di
 
 
 def paired(
-    ours: Mapping[str, FloatArray], theirs: Mapping[str, FloatArray], resamples: int, seed: int
+    first: Mapping[str, FloatArray], second: Mapping[str, FloatArray], resamples: int, seed: int
 ) -> dict[str, Difference]:
-    """``ours - theirs`` on the same queries in the same order, for each metric both have.
+    """``first - second`` on the same queries in the same order, for each metric that both have.
 
-    Without resamples there is no interval, and the result is empty. Raises InputError when the query counts differ.
+    Values are per query, (Q,). The result is empty if ``resamples`` is 0.
+
+    Raises:
+        InputError: the numbers of queries differ.
     """
-    names = [name for name in ours if name in theirs]
+    names = [name for name in first if name in second]
     if resamples == 0 or not names:
         return {}
     for name in names:
-        if ours[name].shape != theirs[name].shape:
+        if first[name].shape != second[name].shape:
             raise InputError(
-                f"{name}: {ours[name].shape[0]} and {theirs[name].shape[0]} queries cannot be paired; "
+                f"{name}: {first[name].shape[0]} and {second[name].shape[0]} queries cannot be paired; "
                 "evaluate both rankings on the same queries"
             )
-    difference_QM = np.stack([ours[name] - theirs[name] for name in names], axis=1)
+    difference_QM = np.stack([first[name] - second[name] for name in names], axis=1)
     means_BM = resampled_means(difference_QM, resamples, seed)
     low_M, high_M = np.percentile(means_BM, (2.5, 97.5), axis=0)
     return {

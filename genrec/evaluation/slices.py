@@ -1,4 +1,4 @@
-"""Where the hits come from: popularity buckets of the target, and how wide the recommendations spread."""
+"""Metrics by popularity bucket of the target, coverage and category entropy of rankings, and use of the codes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from genrec.metrics import FloatArray, IntArray, means
 
 
 def by_bucket(values: dict[str, FloatArray], targets_Q: IntArray, bucket_N: IntArray) -> dict[str, dict[str, float]]:
-    """Means of the per-query ``values`` for the queries whose target lies in each bucket, with their number."""
+    """Means of the per-query ``values`` (Q,) over the queries whose target is in each bucket, with their number.
+
+    Args:
+        bucket_N: each item's bucket, an index into ``BUCKETS``.
+    """
     bucket_Q = bucket_N[targets_Q]
     table: dict[str, dict[str, float]] = {}
     for number, name in enumerate(BUCKETS):
@@ -26,15 +30,18 @@ def by_bucket(values: dict[str, FloatArray], targets_Q: IntArray, bucket_N: IntA
 
 
 def coverage(ranked_QK: IntArray, n_items: int, k: int = 10) -> float:
-    """Share of the catalogue that stands in someone's first k."""
-    shown = np.unique(ranked_QK[:, :k])
-    return int((shown >= 0).sum()) / n_items if n_items else 0.0
+    """(distinct items among all first k of ``ranked_QK``) / ``n_items``, in [0, 1]."""
+    recommended = np.unique(ranked_QK[:, :k])
+    return int((recommended >= 0).sum()) / n_items if n_items else 0.0
 
 
 def category_entropy(ranked_QK: IntArray, category_N: IntArray, k: int = 10) -> float | None:
-    """Mean over queries of the entropy, in bits, of the first k items' categories: 0 for one, log2(k) for k.
+    """mean_queries -Σ_c p_c log2 p_c in bits, p the shares of the categories c among the first k items.
 
-    ``category_N`` numbers the items' categories, -1 for none; items without one are left out. None without categories.
+    0 if they have one category, log2(k) if k. Items without a category are left out; None if no item has one.
+
+    Args:
+        category_N: number of each item's category, -1 for none.
     """
     if not (category_N >= 0).any() or not len(ranked_QK):
         return None
@@ -51,7 +58,7 @@ def category_entropy(ranked_QK: IntArray, category_N: IntArray, k: int = 10) -> 
 
 
 def category_numbers(items: pa.Table, level: int = -1) -> NDArray[np.int64]:
-    """Number each item's category path up to ``level`` (-1: the whole path); -1 for an item without categories."""
+    """A number for each item's category path up to ``level`` (-1: the full path), (N,); -1 without categories."""
     numbers: dict[tuple[Any, ...], int] = {}
     paths: Sequence[Sequence[str] | None] = items.column("categories").to_pylist()
     category_N = np.full(len(paths), -1, dtype=np.int64)
@@ -63,9 +70,10 @@ def category_numbers(items: pa.Table, level: int = -1) -> NDArray[np.int64]:
 
 
 def sid_use(codes_NL: IntArray, level_sizes: Sequence[int]) -> dict[str, Any]:
-    """How the catalogue uses its codes: per level the items per code (most used first), codes used, perplexity.
+    """Use of the codes: per level the items per code (most used first), the codes in use, and their perplexity.
 
-    Perplexity is 2 to the entropy of the code distribution: the number of equally used codes that would carry as much.
+    Perplexity is 2^H, H the entropy of the distribution of codes in bits: the number of equally frequent codes with the
+    same entropy.
     """
     levels: list[dict[str, Any]] = []
     for level, size in enumerate(level_sizes):

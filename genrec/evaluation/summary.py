@@ -1,4 +1,4 @@
-"""The judgement of a run: the content of ``metrics.json``, and its verdict in one sentence."""
+"""The summary of an evaluation: the content of ``metrics.json``, with a headline of one sentence."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ NAMES = {
     "policy": "the policy without the prior",
     "model": "the model",
 }
-DECIDING = ("ndcg@10", "hr@10")
+HEADLINE_METRICS = ("ndcg@10", "hr@10")
 
 Values = dict[str, FloatArray]
+"""A metric's value per query, (Q,), by the metric's name."""
 
 
 @dataclass(frozen=True)
 class Rankings:
     """Rankings of the same Q queries: the model's, the baselines', and further policies' (``{"sft": …}``).
 
-    ``sid_of_item_N`` numbers the items' semantic IDs, ``train_counts_N`` counts their train events, ``category_N``
-    numbers their categories (-1 for none).
+    A ranking holds K items per query, best first, -1 for none. ``sid_of_item_N``: number of each item's semantic ID;
+    ``train_counts_N``: train events; ``category_N``: number of its category, -1 for none.
     """
 
     targets_Q: IntArray
@@ -54,40 +55,46 @@ def summarise(
     stages: Mapping[str, Mapping[str, Any]] | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The dictionary of ``metrics.json``: means, 95% intervals, paired differences, buckets, stage costs, verdict.
+    """The content of ``metrics.json``: means, 95% intervals, paired differences, buckets, stage costs, headline.
 
-    ``stages`` and ``details`` are passed through. 10 is always among the ``ks``. Raises InputError for an empty
-    contest, or rankings that are shorter or longer than the targets.
+    Args:
+        ks: cut-offs of the metrics; 10 is always among them.
+        resamples: of the bootstrap; 0 gives no intervals.
+        stages: costs of each stage, copied into the result, as are ``details``.
+
+    Raises:
+        InputError: there is no query, or a ranking is shorter or longer than the targets.
     """
     if not len(rankings.targets_Q):
-        raise InputError("no test queries to judge; at least one was expected: is the test split empty?")
+        raise InputError("got no test queries, wanted at least one: is the test split empty? check data.split")
     ks = sorted({*ks, 10})
     policies = {"model": rankings.model_QK, **rankings.policies}
-    ours = {name: _levels(ranked_QK, rankings, ks) for name, ranked_QK in policies.items()}
-    theirs = {name: _item_values(ranked_QK, rankings, ks) for name, ranked_QK in rankings.baselines.items()}
-    others = {**theirs, **{name: levels["item"] for name, levels in ours.items() if name != "model"}}
-    differences = {name: paired(ours["model"]["item"], values, resamples, seed) for name, values in others.items()}
-    baselines = {name: means(values) for name, values in theirs.items()}
-    result: dict[str, Any] = {name: {level: means(v) for level, v in levels.items()} for name, levels in ours.items()}
+    by_policy = {name: _levels(ranked_QK, rankings, ks) for name, ranked_QK in policies.items()}
+    model = by_policy["model"]["item"]
+    by_baseline = {name: _item_values(ranked_QK, rankings, ks) for name, ranked_QK in rankings.baselines.items()}
+    others = {**by_baseline, **{name: levels["item"] for name, levels in by_policy.items() if name != "model"}}
+    differences = {name: paired(model, values, resamples, seed) for name, values in others.items()}
+    baselines = {name: means(values) for name, values in by_baseline.items()}
+    result: dict[str, Any] = {name: {lv: means(v) for lv, v in levels.items()} for name, levels in by_policy.items()}
     result["baselines"] = baselines
     result["ci95"] = {
-        **{name: {lv: intervals(v, resamples, seed) for lv, v in levels.items()} for name, levels in ours.items()},
-        "baselines": {name: intervals(values, resamples, seed) for name, values in theirs.items()},
+        **{name: {lv: intervals(v, resamples, seed) for lv, v in levels.items()} for name, levels in by_policy.items()},
+        "baselines": {name: intervals(values, resamples, seed) for name, values in by_baseline.items()},
     }
     result["stages"] = {name: dict(cost) for name, cost in (stages or {}).items()}
     result["paired"] = {name: dict(difference) for name, difference in differences.items()}
-    result["buckets"] = _buckets(rankings, ours["model"]["item"], theirs)
+    result["buckets"] = _buckets(rankings, model, by_baseline)
     result["spread"] = {name: _spread(ranked, rankings) for name, ranked in {**policies, **rankings.baselines}.items()}
     result["queries"], result["items"] = len(rankings.targets_Q), len(rankings.train_counts_N)
-    result["verdict"] = headline(result["model"]["item"], baselines, differences)
+    result["headline"] = headline(result["model"]["item"], baselines, differences)
     result["baseline_wins"] = metrics_lost(result["model"]["item"], baselines)
     return {**result, **(details or {})}
 
 
 def metrics_lost(model: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
-    """The deciding metrics that the model loses, each with the baseline that is best there."""
+    """The headline metrics on which a baseline is better than the model, each with the best baseline's name."""
     lost: dict[str, str] = {}
-    for metric in DECIDING:
+    for metric in HEADLINE_METRICS:
         best = max(baselines, key=lambda name: baselines[name][metric], default=None)
         if best is not None and baselines[best][metric] > model[metric]:
             lost[metric] = best
@@ -99,21 +106,21 @@ def headline(
     baselines: Mapping[str, Mapping[str, float]],
     differences: Mapping[str, Mapping[str, Difference]],
 ) -> str:
-    """One sentence: does the model beat the best baseline on NDCG@10 and HR@10, by how much, and is it certain?"""
+    """One sentence: does the model beat the best baseline on NDCG@10 and HR@10, by how much, and is it significant?"""
     if not baselines:
         return f"No baseline ran: the model's NDCG@10 is {model['ndcg@10']:.4f}, its HR@10 {model['hr@10']:.4f}."
     lost = metrics_lost(model, baselines)
     clauses: dict[str, str] = {}
-    for metric in DECIDING:
+    for metric in HEADLINE_METRICS:
         best = max(baselines, key=lambda name: baselines[name][metric])
-        certainty = _certainty(differences.get(best, {}).get(metric))
+        interval = _interval(differences.get(best, {}).get(metric))
         clauses[metric] = (
             f"{_label(metric)} {model[metric]:.4f} against {baselines[best][metric]:.4f} of {NAMES.get(best, best)}"
-            f"{certainty}"
+            f"{interval}"
         )
     if not lost:
-        level = any(model[metric] == max(row[metric] for row in baselines.values()) for metric in DECIDING)
-        opening = "The model is at least level with every baseline" if level else "The model leads every baseline"
+        tied = any(model[metric] == max(row[metric] for row in baselines.values()) for metric in HEADLINE_METRICS)
+        opening = "The model is at least level with every baseline" if tied else "The model leads every baseline"
         return f"{opening}: {'; '.join(clauses.values())}."
     losing = "; ".join(clauses[metric] for metric in lost)
     winning = "; ".join(clause for metric, clause in clauses.items() if metric not in lost)
@@ -122,39 +129,44 @@ def headline(
 
 
 def add_prior(metrics: dict[str, Any], policy: str, weight: float) -> None:
-    """Where the model is a policy mixed with an ItemKNN prior: judge the policy alone too, before the mixture.
+    """For a model that mixes a policy with an ItemKNN prior: compare the policy alone with the baselines, too.
 
-    ``policy`` names the policy's entry in ``metrics``. The verdict then begins with the policy alone, and
-    ``baseline_wins`` holds what it loses as ``policy <metric>``.
+    The headline then begins with the policy alone, and ``baseline_wins`` has the metrics that it loses as
+    ``policy <metric>``.
+
+    Args:
+        metrics: the result of ``summarise``, changed in place.
+        policy: its entry for the policy without the prior.
+        weight: of the prior.
     """
     alone, baselines = metrics[policy]["item"], metrics["baselines"]
     lost = metrics_lost(alone, baselines)
     parts: list[str] = []
-    for metric in DECIDING:
+    for metric in HEADLINE_METRICS:
         best = max(baselines, key=lambda name: baselines[name][metric])
         parts.append(f"{_label(metric)} {alone[metric]:.4f} against {baselines[best][metric]:.4f} of {NAMES[best]}")
     opening = (
         "A baseline wins over the trained policy alone" if lost else "The trained policy alone leads every baseline"
     )
-    metrics["verdict"] = (
+    metrics["headline"] = (
         f"{opening}: {'; '.join(parts)}. The model is this policy with an ItemKNN prior of weight {weight:g}, tuned on "
-        f"validation. {metrics['verdict']}"
+        f"validation. {metrics['headline']}"
     )
     metrics["baseline_wins"] |= {f"policy {metric}": name for metric, name in lost.items()}
 
 
-def add_gain(metrics: dict[str, Any], after: Values, before: Values, resamples: int, seed: int) -> None:
-    """What GRPO changed: the paired difference of its policy to the SFT policy, no prior in either."""
-    gain = paired(after, before, resamples, seed)
+def add_gain(metrics: dict[str, Any], grpo: Values, sft: Values, resamples: int, seed: int) -> None:
+    """Add the paired difference between the GRPO policy and the SFT policy, both without a prior, to ``metrics``."""
+    gain = paired(grpo, sft, resamples, seed)
     metrics["grpo_minus_sft"] = dict(gain)
-    shown = gain["ndcg@10"]
-    metrics["verdict"] += (
-        f" GRPO changed the SFT policy's NDCG@10 by {shown['difference']:+.4f} "
-        f"(95% interval {shown['low']:+.4f} to {shown['high']:+.4f})."
+    ndcg = gain["ndcg@10"]
+    metrics["headline"] += (
+        f" GRPO changed the SFT policy's NDCG@10 by {ndcg['difference']:+.4f} "
+        f"(95% interval {ndcg['low']:+.4f} to {ndcg['high']:+.4f})."
     )
 
 
-def _certainty(difference: Difference | None) -> str:
+def _interval(difference: Difference | None) -> str:
     if difference is None:
         return ""
     low, high = difference["low"], difference["high"]

@@ -1,4 +1,4 @@
-"""Quick validation inside training: a fixed sample of the validation queries, on the decoder that serves."""
+"""Validation during training: a fixed sample of the validation queries, with the beam search of inference."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from genrec.types import Query, Snapshot
 
 
 def target_ranks(policy: Policy, prompts: Prompts, trie: Trie, queries: Sequence[Query], width: int) -> Tensor:
-    """Rank (from 1) of each query's target among ``width`` beams, 0 where it is missing; (Q,) on the CPU."""
+    """Rank (from 1) of each query's target among ``width`` beams, 0 if it is not among them; (Q,) on the CPU."""
     policy.eval()
     tokens_BP, mask_BP = (t.to(policy.device) for t in prompts.encode([query.history for query in queries]))
     items_BW = beam(policy, tokens_BP, mask_BP, trie, width).items_BW.cpu()
@@ -32,9 +32,12 @@ def target_ranks(policy: Policy, prompts: Prompts, trie: Trie, queries: Sequence
 class Validator:
     """HR@10, HR@50 and NDCG@10 of a policy on ``count`` validation queries (item level, beam search).
 
-    The queries are split over the workers of ``accelerator`` and their ranks are brought together, so every worker
-    gets the values of all of them. ``train_counts_N`` (train events per item) adds HR@50 of the tail: targets of the
-    last third of the train traffic, or without any.
+    The queries are divided among the workers of ``accelerator`` and their ranks are summed over workers, so every
+    worker has the metrics of all queries.
+
+    Args:
+        width: of the beam; below 50 there is no HR@50.
+        train_counts_N: train events per item; adds HR@50 of tail and unseen targets (see ``BUCKETS``).
     """
 
     def __init__(
@@ -61,21 +64,25 @@ class Validator:
             self._tail_Q = torch.from_numpy(bucket_Q >= 2)
 
     def __call__(self, policy: Policy) -> dict[str, float]:
-        """The metrics of ``policy`` as it stands."""
+        """Mean metrics of ``policy`` as it stands."""
         return {name: float(values_Q.nanmean()) for name, values_Q in self.values(self.ranks(policy)).items()}
 
     def ranks(self, policy: Policy) -> list[Tensor]:
-        """The targets' ranks for each of this worker's ``requests``."""
+        """The targets' ranks, (Q,) for each of this worker's ``requests``."""
         return [target_ranks(policy, self._prompts, self._trie, part, self.width) for part in self.requests]
 
     def values(self, ranks: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Metrics per query (Q,) from the ranks of every worker's ``requests``; NaN where one does not apply."""
+        """Metrics per query, (Q,), from the ranks of all workers' ``requests``; NaN where one does not apply.
+
+        Args:
+            ranks: those of this worker's requests.
+        """
         accelerator = self._accelerator
-        whole_Q = torch.zeros(self._count, device=accelerator.device)
+        all_Q = torch.zeros(self._count, device=accelerator.device)
         if ranks:
-            own_Q = torch.cat(list(ranks)).to(whole_Q)
-            whole_Q[accelerator.process_index :: accelerator.num_processes] = own_Q
-        reduced: Tensor = accelerator.reduce(whole_Q, "sum")  # pyright: ignore[reportAssignmentType]
+            own_Q = torch.cat(list(ranks)).to(all_Q)
+            all_Q[accelerator.process_index :: accelerator.num_processes] = own_Q
+        reduced: Tensor = accelerator.reduce(all_Q, "sum")  # pyright: ignore[reportAssignmentType]
         ranks_Q = reduced.cpu().double()
         hit10_Q = ((ranks_Q > 0) & (ranks_Q <= 10)).double()
         values = {"hr@10": hit10_Q, "ndcg@10": hit10_Q / (ranks_Q + 1).clamp(min=2).log2()}
@@ -88,7 +95,7 @@ class Validator:
 
 
 class LocalValidator:
-    """Validates snapshots at once, in this process and on its own policy (``SnapshotValidator`` protocol)."""
+    """Validates snapshots synchronously in this process, with the learner's own policy (``SnapshotValidator``)."""
 
     is_synchronous = True
 
@@ -96,10 +103,10 @@ class LocalValidator:
         self._validator, self._policy = validator, policy
 
     def submit(self, snapshot: Snapshot) -> list[Tensor]:
-        """The ranks of this worker's share."""
+        """The ranks of this worker's queries."""
         with self._policy.using(snapshot.tensors):
             return self._validator.ranks(self._policy)
 
     def collect(self, ticket: list[Tensor]) -> Mapping[str, Tensor]:
-        """Metrics per query, of all workers' shares."""
+        """Metrics per query, of all workers' queries."""
         return self._validator.values(ticket)

@@ -3,13 +3,13 @@ import math
 import numpy as np
 import pytest
 
+from genrec.baselines.buckets import popularity_bucket
 from genrec.errors import InputError
 from genrec.evaluation.intervals import intervals, paired
 from genrec.evaluation.slices import (
     by_bucket,
     category_entropy,
     coverage,
-    popularity_bucket,
     sid_use,
 )
 from genrec.metrics import measure, per_query, sid_numbers, sid_ranking, sid_target_ranks, target_ranks

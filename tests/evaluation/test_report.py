@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from genrec.errors import InputError
-from genrec.evaluation.report.page import print_table, write_report
+from genrec.evaluation.report.page import text_table, write_report
 from genrec.evaluation.slices import sid_use
 from genrec.evaluation.summary import Rankings, summarise
 
@@ -28,7 +28,7 @@ def rankings(model=0.8, knn=0.3, **more):
     return Rankings(targets, ranking(targets, model, 3), baselines, np.arange(ITEMS) // 2, counts, **more)
 
 
-def test_the_judgement_has_the_promised_form_and_is_json():
+def test_the_summary_has_the_documented_form_and_is_json():
     targets = rankings().targets_Q
     stages = {"sft": {"wall_s": 3.0, "peak_rss_mb": 100.0}}
     result = summarise(rankings(policies={"sft": ranking(targets, 0.5, 4)}), resamples=50, stages=stages)
@@ -46,19 +46,19 @@ def test_the_judgement_has_the_promised_form_and_is_json():
     assert result["model"]["sid"]["hr@10"] >= result["model"]["item"]["hr@10"]
 
 
-def test_a_model_ahead_is_said_to_lead_with_the_best_baselines_figures():
+def test_a_headline_that_the_model_leads_has_the_best_baselines_figures():
     result = summarise(rankings(), resamples=100)
-    assert result["verdict"].startswith("The model leads every baseline: NDCG@10")
-    assert "of ItemKNN" in result["verdict"]
-    assert "excludes zero" in result["verdict"]
+    assert result["headline"].startswith("The model leads every baseline: NDCG@10")
+    assert "of ItemKNN" in result["headline"]
+    assert "excludes zero" in result["headline"]
     assert result["baseline_wins"] == {}
 
 
-def test_a_baseline_that_wins_is_named_first_with_figures_and_certainty():
+def test_a_baseline_that_wins_is_named_first_with_figures_and_interval():
     result = summarise(rankings(model=0.2, knn=0.7), resamples=100)
-    assert result["verdict"].startswith("A baseline wins: the model has NDCG@10")
-    assert f"{result['baselines']['itemknn']['ndcg@10']:.4f} of ItemKNN" in result["verdict"]
-    assert "excludes zero" in result["verdict"]
+    assert result["headline"].startswith("A baseline wins: the model has NDCG@10")
+    assert f"{result['baselines']['itemknn']['ndcg@10']:.4f} of ItemKNN" in result["headline"]
+    assert "excludes zero" in result["headline"]
     assert result["baseline_wins"]["ndcg@10"] == "itemknn"
 
 
@@ -68,8 +68,8 @@ def test_a_loss_within_the_noise_is_still_a_loss_and_the_interval_says_so():
     row = int(np.flatnonzero(knn[:, 0] != base.targets_Q)[0])
     knn[row, 0] = base.targets_Q[row]
     result = summarise(Rankings(base.targets_Q, base.model_QK, {"itemknn": knn}, np.arange(ITEMS), np.ones(ITEMS, int)))
-    assert result["verdict"].startswith("A baseline wins")
-    assert "includes zero" in result["verdict"]
+    assert result["headline"].startswith("A baseline wins")
+    assert "includes zero" in result["headline"]
 
 
 def test_an_empty_test_split_is_refused():
@@ -84,7 +84,7 @@ def test_without_resamples_there_are_figures_but_no_intervals(tmp_path):
     assert write_report(tmp_path, result).is_file()
 
 
-def test_the_page_says_the_verdict_first_escapes_titles_and_reaches_for_nothing_outside(tmp_path):
+def test_the_page_begins_with_the_headline_escapes_titles_and_loads_nothing_from_outside(tmp_path):
     result = summarise(rankings(model=0.2, knn=0.7), resamples=20, stages={"sft": {"wall_s": 1.0, "peak_rss_mb": 5.0}})
     points = [{"step": s, "loss": 1 / (s + 1), "ndcg@10": None if s % 2 else 0.1, "lr": 1e-3} for s in range(60)]
     page = write_report(
@@ -108,15 +108,15 @@ def test_the_page_says_the_verdict_first_escapes_titles_and_reaches_for_nothing_
     assert "<script" not in page
 
 
-def test_the_page_is_the_same_bytes_for_the_same_judgement(tmp_path):
+def test_the_page_is_the_same_bytes_for_the_same_summary(tmp_path):
     result = summarise(rankings(), resamples=20)
     first = write_report(tmp_path / "a", result).read_bytes()
     assert write_report(tmp_path / "b", result).read_bytes() == first
 
 
-def test_the_terminal_table_opens_with_the_verdict_and_stars_the_best_of_each_column():
+def test_the_text_table_begins_with_the_headline_and_stars_the_best_of_each_column():
     result = summarise(rankings(), resamples=20)
-    table = print_table(result)
-    assert table.splitlines()[0] == result["verdict"]
+    table = text_table(result)
+    assert table.splitlines()[0] == result["headline"]
     model = next(line for line in table.splitlines() if line.startswith("Model "))
     assert f"{result['model']['item']['ndcg@10']:.4f}*" in model

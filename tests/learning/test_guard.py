@@ -1,4 +1,4 @@
-"""The guard on worlds where the verdict is known."""
+"""The guard on validation metrics that are known."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ from genrec.types import Snapshot
 
 
 class FakeValidator:
-    """A judge that knows every version's values; says whether it was asked to wait."""
+    """A validator with given values for every version."""
 
     def __init__(self, values: Mapping[int, Mapping[str, Tensor]], is_synchronous: bool) -> None:
         self.values, self.is_synchronous = values, is_synchronous
@@ -36,14 +36,14 @@ def snapshot(version: int) -> Snapshot:
     return Snapshot(version, {"w": torch.tensor([float(version)])})
 
 
-def test_a_drop_counts_only_beyond_its_noise_and_the_share_that_is_let_pass() -> None:
+def test_a_drop_is_significant_only_beyond_its_noise_and_the_allowed_share() -> None:
     base = hits(*range(40))
     assert significant_drop(hits(*range(38)), base, noise=2, share=0) == 0
     assert significant_drop(hits(*range(30)), base, noise=2, share=0) == pytest.approx(0.1)
     assert significant_drop(hits(*range(30)), base, noise=2, share=0.3) == 0
     assert significant_drop(hits(*range(60)), base, noise=0, share=0) == 0
     shuffled = hits(*range(70, 100), *range(9))
-    assert significant_drop(shuffled, base, noise=2, share=0) == 0, "one hit of forty less, but most hits changed"
+    assert significant_drop(shuffled, base, noise=2, share=0) == 0, "one hit fewer of forty, but most hits changed"
 
 
 def test_queries_that_a_metric_does_not_cover_are_left_out() -> None:
@@ -56,9 +56,7 @@ def test_queries_that_a_metric_does_not_cover_are_left_out() -> None:
 
 @pytest.mark.parametrize("metric", ["ndcg@10", "hr@50", "tail_hr@50"])
 @pytest.mark.parametrize("is_synchronous", [True, False])
-def test_the_best_is_kept_and_a_fallen_metric_cuts_off_what_was_learnt_meanwhile(
-    metric: str, is_synchronous: bool
-) -> None:
+def test_the_best_is_kept_and_a_significant_drop_removes_the_later_updates(metric: str, is_synchronous: bool) -> None:
     level = {name: hits(*range(40)) for name in ("ndcg@10", "hr@50", "tail_hr@50")}
     better = level | {"ndcg@10": hits(*range(45))}
     fallen = better | {metric: hits(*range(20))}

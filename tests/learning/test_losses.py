@@ -1,4 +1,4 @@
-"""The supervised losses beside references written out by hand."""
+"""The supervised losses compared with references written out by hand."""
 
 import math
 from itertools import chain, combinations
@@ -56,7 +56,7 @@ def test_every_weight_and_their_products_are_what_their_formulas_say(chosen: tup
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 
-def test_a_forced_code_costs_nothing_and_has_a_finite_gradient() -> None:
+def test_a_forced_code_has_loss_0_and_a_finite_gradient() -> None:
     logp_ML = torch.zeros(2, 1, requires_grad=True)
     loss = weighted(-logp_ML, logp_ML, torch.zeros(2, dtype=torch.bool), Loss(weights=("focal",), focal_gamma=0.5))
     loss.backward()

@@ -1,4 +1,4 @@
-"""Advantages, objectives, the value head and the audit on numbers computed by hand, gradients by autograd."""
+"""Advantages, objectives, the critic and the measurements on numbers computed by hand, gradients by autograd."""
 
 import math
 from collections.abc import Callable
@@ -22,7 +22,10 @@ from genrec.learning.rl.diagnostics import level_credit, probability_shift, term
 from genrec.learning.rl.learner import GrpoLearner, informative_first
 from genrec.learning.rl.objectives import LOG_RATIO_LIMIT, OBJECTIVES, PolicyBatch, exact_entropy, exact_kl
 from genrec.learning.rl.rollout import LocalRollouts, generate
+from genrec.learning.rl.scorer import GroupScorer
 from genrec.policy.decoding.beam import Beams
+from genrec.policy.model import Policy
+from genrec.policy.prompts import Prompts
 from genrec.types import Group, Query
 
 REWARDS = torch.tensor([[0.0, 0, 0, 0], [0, 0, 0.3, 0], [0, 1.0, 0, 0.5]])
@@ -196,7 +199,7 @@ def test_the_value_head_begins_at_zero_and_its_advantages_are_those_of_gae() -> 
     assert (normalised(torch.ones(1, 2, 2), torch.ones(1, 2, dtype=torch.bool)) == 0).all()
 
 
-def paid(rewards: dict[str, list[float]], query: int = 0) -> Group:
+def rewarded(rewards: dict[str, list[float]], query: int = 0) -> Group:
     terms = {name: torch.tensor(values) for name, values in rewards.items()}
     total = sum(terms.values(), torch.zeros(len(next(iter(terms.values())))))
     items = torch.arange(len(total))
@@ -204,7 +207,10 @@ def paid(rewards: dict[str, list[float]], query: int = 0) -> Group:
 
 
 def test_shares_of_the_advantages_add_up_and_leave_constant_terms_out() -> None:
-    groups = [paid({"a": [1.0, 0, 0, 0], "b": [0, 0.5, 0, 0], "flat": [3.0, 3, 3, 3]}), paid({"a": [0.0, 0.1, 0, 0]})]
+    groups = [
+        rewarded({"a": [1.0, 0, 0, 0], "b": [0, 0.5, 0, 0], "flat": [3.0, 3, 3, 3]}),
+        rewarded({"a": [0.0, 0.1, 0, 0]}),
+    ]
     rewards_BG = torch.stack([g.rewards_G for g in groups])
     divided = term_shares(groups, advantages("group_std", rewards_BG))
     whole = term_shares(groups, advantages("group_mean", rewards_BG))
@@ -213,15 +219,15 @@ def test_shares_of_the_advantages_add_up_and_leave_constant_terms_out() -> None:
     assert divided["a"] > whole["a"]
     first = term_shares(groups[:1], advantages("group_mean", rewards_BG[:1]))
     assert (first["a"], first["b"]) == pytest.approx((10 / 11, 1 / 11), abs=1e-5)
-    assert all(math.isnan(v) for v in term_shares([paid({"a": [1.0, 1.0]})], torch.zeros(1, 2)).values())
+    assert all(math.isnan(v) for v in term_shares([rewarded({"a": [1.0, 1.0]})], torch.zeros(1, 2)).values())
 
 
 def test_zero_advantage_groups_are_counted_and_come_last() -> None:
     groups = [
-        paid({"a": [1.0, 1.0]}, 0),
-        paid({"a": [1.0, 0.0]}, 1),
-        paid({"a": [0.0, 0.0]}, 2),
-        paid({"a": [0.0, 1.0]}, 3),
+        rewarded({"a": [1.0, 1.0]}, 0),
+        rewarded({"a": [1.0, 0.0]}, 1),
+        rewarded({"a": [0.0, 0.0]}, 2),
+        rewarded({"a": [0.0, 1.0]}, 3),
     ]
     assert float(zero_advantage_share(torch.stack([g.rewards_G for g in groups]))) == 0.5
     assert [g.query.id for g in informative_first(groups)] == [1, 3, 0, 2]
@@ -299,6 +305,18 @@ def test_a_target_without_a_leaf_is_not_added() -> None:
     assert torch.equal(again.items_BW, beams.items_BW)
 
 
+@torch.no_grad()
+def rewarded_probability(policy: Policy, prompts: Prompts, groups: list[Group], reward: RewardFunction) -> float:
+    """Mean over groups of the probability of candidates with an above-average reward, given the group."""
+    reward(groups)
+    scorer = GroupScorer(policy, prompts, CATALOG.trie, reference={}, codes_NL=CATALOG.codes_NL)
+    chance_BG = scorer.scores(groups).logp_BGL.sum(-1).exp()
+    rewards_BG = torch.stack([group.rewards_G for group in groups])
+    above_BG = rewards_BG > rewards_BG.mean(1, keepdim=True) + 1e-6
+    share_B = (chance_BG * above_BG).sum(1) / chance_BG.sum(1)
+    return float(share_B[above_BG.any(1)].mean())
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -320,7 +338,10 @@ def test_every_objective_takes_a_step_towards_reward(settings: dict[str, str]) -
         learner = GrpoLearner(policy, prompts, CATALOG.trie, reward, own, Accelerator(cpu=True))
         rollouts = LocalRollouts(policy, prompts, CATALOG.trie, own, seed=0)
         made = rollouts.collect(rollouts.submit(QUERIES, learner.snapshot()))
+        before = rewarded_probability(policy, prompts, made, reward)
         records.append([learner.update(made) for _ in range(2)][-1])
+        after = rewarded_probability(policy, prompts, made, reward)
+        assert after > before + 1e-3
         weights.append(torch.cat([p.detach().flatten() for p in policy.trainable().values()]))
     record = records[0]
     assert sum(record[f"level_credit/{level}"] for level in (1, 2, 3)) == pytest.approx(1.0, abs=1e-4)

@@ -20,7 +20,13 @@ from genrec.config import Config, Lora, PolicyConfig, Sft, StageSettings, Tasks,
 from genrec.errors import InputError
 from genrec.learning.checkpoints import DirectoryCheckpoints, TrainingState
 from genrec.learning.sft.losses import SftLoss
-from genrec.learning.sft.stages import TrainingStage, run_stages, settings_of, train_only_sid_embeddings
+from genrec.learning.sft.stages import (
+    StageCheckpoints,
+    TrainingStage,
+    run_stages,
+    settings_of,
+    train_only_sid_embeddings,
+)
 from genrec.learning.tasks.loss import MixedLoss
 from genrec.learning.tasks.mixture import Mixture, MixtureEpochs
 from genrec.policy.backbone import build
@@ -52,14 +58,14 @@ class Cut(Exception):
 
 
 def train(settings: PolicyConfig, directory: Path, cut_after: int = 10**9) -> tuple[Model, TrainingState]:
-    """Three short stages; stops with ``Cut`` after so many checkpoints."""
+    """Three short stages; stops with ``Cut`` after ``cut_after`` checkpoints."""
     policy, prompts = built(settings)
     form = ChatFormat(load_tokenizer(settings, None), policy.sids, CATALOG)
     loss = MixedLoss(SftLoss(prompts, CATALOG), CATALOG.trie)
     last = Sft(
         example_format="tasks", epochs=1, lr=1e-3, batch_size=16, micro_batch=8, checkpoint_every=2, weight_decay=0.1
     )
-    phases = []
+    stages = []
     for name, stage, tasks in (
         ("rows", StageSettings(lr=1e-2, steps=4), ANCHORS),
         ("pretraining", StageSettings(lr=1e-3, epochs=1), ANCHORS),
@@ -67,7 +73,7 @@ def train(settings: PolicyConfig, directory: Path, cut_after: int = 10**9) -> tu
     ):
         epochs = MixtureEpochs(Mixture(tasks, example_builder(), queries(), form, seed=0, max_tokens=1024), 16, 0)
         own = settings_of(stage, last, epochs.steps, rows_only=name == "rows") if stage else last
-        phases.append(TrainingStage(name, own, epochs, loss, rows_only=name == "rows"))
+        stages.append(TrainingStage(name, own, epochs, loss, rows_only=name == "rows"))
     checkpoints, saved = DirectoryCheckpoints(directory), 0
     keep = checkpoints.save
 
@@ -81,7 +87,7 @@ def train(settings: PolicyConfig, directory: Path, cut_after: int = 10**9) -> tu
     checkpoints.save = save  # type: ignore[method-assign]
     state = run_stages(
         policy,
-        phases,
+        stages,
         seed=0,
         accelerator=Accelerator(cpu=True),
         checkpoints=checkpoints,
@@ -108,6 +114,26 @@ def test_stages_that_are_cut_anywhere_end_with_the_weights_of_an_undisturbed_run
     for name, parameter in policy.trainable().items():
         assert torch.equal(parameter, resumed.trainable()[name]), name
     assert again.curve == state.curve
+
+
+def test_a_checkpoint_of_an_unknown_stage_is_refused(tmp_path: Path) -> None:
+    checkpoints = DirectoryCheckpoints(tmp_path)
+    StageCheckpoints(checkpoints, "removed", []).save(lambda directory: None, {"step": 1})
+    with checkpoints.latest() as directory:
+        assert directory is not None
+        assert json.loads((directory / "stage.json").read_text()) == {"stage": "removed", "earlier": []}
+    with StageCheckpoints(checkpoints, "other", []).latest() as directory:
+        assert directory is None
+    with pytest.raises(InputError, match=r"got a checkpoint of stage 'removed', wanted one of \['next item'\]"):
+        stage: Any = TrainingStage("next item", Sft(), None, None)  # type: ignore[arg-type]
+        run_stages(
+            None,  # type: ignore[arg-type]
+            [stage],
+            seed=0,
+            accelerator=Accelerator(cpu=True),
+            checkpoints=checkpoints,
+            validate=lambda _: {},
+        )
 
 
 def test_in_the_first_stage_the_sid_rows_alone_learn(settings: PolicyConfig) -> None:
@@ -238,17 +264,21 @@ def staged(storage: Path, shop: Path, path: str, *overrides: str) -> Config:
 
 
 def test_the_workflow_goes_through_the_stages_and_the_run_can_be_talked_to(
-    settings: PolicyConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    settings: PolicyConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO", "genrec")
     shop = chain_shop(tmp_path / "shop", users=24)
     config = staged(tmp_path / "storage", shop, settings.path)
     full.run(config)
     out = capsys.readouterr().out
-    assert "stage 1 of 3: rows" in out
+    assert "stage 1 of 3: sid_embeddings" in caplog.text
     assert "% of the learned tokens are SIDs" in out
     made = sft.run(config).path
     mixture = json.loads((made / "mixture.json").read_text())
-    assert list(mixture) == ["rows", "pretraining", "instruction"]
+    assert list(mixture) == ["sid_embeddings", "pretraining", "instruction"]
     assert set(mixture["instruction"]["tasks"]) == {"next_item", "recommendation_reasoning"}
     stages = {record.get("stage") for record in json.loads((made / "curve.json").read_text())["curve"]}
     assert stages == {1, 2, None}

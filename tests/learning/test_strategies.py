@@ -21,8 +21,8 @@ from torch import distributed, multiprocessing
 from genrec.config import Config, Lora, PolicyConfig, Sft
 from genrec.errors import InputError
 
-ROWS = {"sft": {"form": "rows"}}
-QLORA = {"kind": "pretrained", "form": "qlora"}
+ROWS = {"sft": {"example_format": "rows"}}
+QLORA = {"kind": "pretrained", "finetuning": "qlora"}
 SCRATCH = PolicyConfig(hidden=32, layers=2, heads=4, dropout=0.0)
 
 
@@ -156,7 +156,7 @@ def test_packages_that_a_config_needs_are_asked_for_before_any_work(monkeypatch:
     ("bad", "message"),
     [
         ({"compute": {"strategy": "zero2", "workers": 0}}, "workers must be 1 or more"),
-        ({"policy": {"form": "qlora"}}, "is for pretrained"),
+        ({"policy": {"finetuning": "qlora"}}, "is for pretrained"),
         (
             {"policy": QLORA, "learning": ROWS, "compute": {"strategy": "zero3"}},
             "zero3",
@@ -164,7 +164,10 @@ def test_packages_that_a_config_needs_are_asked_for_before_any_work(monkeypatch:
         (
             {
                 "policy": {"kind": "pretrained"},
-                "learning": {**ROWS, "stages": {"rows": {"steps": 3, "tasks": {"next_item": {"weight": 1.0}}}}},
+                "learning": {
+                    **ROWS,
+                    "stages": {"sid_embeddings": {"steps": 3, "tasks": {"next_item": {"weight": 1.0}}}},
+                },
                 "compute": {"strategy": "zero3"},
             },
             "zero2 or ddp for learning.stages",

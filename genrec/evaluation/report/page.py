@@ -1,4 +1,4 @@
-"""``report.html``: one self-contained page, the verdict first, and the same figures as a terminal table."""
+"""``report.html``: one self-contained page that begins with the headline, and its main figures as a text table."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ CHART = ("hr@10", "ndcg@10", "hr@50")
 SFT_PANELS = (("loss", "Training loss"), ("ndcg@10", "Validation NDCG@10"), ("lr", "Learning rate"))
 GRPO_PANELS = (
     ("reward", "Mean reward"),
-    ("zero_advantage_groups", "Zero-advantage groups"),
+    ("zero_advantage_groups", "Share of zero-advantage groups"),
     ("kl", "KL to the SFT policy"),
-    ("prob_shift/head", "Mass moved to head items"),
-    ("prob_shift/tail", "Mass moved to tail items"),
+    ("prob_shift/head", "Probability gained by head items"),
+    ("prob_shift/tail", "Probability gained by tail items"),
     ("ndcg@10", "Validation NDCG@10"),
     ("hr@50", "Validation HR@50"),
 )
@@ -46,9 +46,13 @@ def write_report(
 ) -> Path:
     """Write ``directory/report.html`` atomically and return its path.
 
-    ``metrics`` is what ``summarise.judge`` returned, ``sid_stats`` what ``slices.sid_use`` returned. ``curves`` maps
-    "sft" and "grpo" to points with "step" and any of the panels' keys; a panel without values is left out. A sample has
-    "history" and "recommended" (titles, oldest and best first), and may have "target" and "rank" (from 1, 0: missed).
+    Args:
+        metrics: the result of ``summarise``.
+        curves: "sft" and "grpo" to points with "step" and any of the panels' keys; a panel without values is left out.
+        sid_stats: the result of ``sid_use``.
+        samples: each has "history" and "recommended" (titles, oldest and best first), and may have "target" and "rank"
+            (from 1, 0: not found).
+        config_text: the resolved configuration, shown as it is.
     """
     curves = curves or {}
     context = {
@@ -72,7 +76,7 @@ def write_report(
 
 
 def item_table(metrics: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Item level: ranking to metric to ``{"value", "span", "best"}``; the policies first, then the baselines."""
+    """Item level: ``{"value", "span", "best"}`` by ranking and metric; the policies first, then the baselines."""
     rows = _rows(metrics, "item")
     for name, values in metrics["baselines"].items():
         spans = metrics["ci95"]["baselines"].get(name, {})
@@ -84,15 +88,15 @@ def item_table(metrics: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]
     return rows
 
 
-def print_table(metrics: Mapping[str, Any]) -> str:
-    """The verdict and the main figures as fixed-width text; a star marks a column's best at item level."""
+def text_table(metrics: Mapping[str, Any]) -> str:
+    """The headline and the main figures as fixed-width text; a star marks the best of a column at item level."""
     columns = [
         name for name in ("hr@1", "hr@5", "hr@10", "hr@50", "ndcg@10", "ndcg@50") if name in metrics["model"]["item"]
     ]
     rows = {TITLES.get(name, name): row for name, row in item_table(metrics).items()}
     sid = {f"{TITLES.get(name, name)} (SID level)": row for name, row in _rows(metrics, "sid").items()}
     width = max(len(name) for name in [*rows, *sid])
-    lines = [metrics["verdict"], "", " " * width + "".join(f"{name.upper():>10}" for name in columns)]
+    lines = [metrics["headline"], "", " " * width + "".join(f"{name.upper():>10}" for name in columns)]
     for name, row in {**rows, **sid}.items():
         cells = (f"{row[column]['value']:.4f}{'*' if row[column].get('best') else ' '}" for column in columns)
         lines.append(f"{name:<{width}}" + "".join(f"{cell:>10}" for cell in cells))
@@ -111,7 +115,7 @@ def _template() -> Template:
 
 
 def _policies(metrics: Mapping[str, Any]) -> list[str]:
-    """The model, and every further policy that was judged at item and semantic-ID level."""
+    """The model, and every further policy that was evaluated at item and semantic-ID level."""
     others = [name for name, value in metrics.items() if name not in RESERVED and name != "model" and _is_policy(value)]
     return ["model", *others]
 

@@ -1,4 +1,4 @@
-"""The report's figures as inline SVG whose colours are the page's CSS variables, so dark mode needs no second set."""
+"""The report's figures as inline SVG whose colours are the page's CSS variables, so that dark mode changes them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-# Stand-ins that no other part of a figure uses; _svg swaps each for its CSS variable.
+# Placeholder colours that nothing else in a figure has; _svg replaces each by its CSS variable.
 INK, MUTED, GRID = "#010203", "#040506", "#070809"
 SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05")
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "rule", **{colour: f"s{n}" for n, colour in enumerate(SERIES, 1)}}
@@ -82,7 +82,7 @@ def bars(
 
 
 def curves(points: Sequence[Point], panels: Sequence[tuple[str, str]], x: str = "step") -> str | None:
-    """One panel per (key, title) that has values among the points, over ``x``; None when there are none."""
+    """One panel per (key, title) that has values among the points, over ``x``; None if no panel has any."""
     present = [(key, title) for key, title in panels if any(p.get(key) is not None for p in points)]
     if not present:
         return None
@@ -106,7 +106,7 @@ def curves(points: Sequence[Point], panels: Sequence[tuple[str, str]], x: str = 
 
 
 def code_use(levels: Sequence[Mapping[str, Any]]) -> str:
-    """Items per code at each level, codes in order of use: flat is even use, a cliff is a dead part of the codebook."""
+    """Items per code at each level, most used codes first: a flat curve is even use, zeros are codes without items."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _panels(len(levels), height=2.2)
         for number, (axis, level) in enumerate(zip(axes, levels, strict=True)):
@@ -122,7 +122,7 @@ def code_use(levels: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
-    """At most three panels in a row, each ``height`` inches and its title high."""
+    """``count`` panels, at most three in a row, each ``height`` inches high without its title."""
     columns = min(3, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(9.6, rows * (height + 0.6)), layout=ConstrainedLayoutEngine(wspace=0.07, hspace=0.12))

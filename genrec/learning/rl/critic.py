@@ -53,8 +53,8 @@ class CriticTrainer:
 
     def values(self, scores: GroupScores) -> Tensor:
         """V before each level of each candidate, (B, G, L)."""
-        both_BGL: Tensor = self._critic(scores.hidden, scores.scores.logp_BGL.shape[1])
-        return both_BGL[:, :-1]
+        all_BGL: Tensor = self._critic(scores.hidden, scores.scores.logp_BGL.shape[1])
+        return all_BGL[:, :-1]
 
     def step(self) -> None:
         """Update by the gradients that were added since the last step."""
