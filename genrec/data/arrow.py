@@ -1,4 +1,4 @@
-"""Arrow's compute functions, as type checkers can see them: they are generated when pyarrow is imported."""
+"""Arrow's compute functions, typed as Any: they are generated at import, so type checkers do not see them."""
 
 from __future__ import annotations
 

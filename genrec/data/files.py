@@ -1,4 +1,4 @@
-"""Atomic writes: a file is there whole, or not at all."""
+"""Atomic writes: a reader sees the complete file, or none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` with a temporary name beside ``path``, flush it to disk, then rename it onto ``path``."""
+    """Call ``write`` with a temporary path in the same folder, flush the file to disk, then rename it to ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -26,7 +26,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_parquet(table: pa.Table, path: Path, **options: Any) -> None:
-    """Write ``table`` as Parquet (zstd, unless pyarrow's ``options`` say otherwise), atomically."""
+    """Write ``table`` as Parquet, atomically; ``options`` are pyarrow's, with zstd compression by default."""
     chosen: dict[str, Any] = {"compression": "zstd"} | options
     write_atomically(path, lambda temporary: pq.write_table(table, temporary, **chosen))
 

@@ -1,8 +1,8 @@
-"""Which items and interactions survive. Pure functions on arrays; E events, U users, N items.
+"""Filters of items and interactions, as pure functions on arrays: E events, U users, N items.
 
-The order, which ``prepare`` keeps: items by title → time window → ``item_users`` → ``first_only`` →
-``last_per_user`` → k-core. So a k-core is the last word: every user and item that stays meets it.
-Events are given sorted by user, oldest first; ``user_E`` counts users from 0 in that order.
+``prepare`` applies them in this order: item titles → time window → ``item_users`` → ``first_only`` →
+``last_per_user`` → k-core. The k-core is last, so all remaining users and items have enough events.
+Events are sorted by user, oldest first; ``user_E`` numbers users from 0 in that order.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Ints = NDArray[np.int64]
 
 
 def keep_titles(titles: pa.ChunkedArray, filters: Filters) -> Bools:
-    """Items (N,) whose title is short enough, and there if it is required."""
+    """Which of N items to keep, (N,) bool: those with a title, if it is required, of at most ``title_words`` words."""
     text = pc.utf8_trim_whitespace(titles.fill_null(""))
     keep = np.ones(len(titles), bool)
     if filters.require_title:
@@ -35,7 +35,11 @@ def keep_titles(titles: pa.ChunkedArray, filters: Filters) -> Bools:
 
 
 def window(filters: Filters) -> tuple[int, int] | None:
-    """The time window [start, end) in epoch seconds (UTC), or None; InputError for a date that is not ISO."""
+    """The time window [start, end) in epoch seconds (UTC), or None if there is none.
+
+    Raises:
+        InputError: a date is not ISO 8601, or start is not before end.
+    """
     if filters.start is None and filters.end is None:
         return None
     start = _epoch(filters.start, "start") if filters.start else 0
@@ -46,13 +50,13 @@ def window(filters: Filters) -> tuple[int, int] | None:
 
 
 def users_per_item(user_E: Ints, item_E: Ints, items: int) -> Ints:
-    """How many distinct users each item (N,) has."""
+    """The number of distinct users of each item, (N,) int64, from the users and items (E,) of events."""
     pairs = np.unique(user_E * items + item_E)
     return np.bincount(pairs % items, minlength=items).astype(np.int64)
 
 
 def first_of_pair(user_E: Ints, item_E: Ints, items: int) -> Bools:
-    """Events (E,) that are their user's first with their item."""
+    """Which events are the first of their user with their item, (E,) bool."""
     _, first = np.unique(user_E * items + item_E, return_index=True)
     keep = np.zeros(len(user_E), bool)
     keep[first] = True
@@ -60,14 +64,14 @@ def first_of_pair(user_E: Ints, item_E: Ints, items: int) -> Bools:
 
 
 def last_of_user(user_E: Ints, count: int) -> Bools:
-    """Events (E,) among their user's last ``count``; users' events must be adjacent."""
+    """Which events are among the last ``count`` of their user, (E,) bool; a user's events must be adjacent."""
     _, starts, lengths = np.unique(user_E, return_index=True, return_counts=True)
     ends = np.repeat(starts + lengths, lengths)
     return ends - np.arange(len(user_E)) <= count
 
 
 def core_events(user_E: Ints, item_E: Ints, alive_N: Bools, user_core: int) -> Bools:
-    """Events (E,) with a living item whose user has at least ``user_core`` of them."""
+    """Which events have an item in ``alive_N``, and a user with at least ``user_core`` such events, (E,) bool."""
     keep = alive_N[item_E]
     if user_core > 1 and len(user_E):
         counts = np.bincount(user_E[keep], minlength=int(user_E.max()) + 1)
@@ -76,10 +80,12 @@ def core_events(user_E: Ints, item_E: Ints, alive_N: Bools, user_core: int) -> B
 
 
 def k_core(read: Callable[[], Iterable[tuple[Ints, Ints]]], alive_N: Bools, user_core: int, item_core: int) -> Bools:
-    """The living items of the largest sub-log in which users and items have enough events (Seidman 1983).
+    """The items (N,) bool of the largest part of the log in which all users and items have enough events.
 
-    ``read`` yields (user_E, item_E) bucket by bucket, users disjoint between buckets; it is called once per round,
-    so a log of any size takes the memory of its largest bucket and N counts. An item without events has zero.
+    ``alive_N`` are the items to start from. ``read`` yields (user_E, item_E) bucket by bucket, with each user in one
+    bucket; it is called once per round, so the memory needed is that of the largest bucket and N counts.
+
+    Source: Seidman, "Network structure and minimum degree" (1983).
     """
     alive = alive_N.copy()
     while item_core:

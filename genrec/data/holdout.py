@@ -1,11 +1,11 @@
-"""A data directory without some of its items: what it would have been before they existed, and who asks for them.
+"""A data directory without some of its items, as if they did not exist yet, and the queries that test their insertion.
 
-    data/           a data directory of the other items: without the held-out ones in its log, histories and targets
-    held.parquet    the held-out items, columns of the item table
-    asked/          all test queries whose history is not empty then (as ``queries/test``), those for held-out items too
+    data/           a data directory without the held-out items in its log, histories and targets
+    held.parquet    the held-out items, with the columns of the item table
+    asked/          the test queries with any target, as ``queries/test``, without held-out items in their histories
 
-Items are counted anew: the others first, in their order, then the held-out ones in theirs, which are the rows that a
-live insert of ``held.parquet`` gives them.
+Items are renumbered: first the others in their order, then the held-out ones in theirs. These are the rows that they
+get when ``held.parquet`` is inserted into a catalogue of the others.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from genrec.errors import InputError
 Ints = NDArray[np.int64]
 
 
-def pick_items(asked: pa.Table, items: int, count: int, seed: int) -> Ints:
-    """``count`` item rows, ascending, drawn with ``seed``: targets of the queries ``asked``, then any others.
+def pick_items(queries: pa.Table, items: int, count: int, seed: int) -> Ints:
+    """``count`` of ``items`` item rows, ascending (int64), drawn by ``seed``: first targets of ``queries``.
 
     Raises:
-        InputError: more than half of the ``items`` items.
+        InputError: ``count`` is more than half of the items.
     """
     if count > items // 2:
         raise InputError(
-            f"bench.items={count} of {items} items are to be held out, half at most; set bench.items lower"
+            f"got bench.items={count} of {items} items to hold out, wanted half at most; lower bench.items"
         )
     rng = np.random.default_rng(seed)
-    targets = rng.permutation(np.unique(asked["target"].to_numpy()))
+    targets = rng.permutation(np.unique(queries["target"].to_numpy()))
     others = rng.permutation(np.setdiff1d(np.arange(items), targets))
     return np.sort(np.concatenate([targets, others])[:count]).astype(np.int64)
 
 
 def hold_out(data: Path, held: Ints, out: Path) -> dict[str, Any]:
-    """Write what the module's text names into ``out``, without the item rows ``held`` of ``data``; returns counts.
+    """Hold out the item rows ``held`` of ``data``: write the files listed above into ``out``, and return counts.
 
     Raises:
-        InputError: nothing is left to train or to validate on.
+        InputError: no train or no valid queries are left.
     """
     items = read_items(data)
     order = np.concatenate([np.setdiff1d(np.arange(items.num_rows), held), held])
@@ -63,7 +63,8 @@ def hold_out(data: Path, held: Ints, out: Path) -> dict[str, Any]:
         counts[split] = queries.num_rows
     if not counts["train"] or not counts["valid"]:
         raise InputError(
-            f"without {len(held)} items {counts['train']} train and {counts['valid']} valid queries are left"
+            f"without {len(held)} items, {counts['train']} train and {counts['valid']} valid queries are left; "
+            "hold out fewer items (bench.items)"
         )
     write_parquet(
         _sequences(read_sequences(data), row_of_item_N, kept), out / "data" / "sequences" / "part-00000.parquet"
@@ -75,7 +76,7 @@ def hold_out(data: Path, held: Ints, out: Path) -> dict[str, Any]:
 
 
 def _queries(queries: pa.Table, row_of_item_N: Ints, kept: int) -> pa.Table:
-    """In new rows, the held-out items taken out of the histories; queries without a history are left out."""
+    """The queries in new item rows, without held-out items in the histories, and without empty histories."""
     keep_E, bounds = _kept_events(queries["history"], row_of_item_N, kept)
     history = pa.ListArray.from_arrays(bounds, _new_rows(queries["history"], row_of_item_N).filter(keep_E))
     target = pa.array(row_of_item_N[queries["target"].to_numpy()].astype(np.int32))
@@ -85,7 +86,7 @@ def _queries(queries: pa.Table, row_of_item_N: Ints, kept: int) -> pa.Table:
 
 
 def _sequences(sequences: pa.Table, row_of_item_N: Ints, kept: int) -> pa.Table:
-    """In new rows, without the events of held-out items; ``events`` and ``values`` are not kept."""
+    """The sequences in new item rows, without the events of held-out items; ``events`` and ``values`` become null."""
     keep_E, bounds = _kept_events(sequences["items"], row_of_item_N, kept)
     flat = {
         "items": _new_rows(sequences["items"], row_of_item_N),
@@ -103,7 +104,7 @@ def _new_rows(lists: pa.ChunkedArray, row_of_item_N: Ints) -> pa.Array:
 
 
 def _kept_events(lists: pa.ChunkedArray, row_of_item_N: Ints, kept: int) -> tuple[pa.Array, pa.Array]:
-    """Which events are of kept items, (E,), and the bounds of each list among these."""
+    """Which events have kept items, (E,) bool, and the offsets of the lists among these events, (lists + 1,) int32."""
     keep_E = row_of_item_N[pc.list_flatten(lists).to_numpy()] < kept
     before_E = np.concatenate([[0], np.cumsum(keep_E)])
     ends = np.concatenate([[0], np.cumsum(pc.list_value_length(lists).to_numpy())])

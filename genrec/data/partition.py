@@ -1,13 +1,14 @@
-"""From parts of the log to buckets of users: each part is streamed once, and a user's rows meet in one bucket.
+"""Partitioning of the log by user: each part of the log is streamed once, and all rows of a user get into one bucket.
 
-``scatter/part-i/bucket-j.parquet`` holds part i's rows of bucket j; ``counts.json`` beside it is written last, so it
-marks the part as complete. Memory: one batch, and ``FLUSH_ROWS`` rows waiting for their buckets.
+``part-i/bucket-j.parquet`` holds part i's rows of bucket j; ``part-i/counts.json`` is written last and so marks the
+part as complete. Memory: one batch, and up to ``FLUSH_ROWS`` rows that are not written yet.
 """
 
 from __future__ import annotations
 
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,7 @@ from genrec.data.sources.source import Part, Source
 from genrec.data.tables import SPLIT_CODES
 
 FLUSH_ROWS = 1 << 20
+"""Rows that are kept in memory before they are written."""
 BUCKET = pa.schema(
     [
         ("user_id", pa.string()),
@@ -36,11 +38,14 @@ BUCKET = pa.schema(
         ("order", pa.int64()),
     ]
 )
-"""``item`` is a row of the source's item table, ``order`` the row's place in the whole log (part, then row)."""
+"""``item`` is a row of the source's item table; ``order`` is the row's position in the log (by part, then row)."""
+
+COUNTS = ("rows", "unknown", "outside_window", "filtered_items", "kept", "no_time", "no_position", "no_split")
+"""What is counted of each part: its rows, those removed by reason, those kept, and kept rows that lack a value."""
 
 
 def buckets_of(user_ids: pa.ChunkedArray, buckets: int) -> NDArray[np.int64]:
-    """The bucket of each user: CRC-32 of the id, the same on every machine and in every run."""
+    """The bucket (E,) int64 of each user id: CRC-32 modulo ``buckets``, the same on every machine."""
     coded = user_ids.combine_chunks().dictionary_encode()
     hashes = [zlib.crc32(name.encode()) for name in coded.dictionary.to_pylist()]
     return (np.array(hashes, np.int64) % buckets)[coded.indices.to_numpy()]
@@ -57,46 +62,40 @@ def partition_part(
     buckets: int,
     folder: Path,
 ) -> None:
-    """Write part number ``index`` of the log into ``folder`` by bucket, and what was counted.
+    """Write part number ``index`` of the log into ``folder``, one file per bucket, and the counts of its rows.
 
-    Rows go whose item is unknown or was filtered (``keep_N``, over the item table ``ids``), or whose known time is
-    outside of ``window``. Raises InputError for values that the source's reader refuses.
+    Rows are removed if their item is not in ``ids`` or not in ``keep_N`` (a mask of ``ids``), or if their time is known
+    and outside ``window``.
+
+    Raises:
+        InputError: the source's reader finds a bad value.
     """
-    counts: dict[str, int] = dict.fromkeys(
-        ("rows", "unknown", "outside_window", "filtered_items", "kept", "no_time", "no_position", "no_split"), 0
-    )
+    counts: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
     examples: list[str] = []
     with _BucketWriter(folder) as writer:
         for log in source.read(part):
             rows = pc.index_in(log["item_id"], value_set=ids)
             order = pa.array((index << 40) + counts["rows"] + np.arange(log.num_rows))
-            item = rows.fill_null(-1).to_numpy()
-            known = item >= 0
-            if not known.all() and len(examples) < 3:
-                examples += log["item_id"].filter(pa.array(~known)).slice(0, 3).to_pylist()
-            inside = _inside(log["timestamp"], window)
-            wanted = known & inside & keep_N[item]
-            counts["rows"] += log.num_rows
-            counts["unknown"] += int((~known).sum())
-            counts["outside_window"] += int((known & ~inside).sum())
-            counts["filtered_items"] += int((known & inside).sum() - wanted.sum())
-            table = _bucket_table(log, rows, order).filter(pa.array(wanted))
-            counts["kept"] += table.num_rows
-            for name, column in (("no_time", "time"), ("no_position", "position"), ("no_split", "split")):
-                counts[name] += table[column].null_count
+            item_E = rows.fill_null(-1).to_numpy()
+            known_E, inside_E = item_E >= 0, _inside(log["timestamp"], window)
+            keep_E = known_E & inside_E & keep_N[item_E]
+            table = _bucket_table(log, rows, order).filter(pa.array(keep_E))
             writer.add(table, buckets_of(table["user_id"], buckets))
+            counts.update(_counts(known_E, inside_E, table))
+            if not known_E.all() and len(examples) < 3:
+                examples += log["item_id"].filter(pa.array(~known_E)).slice(0, 3).to_pylist()
     write_json({**counts, "unknown_examples": examples[:3]}, folder / "counts.json")
 
 
 def read_bucket(folder: Path, bucket: int, columns: list[str] | None = None) -> pa.Table:
-    """All parts' rows of one bucket, in log order; ``folder`` holds ``part-*``."""
+    """All rows of one bucket, from all ``part-*`` of ``folder``, in log order (schema ``BUCKET``)."""
     files = sorted(folder.glob(f"part-*/bucket-{bucket:05d}.parquet"))
     empty = BUCKET if columns is None else pa.schema([BUCKET.field(name) for name in columns])
     return pa.concat_tables([empty.empty_table(), *(pq.ParquetFile(file).read(columns=columns) for file in files)])
 
 
 def total_counts(folder: Path) -> dict[str, Any]:
-    """The counts of all parts together, and a few examples of unknown items."""
+    """The sums of the counts over all parts, and up to three ids of unknown items."""
     parts = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("part-*/counts.json"))]
     total: dict[str, Any] = {"unknown_examples": []}
     for part in parts:
@@ -104,6 +103,21 @@ def total_counts(folder: Path) -> dict[str, Any]:
             total[name] = total[name] + value if name in total else value
     total["unknown_examples"] = total["unknown_examples"][:3]
     return total
+
+
+def _counts(known_E: NDArray[np.bool_], inside_E: NDArray[np.bool_], table: pa.Table) -> dict[str, int]:
+    """The ``COUNTS`` of one batch, of which ``table`` holds the kept rows."""
+    eligible = int((known_E & inside_E).sum())
+    return {
+        "rows": len(known_E),
+        "unknown": int((~known_E).sum()),
+        "outside_window": int((known_E & ~inside_E).sum()),
+        "filtered_items": eligible - table.num_rows,
+        "kept": table.num_rows,
+        "no_time": table["time"].null_count,
+        "no_position": table["position"].null_count,
+        "no_split": table["split"].null_count,
+    }
 
 
 def _inside(time: pa.ChunkedArray, window: tuple[int, int] | None) -> NDArray[np.bool_]:
@@ -121,7 +135,7 @@ def _bucket_table(log: pa.Table, rows: pa.ChunkedArray, order: pa.Array) -> pa.T
 
 
 class _BucketWriter:
-    """Rows wait in memory until there are ``FLUSH_ROWS``, then go to one open file per bucket."""
+    """Collects rows in memory until there are ``FLUSH_ROWS``, then appends them to one open file per bucket."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +143,7 @@ class _BucketWriter:
             leftover.unlink()
         self._folder = folder
         self._files: dict[int, pq.ParquetWriter] = {}
-        self._waiting: list[tuple[pa.Table, NDArray[np.int64]]] = []
+        self._pending: list[tuple[pa.Table, NDArray[np.int64]]] = []
         self._rows = 0
 
     def __enter__(self) -> _BucketWriter:
@@ -142,7 +156,7 @@ class _BucketWriter:
             file.close()
 
     def add(self, table: pa.Table, bucket_E: NDArray[np.int64]) -> None:
-        self._waiting.append((table, bucket_E))
+        self._pending.append((table, bucket_E))
         self._rows += table.num_rows
         if self._rows >= FLUSH_ROWS:
             self._flush()
@@ -153,13 +167,13 @@ class _BucketWriter:
                 name = self._folder / f"bucket-{bucket:05d}.parquet"
                 self._files[bucket] = pq.ParquetWriter(name, BUCKET, compression="zstd")
             self._files[bucket].write_table(table)
-        self._waiting, self._rows = [], 0
+        self._pending, self._rows = [], 0
 
     def _by_bucket(self) -> Iterator[tuple[int, pa.Table]]:
         if not self._rows:
             return
-        table = pa.concat_tables([rows for rows, _ in self._waiting])
-        bucket_E = np.concatenate([buckets for _, buckets in self._waiting])
+        table = pa.concat_tables([rows for rows, _ in self._pending])
+        bucket_E = np.concatenate([buckets for _, buckets in self._pending])
         order = np.argsort(bucket_E, kind="stable")
         table = table.take(pa.array(order))
         found, starts = np.unique(bucket_E[order], return_index=True)

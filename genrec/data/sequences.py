@@ -1,7 +1,7 @@
-"""A bucket of users: its events in order, thinned by the filters, then written as sequences and queries.
+"""One bucket of users: sort and filter its events, then write them as sequences and queries.
 
-A bucket is held in memory whole (``data.shards`` decides how large one is); everything here is a function of one
-bucket and a few catalogue-sized arrays, so buckets are worked on side by side. E events, U users, N items.
+A bucket is in memory as a whole (``data.shards`` determines its size). All functions depend on one bucket and a few
+arrays over the items only, so buckets are processed in parallel. E events, U users, N items, Q queries.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,9 +24,10 @@ from genrec.errors import InputError
 
 
 def sort_events(bucket: pa.Table, by_position: bool) -> pa.Table:
-    """The bucket's rows by user, then position (else time), then log order, with ``user`` counting them from 0.
+    """The bucket's rows sorted by user, then position (or time), then log order; column ``user`` numbers users from 0.
 
-    Raises InputError if known times decrease along the positions, which promise the order.
+    Raises:
+        InputError: known times decrease along the positions of a user.
     """
     coded = bucket["user_id"].combine_chunks().dictionary_encode()
     ranks = np.argsort(np.argsort(np.array(coded.dictionary.to_pylist(), dtype=object)))
@@ -41,7 +41,7 @@ def sort_events(bucket: pa.Table, by_position: bool) -> pa.Table:
 
 
 def filter_events(events: pa.Table, filters: Filters, alive_N: NDArray[np.bool_]) -> tuple[pa.Table, dict[str, int]]:
-    """Apply ``item_users`` (as ``alive_N``), ``first_only`` and ``last_per_user``; also how many events each left."""
+    """Apply ``item_users`` (the mask ``alive_N``), ``first_only`` and ``last_per_user``; also the events after each."""
     left: dict[str, int] = {}
     events = events.filter(pa.array(alive_N[events["item"].to_numpy()]))
     left["item_users"] = events.num_rows
@@ -57,10 +57,11 @@ def filter_events(events: pa.Table, filters: Filters, alive_N: NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Users:
-    """The events that a bucket's users keep, sorted by user, oldest first, in final item rows.
+    """The filtered events of a bucket, sorted by user, oldest first, in final item rows.
 
-    ``starts_V`` holds the U + 1 bounds of the users' events. ``time_E`` never decreases within a user: epoch
-    seconds, or positions if ``timed`` is false; then ``known_E`` has the epoch seconds that are known, else -1.
+    ``starts_V`` holds the U + 1 offsets of the users' events. ``time_E`` never decreases within a user; it is in epoch
+    seconds, or in positions if not all times are known. ``known_E`` is in epoch seconds, -1 where the time is unknown.
+    ``order_E`` is the position in the whole log.
     """
 
     user_ids: pa.Array
@@ -75,20 +76,20 @@ class Users:
     value: pa.ChunkedArray
 
     def samples(self) -> Samples:
-        """Every event as a sample, for the chronological split (a user's first event is none: see ``targets``)."""
+        """All events as samples of the chronological split, with each user's first event (compare ``targets``)."""
         first = np.minimum.reduceat(self.order_E, self.starts_V[:-1]) if len(self.order_E) else self.order_E
-        place = np.arange(len(self.user_E)) - self.starts_V[self.user_E]
-        return Samples(self.known_E, first[self.user_E] if len(first) else first, place)
+        position = np.arange(len(self.user_E)) - self.starts_V[self.user_E]
+        return Samples(self.known_E, first[self.user_E] if len(first) else first, position)
 
     def targets(self) -> Samples:
         """The samples without each user's first event."""
         samples = self.samples()
-        later = samples.place > 0
-        return Samples(samples.time[later], samples.user[later], samples.place[later])
+        later = samples.position > 0
+        return Samples(samples.time[later], samples.user[later], samples.position[later])
 
 
 def read_users(file: Path, alive_N: NDArray[np.bool_], user_core: int, *, timed: bool) -> Users:
-    """Read a thinned bucket, keep living items and users in the core, and renumber both."""
+    """Read a filtered bucket, apply the k-core (``alive_N`` and ``user_core``), and renumber users and items."""
     table = pq.ParquetFile(file).read()
     keep = core_events(_ints(table["user"]), _ints(table["item"]), alive_N, user_core)
     table = table.filter(pa.array(keep))
@@ -110,7 +111,7 @@ def read_users(file: Path, alive_N: NDArray[np.bool_], user_core: int, *, timed:
 
 
 def split_codes(users: Users, rule: str, cuts: Sequence[Cut | None]) -> Codes:
-    """The split of each event by ``data.split``; ``cuts`` are those of the chronological one."""
+    """The split code (E,) int8 of each event under ``data.split``; ``cuts`` are needed for chronological splits."""
     if rule == "given":
         return given(users.split_E, users.starts_V)
     if rule == "chronological":
@@ -120,9 +121,9 @@ def split_codes(users: Users, rule: str, cuts: Sequence[Cut | None]) -> Codes:
 
 @dataclass(frozen=True)
 class Numbering:
-    """Where a bucket's users and events start in the numbering of all, and which evaluation queries stay.
+    """The numbers of a bucket's first user and event among all, and which evaluation queries are kept.
 
-    A query's id is the number of its target event; ``limits`` holds, per split, the largest id hash that stays.
+    A query's id is the number of its target event; ``limits`` holds the largest id hash that is kept, per split.
     """
 
     first_user: int
@@ -130,14 +131,14 @@ class Numbering:
     limits: dict[str, int | None]
 
     def ids(self, users: Users) -> Ints:
-        """The id of every event, as the target of a query."""
+        """The id (E,) int64 of the query of each event."""
         return np.arange(len(users.item_E), dtype=np.int64) + self.first_event
 
 
 def write_users(
     users: Users, codes_E: Codes, numbering: Numbering, max_history: int, folder: Path, bucket: int
 ) -> dict[str, int]:
-    """Write one bucket's query files and then its sequence file (so that it marks the rest as there); count rows."""
+    """Write a bucket's query files and, last, its sequence file, which marks the bucket as done; returns row counts."""
     name = f"part-{bucket:05d}.parquet"
     counts = {}
     for split in SPLITS:
@@ -152,7 +153,7 @@ def write_users(
 
 
 def query_table(users: Users, target_Q: Ints, numbering: Numbering, max_history: int) -> pa.Table:
-    """Queries (schema ``QUERIES``) whose targets are the events ``target_Q``, each with the events before it."""
+    """Queries (schema ``QUERIES``) with the events ``target_Q`` as targets and up to ``max_history`` items before."""
     user = users.user_E[target_Q]
     begin = np.maximum(users.starts_V[user], target_Q - max_history)
     lengths = target_Q - begin
@@ -177,7 +178,7 @@ def sequence_table(users: Users, codes_E: Codes, first_user: int) -> pa.Table:
     """One row per user (schema ``SEQUENCES``)."""
     bounds = pa.array(users.starts_V.astype(np.int32))
 
-    def lists(values: Any) -> pa.ListArray:
+    def lists(values: pa.Array) -> pa.ListArray:
         return pa.ListArray.from_arrays(bounds, values)
 
     none = users.event.null_count == len(users.event), users.value.null_count == len(users.value)
@@ -197,7 +198,7 @@ def sequence_table(users: Users, codes_E: Codes, first_user: int) -> pa.Table:
 
 
 def count_repeats(users: Users, codes_E: Codes) -> int:
-    """How many targets their user has met before."""
+    """The number of targets whose item occurs earlier in the same user's events."""
     items = int(users.item_E.max()) + 1 if len(users.item_E) else 1
     again = ~first_of_pair(users.user_E, users.item_E.astype(np.int64), items)
     return int((again & (codes_E > 0)).sum())

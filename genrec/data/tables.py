@@ -1,11 +1,11 @@
-"""The data directory that ``prepare`` writes: its schemas, its readers, its checks.
+"""The data directory that ``prepare`` writes: schemas, readers and checks.
 
     items.parquet               one row per item; row i is item i everywhere in genrec
-    sequences/part-*.parquet    one row per user, oldest event first; users are disjoint over parts
-    queries/{train,valid,test}/part-*.parquet   one row per question: after this history, what comes next?
+    sequences/part-*.parquet    one row per user, oldest event first; each user is in one part
+    queries/{train,valid,test}/part-*.parquet   one row per query: predict the target from the history
     stats.json                  counts
 
-The shop's own ids (strings) live in these tables alone; everything downstream speaks of item rows 0 … N-1.
+Only these tables hold the ids of the source (strings); everything else uses item rows 0 … N - 1.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ SEQUENCES = pa.schema(
         pa.field("values", pa.list_(pa.float32())),
     ]
 )
-"""``times`` never decrease: epoch seconds, or positions where the log does not know every time."""
+"""``times`` never decrease; they are in epoch seconds, or positions if some time is not known."""
 
 QUERIES = pa.schema(
     [
@@ -66,11 +66,11 @@ QUERIES = pa.schema(
         pa.field("event", pa.string()),
     ]
 )
-"""``history`` is oldest first and never empty; ``time`` is the target's, in epoch seconds, where it is known."""
+"""``history`` is oldest first and never empty; ``time`` is that of the target, in epoch seconds, if it is known."""
 
 
 def read_items(directory: Path) -> pa.Table:
-    """The item table (schema ``ITEMS`` and extra columns), N rows in item order; InputError if it is not valid."""
+    """The item table (schema ``ITEMS``, then extra columns), N rows in item order; InputError if it is not valid."""
     table = _read([Path(directory) / "items.parquet"])
     validate_items(table)
     return table
@@ -91,17 +91,17 @@ def read_queries(directory: Path, split: Split) -> pa.Table:
 
 
 def read_stats(directory: Path) -> dict[str, Any]:
-    """The counts that ``prepare`` wrote."""
+    """The contents of ``stats.json``."""
     return json.loads((Path(directory) / "stats.json").read_text(encoding="utf-8"))
 
 
 def sequence_files(directory: Path) -> list[Path]:
-    """The sequence files, one per user shard, in order; InputError if there is none."""
+    """The sequence files, one per shard of users, in order; InputError if there are none."""
     return _parts(Path(directory) / "sequences")
 
 
 def query_files(directory: Path, split: Split) -> list[Path]:
-    """The query files of one split, one per user shard, in order; InputError if there is none."""
+    """The query files of one split, one per shard of users, in order; InputError if there are none."""
     return _parts(Path(directory) / "queries" / split)
 
 
@@ -112,32 +112,36 @@ def to_queries(table: pa.Table) -> list[Query]:
 
 
 def validate_items(table: pa.Table) -> None:
-    """Refuse (InputError) an item table with wrong columns, no rows, rows out of order, or ids that occur twice."""
+    """Raise InputError for an item table with wrong columns, no rows, rows out of order, or ids that occur twice."""
     _refuse_other_columns(table, ITEMS, "items")
     if table.num_rows == 0:
-        raise InputError("the item table is empty; at least one item was expected")
+        raise InputError("the item table is empty; wanted at least one item")
     rows = table["item"].to_numpy()
     if rows[0] != 0 or (rows[1:] - rows[:-1] != 1).any():
-        raise InputError("items.parquet: column 'item' must count 0, 1, 2, …: the file was reordered or filtered")
+        raise InputError(
+            "items.parquet: column 'item' must count 0, 1, 2, …: the file was reordered or filtered; prepare it again"
+        )
     refuse_duplicate_ids(table["id"], "items.parquet", "id")
 
 
 def validate_queries(table: pa.Table, items: int, max_history: int) -> None:
-    """Refuse (InputError) queries with wrong columns, an empty or too long history, or an item outside 0 … items-1."""
+    """Raise InputError for queries with wrong columns, empty or too long histories, or items not in 0 … items - 1."""
     _refuse_other_columns(table, QUERIES, "queries")
     lengths = pc.list_value_length(table["history"])
     if table.num_rows and not 1 <= pc.min(lengths).as_py() <= pc.max(lengths).as_py() <= max_history:
-        raise InputError(f"a query's history must hold 1 to {max_history} items, found {pc.min_max(lengths).as_py()}")
+        raise InputError(
+            f"queries: got histories of {pc.min_max(lengths).as_py()} items, wanted 1 to {max_history} items"
+        )
     for name, rows in (("target", table["target"]), ("history", pc.list_flatten(table["history"]))):
         bounds = pc.min_max(rows).as_py()
         if table.num_rows and not 0 <= bounds["min"] <= bounds["max"] < items:
-            raise InputError(f"queries: column '{name}' holds item rows {bounds}, the catalogue has 0 … {items - 1}")
+            raise InputError(f"queries: got item rows {bounds} in column '{name}', wanted 0 … {items - 1}")
     if pc.count_distinct(table["id"]).as_py() != table.num_rows:
-        raise InputError("queries: ids occur twice")
+        raise InputError("queries: some ids occur twice; each query must have its own")
 
 
 def refuse_duplicate_ids(ids: pa.ChunkedArray, where: str, column: str) -> None:
-    """Raise InputError with examples if a value occurs more than once."""
+    """Raise InputError with examples if a value of ``ids`` occurs more than once."""
     if pc.count_distinct(ids).as_py() == len(ids):
         return
     counts = pa.table({"id": ids}).group_by("id").aggregate([([], "count_all")])
@@ -152,7 +156,7 @@ def refuse_duplicate_ids(ids: pa.ChunkedArray, where: str, column: str) -> None:
 def _parts(folder: Path) -> list[Path]:
     files = sorted(folder.glob("part-*.parquet"))
     if not files:
-        raise InputError(f"{folder} holds no part-*.parquet; run workflows.prepare first")
+        raise InputError(f"{folder}: found no part-*.parquet; run workflows.prepare first")
     return files
 
 
@@ -168,5 +172,5 @@ def _refuse_other_columns(table: pa.Table, schema: pa.Schema, where: str) -> Non
         if field.name not in table.column_names:
             raise InputError(f"{where}: column '{field.name}' ({field.type}) is missing; found {table.column_names}")
         if not table.schema.field(field.name).type.equals(field.type):
-            came = table.schema.field(field.name).type
-            raise InputError(f"{where}: column '{field.name}' is {came}, {field.type} was expected")
+            got = table.schema.field(field.name).type
+            raise InputError(f"{where}: got column '{field.name}' of type {got}, wanted {field.type}")

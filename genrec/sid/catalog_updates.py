@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 import torch
 
 from genrec.config import Embed
-from genrec.data.columns import canonical_items, find_catalog_columns
+from genrec.data.canonical import canonical_items
+from genrec.data.columns import find_catalog_columns
 from genrec.data.files import write_json, write_parquet
 from genrec.data.tables import refuse_duplicate_ids
 from genrec.errors import InputError

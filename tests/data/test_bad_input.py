@@ -21,19 +21,19 @@ def refused(tmp_path, log, match, *overrides, items=None):
     [
         ({"user_id": None}, "no column for 'user_id'.*data.columns.user_id"),
         ({"timestamp": None}, "neither a timestamp .* nor a position"),
-        ({"user_id": [1.5] * 4}, "column 'user_id' is double; 'user_id' wants a string or an integer"),
-        ({"timestamp": ["one"] * 4}, "column 'timestamp' is string; .* epoch seconds"),
-        ({"rating": ["good"] * 4}, "column 'rating' is string; 'value' wants a number"),
+        ({"user_id": [1.5] * 4}, "column 'user_id' of type double, wanted a string or an integer for 'user_id'"),
+        ({"timestamp": ["one"] * 4}, "column 'timestamp' of type string, .* epoch seconds"),
+        ({"rating": ["good"] * 4}, "column 'rating' of type string, wanted a number for 'value'"),
         ({"user_id": ["a", None, "a", "a"]}, "column 'user_id' has 1 nulls in 4 rows"),
         ({"item_id": ["x", "y", None, "y"]}, "column 'item_id' has 1 nulls"),
         ({"item_id": ["x", "y", "q", "q"]}, "2 of 4 interactions name an item that the catalogue lacks, e.g. 'q'"),
-        ({"timestamp": [1, 2, -3, 4]}, "negative timestamps, e.g. -3"),
+        ({"timestamp": [1, 2, -3, 4]}, "negative timestamps .*, e.g. -3"),
         ({"timestamp": [1.0, float("nan"), 3.0, 4.0]}, "1 NaN or infinite timestamps"),
         ({"timestamp": [1, 2, 3, 1_500_000_000_000]}, "milliseconds or finer"),
         ({"timestamp": [1, 2, None, 4]}, "1 of 4 interactions have no timestamp"),
         ({"position": [0, 1, None, 3]}, "1 of 4 interactions have no position"),
         ({"position": [3, 2, 1, 0]}, "timestamps out of order: 3 events .* user 'a'"),
-        ({"split": ["first", "train", "dev", "test"]}, r"unknown split names \['dev'\]; known: first, train"),
+        ({"split": ["first", "train", "dev", "test"]}, r"unknown split names \['dev'\], wanted some of first, train"),
     ],
 )
 def test_a_bad_log_is_refused_with_the_column_and_what_was_wanted(tmp_path, change, match):
@@ -95,7 +95,7 @@ def test_a_reordered_item_file_is_refused_by_its_readers(tmp_path):
     with pytest.raises(InputError, match=r"column 'brand' .* is missing"):
         validate_items(items.drop_columns(["brand"]))
     pq.write_table(items.set_column(1, "id", pa.array(range(items.num_rows))), out / "items.parquet")
-    with pytest.raises(InputError, match="column 'id' is int64, string was expected"):
+    with pytest.raises(InputError, match="column 'id' of type int64, wanted string"):
         read_items(out)
     with pytest.raises(InputError, match=r"run workflows.prepare first"):
         read_queries(tmp_path, "test")
@@ -107,7 +107,7 @@ def test_queries_that_do_not_fit_the_catalogue_are_refused():
     validate_queries(table, 4, 2)
     with pytest.raises(InputError, match="column 'target'"):
         validate_queries(table, 3, 2)
-    with pytest.raises(InputError, match="1 to 1 items"):
+    with pytest.raises(InputError, match="wanted 1 to 1 items"):
         validate_queries(table, 4, 1)
     with pytest.raises(InputError, match="ids occur twice"):
         validate_queries(pa.Table.from_pylist([row, row], QUERIES), 4, 2)

@@ -1,4 +1,8 @@
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -170,12 +174,12 @@ def files_of(directory):
     return {str(file.relative_to(directory)): file.read_bytes() for file in directory.rglob("*") if file.is_file()}
 
 
-@pytest.mark.parametrize("lost", ["scatter", "kept", "written"])
+@pytest.mark.parametrize("lost", ["partitioned", "kept", "written"])
 def test_a_run_that_was_killed_continues_and_gives_the_same_bytes(tmp_path, monkeypatch, lost):
     path = write_world(tmp_path / "in", random_log())
     rules = ("data.filters.item_users=3", "data.filters.user_core=3", "data.filters.item_core=3")
     whole = run_prepare(tmp_path / "whole", path, *rules)
-    phase = {"scatter": "read the log", "kept": "sort and filter", "written": "write"}[lost]
+    phase = {"partitioned": "read the log", "kept": "sort and filter", "written": "write"}[lost]
 
     def dying(config, make, shards, *, label):
         if phase not in label:
@@ -222,7 +226,7 @@ def test_ray_actors_write_the_same_files_as_this_process(tmp_path):
     assert files_of(out) == files_of(here)
 
 
-def test_a_log_of_many_parts_passes_with_little_memory(tmp_path, monkeypatch):
+def test_a_log_of_many_parts_and_batches_gives_the_same_samples(tmp_path, monkeypatch):
     monkeypatch.setattr(partition, "FLUSH_ROWS", 64)
     monkeypatch.setattr(parquet, "PART_ROWS", 100)
     monkeypatch.setattr(parquet, "BATCH_ROWS", 32)
@@ -236,6 +240,45 @@ def test_a_log_of_many_parts_passes_with_little_memory(tmp_path, monkeypatch):
         pq.write_table(table.slice(part * 200, 200), folder / f"{part}.parquet", row_group_size=50)
     out = run_prepare(tmp_path / "out", path)
     assert samples(out) == wanted_samples(log, 10, leave_one_out)
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from genrec.data import partition
+from genrec.data.sources import parquet
+from support.data_worlds import run_prepare
+
+partition.FLUSH_ROWS, parquet.PART_ROWS, parquet.BATCH_ROWS = 1 << 15, 1 << 16, 1 << 14
+small, large, shards = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+run_prepare(small / "out", small, "data.shards=2")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+run_prepare(large / "out", large, f"data.shards={shards}")
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+def test_a_log_of_many_parts_passes_with_little_memory(tmp_path):
+    """Peak memory (RSS) of a process, over that of a small log, grows by less than half of the log's size."""
+    rng = np.random.default_rng(0)
+    names = {"user_id": np.char.add("user-", np.arange(20_000).astype(str)), "item_id": np.array(list("abcdefghij"))}
+    write_world(tmp_path / "small", random_log())
+    write_world(tmp_path / "large", [("u", item, 0) for item in names["item_id"]])
+    writer, size = None, 0
+    for _ in range(20):
+        columns = {name: ids[rng.integers(0, len(ids), 50_000)] for name, ids in names.items()}
+        table = pa.table({**columns, "timestamp": rng.integers(0, 10**9, 50_000)})
+        writer = writer or pq.ParquetWriter(tmp_path / "large" / "interactions.parquet", table.schema)
+        writer.write_table(table)
+        size += table.nbytes
+    writer.close()
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "small"), str(tmp_path / "large"), "32"]
+    environment = {**os.environ, "PYTHONPATH": ".:tests", "ARROW_DEFAULT_MEMORY_POOL": "system"}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=True)
+    grown = int(done.stdout.split()[-1])
+    assert read_stats(tmp_path / "large" / "out")["interactions"] == 10**6
+    assert grown < size / 2, f"{grown / 2**20:.0f} MiB for a log of {size / 2**20:.0f} MiB"
 
 
 def test_stats_are_whole_numbers_and_shares(tmp_path):

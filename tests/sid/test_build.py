@@ -173,7 +173,7 @@ def test_pairs_see_train_positions_alone():
     ]
 
 
-def test_items_bought_together_lie_together_and_a_cold_item_beside_its_textual_neighbours():
+def test_items_bought_together_lie_together_and_a_cold_item_near_its_textual_neighbours():
     rng = np.random.default_rng(0)
     walks = [[(int(i) + 10 * side, 1) for i in rng.choice(10, 8)] for side in (0, 1) for _ in range(40)]
     text = np.concatenate([np.tile([1.0, 0], (10, 1)), np.tile([0, 1.0], (10, 1)), [[1.0, 0.1]]]).astype(np.float32)

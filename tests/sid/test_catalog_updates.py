@@ -1,4 +1,4 @@
-"""A live catalogue: new items take the nearest free SID, nobody moves, and a removed item comes back to its own."""
+"""Catalogue updates: new items get the nearest free SID, no SID changes, and a removed item gets its own SID back."""
 
 import hashlib
 import math
@@ -87,9 +87,9 @@ def now(out: Path) -> Catalog:
 def test_new_items_get_sids_of_their_own_and_no_other_moves(tmp_path, settings):
     out = assigned(tmp_path, **settings)
     before = Catalog.load(out)
-    told = insert(out, new_items("b", "a", "c"))
+    counts = insert(out, new_items("b", "a", "c"))
     after = now(out)
-    assert told["inserted"] == 3 and len(after) == N + 3
+    assert counts["inserted"] == 3 and len(after) == N + 3
     torch.testing.assert_close(after.codes_NL[:N], before.codes_NL)
     assert len(torch.unique(after.codes_NL, dim=0)) == N + 3
     assert {after.item_of(tuple(codes)) for codes in after.codes_NL[N:].tolist()} == {N, N + 1, N + 2}
@@ -169,8 +169,8 @@ def test_a_removed_item_is_not_found_keeps_its_sid_and_returns_to_it(tmp_path):
     assert removed.item_of(codes) is None and 7 not in removed.trie.leaf_items
     assert removed.digest == before.digest and len(removed.trie.leaf_items) == N - 2
     assert catalog_updates.remove(out, tmp_path / "live", ["i7"])["removed"] == 0
-    told = insert(out, new_items("i7", "z"))
-    assert (told["returned"], told["inserted"]) == (1, 1)
+    counts = insert(out, new_items("i7", "z"))
+    assert (counts["returned"], counts["inserted"]) == (1, 1)
     assert now(out).item_of(codes) == 7 and now(out).removed == (9,)
     assert tuple(now(out).codes_NL[N].tolist()) != tuple(before.codes_NL[9].tolist())
 

@@ -107,7 +107,7 @@ def test_shard_files_do_not_depend_on_the_order_of_work_or_on_a_kill(language_mo
     assert VectorFiles(tmp_path / "a").read().shape == (23, 16)
 
 
-def test_the_packaged_sentence_model_puts_like_beside_like():
+def test_the_packaged_sentence_model_gives_similar_texts_similar_vectors():
     encoder = SentenceEncoder("minilm", max_tokens=64, batch_size=8, device="cpu")
     milk, oat, drill = encoder.encode(["whole milk", "oat milk, unsweetened", "cordless hammer drill 18V"])
     assert milk.dtype == np.float32 and milk @ oat > milk @ drill + 0.2

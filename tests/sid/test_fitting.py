@@ -114,7 +114,7 @@ def test_every_row_is_read_once_and_batches_do_not_depend_on_the_workers():
     np.testing.assert_array_equal(np.concatenate([block for part in parts for block in part]), rows)
 
 
-def test_a_worker_reads_its_share_alone_in_blocks_of_bounded_size():
+def test_a_worker_reads_only_its_part_in_blocks_of_bounded_size():
     readers = [Rows(np.zeros((200_000, 1), np.float32)) for _ in range(2)]
     for rank, reader in enumerate(readers):
         stream = Stream(reader, range(len(reader)), rank=rank, workers=2)
@@ -126,7 +126,7 @@ def test_a_worker_reads_its_share_alone_in_blocks_of_bounded_size():
 
 
 @pytest.mark.parametrize("items", [1, 3, 40, 70])
-def test_fewer_items_than_lanes_are_batched_too(items):
+def test_fewer_items_than_virtual_shards_are_batched_too(items):
     vectors = np.arange(items, dtype=np.float32)[:, None]
     for batch_size in (1, 8, 100):
         batches = list(Stream(Rows(vectors), range(items)).batches(batch_size, 0))

@@ -54,7 +54,7 @@ def run_prepare(out: Path, path: Path, *overrides: str) -> Path:
 
 
 def samples(directory: Path) -> list[tuple[str, str, tuple[str, ...], str]]:
-    """All queries as (split, user, history, target) in the shop's ids, sorted."""
+    """All queries as (split, user, history, target) in the source's ids, sorted."""
     ids = read_items(directory)["id"].to_pylist()
     found = []
     for split in SPLITS:

@@ -1,4 +1,4 @@
-"""Workers of one fit as threads of this process, whose checkpoints may end them."""
+"""The processes of one fit as threads of this process; a checkpoint may end them, as a crash would."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ NEW_NET = RqVae._new_net
 
 
 class Killed(Exception):
-    """What a group raises that was told to die."""
+    """Raised by the processes of a group whose ``lives`` are used up."""
 
 
 class FakeProcessGroup:
-    """``size`` workers; they die after ``lives`` checkpoints under ``directory``, 0: never."""
+    """A group of ``size`` threads; all raise ``Killed`` after ``lives`` checkpoints in ``directory`` (0: never)."""
 
     def __init__(self, size: int, directory: Path | None = None, lives: int = 0) -> None:
         self.size, self.directory, self.lives, self.saved = size, directory, lives, 0
@@ -35,7 +35,7 @@ class FakeProcessGroup:
         self.slots: list[Tensor] = [Tensor()] * size
 
     def run(self, work: Callable[[FakeProcess], Any]) -> list[Any]:
-        """``work(process)`` of all members at once; raises what the first of them raised."""
+        """``work(process)`` of all processes at once; raises the error of the first that failed."""
 
         def guarded(rank: int) -> Any:
             try:
@@ -53,7 +53,7 @@ class FakeProcessGroup:
 
 
 class FakeProcess:
-    """One worker (``ProcessGroup`` protocol)."""
+    """One process of the group (``ProcessGroup`` protocol)."""
 
     device = "cpu"
 
@@ -84,7 +84,7 @@ class FakeProcess:
 
 
 class Rows:
-    """Vectors in memory as a reader, which remembers the most rows that were asked for at once."""
+    """Vectors in memory as a reader, which records the most rows of one call."""
 
     def __init__(self, vectors_ND: np.ndarray) -> None:
         self.vectors_ND, self.most, self.read_rows = vectors_ND, 0, 0

@@ -37,7 +37,7 @@ def sequences(*users: list[tuple[int, int]]) -> pa.Table:
 
 
 def sid_world(directory: Path) -> Path:
-    """120 items in 6 groups: text vectors beside their group, users who stay in one group; vectors in two files.
+    """120 items in 6 groups: text vectors near those of their group, users who stay in one group; vectors in two files.
 
     Writes ``vectors`` and ``data`` (items, sequences) as ``embed`` and ``prepare`` do.
     """
@@ -65,7 +65,7 @@ def sid_world(directory: Path) -> Path:
 
 
 def build(world: Path, out: Path, settings: Sid = SETTINGS, kill_after: int | None = None) -> dict[str, Any]:
-    """What ``assign`` does, in this process; ends after so many shards of codes, with {}."""
+    """What ``assign`` does, in this process; with ``kill_after`` it stops after that number of shards, with {}."""
     data, vectors = world / "data", world / "vectors"
     items = fit_quantizer(data, vectors, out, settings, seed=0, threads=1, device="cpu")
     work = make_assigner(vectors, out, settings, 1)

@@ -1,4 +1,4 @@
-"""Where catalogues and logs come from. To add one: a class with the five methods of ``Source``, and a line here."""
+"""Sources of catalogues and logs. To add one: write a class with the methods of ``Source``, and open it here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from genrec.data.sources.source import Source
 
 
 def open_source(data: Data) -> Source:
-    """The source that ``data`` names; InputError for missing files and columns or wrong types (schemas only)."""
+    """The source that ``data.source`` names, checked: InputError for missing files or columns, or wrong types."""
     if data.source == "complete_journey":
         from genrec.data.sources.complete_journey import CompleteJourney
 

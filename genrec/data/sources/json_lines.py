@@ -1,4 +1,4 @@
-"""Objects of a JSON-lines file, gzipped or not, local or at an http(s) URL, as a stream."""
+"""The objects of a JSON-lines file (local or http(s), with or without gzip) as a stream."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from genrec.errors import InputError
 def read_objects(path: str) -> Iterator[dict[str, Any]]:
     """Each line as a mapping: JSON, or the Python literals of Amazon's 2014 metadata.
 
-    Raises InputError for a file that cannot be opened, is cut off, or has a line that is neither.
+    Raises:
+        InputError: the file cannot be read, is cut off, or has a line that is neither.
     """
     try:
         with ExitStack() as stack:
@@ -31,7 +32,7 @@ def read_objects(path: str) -> Iterator[dict[str, Any]]:
                 if line.strip():
                     yield _parse(line, path, number)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path} is not a whole gzip file: {error}") from None
+        raise InputError(f"{path} is not a whole gzip file: {error}; download it again") from None
     except (urllib.error.URLError, OSError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
 
@@ -47,7 +48,7 @@ def _parse(line: bytes, path: str, number: int) -> dict[str, Any]:
         try:
             value = ast.literal_eval(line.decode("utf-8"))
         except (ValueError, SyntaxError):
-            raise InputError(f"{path}, line {number}: neither JSON nor a Python literal: {line[:80]!r}") from None
+            raise InputError(f"{path}, line {number}: got {line[:80]!r}, wanted JSON or a Python literal") from None
     if not isinstance(value, dict):
-        raise InputError(f"{path}, line {number}: an object was expected, found {type(value).__name__}")
+        raise InputError(f"{path}, line {number}: got {type(value).__name__}, wanted an object")
     return cast("dict[str, Any]", value)

@@ -1,8 +1,8 @@
 """MiniOneRec's published files (Kong et al. 2025): CSV rows by split, ``*.item.json`` and ``*.index.json``.
 
-A row is a sample: the history before a target, and the target. The log is put together again from the targets, in
-file order (train, valid, test: each sorted by time), and from the one item of each user's shortest history, which is
-that user's first event and never a target. The published semantic IDs become the column ``sid_official``.
+A row is a sample: a target and the history before it. The log is restored from the targets in file order (train, valid,
+test, each sorted by time), and from the only item of each user's shortest history, which is the user's first event and
+never a target. The published semantic IDs become the column ``sid_official``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any, cast
 import pyarrow as pa
 
 from genrec.config import Data
-from genrec.data.columns import LOG, canonical_log
+from genrec.data.canonical import canonical_log
+from genrec.data.columns import LOG
 from genrec.data.sources.amazon import clean
 from genrec.data.sources.source import Part, need_path, resolve
 from genrec.data.tables import SPLITS, refuse_duplicate_ids
@@ -30,25 +31,25 @@ NEEDED = ("user_id", "history_item_id", "item_id")
 
 @dataclass(frozen=True)
 class MiniOneRec:
-    """``data.items`` names the ``*.item.json`` when a folder holds several; the other files are found by its stem."""
+    """``data.items`` is the ``*.item.json`` if a folder has several; the other files are found by its stem."""
 
     data: Data
     ignores_unknown_items: bool = False
     whole_histories: bool = True
 
     def check(self) -> None:
-        """Refuse missing files or columns, and a split other than the published one or a new leave-one-out."""
+        """Raise InputError for missing files or columns, and for a split other than given or leave_one_out."""
         if self.data.split == "chronological":
             raise InputError(
-                "data.split=chronological: these files have no times for all rows, and are split so already; "
-                "take data.split=given"
+                "data.split=chronological: these files do not have times for all rows, and are split by time already; "
+                "set data.split=given"
             )
         for file in self._splits().values():
             with Path(file).open(newline="", encoding="utf-8") as stream:
                 header = next(csv.reader(stream), [])
             missing = [name for name in NEEDED if name not in header]
             if missing:
-                raise InputError(f"{file}: columns {missing} are missing; found {header}")
+                raise InputError(f"{file}: columns {missing} are missing; got {header}")
 
     def files(self) -> list[str]:
         """Items, semantic IDs if there are any, then train, valid and test."""
@@ -56,7 +57,7 @@ class MiniOneRec:
         return [str(self._items()), *([str(index)] if index else []), *self._splits().values()]
 
     def items(self) -> pa.Table:
-        """Items by number, with ``sid_official`` (null without an index file)."""
+        """Items sorted by number, with ``sid_official`` (null without an index file)."""
         entries = _json(self._items())
         index = self._index()
         codes = _json(index) if index else {}
@@ -71,7 +72,7 @@ class MiniOneRec:
         return table.append_column("sid_official", sids)
 
     def parts(self) -> list[Part]:
-        """The three splits; rows are numbered on from file to file, which gives the order of a user's events."""
+        """The three splits; rows are numbered over all files, which gives the order of a user's events."""
         parts: list[Part] = []
         first = 0
         for split, file in self._splits().items():
@@ -81,7 +82,7 @@ class MiniOneRec:
         return parts
 
     def read(self, part: Part) -> Iterator[pa.Table]:
-        """Each row's target, after the first event of its user where the row's history is that one item."""
+        """Each row's target; if the row's history is one item, that item before it, as the user's first event."""
         names = ("user_id", "item_id", "position", "split")
         present = {name: name for name in names}
         schema = pa.schema([LOG.field(name) for name in names])
@@ -104,7 +105,7 @@ class MiniOneRec:
         found = sorted(path.rglob("*.item.json"))
         if len(found) != 1:
             raise InputError(
-                f"{path}: one *.item.json was expected, found {[file.name for file in found]}; "
+                f"{path}: got item files {[file.name for file in found]}, wanted one *.item.json; "
                 "name it with data.items=…"
             )
         return found[0]
@@ -123,7 +124,7 @@ class MiniOneRec:
             patterns = (f"{split}/{stem}*.csv", f"{stem}*{split}*.csv", f"{split}.csv")
             found = [file for pattern in patterns for file in sorted(folder.glob(pattern))]
             if len(found) != 1:
-                raise InputError(f"{folder}: one {' or '.join(patterns)} was expected, found {[f.name for f in found]}")
+                raise InputError(f"{folder}: got {[f.name for f in found]}, wanted one {' or '.join(patterns)}")
             files[split] = str(found[0])
         return files
 
@@ -133,7 +134,7 @@ def _events(sample: Mapping[str, str], position: int, part: Part) -> Iterator[di
         history = ast.literal_eval(sample["history_item_id"])
     except (ValueError, SyntaxError):
         raise InputError(
-            f"{part.path}: history_item_id is {sample['history_item_id']!r}, a list like [117, 118] was expected"
+            f"{part.path}: got history_item_id {sample['history_item_id']!r}, wanted a list like [117, 118]"
         ) from None
     user, target = sample["user_id"], sample["item_id"]
     if len(history) == 1:
@@ -147,12 +148,12 @@ def _json(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{file} is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise InputError(f"{file}: a mapping of item numbers was expected, found {type(value).__name__}")
+        raise InputError(f"{file}: got {type(value).__name__}, wanted a mapping from item numbers")
     return cast("dict[str, Any]", value)
 
 
 def _text(value: object) -> str:
-    """Text; descriptions are published as the text of a Python list."""
+    """Text without markup; descriptions are published as the repr of a Python list."""
     if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
         try:
             value = ast.literal_eval(value)

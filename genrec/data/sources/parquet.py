@@ -1,7 +1,7 @@
 """Parquet in (nearly) the canonical schema: ``items.parquet`` and ``interactions.parquet``, files or directories.
 
-Local paths and the URIs that Arrow opens (``s3://``, ``gs://``, ``hdfs://``) alike. Integer ids become strings,
-usual names of columns are known, others are told by ``data.columns``.
+Local paths, and URIs that Arrow can open (``s3://``, ``gs://``, ``hdfs://``). Integer ids become strings; common column
+names are recognised, and other names are given in ``data.columns``.
 """
 
 from __future__ import annotations
@@ -16,13 +16,8 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from genrec.config import Data
-from genrec.data.columns import (
-    canonical_items,
-    canonical_log,
-    check_renames,
-    find_catalog_columns,
-    find_log_columns,
-)
+from genrec.data.canonical import canonical_items, canonical_log
+from genrec.data.columns import check_renames, find_catalog_columns, find_log_columns
 from genrec.data.sources.source import Part, is_url, need_path, resolve
 from genrec.data.tables import refuse_duplicate_ids
 from genrec.errors import InputError
@@ -33,14 +28,14 @@ PART_ROWS = 1 << 21
 
 @dataclass(frozen=True)
 class Parquet:
-    """Items and interactions in Parquet; an interaction with an unknown item is refused."""
+    """Items and interactions in Parquet; interactions with an unknown item are an InputError."""
 
     data: Data
     ignores_unknown_items: bool = False
     whole_histories: bool = False
 
     def check(self) -> None:
-        """Refuse missing files or columns, wrong types and empty tables."""
+        """Raise InputError for missing files or columns, wrong types and empty tables."""
         check_renames(self.data.columns)
         for file in self._items():
             find_catalog_columns(open_parquet(file).schema_arrow, self.data.columns, file)
@@ -50,14 +45,14 @@ class Parquet:
                 raise InputError(f"{file}: data.split=given needs a 'split' column; name it with data.columns.split=…")
         for files in (self._items(), self._interactions()):
             if sum(open_parquet(file).metadata.num_rows for file in files) == 0:
-                raise InputError(f"{files[0]}: the table is empty; at least one row was expected")
+                raise InputError(f"{files[0]}: the table is empty; wanted at least one row")
 
     def files(self) -> list[str]:
         """The item files, then the log files."""
         return self._items() + self._interactions()
 
     def items(self) -> pa.Table:
-        """All item files, one after the other; InputError for ids that occur twice."""
+        """The rows of all item files; InputError for ids that occur twice."""
         tables: list[pa.Table] = []
         for file in self._items():
             table = open_parquet(file).read()
@@ -94,14 +89,13 @@ class Parquet:
         files = list_parquet(name)
         if not files:
             raise InputError(
-                f"{key} not found: {name}; a Parquet file, a directory of them or a pattern was expected "
-                f"(set data.{key}=…)"
+                f"{key} not found: {name}; wanted a Parquet file, a directory of them or a pattern (set data.{key}=…)"
             )
         return files
 
 
 def list_parquet(name: str) -> list[str]:
-    """The Parquet files that ``name`` means: itself, those in the directory, or those that match the pattern."""
+    """The Parquet files of ``name``: the file itself, those in the directory, or those that match the pattern."""
     if is_url(name):
         system, inner = _remote(name)
         if system.get_file_info(inner).type != fs.FileType.Directory:
@@ -118,7 +112,7 @@ def list_parquet(name: str) -> list[str]:
 
 
 def open_parquet(file: str) -> pq.ParquetFile:
-    """The file, its footer read; InputError if it is not Parquet."""
+    """Open a Parquet file and read its footer; InputError if it is not Parquet."""
     try:
         if is_url(file):
             system, inner = _remote(file)
@@ -132,13 +126,11 @@ def _remote(name: str) -> tuple[fs.FileSystem, str]:
     try:
         return fs.FileSystem.from_uri(name)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise InputError(
-            f"{name} cannot be opened: {error}; a local path, s3://, gs:// or hdfs:// was expected"
-        ) from None
+        raise InputError(f"{name} cannot be opened: {error}; wanted a local path, s3://, gs:// or hdfs://") from None
 
 
 def row_group_parts(file: str) -> list[Part]:
-    """The file's row groups in runs of about ``PART_ROWS`` rows."""
+    """The file's row groups as parts of about ``PART_ROWS`` rows."""
     parts: list[Part] = []
     run: list[int] = []
     rows = 0

@@ -1,4 +1,4 @@
-"""What a source is: an item table, and a log in parts that are each read as a stream."""
+"""The interface of sources (an item table, and a log in parts that are streamed), and what identifies their files."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from genrec.errors import InputError
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of the log that one reader streams: a file, or some row groups of a Parquet file.
+    """A part of the log that one reader streams: a file, or some row groups of a Parquet file.
 
-    ``split`` and ``first_row`` are for sources whose files are splits and whose rows are in order.
+    ``split`` and ``first_row`` are for sources with one file per split and ordered rows.
     """
 
     path: str
@@ -28,20 +28,20 @@ class Part:
 
 
 class Source(Protocol):
-    """A catalogue and a log, wherever they come from. Small and picklable: readers run on other machines."""
+    """A catalogue and a log. Sources are small and picklable, because readers may run on other machines."""
 
     @property
     def ignores_unknown_items(self) -> bool:
-        """Interactions whose item is not in the catalogue are dropped and counted; else they are refused."""
+        """Whether interactions with an item that is not in the catalogue are dropped and counted, or an InputError."""
         ...
 
     @property
     def whole_histories(self) -> bool:
-        """The log was made from rows with histories, so every target must have an earlier event of its user."""
+        """Whether the log was made from rows with histories, so every target needs an earlier event of its user."""
         ...
 
     def check(self) -> None:
-        """Refuse (InputError) missing files and columns, and wrong types, by looking at schemas only."""
+        """Raise InputError for missing files or columns, or wrong types; reads schemas only."""
         ...
 
     def files(self) -> list[str]:
@@ -53,7 +53,7 @@ class Source(Protocol):
         ...
 
     def parts(self) -> list[Part]:
-        """The parts of the log, in order; reading them one after the other reads the whole log."""
+        """The parts of the log, in order; together they are the whole log."""
         ...
 
     def read(self, part: Part) -> Iterator[pa.Table]:
@@ -101,7 +101,7 @@ def total_bytes(files: Sequence[str]) -> int | None:
 
 
 def need_path(path: str | None, source: str) -> str:
-    """``data.path``; InputError if it is not set, or a local directory that does not exist."""
+    """``data.path``; InputError if it is not set, or does not exist (local paths)."""
     if not path:
         raise InputError(f"data.source={source} needs data.path (the directory with its files)")
     if not is_url(path) and not Path(path).exists():
