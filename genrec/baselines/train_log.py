@@ -86,9 +86,7 @@ def recent_history(queries: pa.Table, max_history: int) -> NDArray[np.int64]:
 def _flat(table: pa.Table, column: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The concatenated values of a list column, and the length of each row."""
     if column not in table.column_names:
-        raise InputError(
-            f"got the columns {table.column_names}, wanted {column!r}; run `genrec prepare` again"
-        )
+        raise InputError(f"got the columns {table.column_names}, wanted {column!r}; run `genrec prepare` again")
     lists = table.column(column).combine_chunks()
     array = cast("pa.ListArray", lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists)
     offsets = array.offsets.to_numpy(zero_copy_only=False)
