@@ -91,4 +91,4 @@ def _check(ranked_QK: IntArray, targets_Q: IntArray) -> None:
             "wanted (queries, k) and (queries,)"
         )
     if targets_Q.size and int(targets_Q.min()) < 0:
-        raise InputError(f"got the target {int(targets_Q.min())}; wanted item rows, from 0")
+        raise InputError(f"a target is {int(targets_Q.min())}; wanted item rows from 0")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 Sparse: TypeAlias = Any
-"""A ``scipy.sparse.csr_matrix``."""
+"""A ``scipy.sparse.csr_matrix``. scipy has no usable types, so this name is all that a signature can say."""
 
 IndexArray = NDArray[np.integer]
 

@@ -1,8 +1,8 @@
 """Baselines tuned on validation NDCG@10, as a model's own settings are: an untuned baseline is no baseline.
 
 ItemKNN is tuned by coordinate ascent on a grid: one setting at a time, in each direction as long as NDCG@10 rises,
-until no step helps or ``budget`` settings have been tried. The ranks are exact and counted on sparse scores, so that
-the cost of a setting does not grow with the size of the catalogue.
+until no step helps or ``budget`` settings have been tried. The ranks are exact and counted on sparse scores: the
+cost of a setting does not grow with the size of the catalogue.
 """
 
 from __future__ import annotations

@@ -225,7 +225,7 @@ class PackedTable(nn.Module):
         return (F.embedding(tokens, self.packed_VD) * F.embedding(tokens, self.scale_V1)).to(self._dtype)
 
 
-def pack_embeddings(model: Any) -> None:
+def pack_embeddings(model: PreTrainedModel) -> None:
     """Replace the frozen embedding tables of a QLoRA model by ``PackedTable``, in place; tied ones share one.
 
     bitsandbytes packs linear layers only, and the vocabulary is a fifth or more of a small model. The SID embeddings
@@ -237,7 +237,8 @@ def pack_embeddings(model: Any) -> None:
         if isinstance(module, Linear4bit):
             # Its CPU inference format replaces the weights for good, but training continues after a validation.
             module.support_avx512bf16_for_cpu = False
-    inputs, outputs = (table.token_adapter for table in (model.get_input_embeddings(), model.get_output_embeddings()))
+    tables: Any = (model.get_input_embeddings(), model.get_output_embeddings())
+    inputs, outputs = (table.token_adapter for table in tables)
     tied = outputs.base_layer.weight is inputs.base_layer.weight
     inputs.base_layer = PackedTable(inputs.base_layer.weight.data)
     outputs.base_layer = inputs.base_layer if tied else PackedTable(outputs.base_layer.weight.data)

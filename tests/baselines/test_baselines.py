@@ -153,10 +153,10 @@ def test_sparse_ranks_equal_the_dense_ranking():
 
 def test_everyone_walks_the_circle_and_the_order_aware_baselines_know_the_next_step():
     table, valid, test, items = cycle_world()
-    lineup = fit_baselines(table, valid, items, 5)
-    rankings = lineup.rank(recent_history(test, 5), 5)
+    suite = fit_baselines(table, valid, items, 5)
+    rankings = suite.rank(recent_history(test, 5), 5)
     targets = test["target"].to_numpy()
-    assert lineup.mask_seen
+    assert suite.mask_seen
     assert measure(rankings["transition"], targets)["hr@1"] == 1.0
     assert measure(rankings["itemknn"], targets)["hr@1"] == 1.0
     assert measure(rankings["popularity"], targets)["hr@1"] < 0.5
@@ -164,9 +164,9 @@ def test_everyone_walks_the_circle_and_the_order_aware_baselines_know_the_next_s
 
 def test_where_everyone_repeats_itemknn_recommends_the_item_again_and_nothing_is_masked():
     table, valid, test, items = cycle_world(repeat=True)
-    lineup = fit_baselines(table, valid, items, 5)
-    assert not lineup.mask_seen
-    ranking = lineup.rank(recent_history(test, 5), 5)["itemknn"]
+    suite = fit_baselines(table, valid, items, 5)
+    assert not suite.mask_seen
+    ranking = suite.rank(recent_history(test, 5), 5)["itemknn"]
     assert measure(ranking, test["target"].to_numpy())["hr@1"] == 1.0
 
 

@@ -41,7 +41,7 @@ def test_a_query_without_prior_keeps_the_order_of_the_policy():
     assert mix(items, logp, sparse.csr_matrix((1, 4)), 0.9, k=3).tolist() == [[3, 1, 2]]
 
 
-def test_the_weight_goes_to_whoever_knows_the_answer():
+def test_the_tuned_weight_favours_the_side_that_ranks_the_target_first():
     rng = np.random.default_rng(0)
     targets = rng.integers(0, 30, 40)
     right = np.zeros((40, 30))

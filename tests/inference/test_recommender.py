@@ -14,6 +14,7 @@ from genrec.baselines.itemknn import KnnSettings
 from genrec.config import Config
 from genrec.errors import InputError
 from genrec.sid import catalog_updates
+from genrec.sid import embed as sid_embed
 from workflows import assign, embed, prepare, sft
 
 NEW = ["new", "newer"]
@@ -38,7 +39,7 @@ def new_items(*rows: tuple[str, int]) -> pa.Table:
 def run(tmp_path_factory):
     """A chain shop's SFT policy with three records: alone, mixed with ItemKNN, and steered by it on the nodes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("genrec.sid.embed.make_encoder", lambda settings, device: Numbers())
+        patch.setattr(sid_embed, "make_encoder", lambda settings, device: Numbers())
         storage = tmp_path_factory.mktemp("storage")
         settings = ("sid.cf_weight=0", "sid.codebook_size=4", "learning.sft.epochs=20", "policy.dropout=0")
         config = tiny_config(storage, chain_shop(tmp_path_factory.mktemp("shop")), *settings)
@@ -143,6 +144,15 @@ def test_a_catalogue_of_other_sids_is_refused(shop, tmp_path):
     with pytest.raises(InputError, match="other items"):
         recommender.refresh()
     assert ids(recommender, ["i3", "i4", "i5"], 1) == ["i6"]
+
+
+def test_a_directory_without_a_finished_run_names_the_command_that_makes_one(shop, tmp_path):
+    with pytest.raises(InputError, match=r"holds no finished run.*make one with `genrec full`"):
+        genrec.load(tmp_path)
+    about = json.loads((Path(shop.config.storage) / "runs" / "alone" / "recommender.json").read_text())
+    (tmp_path / "recommender.json").write_text(json.dumps({**about, "config": {"unknown": 1}}))
+    with pytest.raises(InputError, match="holds no finished run"):
+        genrec.load(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["alone", "mixed", "steered"])

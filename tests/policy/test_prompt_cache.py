@@ -27,7 +27,7 @@ def test_a_history_that_grew_gets_the_answer_of_a_prompt_read_whole(arch: str) -
     assert len(cache) == len(GROWING) - 1
 
 
-def test_memory_is_bounded_and_the_least_recently_used_go_first() -> None:
+def test_memory_is_bounded_and_the_least_recently_used_are_evicted_first() -> None:
     policy, prompts = small_policy(CATALOG, "gpt2")
     probe = PromptCache(policy, 2**24)
     probe.prefill(*prompts.encode([[1, 2]]))
@@ -65,10 +65,10 @@ def test_threads_share_it() -> None:
             if not torch.equal(found.items_BW, wanted[place]):
                 wrong.append(place)
 
-    crew = [threading.Thread(target=ask, args=(turn,)) for turn in range(4)]
-    for thread in crew:
+    threads = [threading.Thread(target=ask, args=(turn,)) for turn in range(4)]
+    for thread in threads:
         thread.start()
-    for thread in crew:
+    for thread in threads:
         thread.join()
     assert not wrong
     assert cache.bytes <= 30_000

@@ -16,8 +16,8 @@ TEMPLATE = (
 
 def tiny_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
     """Every byte is a token, and ``[[``, ``]]`` are one each."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: number for number, token in enumerate([*letters, "[[", "]]"])}
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate([*alphabet, "[[", "]]"])}
     tokenizer = Tokenizer(models.BPE(vocabulary, [("[", "["), ("]", "]")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

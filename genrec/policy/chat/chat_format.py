@@ -117,7 +117,7 @@ class ChatFormat:
             before, found, text = text.partition(mark)
             if not found:
                 raise InputError(
-                    f"the tokenizer's chat template drops the message of role {role!r} among {list(roles)}; "
+                    f"the tokenizer's chat template drops a message of the role {role!r} in {list(roles)}; "
                     "use another template"
                 )
             pieces.append(before)

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from genrec.policy.decoding.node_prior import NodePrior
-from genrec.policy.decoding.prompt_cache import PromptCache, prefill
-from genrec.policy.decoding.tree import merge_nodes, node_mask
+from genrec.policy.decoding.prompt_cache import Prefilled, PromptCache, prefill
+from genrec.policy.decoding.tree import MergedNodes, merge_nodes, node_mask
 from genrec.policy.decoding.trie_masks import LeafMasks
 from genrec.policy.model import Policy
 from genrec.sid.trie import CompleteTrie, Trie
@@ -173,16 +173,13 @@ def search(
 
     The other arguments are those of ``beam``.
     """
-    batch = len(tokens_BP)
-    if prompt_cache is not None:
-        hidden_B1D, cache = prompt_cache.prefill(tokens_BP, mask_BP)
-    else:
-        hidden_B1D, cache = prefill(policy, tokens_BP, mask_BP)
-    hidden_BWD = hidden_B1D.expand(-1, roots, -1)
-    lengths_B1 = mask_BP.sum(-1, keepdim=True)
+    prefilled = (
+        prefill(policy, tokens_BP, mask_BP) if prompt_cache is None else prompt_cache.prefill(tokens_BP, mask_BP)
+    )
+    batch, hidden_BWD = len(tokens_BP), prefilled.hidden_B1D.expand(-1, roots, -1)
     nodes_BW = torch.zeros(batch, roots, dtype=torch.long, device=tokens_BP.device)
     codes_BWL = nodes_BW.new_empty(batch, roots, 0)
-    logp_BWL = hidden_B1D.new_empty(batch, roots, 0, dtype=torch.float32)
+    logp_BWL = hidden_BWD.new_empty(batch, roots, 0, dtype=torch.float32)
     seen_BWT = torch.empty(batch, roots, 0, dtype=torch.bool, device=tokens_BP.device)
     rows_B1 = torch.arange(batch, device=tokens_BP.device)[:, None]
     for level in range(trie.depth):
@@ -195,15 +192,26 @@ def search(
         if level < trie.depth - 1:
             open_BW = (nodes_BW >= 0) & ~is_deterministic(trie, level + 1, nodes_BW.clamp(min=0), scale)
             merged = merge_nodes(seen_BWT[rows_B1, parents_BW], nodes_BW, open_BW)
-            representative_BM, node_index_BW, seen_BWT = merged
-            hidden_BWD = hidden_B1D.expand(-1, nodes_BW.shape[1], -1)
-            if representative_BM.shape[1]:
-                tokens_BM = policy.sids.token(level, chosen_BW[rows_B1, representative_BM])
-                positions_BM = (lengths_B1 + level).expand_as(tokens_BM)
-                mask_B1MK = node_mask(mask_BP, seen_BWT[rows_B1, representative_BM])
-                hidden_BMD = policy.hidden(tokens_BM, positions_BM, mask_B1MK, cache)
-                hidden_BWD = hidden_BMD[rows_B1, node_index_BW.clamp(max=representative_BM.shape[1] - 1)]
+            seen_BWT, hidden_BWD = merged.seen_BWT, _forward(policy, prefilled, mask_BP, level, chosen_BW, merged)
     return _finished(trie, nodes_BW, codes_BWL, logp_BWL)
+
+
+def _forward(
+    policy: Policy, prefilled: Prefilled, mask_BP: Tensor, level: int, codes_BW: Tensor, merged: MergedNodes
+) -> Tensor:
+    """Hidden states (B, W, D) after the codes of ``level``, one forward pass over the merged nodes.
+
+    They are undefined at beams that are empty or need no forward pass.
+    """
+    representative_BM, node_index_BW, seen_BWT = merged
+    if not representative_BM.shape[1]:
+        return prefilled.hidden_B1D.expand(-1, codes_BW.shape[1], -1)
+    rows_B1 = torch.arange(len(codes_BW), device=codes_BW.device)[:, None]
+    tokens_BM = policy.sids.token(level, codes_BW[rows_B1, representative_BM])
+    positions_BM = (mask_BP.sum(-1, keepdim=True) + level).expand_as(tokens_BM)
+    mask_B1MK = node_mask(mask_BP, seen_BWT[rows_B1, representative_BM])
+    hidden_BMD = policy.hidden(tokens_BM, positions_BM, mask_B1MK, prefilled.cache)
+    return hidden_BMD[rows_B1, node_index_BW.clamp(max=representative_BM.shape[1] - 1)]
 
 
 def is_deterministic(trie: Trie | CompleteTrie, depth: int, nodes_x: Tensor, scale: Scale = "trie") -> Tensor:
