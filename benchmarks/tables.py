@@ -24,7 +24,7 @@ before → after; text, cf and fused quantize different vectors. *neighbours*: s
 vectors that have the same prefix, for each length of the prefix below the whole SID. *bought together*: the same share
 of pairs bought one after the other. *assign s*: seconds to encode all items and to resolve collisions."""
 
-
+SHARE = "advantage_share/"
 REWARD_SCORES = ("ndcg@10", "hr@10", "hr@50", "hr@50/tail", "coverage@10", "category_entropy@10")
 
 
@@ -103,43 +103,34 @@ def popularity_table(policies: Mapping[str, Mapping[str, Any]], metric: str) -> 
 def rewards_page(policies: Mapping[str, Mapping[str, Any]]) -> str:
     """Three tables of policies by rewards: their scores, their gains over the first, and their audits."""
     first = next(iter(policies))
-    seeds = min(len(row["seeds"]) for row in policies.values())
-    scores = [name for name in REWARD_SCORES if name in policies[first]]
-    gains = list(policies[first]["paired"])
-    audited = {name: row["audit"] for name, row in policies.items() if "audit" in row}
-    columns = list(
-        dict.fromkeys(name for audit in audited.values() for name in audit if not name.startswith("advantage_share/"))
-    )
+    base, seeds = policies[first], min(len(one["seeds"]) for one in policies.values())
+    scores, gains = [name for name in REWARD_SCORES if name in base], list(base["paired"])
+    scored = ([name, *(_estimate(one[score], ".4f") for score in scores)] for name, one in policies.items())
+    gained = ([name, *(_gain(one, base, gain) for gain in gains)] for name, one in policies.items() if name != first)
     lines = [
-        *_table(
-            ("rewards", *scores),
-            ([name, *(_estimate(row[score], ".4f") for score in scores)] for name, row in policies.items()),
-        ),
+        *_table(("rewards", *scores), scored),
         "",
         f"Test split, item level: mean of {seeds} seeds [95 % t interval].",
         "",
-        *_table(
-            ("rewards", *gains),
-            (
-                [name, *(_gain(row, policies[first], gain) for gain in gains)]
-                for name, row in policies.items()
-                if name != first
-            ),
-        ),
+        *_table(("rewards", *gains), gained),
         "",
         f"Gains over {first}: mean over seeds [95 % paired bootstrap over queries] (relative).",
         "",
-        *_table(
-            ("rewards", *columns, "shares of the advantages' variance"),
-            (
-                [name, *(_or_dash(audit.get(column), ".3g") for column in columns), _shares(audit)]
-                for name, audit in audited.items()
-            ),
-        ),
+        *_audits({name: one["audit"] for name, one in policies.items() if "audit" in one}),
         "",
         "Means over updates and seeds; *best_step*: the step that was kept, *stopped*: share that the guard stopped.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _audits(audits: Mapping[str, Mapping[str, float]]) -> list[str]:
+    names = dict.fromkeys(name for audit in audits.values() for name in audit)
+    columns = [name for name in names if not name.startswith(SHARE)]
+    body = (
+        [name, *(_or_dash(audit.get(column), ".3g") for column in columns), _shares(audit)]
+        for name, audit in audits.items()
+    )
+    return _table(("rewards", *columns, "shares of the advantages' variance"), body)
 
 
 def searches_page(
@@ -172,11 +163,7 @@ def _gain(row: Mapping[str, Any], base: Mapping[str, Any], name: str) -> str:
 
 
 def _shares(audit: Mapping[str, float]) -> str:
-    shares = {
-        name.removeprefix("advantage_share/"): share
-        for name, share in audit.items()
-        if name.startswith("advantage_share/")
-    }
+    shares = {name.removeprefix(SHARE): share for name, share in audit.items() if name.startswith(SHARE)}
     return ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share)
 
 

@@ -37,13 +37,13 @@ class _TrieProcessor(LogitsProcessor):
     def __init__(self, trie: PythonTrie, prompt: int) -> None:
         self._trie, self._prompt = trie, prompt
 
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """(beams, V) of the next token, from ``input_ids`` (beams, S) and their logits."""
-        scores = scores.log_softmax(-1)
-        mask = torch.full_like(scores, -torch.inf)
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Any:
+        """Of the next token, (beams, V), from all tokens (beams, S) so far and the logits (beams, V)."""
+        logp = scores.log_softmax(-1)
+        mask = torch.full_like(logp, -torch.inf)
         for beam, ids in enumerate(input_ids[:, self._prompt :]):
             mask[beam, self._trie.allowed(ids.tolist())] = 0.0
-        return (scores + mask).log_softmax(-1)
+        return (logp + mask).log_softmax(-1)
 
 
 def _generate(policy: Policy, tokens_BP: Tensor, mask_BP: Tensor, levels: int, width: int, **options: Any) -> Tensor:
