@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.data_worlds import config_for, histories, random_log, run_prepare, samples, write_world
+from support.pipeline import made
 
 from cluster.stages import prepare
 from genrec.data import partition
@@ -23,7 +24,6 @@ from genrec.data.tables import (
     validate_queries,
 )
 from genrec.errors import InputError
-from workflows import prepare as workflow
 
 
 def wanted_samples(log, max_history, label):
@@ -200,17 +200,17 @@ def test_a_run_that_was_killed_continues_and_gives_the_same_bytes(tmp_path, monk
 def test_the_workflow_skips_when_nothing_changed_and_not_when_the_log_did(tmp_path):
     path = write_world(tmp_path / "in", random_log())
     config = config_for(path, f"storage={tmp_path / 'storage'}")
-    first, second = workflow.run(config), workflow.run(config)
+    first, second = made(config, "prepare"), made(config, "prepare")
     assert (first.skipped, second.skipped) == (False, True)
     assert first.metrics["interactions"] == 600
     write_world(path, random_log(seed=1))
-    assert workflow.run(config).key != first.key
+    assert made(config, "prepare").key != first.key
 
 
 def test_bad_data_leaves_nothing_behind(tmp_path):
     path = write_world(tmp_path / "in", random_log(), {"id": ["i00"], "title": ["Thing"]})
     with pytest.raises(InputError, match="the catalogue lacks"):
-        workflow.run(config_for(path, f"storage={tmp_path / 'storage'}"))
+        made(config_for(path, f"storage={tmp_path / 'storage'}"), "prepare")
     assert [file for file in (tmp_path / "storage").rglob("*") if file.is_file() and file.suffix != ".lock"] == []
 
 

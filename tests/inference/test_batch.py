@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from support.pipeline import made
 from support.synthetic import chain_shop, tiny_config
 
 from genrec.baselines.itemknn import KnnSettings
@@ -27,7 +28,6 @@ from genrec.inference.prior import RankedItems
 from genrec.policy.backbone import build, save
 from genrec.policy.decoding.beam import beam
 from genrec.sid.catalog import Catalog
-from workflows import prepare
 
 WIDTH = 6
 
@@ -37,7 +37,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> PredictionSpec:
     """An untrained policy for 24 items with SIDs of two codes, and the 60 test queries of a chain shop."""
     directory = tmp_path_factory.mktemp("batch")
     config = tiny_config(directory / "storage", chain_shop(directory / "shop"), "decode.batch_size=10")
-    data = prepare.run(config).path
+    data = made(config, "prepare").path
     codes_NL = np.stack(np.divmod(np.arange(24), 6), axis=1)
     catalog = Catalog(torch.from_numpy(codes_NL), (4, 6))
     catalog.save(directory / "catalog")

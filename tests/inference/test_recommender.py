@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from support.pipeline import made
 from support.synthetic import chain_shop, tiny_config
 
 import genrec
@@ -15,7 +16,6 @@ from genrec.config import Config
 from genrec.errors import InputError
 from genrec.sid import catalog_updates
 from genrec.sid import embed as sid_embed
-from workflows import assign, embed, prepare, sft
 
 NEW = ["new", "newer"]
 
@@ -43,7 +43,7 @@ def run(tmp_path_factory):
         storage = tmp_path_factory.mktemp("storage")
         settings = ("sid.cf_weight=0", "sid.codebook_size=4", "learning.sft.epochs=20", "policy.dropout=0")
         config = tiny_config(storage, chain_shop(tmp_path_factory.mktemp("shop")), *settings)
-        parts = {"data": prepare.run(config), "catalog": assign.run(config), "policy": sft.run(config)}
+        parts = {"data": made(config, "prepare"), "catalog": made(config, "assign"), "policy": made(config, "sft")}
         knn = {"kind": "itemknn", "weight": 0.5, "power": 1.0, "settings": asdict(KnnSettings())}
         nodes = knn | {"kind": "itemknn_nodes"}
         for name, prior in (("alone", {"weight": 0.0}), ("mixed", knn), ("steered", nodes)):
@@ -55,7 +55,7 @@ def run(tmp_path_factory):
             }
             (storage / "runs" / name).mkdir(parents=True)
             (storage / "runs" / name / "recommender.json").write_text(json.dumps(about))
-        yield config, parts["catalog"].path, embed.run(config).path
+        yield config, parts["catalog"].path, made(config, "embed").path
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from accelerate import Accelerator
+from support.pipeline import made
 from support.synthetic import chain_shop, tiny_config
 from support.tiny_lm import tiny_lm
 from test_tasks import CATALOG, example_builder, queries
@@ -36,7 +37,6 @@ from genrec.policy.chat.templates import Item, Message
 from genrec.policy.decoding.tree import prompt_mask
 from genrec.policy.model import Policy as Model
 from genrec.policy.prompts import Prompts
-from workflows import full, prepare, sft
 
 ANCHORS = Tasks(semantic_anchoring=TaskWeight(weight=0.5), attribute_mapping=TaskWeight(weight=0.5))
 JOINT = Tasks(next_item=TaskWeight(weight=0.7, repeat=4), semantic_anchoring=TaskWeight(weight=0.3))
@@ -266,26 +266,24 @@ def staged(storage: Path, shop: Path, path: str, *overrides: str) -> Config:
 def test_the_workflow_goes_through_the_stages_and_the_run_can_be_talked_to(
     settings: PolicyConfig,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level("INFO", "genrec")
+    caplog.set_level("INFO")
     shop = chain_shop(tmp_path / "shop", users=24)
     config = staged(tmp_path / "storage", shop, settings.path)
-    full.run(config)
-    out = capsys.readouterr().out
+    made(config, "evaluate")
     assert "stage 1 of 3: sid_embeddings" in caplog.text
-    assert "% of the learned tokens are SIDs" in out
-    made = sft.run(config).path
-    mixture = json.loads((made / "mixture.json").read_text())
+    assert "% of the learned tokens are SIDs" in caplog.text
+    first = made(config, "sft").path
+    mixture = json.loads((first / "mixture.json").read_text())
     assert list(mixture) == ["sid_embeddings", "pretraining", "instruction"]
     assert set(mixture["instruction"]["tasks"]) == {"next_item", "recommendation_reasoning"}
-    stages = {record.get("stage") for record in json.loads((made / "curve.json").read_text())["curve"]}
+    stages = {record.get("stage") for record in json.loads((first / "curve.json").read_text())["curve"]}
     assert stages == {1, 2, None}
     other = config.model_copy(
         update={"learning": config.learning.model_copy(update={"stages": type(config.learning.stages)()})}
     )
-    assert sft.run(other).path != made
+    assert made(other, "sft").path != first
     recommender = genrec.load(Path(config.storage) / "runs" / "tiny")
     reply = recommender.chat("I took [[i3]] and [[i4]]. What next?", max_tokens=16)
     assert reply == recommender.chat(
@@ -324,7 +322,7 @@ def test_a_teacher_is_asked_once_per_query_and_its_key_is_written_nowhere(
     shop = chain_shop(tmp_path / "shop", users=6)
     words = f"learning.instruction.teacher={{url: '{url}', model: big, examples: 6}}"
     config = staged(tmp_path / "storage", shop, settings.path, words)
-    data = prepare.run(config).path
+    data = made(config, "prepare").path
     try:
         assert teacher.ask(config, data, tmp_path) == 6
         with (tmp_path / teacher.FILE).open("a") as file:

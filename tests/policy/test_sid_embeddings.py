@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 import torch
 from accelerate import Accelerator
+from support.pipeline import made
 from support.synthetic import chain_shop, random_catalog, tiny_config, tiny_pretrained
 from torch import Tensor
 
@@ -21,7 +22,6 @@ from genrec.policy.model import Policy as Model
 from genrec.policy.prompts import Prompts
 from genrec.policy.sid_embeddings import EmbeddingUpdateCheck
 from genrec.sid.catalog import Catalog
-from workflows import assign, prepare
 
 TITLES = [f"w{i} w{(i * 7) % 30}" for i in range(20)]
 EITHER = pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -144,7 +144,7 @@ def test_a_new_policy_of_a_job_starts_from_the_titles_of_its_data(tmp_path: Path
         "learning.sft.example_format=rows",
         "sid.quantizer=title",
     )
-    job = RunSpec(config, prepare.run(config).path, assign.run(config).path, tmp_path)
+    job = RunSpec(config, made(config, "prepare").path, made(config, "assign").path, tmp_path)
     policy, _, catalog = job.build()
     other, _ = build(config.policy, catalog, max_history=5, seed=0)
     name = policy.sid_names()[0]

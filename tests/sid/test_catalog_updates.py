@@ -9,11 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from support.synthetic import chain_shop, tiny_config
-from workflows.change import OPTIONS
-from workflows.door import main
 
-from genrec.config import Embed, Sid, to_yaml
+from genrec.config import Embed, Sid
 from genrec.errors import InputError
 from genrec.sid import catalog_updates
 from genrec.sid.catalog import Catalog, save_codes
@@ -26,7 +23,6 @@ from genrec.sid.quantizers import make_quantizer
 from genrec.sid.suffix import add_suffix
 from genrec.sid.trie import Trie
 from genrec.sid.vectors import shard_path, write_vectors
-from workflows import assign
 
 N = 100
 
@@ -221,23 +217,3 @@ def test_a_new_item_borrows_the_factors_of_its_nearest_texts():
     text, factors = np.eye(20, dtype=np.float32), np.repeat(np.eye(2, dtype=np.float32), 10, axis=0)
     cold = np.concatenate([np.ones(10), np.zeros(10)])[None].astype(np.float32)
     np.testing.assert_allclose(neighbour_factors(factors, text, cold), [[1, 0]], atol=1e-6)
-
-
-def test_the_workflow_inserts_once_and_refuses_what_it_knows(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("genrec.sid.embed.make_encoder", lambda settings, device: Words())
-    monkeypatch.setattr("workflows.door.configure_process", lambda config: None)
-    config = tiny_config(tmp_path / "storage", chain_shop(tmp_path / "shop"))
-    (tmp_path / "run.yaml").write_text(to_yaml(config))
-    pq.write_table(new_items("a", "b"), tmp_path / "new.parquet")
-    command = [str(tmp_path / "run.yaml"), "--insert", str(tmp_path / "new.parquet")]
-    for inserted in (2, 0):
-        main(assign.run, "", command, options=OPTIONS)
-        assert f"'inserted': {inserted}" in capsys.readouterr().out
-    main(assign.run, "", [str(tmp_path / "run.yaml"), "--remove", "a,i3"], options=OPTIONS)
-    output = assign.run(config)
-    catalog = Catalog.load(catalog_updates.current(output.path, tmp_path / "storage" / "live" / output.key))
-    assert output.skipped and len(catalog) == 26 and catalog.removed == (3, 24)
-    pq.write_table(new_items("i5"), tmp_path / "new.parquet")
-    with pytest.raises(SystemExit) as refused:
-        main(assign.run, "", command, options=OPTIONS)
-    assert refused.value.code == 2 and "already" in capsys.readouterr().err
