@@ -42,7 +42,7 @@ def pick_items(queries: pa.Table, items: int, count: int, seed: int) -> Ints:
 
 
 def hold_out(data: Path, held: Ints, out: Path) -> dict[str, Any]:
-    """Hold out the item rows ``held`` of ``data``: write the files listed above into ``out``, and return counts.
+    """Hold out the item rows ``held`` (M,) of ``data``: write the files listed above into ``out``, and return counts.
 
     Raises:
         InputError: no train or no valid queries are left.

@@ -77,7 +77,7 @@ def test_whole_sequences_and_rows_give_the_same_loss_and_gradients(softmax: str,
     for batch in (DenseExamples(sequences, 6).take(np.arange(2)), RowExamples(rows).take(np.arange(8))):
         policy, prompts = small_policy(catalog)
         rare_N = torch.arange(40) < 3
-        loss = SftLoss(prompts, catalog, softmax=softmax, smoothing=0.1, weights=settings, rare_N=rare_N)  # type: ignore[arg-type]
+        loss = SftLoss(prompts, catalog, softmax=softmax, smoothing=0.1, weights=settings, rare_N=rare_N)
         value = loss(policy, batch)
         value.backward()
         found.append((value.item(), [p.grad.clone() for p in policy.parameters() if p.grad is not None]))

@@ -66,7 +66,7 @@ class Examples(Protocol):
         ...
 
     def take(self, index: np.ndarray) -> Batch:
-        """The batch of these examples."""
+        """The batch of the examples ``index`` (B,)."""
         ...
 
 
@@ -98,7 +98,7 @@ class DenseExamples:
         return np.array([len(items) for items, _ in self._windows])
 
     def take(self, index: np.ndarray) -> Dense:
-        """Windows ``index``, padded to the longest of them."""
+        """Windows ``index`` (B,), padded to the longest of them."""
         chosen = [self._windows[i] for i in index]
         width = max((len(items) for items, _ in chosen), default=2)
         items_BI = torch.full((len(chosen), width), -1)
@@ -137,7 +137,7 @@ class RowExamples:
         return np.array([len(history) for history in self._histories])
 
     def take(self, index: np.ndarray) -> Rows:
-        """Rows ``index``."""
+        """Rows ``index`` (B,)."""
         return Rows([self._histories[i] for i in index], self._targets[torch.from_numpy(index)])
 
 

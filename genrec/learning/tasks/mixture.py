@@ -121,7 +121,7 @@ class Mixture:
         return np.concatenate(parts)
 
     def take(self, index: np.ndarray) -> MixedBatch:
-        """The examples ``epoch * len(self) + number``."""
+        """The examples ``index`` (B,), each ``epoch * len(self) + number``."""
         rows: list[int] = []
         factor_R: list[float] = []
         factor_C: list[float] = []
@@ -146,7 +146,7 @@ class Mixture:
         )
 
     def sizes(self, index: np.ndarray) -> np.ndarray:
-        """Tokens of the conversations among the examples of ``take``, 0 for next items."""
+        """Tokens (B,) of the conversations among the examples ``index`` (B,) of ``take``, 0 for next items."""
         return np.array([int(self.take(index[at : at + 1]).mask_CS.sum()) for at in range(len(index))])
 
     def build(self, task: str, row: int, epoch: int, visit: int = 0) -> list[Message]:

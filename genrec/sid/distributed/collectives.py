@@ -38,7 +38,7 @@ class ProcessGroup(Protocol):
     device: str
 
     def sum(self, values: Tensor) -> Tensor:
-        """All-reduce: the sum of all ranks' tensors, bit for bit the same on each rank, on the tensor's device."""
+        """All-reduce: the sum of all ranks' tensors (of one shape), the same bits on each, on the tensor's device."""
         ...
 
     def latest(self) -> AbstractContextManager[Path | None]:
@@ -59,7 +59,7 @@ class SingleProcess:
         self.device = device
 
     def sum(self, values: Tensor) -> Tensor:
-        """Return ``values``: there is no other rank."""
+        """Return ``values``, of any shape: there is no other rank."""
         return values
 
     def latest(self) -> AbstractContextManager[Path | None]:
