@@ -47,10 +47,22 @@ def modules_used(*modules: str) -> set[str]:
 
 @cache
 def _tree(module: str) -> ast.Module | None:
-    spec = find_spec(module)
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+    file = _file(module)
+    return None if file is None else ast.parse(file.read_text(encoding="utf-8"))
+
+
+@cache
+def _file(module: str) -> Path | None:
+    """The source of ``module``, found without importing the packages that it lies in."""
+    top, *rest = module.split(".")
+    spec = find_spec(top)
+    if spec is None or spec.origin is None:
         return None
-    return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    if not rest:
+        return Path(spec.origin)
+    place = Path(spec.origin).parent.joinpath(*rest)
+    found = (file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file())
+    return next(found, None)
 
 
 @cache
@@ -79,12 +91,12 @@ def _counts(module: str) -> bool:
     return module.startswith(FOLLOWED) and not left_out
 
 
-def _may_be_package(package: str) -> bool:
-    """Whether names imported from ``package`` may be modules of it."""
-    if package.split(".")[0] not in ("genrec", "cluster"):
+def _may_be_package(module: str) -> bool:
+    """Whether names imported from ``module`` may be modules of it."""
+    if module.split(".")[0] not in ("genrec", "cluster"):
         return False
-    spec = find_spec(package)
-    return spec is not None and spec.submodule_search_locations is not None
+    file = _file(module)
+    return file is not None and file.name == "__init__.py"
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

@@ -108,7 +108,7 @@ def test_code_counts_and_comments_do_not(tmp_path: Path, monkeypatch: pytest.Mon
 
     def digest(text: str) -> str:
         module.write_text(text)
-        for cached in (fingerprint._tree, fingerprint._tree_digest, fingerprint._imports):
+        for cached in (fingerprint._file, fingerprint._tree, fingerprint._tree_digest, fingerprint._imports):
             cached.cache_clear()
         return fingerprint.code_digest("probe_of_code")
 
