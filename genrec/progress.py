@@ -29,7 +29,8 @@ class Progress:
     def __str__(self) -> str:
         shown = "".join(f"  {name} {value:.4f}" for name, value in self.figures.items())
         task = f"{self.task}: " if self.task else ""
-        return f"{task}{self.unit} {self.done}/{self.total}{shown}  about {self.seconds_left:.0f} s left"
+        left = f"  about {self.seconds_left:.0f} s left" if self.done < self.total else ""
+        return f"{task}{self.unit} {self.done}/{self.total}{shown}{left}"
 
 
 def log_progress(logger: logging.Logger, progress: Progress) -> None:
