@@ -247,7 +247,7 @@ def test_a_snapshot_that_changed_on_its_way_or_is_another_policys_is_refused(job
     good = worker._policy.snapshot(3)
     mailed = pickle.loads(pickle.dumps(good))
     next(iter(mailed.tensors.values())).view(-1)[0] += 1
-    with pytest.raises(InputError, match="adopted version 3 with digest"):
+    with pytest.raises(InputError, match="loaded version 3 with digest"):
         worker.generate(mailed, queries)
     few = dict(list(good.tensors.items())[:2])
     with pytest.raises(InputError, match="bound 2 of its 2 tensors"):

@@ -46,7 +46,7 @@ def test_text_wants_positions_without_a_table_and_a_policy_without_text_cannot_t
 
 def test_a_policy_from_scratch_learns_tasks_and_talks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = (
-        "policy={kind: scratch, arch: qwen3, text: bytes, hidden: 32, layers: 1, heads: 2}",
+        "policy={kind: scratch, arch: qwen3, tokenizer: bytes, hidden: 32, layers: 1, heads: 2}",
         "learning.sft={example_format: tasks, epochs: 1, max_steps: 4, lr: 5e-3, batch_size: 16, eval_queries: 20}",
         "learning.tasks={next_item: {weight: 1}, sequence_prediction: {weight: 1}, semantic_recovery: {weight: 1}}",
         "learning.rl.steps=2",
@@ -65,7 +65,7 @@ def test_specials_in_a_users_text_are_only_bytes(tmp_path: Path) -> None:
     from genrec.policy.backbone import build
     from genrec.sid.catalog import Catalog
 
-    settings = config.policy.model_copy(update={"text": "bytes", "arch": "qwen3", "hidden": 32, "heads": 2})
+    settings = config.policy.model_copy(update={"tokenizer": "bytes", "arch": "qwen3", "hidden": 32, "heads": 2})
     catalog = Catalog.load(made(config, "assign").path)
     policy, prompts = build(settings, catalog, max_history=3, seed=0)
     form = ChatFormat(load_tokenizer(settings, None), prompts.sids, catalog)
