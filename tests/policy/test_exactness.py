@@ -69,7 +69,8 @@ def world(family: str, seed: int, dtype: torch.dtype = torch.float32) -> World:
     """Levels of 1 to 9 codes, 1 to 40 items, beams from 1 to more than there are items, prompts of unequal length."""
     draw = random.Random(f"{family} {seed}")
     sizes = tuple(draw.randint(1, 9) for _ in range(draw.randint(1, 4)))
-    catalog = random_catalog(draw.randint(1, min(40, torch.tensor(sizes).prod().item())), sizes, seed)  # type: ignore[arg-type]
+    items = draw.randint(1, min(40, int(torch.tensor(sizes).prod())))
+    catalog = random_catalog(items, sizes, seed)
     sids = SidTokens(TEXT, sizes)
     torch.manual_seed(seed)
     config = config_of(family, TEXT + sids.count, draw)

@@ -73,7 +73,8 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Config]]:
         return SimpleNamespace(table=lambda: f"bench {name}", as_json=lambda: '{"bench": 1}')
 
     known = {"decode": "constrained beam search", "losses": "losses of sft"}
-    monkeypatch.setitem(sys.modules, "benchmarks.registry", SimpleNamespace(BENCHMARKS=known, run=run))  # type: ignore[arg-type]
+    registry = SimpleNamespace(BENCHMARKS=known, run=run)
+    monkeypatch.setitem(sys.modules, "benchmarks.registry", registry)  # type: ignore[arg-type]
     leave_process_alone(monkeypatch)
     return seen
 
