@@ -1,5 +1,5 @@
 # make demo        install, and the whole pipeline on a year of retail purchases; ends in storage/runs/demo/report.html
-# make test        all tests
+# make test        the tests, without those of the benchmarks
 # make quick       the tests that start no Ray cluster
 # make bench-test  the tests of the benchmarks alone
 # make lint        ruff (rules and format) and pyright
