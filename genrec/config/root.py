@@ -8,7 +8,7 @@ from genrec.config.data import Data, Embed
 from genrec.config.learning import Learning, Rewards
 from genrec.config.policy import PolicyConfig
 from genrec.config.running import BenchConfig, Compute, Decode, Evaluation, Tune
-from genrec.config.section import Section
+from genrec.config.section import SPEED, Section
 from genrec.config.sid import VQ_SHARES, Sid
 
 TASKS_NEED_TEXT = (
@@ -19,9 +19,13 @@ TASKS_NEED_TEXT = (
 class Config(Section):
     """Everything a run is made from. Two axes of files: what to learn, and where to run."""
 
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9._-]+$")
-    storage: str = "storage"
-    seed: int = Field(default=0, ge=0)
+    name: str = Field(
+        default="run", pattern=r"^[A-Za-z0-9._-]+$", description="of the run: its report is <storage>/runs/<name>"
+    )
+    storage: str = Field(
+        default="storage", json_schema_extra=SPEED, description="directory of all results; every node must see it"
+    )
+    seed: int = Field(default=0, ge=0, description="of all random draws")
     data: Data = Data()
     embed: Embed = Embed()
     sid: Sid = Sid()
