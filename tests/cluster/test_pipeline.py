@@ -273,5 +273,11 @@ def test_tune_ranks_its_trials_by_validation(report: Artifact, config: Config) -
     found = made(small, "tune")
     trials = json.loads((found.path / "trials.json").read_text())
     assert len(trials) == 2
-    assert trials[0]["ndcg@10"] >= trials[1]["ndcg@10"]
+    kept: list[float] = []
+    for file in (found.path / "runs").glob("*/curve.json"):
+        about = json.loads(file.read_text())
+        checks = {point["step"]: point["ndcg@10"] for point in about["curve"] if "ndcg@10" in point}
+        kept.append(checks[about["best_step"]])
+        assert about["steps"] == 2, "a trial is as long as tune.steps says"
+    assert [trial["ndcg@10"] for trial in trials] == sorted(kept, reverse=True)
     assert set(trials[0]["rewards"]) == set(small.tune.space)
