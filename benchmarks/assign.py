@@ -41,7 +41,7 @@ def measure(config: Config, sizes: Sequence[int], dims: int, codes: int) -> Benc
     """
     limit_threads(1)
     bench = Bench("assign")
-    work = Path(config.storage).absolute() / "bench" / "assign"
+    work = config.storage_path / "bench" / "assign"
     settings = Sid(codebook_size=codes, fit_items=FIT_ITEMS, iterations=10)
     for size in sizes:
         shutil.rmtree(work, ignore_errors=True)

@@ -8,7 +8,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -94,7 +93,7 @@ def random_catalog(items: int, generator: torch.Generator) -> Catalog:
 def in_process(config: Config, directory: str = "") -> Config:
     """The config without workers and actors; its artifacts lie under ``<storage>/bench/<directory>`` where given."""
     compute = config.compute.model_copy(update={"workers": 0, "data_actors": 0})
-    storage = Path(config.storage).absolute() / "bench" / directory if directory else config.storage
+    storage = config.storage_path / "bench" / directory if directory else config.storage
     return config.model_copy(update={"storage": str(storage), "compute": compute})
 
 

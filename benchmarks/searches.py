@@ -22,7 +22,6 @@ from benchmarks.tables import searches_page
 from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.pipeline import run_stage
 from cluster.policy_predictor import NODE_QUERIES, tune_node_weight
-from cluster.train import backbones
 from genrec.baselines.sparse import Sparse
 from genrec.baselines.train_log import recent_history
 from genrec.baselines.tuning import fit_baselines
@@ -124,7 +123,7 @@ class _SearchEvaluation:
         self.width, self.seed, self._batch = config.decode.width, config.seed, config.decode.batch_size
         self._catalog, history = Catalog.load(catalog), config.data.max_history
         self.policy, self._prompts = load(
-            config.policy, self._catalog, policy, max_history=history, seed=config.seed, cache=backbones(config)
+            config.policy, self._catalog, policy, max_history=history, seed=config.seed, cache=config.backbones_path
         )
         self.trie, self._items = self._catalog.trie, read_items(data)
         splits: tuple[Split, ...] = ("valid", "test")

@@ -90,7 +90,7 @@ def make_artifact(config: Config, recipe: Recipe, work: Callable[[Path], Mapping
     Raises:
         InputError: another process is making the same artifact.
     """
-    final = Path(config.storage).expanduser().absolute() / recipe.name / recipe.key
+    final = config.storage_path / recipe.name / recipe.key
     if (finished := _finished(recipe.name, final)) is not None:
         LOG.info("done already: %s", shown_path(final), extra={STAGE: recipe.name})
         return finished

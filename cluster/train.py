@@ -52,11 +52,6 @@ class RunSpec:
     vectors: Path | None = None
     rewards: Path | None = None
 
-    @property
-    def backbones(self) -> Path:
-        """Where packaged models are kept in a form that loads fast."""
-        return backbones(self.config)
-
     def build(self) -> tuple[Policy, Prompts, Catalog]:
         """The policy (with the tensors of ``start``), its prompts and the catalogue."""
         from genrec.data.tables import read_items
@@ -65,17 +60,12 @@ class RunSpec:
 
         catalog, config = Catalog.load(self.catalog), self.config
         history = config.data.max_history
-        options: dict[str, Any] = {"max_history": history, "seed": config.seed, "cache": self.backbones}
+        options: dict[str, Any] = {"max_history": history, "seed": config.seed, "cache": config.backbones_path}
         if self.start is None:
             if config.policy.kind == "pretrained":
                 options["titles"] = [title or "" for title in read_items(self.data)["title"].to_pylist()]
             return *build(config.policy, catalog, **options), catalog
         return *load(config.policy, catalog, self.start, **options), catalog
-
-
-def backbones(config: Config) -> Path:
-    """The folder of converted packaged models, shared by all runs of a storage."""
-    return Path(config.storage).expanduser().absolute() / "backbones"
 
 
 class RayCheckpoints:

@@ -43,7 +43,7 @@ def remove(config: Config, ids: Sequence[str]) -> str:
 
 def changes_of(config: Config, assigned: Artifact) -> Path:
     """The directory of the changes of an assignment's catalogue."""
-    return Path(config.storage).expanduser().absolute() / "live" / assigned.key
+    return config.storage_path / "live" / assigned.key
 
 
 def _state(done: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ def plan(run: StageRun) -> Plan:
     settings = {
         **config.embed.result_settings(),
         "device": device,
-        "model": model_content(config.embed.model, config.storage),
+        "model": model_content(config.embed.model, config),
     }
     return Plan(settings, partial(_embed, config, run.path("prepare"), device))
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cluster.artifacts import Artifact
+from cluster.artifacts import Artifact, shown_path
 from cluster.policy_predictor import PolicyPredictor
 from cluster.stages.plan import Plan, StageRun
 from genrec.config import Config, to_yaml
@@ -51,12 +51,12 @@ def plan(run: StageRun) -> Plan:
 
 def publish(run: StageRun, artifact: Artifact) -> None:
     """Copy the report to ``<storage>/runs/<name>``, and say its headline."""
-    shown = Path(run.config.storage).expanduser() / "runs" / run.config.name
+    shown = run.config.storage_path / "runs" / run.config.name
     shown.mkdir(parents=True, exist_ok=True)
     for name in PUBLISHED:
         shutil.copyfile(artifact.path / name, shown / name)
     LOG.info("headline: %s", artifact.metrics["headline"])
-    LOG.info("report: %s", shown / "report.html")
+    LOG.info("report: %s", shown_path(shown / "report.html"))
 
 
 @dataclass(frozen=True)

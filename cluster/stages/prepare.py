@@ -91,7 +91,7 @@ def plan(run: StageRun) -> Plan:
     data = config.data.result_settings()
     settings = {
         "data": {name: value for name, value in data.items() if name not in PLACES},
-        "files": fingerprint(files, hash_cache(config.storage)),
+        "files": fingerprint(files, hash_cache(config)),
     }
     return Plan(settings, partial(_prepare_and_tell, source, _in_process_if_small(config, files)))
 

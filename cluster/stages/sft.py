@@ -15,7 +15,6 @@ from cluster.session import configure_process
 from cluster.stages.plan import Plan, StageRun
 from cluster.train import (
     RunSpec,
-    backbones,
     deepspeed_config,
     make_accelerator,
     make_checkpoints,
@@ -70,7 +69,7 @@ def policy_settings(config: Config) -> dict[str, Any]:
     """What a policy depends on: the config's section, and the content of a local model directory."""
     settings = config.policy.result_settings()
     if config.policy.kind == "pretrained":
-        settings["path"] = model_content(config.policy.path, config.storage)
+        settings["path"] = model_content(config.policy.path, config)
     return settings
 
 
@@ -253,4 +252,4 @@ def make_chat_format(config: Config, prompts: Prompts, catalog: Catalog) -> Chat
     """The conversations of the config's policy as tokens."""
     from genrec.policy.chat.chat_format import ChatFormat, load_tokenizer
 
-    return ChatFormat(load_tokenizer(config.policy, backbones(config)), prompts.sids, catalog)
+    return ChatFormat(load_tokenizer(config.policy, config.backbones_path), prompts.sids, catalog)

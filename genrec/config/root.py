@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field, model_validator
 
 from genrec.config.data import Data, Embed
@@ -37,6 +39,16 @@ class Config(Section):
     tune: Tune = Tune()
     bench: BenchConfig = BenchConfig()
     compute: Compute = Compute()
+
+    @property
+    def storage_path(self) -> Path:
+        """The directory of all results, absolute; ``~`` is the user's home."""
+        return Path(self.storage).expanduser().absolute()
+
+    @property
+    def backbones_path(self) -> Path:
+        """The folder of converted packaged models, shared by all runs of a storage."""
+        return self.storage_path / "backbones"
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:

@@ -119,7 +119,7 @@ class BatchPredictor:
             spec.policy,
             max_history=config.data.max_history,
             seed=config.seed,
-            cache=Path(config.storage).absolute() / "backbones",
+            cache=config.backbones_path,
         )
         self._policy.to(self._device)
         self._trie = self._catalog.trie.to(self._device)
