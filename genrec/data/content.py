@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -63,19 +64,30 @@ def content_digest(path: Path, cache: HashCache | None = None) -> str:
     Raises:
         InputError: there is no file or directory at ``path``.
     """
-    path = Path(path)
-    if path.is_file():
-        digest = _file_digest(path, cache)
-    elif path.is_dir():
-        total = hashlib.sha256()
-        for name in sorted(_visible_files(path)):
-            total.update(f"{name}\0{_file_digest(path / name, cache)}\n".encode())
-        digest = total.hexdigest()
-    else:
-        raise InputError(f"{path}: got no file or directory there; check the path")
+    return content_digests([path], cache)[0]
+
+
+def content_digests(paths: Sequence[Path], cache: HashCache | None = None) -> list[str]:
+    """``content_digest`` of each path; the cache is written once, after all of them.
+
+    Raises:
+        InputError: there is no file or directory at one of ``paths``.
+    """
+    digests = [_digest(Path(path), cache) for path in paths]
     if cache is not None:
         cache.save()
-    return digest
+    return digests
+
+
+def _digest(path: Path, cache: HashCache | None) -> str:
+    if path.is_file():
+        return _file_digest(path, cache)
+    if not path.is_dir():
+        raise InputError(f"{path}: got no file or directory there; check the path")
+    total = hashlib.sha256()
+    for name in sorted(_visible_files(path)):
+        total.update(f"{name}\0{_file_digest(path / name, cache)}\n".encode())
+    return total.hexdigest()
 
 
 def _file_digest(path: Path, cache: HashCache | None) -> str:

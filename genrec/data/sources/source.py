@@ -10,7 +10,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from genrec.data.content import HashCache, content_digest
+from genrec.data.content import HashCache, content_digests
 from genrec.errors import InputError
 
 
@@ -83,13 +83,14 @@ def fingerprint(files: Sequence[str], cache: HashCache | None = None) -> list[li
     """
     local = [Path(file).absolute() for file in files if not is_url(file)]
     folder = Path(os.path.commonpath([file.parent for file in local])) if local else Path()
+    digest_of = dict(zip(local, content_digests(local, cache), strict=True))
     found: list[list[str]] = []
     for file in files:
         if is_url(file):
             found.append([file])
         else:
-            name = Path(file).absolute().relative_to(folder).as_posix()
-            found.append([name, content_digest(Path(file), cache)])
+            path = Path(file).absolute()
+            found.append([path.relative_to(folder).as_posix(), digest_of[path]])
     return found
 
 
