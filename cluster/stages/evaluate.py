@@ -61,18 +61,18 @@ def publish(run: StageRun, artifact: Artifact) -> None:
 
 @dataclass(frozen=True)
 class _Test:
-    """The data of the evaluation: items, test and validation queries, the catalogue, and the fitted baselines."""
+    """The data of the evaluation: items, test and validation queries, the catalogue, and the fitted baselines.
+
+    Of the test queries: ``targets_Q``, and the end of each history, newest first, as ``recent_QH``.
+    """
 
     items: pa.Table
     test: pa.Table
     valid: pa.Table
     catalog: Catalog
     suite: BaselineSuite
-
-    @property
-    def targets_Q(self) -> IntArray:
-        """The target of each test query."""
-        return self.test["target"].to_numpy().astype(np.int64)
+    targets_Q: IntArray
+    recent_QH: IntArray
 
 
 @dataclass(frozen=True)
@@ -95,19 +95,19 @@ def _evaluate(config: Config, inputs: Mapping[str, Artifact], out: Path) -> dict
 
 
 def _read_test(config: Config, inputs: Mapping[str, Artifact]) -> _Test:
+    from genrec.baselines.train_log import recent_history
     from genrec.baselines.tuning import fit_baselines
     from genrec.sid.catalog import Catalog
 
     data, catalog = inputs["prepare"].path, Catalog.load(inputs["assign"].path)
     items, test, valid = read_items(data), read_queries(data, "test"), read_queries(data, "valid")
     suite = fit_baselines(read_sequences(data), valid, len(items), config.data.max_history, seed=config.seed)
-    return _Test(items, test, valid, catalog, suite)
+    targets_Q = test["target"].to_numpy().astype(np.int64)
+    return _Test(items, test, valid, catalog, suite, targets_Q, recent_history(test, config.data.max_history))
 
 
 def _predict(config: Config, inputs: Mapping[str, Artifact], test: _Test, out: Path) -> _Answers:
     """The policies' own answers, and those of the best policy mixed with its prior, whose weight validation tunes."""
-    from genrec.baselines.train_log import recent_history
-
     policies = [name for name in ("grpo", "sft") if name in inputs]
     best = policies[0]
     predictors = {name: PolicyPredictor(config, inputs, name, test.suite, out / "predictions") for name in policies}
@@ -115,14 +115,12 @@ def _predict(config: Config, inputs: Mapping[str, Artifact], test: _Test, out: P
     prior = predictors[best].tuned_prior(test.valid)
     model_QK = alone[best].items_QK
     if prior["weight"]:
-        recent_QH = recent_history(test.test, config.data.max_history)
-        model_QK = predictors[best].with_prior(alone[best], recent_QH, prior)
+        model_QK = predictors[best].with_prior(alone[best], test.recent_QH, prior)
     return _Answers(best, alone, model_QK, prior)
 
 
 def _summarise(config: Config, inputs: Mapping[str, Artifact], test: _Test, answers: _Answers) -> dict[str, Any]:
     """The metrics of the model, its parts and the baselines, with intervals, and what reinforcement learning gained."""
-    from genrec.baselines.train_log import recent_history
     from genrec.evaluation.slices import category_numbers
     from genrec.evaluation.summary import Rankings, add_gain, add_prior, summarise
     from genrec.metrics import per_query, sid_numbers, target_ranks
@@ -134,7 +132,7 @@ def _summarise(config: Config, inputs: Mapping[str, Artifact], test: _Test, answ
     rankings = Rankings(
         targets_Q=test.targets_Q,
         model_QK=answers.model_QK,
-        baselines=suite.rank(recent_history(test.test, config.data.max_history), max(ks)),
+        baselines=suite.rank(test.recent_QH, max(ks)),
         sid_of_item_N=sid_numbers(test.catalog.codes_NL.numpy()),
         train_counts_N=suite.log.counts_N,
         category_N=category_numbers(test.items),
