@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import import_module
 from types import MappingProxyType
 
 from benchmarks.harness import Bench
-from cluster.artifacts import Artifact
-from cluster.pipeline import STAGES, run_stage, stages_needed
+from cluster import pipeline
 from genrec.config import Config
-from genrec.errors import InputError
+from genrec.errors import unknown_name
 
 BENCHMARKS: Mapping[str, str] = MappingProxyType(
     {
@@ -38,19 +36,6 @@ def run(name: str, config: Config) -> Bench:
         InputError: an unknown name, or bad input of a stage or of the benchmark.
     """
     if name not in BENCHMARKS:
-        nearest = difflib.get_close_matches(name, BENCHMARKS, n=1, cutoff=0.0)[0]
-        raise InputError(
-            f"unknown benchmark {name!r}; the nearest is {nearest!r}, and there are {', '.join(BENCHMARKS)}"
-        )
+        raise unknown_name("benchmark", name, BENCHMARKS)
     module = import_module(f"benchmarks.{name}")
-    return module.run(config, make_inputs(config, module.NEEDS))
-
-
-def make_inputs(config: Config, needs: Sequence[str]) -> dict[str, Artifact]:
-    """The artifacts of the stages ``needs`` and of all that these read, by stage name."""
-    names = {stage.name for need in needs for stage in stages_needed(config, need)}
-    made: dict[str, Artifact] = {}
-    for name in STAGES:
-        if name in names:
-            made[name] = run_stage(config, name, made)
-    return made
+    return module.run(config, pipeline.run(config, *module.NEEDS))

@@ -121,8 +121,8 @@ STAGES: Mapping[str, Stage] = {
 }
 
 
-def run(config: Config, until: str, *, reward_file: Path | None = None) -> dict[str, Artifact]:
-    """Make the stage ``until`` and everything that it needs; finished stages are found and skipped.
+def run(config: Config, *until: str, reward_file: Path | None = None) -> dict[str, Artifact]:
+    """Make the stages ``until`` and everything that they need; finished stages are found and skipped.
 
     Args:
         reward_file: Python file with a mapping ``TERMS`` of own reward terms.
@@ -133,7 +133,7 @@ def run(config: Config, until: str, *, reward_file: Path | None = None) -> dict[
     Raises:
         InputError: bad input of any stage.
     """
-    order = stages_needed(config, until)
+    order = stages_needed(config, *until)
     made: dict[str, Artifact] = {}
     for number, stage in enumerate(order, start=1):
         later = ", ".join(other.name for other in order[number:]) or "nothing"
@@ -142,8 +142,8 @@ def run(config: Config, until: str, *, reward_file: Path | None = None) -> dict[
     return made
 
 
-def stages_needed(config: Config, until: str) -> list[Stage]:
-    """The stages of ``run(config, until)``, in their order."""
+def stages_needed(config: Config, *until: str) -> list[Stage]:
+    """The stages of ``run(config, *until)``, in their order."""
     names = set[str]()
 
     def need(name: str) -> None:
@@ -151,7 +151,8 @@ def stages_needed(config: Config, until: str) -> list[Stage]:
         for other in reads(STAGES[name], config):
             need(other)
 
-    need(until)
+    for name in until:
+        need(name)
     return [stage for name, stage in STAGES.items() if name in names]
 
 

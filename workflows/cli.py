@@ -6,11 +6,10 @@ that ``--help`` and ``--show`` answer at once.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec
 
 import click
 
-from genrec.errors import InputError
+from genrec.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
     from genrec.config import Config
@@ -257,13 +256,6 @@ def catalog_rows() -> Rows:
 def benchmark_rows() -> Rows:
     """The benchmarks, and what each measures."""
     return list(import_module("benchmarks.registry").BENCHMARKS.items())
-
-
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """The error for a name that does not exist: says the nearest one, and all."""
-    names = list(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
-    return InputError(f"unknown {kind} {name!r}; the nearest is {near!r}; wanted: one of {', '.join(names)}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import pytest
 from support.encoders import CircleEncoder
 from support.synthetic import chain_shop, tiny_config
 
-from benchmarks.registry import make_inputs
+from cluster import pipeline
 from cluster.artifacts import Artifact
 from genrec.config import Config
 from genrec.sid import build, embed
@@ -20,4 +20,4 @@ def circle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Config, d
         patch.setattr(build, "write_page", lambda *page: None)
         settings = ("sid.cf_weight=0", "sid.codebook_size=4", "sid.epochs=5", "bench.items=4", "bench.seeds=2")
         config = tiny_config(tmp_path_factory.mktemp("storage"), chain_shop(tmp_path_factory.mktemp("shop")), *settings)
-        yield config, make_inputs(config, ("prepare", "embed"))
+        yield config, pipeline.run(config, "prepare", "embed")

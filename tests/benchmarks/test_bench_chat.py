@@ -7,7 +7,7 @@ import pytest
 from support.synthetic import chain_shop, tiny_config
 
 from benchmarks import chat
-from benchmarks.registry import make_inputs
+from cluster import pipeline
 from genrec.errors import InputError
 
 pytestmark = pytest.mark.benchmark
@@ -23,7 +23,7 @@ def test_every_learned_conversation_is_held_and_counted(tmp_path: Path, monkeypa
         "sid.quantizer=title",
     )
     config = tiny_config(tmp_path / "storage", chain_shop(tmp_path / "shop", users=24), *overrides)
-    inputs = make_inputs(config, chat.NEEDS)
+    inputs = pipeline.run(config, *chat.NEEDS)
     found = chat.run(config, inputs)
     assert {name.partition(".")[0] for name in found.figures} == {"sequence_prediction", "semantic_recovery"}
     assert all(0 <= value <= 1 for value in found.figures.values())

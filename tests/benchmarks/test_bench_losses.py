@@ -7,7 +7,7 @@ import pytest
 from support.synthetic import chain_shop, tiny_config
 
 from benchmarks import compare, losses
-from benchmarks.registry import make_inputs
+from cluster import pipeline
 from cluster.stages import sft
 
 pytestmark = pytest.mark.benchmark
@@ -20,7 +20,7 @@ def test_variants_and_seeds_are_trained_once_and_compared_seed_by_seed(
     shop, storage = chain_shop(tmp_path / "shop"), tmp_path / "storage"
     settings = ("sid.quantizer=title", variants, seeds, "learning.sft.epochs=2")
     config = tiny_config(storage, shop, *settings)
-    inputs = make_inputs(config, losses.NEEDS)
+    inputs = pipeline.run(config, *losses.NEEDS)
     found = losses.run(config, inputs)
     directory = storage / "bench" / "losses"
     assert len([*directory.glob("sft/*/manifest.json")]) == len([*directory.glob("scores/*/manifest.json")]) == 4

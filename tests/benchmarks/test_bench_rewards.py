@@ -7,7 +7,7 @@ import pytest
 from support.synthetic import chain_shop, tiny_config
 
 from benchmarks import compare, rewards
-from benchmarks.registry import make_inputs
+from cluster import pipeline
 from cluster.stages import grpo
 
 pytestmark = pytest.mark.benchmark
@@ -28,7 +28,7 @@ def test_variants_start_from_the_same_sft_policies_and_are_compared_with_them(
 ) -> None:
     shop, storage = chain_shop(tmp_path / "shop"), tmp_path / "storage"
     config = tiny_config(storage, shop, *SETTINGS)
-    inputs = make_inputs(config, rewards.NEEDS)
+    inputs = pipeline.run(config, *rewards.NEEDS)
     found = rewards.run(config, inputs)
     directory = storage / "bench" / "rewards"
     stages = {name: [*directory.glob(f"{name}/*/manifest.json")] for name in ("sft", "grpo", "scores")}

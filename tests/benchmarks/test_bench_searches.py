@@ -7,7 +7,7 @@ import pytest
 from support.synthetic import chain_shop, tiny_config
 
 from benchmarks import losses, searches
-from benchmarks.registry import make_inputs
+from cluster import pipeline
 
 pytestmark = pytest.mark.benchmark
 
@@ -18,7 +18,7 @@ def test_every_search_is_measured_over_the_seeds_and_nothing_is_done_twice(
     shop, storage = chain_shop(tmp_path / "shop"), tmp_path / "storage"
     settings = ("bench.seeds=2", "learning.sft.epochs=4", "decode.width=50", "bench.variants=[cross_entropy]")
     config = tiny_config(storage, shop, "sid.quantizer=title", *settings)
-    inputs = make_inputs(config, searches.NEEDS)
+    inputs = pipeline.run(config, *searches.NEEDS)
     found = searches.run(config, inputs)
     about = json.loads((storage / "bench" / "searches" / "tiny.json").read_text())
     kinds = ["beam", "beam, prior on items", "beam, prior on nodes", "diverse beam", "stochastic beam", "samples"]

@@ -8,7 +8,7 @@ from support.synthetic import chain_shop, tiny_config
 from support.tiny_lm import tiny_lm
 
 from benchmarks import tasks
-from benchmarks.registry import make_inputs
+from cluster import pipeline
 from genrec.errors import InputError
 
 pytestmark = pytest.mark.benchmark
@@ -28,7 +28,7 @@ def test_mixtures_are_trained_and_compared_on_a_pretrained_model(tmp_path: Path)
         "bench.variants=[next_item,all_next_item_x3]",
     )
     config = tiny_config(storage, shop, *overrides)
-    inputs = make_inputs(config, tasks.NEEDS)
+    inputs = pipeline.run(config, *tasks.NEEDS)
     found = tasks.run(config, inputs)
     about = json.loads((storage / "bench" / "tasks" / "tiny.json").read_text())
     assert list(about) == ["next_item", "all_next_item_x3"]
