@@ -4,6 +4,7 @@
 # make bench-test  the tests of the benchmarks alone
 # make lint        ruff (rules and format) and pyright
 # make docs        the documentation as a site, in build/site; a broken link or reference is an error
+# make gpu-bundle DATA=DIR   what benchmarks/gpu_check.py needs on a machine with a GPU and no network, in build/gpu
 # make clean       removes the environment and what was built, not storage/
 #
 # Each target first installs what it needs into .venv; a second call installs nothing.
@@ -19,7 +20,7 @@ BIN := $(VENV)/bin
 MACHINE := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test quick bench-test lint docs clean
+.PHONY: demo test quick bench-test lint docs gpu-bundle clean
 
 demo: $(VENV)/.demo
 	$(BIN)/genrec full demo $(if $(filter gpu,$(MACHINE)),a100,cpu)
@@ -40,6 +41,9 @@ lint: $(VENV)/.dev
 
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict --site-dir build/site
+
+gpu-bundle: $(VENV)/.test
+	$(BIN)/python -m benchmarks.gpu_bundle build/gpu --data $(DATA)
 
 # The files under .venv mark what is installed: a target is made again when pyproject.toml or constraints.txt changes.
 $(VENV)/.base: pyproject.toml constraints.txt

@@ -50,13 +50,15 @@ def add_rows(
             continue
         initialised.add(weight.data_ptr())
         text_TD = weight[: sids.base].float()
+        # Vocabularies are padded to round sizes, often with rows of zeros: those say nothing of a row's usual length.
+        used_TD = text_TD[text_TD.any(-1)]
         noise_CD = torch.randn(sids.count, text_TD.shape[1])
-        rows_CD = text_TD.mean(0) + 0.5 * text_TD.std(0) * noise_CD
+        rows_CD = used_TD.mean(0) + 0.5 * used_TD.std(0) * noise_CD
         if start == "random":
-            rows_CD = _scaled(noise_CD, text_TD)
+            rows_CD = _scaled(noise_CD, used_TD)
         elif words is not None:
             mean_CD, named_C = _named_rows(text_TD, sids, codes_NL, *words)
-            rows_CD[named_C] = _scaled(mean_CD[named_C], text_TD)
+            rows_CD[named_C] = _scaled(mean_CD[named_C], used_TD)
         weight[sids.base : sids.base + sids.count] = rows_CD.to(weight.dtype)
 
 
@@ -120,8 +122,9 @@ class EmbeddingUpdateCheck:
         """
         for name, before_CD in self._before.items():
             after_CD = self._rows(tensors[name]).to(before_CD).double()
-            along_C1 = (after_CD * before_CD).sum(-1, keepdim=True) / before_CD.double().square().sum(-1, keepdim=True)
-            off_C = (after_CD - along_C1 * before_CD).norm(dim=-1) / before_CD.norm(dim=-1)
+            length_C = before_CD.double().norm(dim=-1).clamp(min=1e-12)
+            along_C = (after_CD * before_CD).sum(-1) / length_C.square()
+            off_C = (after_CD - along_C[:, None] * before_CD).norm(dim=-1) / length_C
             if not (off_C > MIN_CHANGE).any():
                 raise InputError(
                     f"none of the {len(off_C)} SID rows in {name!r} learned: the largest change is "

@@ -65,6 +65,32 @@ def test_a_code_starts_as_the_mean_of_its_items_title_tokens_at_the_typical_leng
                 torch.testing.assert_close(row / row.norm(), mean / mean.norm())
 
 
+def test_rows_of_zeros_that_pad_a_vocabulary_do_not_shrink_the_sid_rows(tmp_path: Path, catalog: Catalog) -> None:
+    from transformers import AutoModelForCausalLM
+
+    path = tiny_pretrained(tmp_path / "lm", tied=True)
+    model = AutoModelForCausalLM.from_pretrained(path)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[8:] = 0
+    model.save_pretrained(path)
+    for sid_init in ("text", "mean", "random"):
+        settings = PolicyConfig.model_validate({"kind": "pretrained", "path": str(path), "sid_init": sid_init})
+        policy, _ = build(settings, catalog, max_history=4, seed=0, titles=["w1 w2"] * 20)
+        table, rows = policy.sid_tables()[0]
+        assert (table.detach()[rows].norm(dim=-1) > 0.01).all()
+
+
+def test_rows_that_start_at_zero_are_seen_to_learn(tmp_path: Path, catalog: Catalog) -> None:
+    policy, _ = built(tmp_path / "lm", catalog, tied=True)
+    table, rows = policy.sid_tables()[0]
+    with torch.no_grad():
+        table[rows] = 0
+    check = EmbeddingUpdateCheck(policy)
+    with torch.no_grad():
+        table[rows] += 0.1
+    check.require_changed(dict(policy.snapshot(1).tensors), "")
+
+
 @pytest.mark.parametrize("sid_init", ["mean", "random"])
 def test_other_starts_keep_the_scale_of_the_table(tmp_path: Path, catalog: Catalog, sid_init: str) -> None:
     policy, _ = built(tmp_path, catalog, tied=False, sid_init=sid_init)
