@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from genrec.config import Filters
 from genrec.data.files import write_parquet
-from genrec.data.filters import core_events, first_of_pair, last_of_user
+from genrec.data.filters import core_events, first_copies, first_of_pair, last_of_user
 from genrec.data.splits import Codes, Cut, Ints, Samples, chronological, given, hash_ids, leave_one_out
 from genrec.data.tables import QUERIES, SEQUENCES, SPLIT_CODES, SPLITS
 from genrec.errors import InputError
@@ -41,10 +41,19 @@ def sort_events(bucket: pa.Table, by_position: bool) -> pa.Table:
 
 
 def filter_events(events: pa.Table, filters: Filters, alive_N: NDArray[np.bool_]) -> tuple[pa.Table, dict[str, int]]:
-    """Apply ``item_users`` (the mask ``alive_N``), ``first_only`` and ``last_per_user``; also the events after each."""
+    """Apply ``item_users`` (the mask ``alive_N``), ``drop_duplicates``, ``first_only`` and ``last_per_user``.
+
+    Returns:
+        The events, and the number after each filter, after ``duplicates``: how many are a copy of an earlier event.
+    """
     left: dict[str, int] = {}
     events = events.filter(pa.array(alive_N[events["item"].to_numpy()]))
     left["item_users"] = events.num_rows
+    first_E = first_copies(events)
+    left["duplicates"] = int((~first_E).sum())
+    if filters.drop_duplicates:
+        events = events.filter(pa.array(first_E))
+    left["drop_duplicates"] = events.num_rows
     if filters.first_only:
         user, item = _ints(events["user"]), _ints(events["item"])
         events = events.filter(pa.array(first_of_pair(user, item, len(alive_N))))
