@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from genrec.config import Filters
 from genrec.data.files import write_parquet
 from genrec.data.filters import core_events, first_copies, first_of_pair, last_of_user
+from genrec.data.leaks import wrong_queries
 from genrec.data.splits import Codes, Cut, Ints, Samples, chronological, given, hash_ids, leave_one_out
 from genrec.data.tables import QUERIES, SEQUENCES, SPLIT_CODES, SPLITS
 from genrec.errors import InputError
@@ -147,17 +148,25 @@ class Numbering:
 def write_users(
     users: Users, codes_E: Codes, numbering: Numbering, max_history: int, folder: Path, bucket: int
 ) -> dict[str, int]:
-    """Write a bucket's query files and, last, its sequence file, which marks the bucket as done; returns row counts."""
+    """Write a bucket's query files and, last, its sequence file, which marks the bucket as done; returns row counts.
+
+    Each query is compared with its user's sequence first: a leak of the future is an error of the program.
+    """
     name = f"part-{bucket:05d}.parquet"
     counts = {}
+    sequences = sequence_table(users, codes_E, numbering.first_user)
     for split in SPLITS:
         chosen = np.flatnonzero(codes_E == SPLIT_CODES[split])
         limit = numbering.limits.get(split)
         if limit is not None:
             chosen = chosen[hash_ids(numbering.ids(users)[chosen]) <= np.uint64(limit)]
-        write_parquet(query_table(users, chosen, numbering, max_history), folder / "queries" / split / name)
+        queries = query_table(users, chosen, numbering, max_history)
+        wrong = int(wrong_queries(sequences, queries, split, numbering.first_event).sum())
+        if wrong:
+            raise RuntimeError(f"{wrong} {split} queries do not fit the sequences of their users: please report this")
+        write_parquet(queries, folder / "queries" / split / name)
         counts[split] = len(chosen)
-    write_parquet(sequence_table(users, codes_E, numbering.first_user), folder / "sequences" / name)
+    write_parquet(sequences, folder / "sequences" / name)
     return counts
 
 
