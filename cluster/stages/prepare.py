@@ -256,7 +256,9 @@ def _filter(spec: PrepareSpec, items: int) -> dict[str, int]:
 
 def _tell_duplicates(counts: dict[str, Any], config: Config) -> None:
     if counts["duplicates"]:
-        done = "dropped" if config.data.filters.drop_duplicates else "kept; data.filters.drop_duplicates=true drops them"
+        done = (
+            "dropped" if config.data.filters.drop_duplicates else "kept; data.filters.drop_duplicates=true drops them"
+        )
         LOG.warning(
             f"{counts['duplicates']:,} of {counts['kept']:,} interactions are equal to an earlier one in user, item, "
             f"time, position, event and value: {done}"

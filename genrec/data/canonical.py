@@ -17,15 +17,13 @@ from genrec.data.columns import CATALOG, LOG, is_listed, is_text
 from genrec.data.tables import ITEMS, SPLIT_CODES
 from genrec.errors import InputError
 
-LOG_MESSAGES = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 
 Unit = Literal["auto", "s", "ms", "us", "ns"]
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 LATEST = 10**11
 """Epoch seconds of the year 5138. By the rule of ``time_unit=auto`` larger numbers are milliseconds, those from
 1000 times as much on microseconds, and so on."""
-
-Column = pa.ChunkedArray
 
 
 def canonical_log(table: pa.Table, found: Mapping[str, str], where: str, unit: Unit = "auto") -> pa.Table:
@@ -37,7 +35,7 @@ def canonical_log(table: pa.Table, found: Mapping[str, str], where: str, unit: U
     Raises:
         InputError: missing ids, a negative or NaN timestamp, text that is no number or time, or an unknown split name.
     """
-    columns: list[Column | pa.Array] = []
+    columns: list[pa.ChunkedArray | pa.Array] = []
     for field in LOG:
         if field.name not in found:
             columns.append(pa.nulls(table.num_rows, field.type))
@@ -60,7 +58,7 @@ def canonical_items(table: pa.Table, found: Mapping[str, str], where: str) -> pa
     Raises:
         InputError: an id is missing, or a value does not fit its column.
     """
-    columns: dict[str, Column | pa.Array] = {}
+    columns: dict[str, pa.ChunkedArray | pa.Array] = {}
     for field in CATALOG:
         blank = pa.scalar([] if pa.types.is_list(field.type) else "", field.type)
         if field.name not in found:
@@ -85,7 +83,7 @@ def canonical_items(table: pa.Table, found: Mapping[str, str], where: str) -> pa
     return items
 
 
-def paths(values: Column) -> Column:
+def paths(values: pa.ChunkedArray) -> pa.ChunkedArray:
     """Category paths as list<string>, without empty names: lists as they are, the first of nested lists.
 
     A string is read as a list if it is one of JSON or Python, else it is split at ``>`` or ``|``.
@@ -102,7 +100,7 @@ def paths(values: Column) -> Column:
     return pa.chunked_array([pa.array(rows, pa.list_(pa.string()))])
 
 
-def _converted(values: Column, name: str, column: str, where: str, unit: Unit = "auto") -> Column:
+def _converted(values: pa.ChunkedArray, name: str, column: str, where: str, unit: Unit = "auto") -> pa.ChunkedArray:
     """One column in its canonical type; every error of Arrow becomes one that names the file and the column."""
     kind = values.type
     try:
@@ -129,20 +127,20 @@ def _converted(values: Column, name: str, column: str, where: str, unit: Unit = 
     return found
 
 
-def _plain(values: Column) -> Column:
+def _plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
     kind = values.type
     if pa.types.is_dictionary(kind):
         return _plain(values.cast(kind.value_type))
     return values
 
 
-def _text(values: Column) -> Column:
+def _text(values: pa.ChunkedArray) -> pa.ChunkedArray:
     """As strings; an empty one is null."""
     text = values.cast(pa.string())
     return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
 
 
-def _numbers(values: Column) -> Column:
+def _numbers(values: pa.ChunkedArray) -> pa.ChunkedArray:
     """Text as int64 if all of it is whole numbers, else as float64; other types as they are."""
     if not is_text(values.type):
         return values
@@ -153,21 +151,21 @@ def _numbers(values: Column) -> Column:
         return text.cast(pa.float64())
 
 
-def _whole(values: Column) -> Column:
+def _whole(values: pa.ChunkedArray) -> pa.ChunkedArray:
     return _numbers(values).cast(pa.int64())
 
 
-def _float32(values: Column) -> Column:
+def _float32(values: pa.ChunkedArray) -> pa.ChunkedArray:
     """As float32, rounded; NaN is null."""
     wide = _numbers(values).cast(pa.float64(), safe=False)
     wide = pc.if_else(pc.is_nan(wide), pa.scalar(None, pa.float64()), wide)
     large = pc.max(pc.abs(wide)).as_py()
-    if large is not None and large > np.finfo(np.float32).max:
+    if large is not None and large > float(np.finfo(np.float32).max):
         raise ValueError(f"{large} is too large")
     return wide.cast(pa.float32(), safe=False)
 
 
-def _seconds(values: Column, unit: Unit, where: str, column: str) -> Column:
+def _seconds(values: pa.ChunkedArray, unit: Unit, where: str, column: str) -> pa.ChunkedArray:
     """Epoch seconds: of a time type by its unit, of numbers by ``unit``, of text as numbers or ISO 8601."""
     if is_text(values.type):
         values = _times(values)
@@ -201,7 +199,7 @@ def _seconds(values: Column, unit: Unit, where: str, column: str) -> Column:
     return pc.divide(values, PER_SECOND[unit])
 
 
-def _times(text: Column) -> Column:
+def _times(text: pa.ChunkedArray) -> pa.ChunkedArray:
     """Text as numbers if all of it is numbers, else as ISO 8601, in UTC where no zone is given."""
     try:
         return _numbers(text)
@@ -211,7 +209,7 @@ def _times(text: Column) -> Column:
     return plain.cast(pa.timestamp("ns", "UTC" if zoned else None))
 
 
-def _unit_of(values: Column, where: str, column: str) -> Unit:
+def _unit_of(values: pa.ChunkedArray, where: str, column: str) -> Unit:
     """The unit of epoch times by their size; InputError if the sizes do not agree (0 fits every unit)."""
     bounds = pc.min_max(pc.filter(values, pc.greater(values, 0))).as_py()
     if bounds["max"] is None:
@@ -230,7 +228,7 @@ def _unit_of(values: Column, where: str, column: str) -> Unit:
 
 @cache
 def _tell_unit(where: str, column: str, unit: str) -> None:
-    LOG_MESSAGES.warning(
+    LOGGER.warning(
         f"{where}: column '{column}' is read as epoch times in {unit}, because its numbers are too large for "
         "seconds; set data.time_unit if that is wrong"
     )
@@ -249,7 +247,7 @@ def _split(text: str | None) -> list[str]:
     return [name.strip() for name in text.replace("|", ">").split(">")]
 
 
-def _refuse_unknown_splits(splits: Column, where: str) -> None:
+def _refuse_unknown_splits(splits: pa.ChunkedArray, where: str) -> None:
     names = pc.unique(splits.drop_null()).to_pylist()
     unknown = [name for name in names if name not in SPLIT_CODES]
     if unknown:

@@ -66,7 +66,7 @@ def read(directory: Path) -> tuple[Catalog, list[str], list[pa.Table]]:
 
 
 def read_new_items(file: Path, columns: Mapping[str, str]) -> pa.Table:
-    """The items of a Parquet or CSV file, or of a folder: id, title, description, brand, categories (only id is needed).
+    """The items of a Parquet or CSV file or folder: id, title, description, brand, categories (only id is needed).
 
     Raises:
         InputError: the file or the id column is missing, there are no rows, or an id occurs twice.

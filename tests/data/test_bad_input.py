@@ -22,7 +22,10 @@ def refused(tmp_path, log, match, *overrides, items=None):
         ({"user_id": None}, "no column for 'user_id'.*data.columns.user_id"),
         ({"timestamp": None}, "neither a timestamp .* nor a position"),
         ({"user_id": [1.5] * 4}, "column 'user_id' of type double, wanted a string or an integer for 'user_id'"),
-        ({"timestamp": ["one"] * 4}, "column 'timestamp' of type string with values that are not epoch seconds or ISO 8601 .*'one'"),
+        (
+            {"timestamp": ["one"] * 4},
+            "column 'timestamp' of type string with values that are not epoch seconds or ISO 8601 .*'one'",
+        ),
         ({"rating": ["good"] * 4}, "column 'rating' of type string with values that are not numbers .*'good'"),
         ({"user_id": ["a", None, "a", "a"]}, "column 'user_id' has 1 nulls or empty strings in 4 rows"),
         ({"item_id": ["x", "y", None, "y"]}, "column 'item_id' has 1 nulls"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,7 +136,7 @@ class MiniOneRec:
 
 
 @contextmanager
-def _rows(file: str) -> Iterator[csv.DictReader[str]]:
+def _rows(file: str) -> Generator[csv.DictReader[str]]:
     """The rows of a CSV file; InputError for what is not UTF-8 or not CSV."""
     with reading(file, "CSV in UTF-8"), Path(file).open(newline="", encoding="utf-8-sig") as stream:
         try:

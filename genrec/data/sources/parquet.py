@@ -88,9 +88,7 @@ def find_tables(name: str, remedy: str) -> list[TableFile]:
     """The files of a table; InputError, which ends in ``remedy``, if there are none, or both Parquet and text."""
     files = find_files(name, (*PARQUET, *TEXT))
     if not files:
-        raise InputError(
-            f"not found: {name}; wanted a Parquet or CSV file, a folder of them or a pattern; {remedy}"
-        )
+        raise InputError(f"not found: {name}; wanted a Parquet or CSV file, a folder of them or a pattern; {remedy}")
     tables = [TableFile(file, folder_of(name)) for file in files]
     if len({table.is_text for table in tables}) > 1:
         raise InputError(

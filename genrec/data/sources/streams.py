@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -23,7 +23,7 @@ BUFFER = 1 << 20
 
 
 @contextmanager
-def reading(where: str, wanted: str) -> Iterator[None]:
+def reading(where: str, wanted: str) -> Generator[None]:
     """Turn the errors of libraries on bad input into one InputError that names the file and what was wanted."""
     try:
         yield
@@ -35,14 +35,13 @@ def reading(where: str, wanted: str) -> Iterator[None]:
 
 
 @contextmanager
-def open_stream(path: str) -> Iterator[BinaryIO]:
+def open_stream(path: str) -> Generator[BinaryIO]:
     """A buffered stream of the plain bytes of a local file or http(s) URL; gzip, zstd and bz2 are recognised.
 
     Raises:
         InputError: the file cannot be read or is cut off, or far more comes out of it than its size allows.
     """
-    raw = cast("BinaryIO", urllib.request.urlopen(path, timeout=60)) if is_url(path) else Path(path).open("rb")
-    with raw:
+    with _open(path) as raw:
         packed = _Counted(raw.read)
         source = io.BufferedReader(packed, BUFFER)
         codec = next((codec for magic, codec in MAGIC.items() if source.peek(4).startswith(magic)), None)
@@ -54,7 +53,7 @@ def open_stream(path: str) -> Iterator[BinaryIO]:
 
 
 def read_lines(path: str) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file or URL, numbered from 1, without a byte order mark; InputError for lines over ``MAX_LINE``."""
+    """The lines of a file or URL, numbered from 1, without a byte order mark; InputError for one over ``MAX_LINE``."""
     with reading(path, "a whole file; download or copy it again"), open_stream(path) as stream:
         number = 0
         while line := stream.readline(MAX_LINE + 1):
@@ -62,6 +61,10 @@ def read_lines(path: str) -> Iterator[tuple[int, bytes]]:
             if len(line) > MAX_LINE:
                 raise InputError(f"{path}, line {number} is longer than {MAX_LINE >> 20} MiB; wanted one object a line")
             yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+
+
+def _open(path: str) -> BinaryIO:
+    return cast("BinaryIO", urllib.request.urlopen(path, timeout=60)) if is_url(path) else Path(path).open("rb")
 
 
 class _Counted(io.RawIOBase):
