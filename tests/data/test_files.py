@@ -364,7 +364,7 @@ def test_a_parquet_bomb_is_refused_by_its_footer(tmp_path, monkeypatch):
     write_world(tmp_path, LOG, ITEMS)
     huge = pa.table({"id": ["x", "y"], "title": ["a" * 10**6, "b" * 10**6]})
     pq.write_table(huge, tmp_path / "items.parquet", compression="zstd", use_dictionary=False)
-    with pytest.raises(InputError, match=r"column 'title' says 1 MiB .* decompression bomb"):
+    with pytest.raises(InputError, match=r"says that it holds 1 MiB in \d KiB.* decompression bomb"):
         read(tmp_path)
 
 

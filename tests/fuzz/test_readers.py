@@ -134,7 +134,7 @@ GOOD_LOG = {"user_id": list("uuuvv"), "item_id": list("abcab"), "timestamp": [1,
 GOOD_ITEMS = {"id": list("abcde"), "title": list("ABCDE")}
 
 
-@fuzz(150)
+@fuzz(60)
 @given(st.lists(tables(LOG_NAMES, GOOD_LOG), min_size=1, max_size=2), st.lists(tables(ITEM_NAMES, GOOD_ITEMS),
        min_size=1, max_size=2), st.sampled_from(["", "event=x", "user_id=7", "_temporary"]))  # fmt: skip
 def test_any_types_in_parquet_are_read_or_refused(logs, items, inner):
@@ -177,7 +177,7 @@ def parquet_bytes(table: pa.Table, **options: str) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-@fuzz(100)
+@fuzz(60)
 @given(st.data(), st.sampled_from(["snappy", "zstd", "none"]))
 def test_damaged_parquet_is_read_or_refused(data, compression):
     log = data.draw(damaged(parquet_bytes(pa.table(GOOD_LOG), compression=compression)))
@@ -211,7 +211,7 @@ def csv_texts(draw: st.DrawFn, names: list[str], good: dict[str, list]) -> str:
     return out.getvalue()
 
 
-@fuzz(150)
+@fuzz(60)
 @given(csv_texts(LOG_NAMES, GOOD_LOG), csv_texts(ITEM_NAMES, GOOD_ITEMS), st.data(),
        st.sampled_from([*PACKED]), st.sampled_from(ENCODINGS))  # fmt: skip
 def test_any_csv_is_read_or_refused(log, items, data, packed, encoding):
@@ -244,7 +244,7 @@ def objects(draw: st.DrawFn, wanted: dict) -> list[dict]:
     return [wanted, last] if draw(st.integers(0, 2)) else [wanted]
 
 
-@fuzz(150)
+@fuzz(60)
 @given(st.sampled_from([REVIEW, OLD]).flatmap(objects), objects(META), st.data(),
        st.sampled_from([*PACKED]), st.sampled_from([json.dumps, repr]))  # fmt: skip
 def test_any_json_lines_are_read_or_refused(reviews, meta, data, packed, dump):
@@ -259,7 +259,7 @@ def test_any_json_lines_are_read_or_refused(reviews, meta, data, packed, dump):
     in_folder(write, source="amazon")
 
 
-@fuzz(80)
+@fuzz(60)
 @given(st.data())
 def test_any_of_minionerecs_files_are_read_or_refused(data):
     header = "user_id,history_item_id,item_id\n"
