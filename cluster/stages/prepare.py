@@ -40,7 +40,7 @@ from genrec.data.statistics import (
     refuse_nothing_left,
     statistics,
 )
-from genrec.data.tables import ITEMS
+from genrec.data.tables import ITEMS, same_spelling
 from genrec.errors import InputError
 
 LOG = logging.getLogger(__name__)
@@ -130,6 +130,8 @@ def _prepare(spec: PrepareSpec) -> None:
     catalogue = _catalogue(spec)
     spec, counts = _partition(spec)
     left = _filter(spec, catalogue.num_rows)
+    counts["duplicates"] = left.pop("duplicates")
+    _tell_duplicates(counts, spec.config)
     alive = _core(spec)
     spec, survey = _number(spec, int(alive.sum()))
     refuse_nothing_left(counts, left, survey.events, spec.config.data)
@@ -204,7 +206,7 @@ def _refuse_unusable_log(counts: dict[str, Any], spec: PrepareSpec) -> None:
         examples = ", ".join(repr(name) for name in counts["unknown_examples"])
         raise InputError(
             f"{counts['unknown']:,} of {rows:,} interactions name an item that the catalogue lacks, e.g. {examples}; "
-            "add these items to the item table, or take the interactions out"
+            + _hint(counts["unknown_examples"], spec)
         )
     refuse_nothing_left(counts, {}, kept, spec.config.data)
     if 0 < counts["no_position"] < kept:
@@ -226,6 +228,19 @@ def _refuse_unusable_log(counts: dict[str, Any], spec: PrepareSpec) -> None:
         raise InputError("data.split=given needs a split for each interaction, and this log has none")
 
 
+def _hint(unknown: list[str], spec: PrepareSpec) -> str:
+    """The remedy for unknown items: other spelling if an id of the catalogue differs by zeros, spaces or case alone."""
+    ids = pq.ParquetFile(spec.scratch / "catalogue.parquet").read(columns=["id"])["id"].to_pylist()
+    near = {same_spelling(name): name for name in ids}
+    for name in unknown:
+        if same_spelling(name) in near:
+            return (
+                f"the catalogue has {near[same_spelling(name)]!r} for {name!r}: write ids in both tables in the same "
+                "way, as text where they have leading zeros"
+            )
+    return "add these items to the item table, or take the interactions out"
+
+
 def _filter(spec: PrepareSpec, items: int) -> dict[str, int]:
     least = spec.config.data.filters.item_users
     alive = spec.alive("titles")
@@ -237,6 +252,17 @@ def _filter(spec: PrepareSpec, items: int) -> dict[str, int]:
     _map(spec, _bucket_filter, spec.todo("scratch/kept/part-{:05d}.json"), "sort and filter")
     left = [json.loads(spec.kept(j).with_suffix(".json").read_text()) for j in range(spec.config.data.shards)]
     return {step: sum(counts[step] for counts in left) for step in left[0]}
+
+
+def _tell_duplicates(counts: dict[str, Any], config: Config) -> None:
+    if counts["duplicates"]:
+        done = (
+            "dropped" if config.data.filters.drop_duplicates else "kept; data.filters.drop_duplicates=true drops them"
+        )
+        LOG.warning(
+            f"{counts['duplicates']:,} of {counts['kept']:,} interactions are equal to an earlier one in user, item, "
+            f"time, position, event and value: {done}"
+        )
 
 
 def _user_counter(spec: PrepareSpec) -> Callable[[int], None]:

@@ -18,6 +18,9 @@ class Filters(Section):
         default=0, ge=0, description="items with fewer distinct users are removed, once, before the k-core"
     )
     last_per_user: int = Field(default=0, ge=0, description="keep only each user's most recent n interactions")
+    drop_duplicates: bool = Field(
+        default=False, description="of interactions that are equal in every column only the first is kept"
+    )
     first_only: bool = Field(default=False, description="keep only the first interaction of each user with each item")
     start: str | None = Field(default=None, description="ISO date; earlier interactions are removed")
     end: str | None = Field(default=None, description="ISO date; interactions from then on are removed")
@@ -37,6 +40,10 @@ class Data(Section):
     )
     interactions: str | None = Field(default=None, description="log file or URL, likewise")
     columns: dict[str, str] = Field(default_factory=dict, description="canonical column -> the file's column")
+    time_unit: Literal["auto", "s", "ms", "us", "ns"] = Field(
+        default="auto",
+        description="parquet: unit of numeric timestamps; auto: by their size, from 10^11 on ms, 10^14 us, 10^17 ns",
+    )
     departments: tuple[str, ...] = Field(default=("DRUG GM",), description="complete_journey: the departments to keep")
     filters: Filters = Filters()
     split: Literal["leave_one_out", "chronological", "given"] = "leave_one_out"

@@ -127,19 +127,33 @@ def _require(
 
 def _check_type(field: pa.Field, name: str, where: str) -> None:
     kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
-    whole = pa.types.is_integer(kind)
-    number = whole or pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind)
-    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    text, whole = is_text(kind), pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale == 0)
+    number = whole or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    time = pa.types.is_timestamp(kind) or pa.types.is_date(kind)
     wanted = {
         "user_id": (text or whole, "a string or an integer"),
         "item_id": (text or whole, "a string or an integer"),
         "id": (text or whole, "a string or an integer"),
-        "timestamp": (number or pa.types.is_temporal(kind), "epoch seconds (a number), a timestamp or a date"),
-        "position": (whole or pa.types.is_null(kind), "an integer"),
-        "value": (number, "a number"),
-        "categories": (text or listed, "a list of strings or a string"),
+        "timestamp": (text or number or time, "an epoch time (a number), a timestamp or a date"),
+        "position": (text or number, "an integer"),
+        "value": (text or number, "a number"),
+        "categories": (text or whole or is_listed(kind), "a list of strings or a string"),
     }
-    fits, kinds = wanted.get(name, (text, "a string"))
+    fits, kinds = wanted.get(name, (text or whole, "a string"))
     if not fits:
         raise InputError(f"{where}: got column '{field.name}' of type {field.type}, wanted {kinds} for '{name}'")
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether values of this type can be read as strings: any string type, bytes (as UTF-8), or nulls."""
+    types = pa.types
+    string = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    binary = types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+    return string or binary or types.is_fixed_size_binary(kind) or types.is_null(kind)
+
+
+def is_listed(kind: pa.DataType) -> bool:
+    """Whether the type is one of Arrow's list types."""
+    types = pa.types
+    views = types.is_list_view(kind) or types.is_large_list_view(kind)
+    return views or types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)

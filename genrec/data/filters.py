@@ -1,7 +1,7 @@
 """Filters of items and interactions, as pure functions on arrays: E events, U users, N items.
 
-``prepare`` applies them in this order: item titles → time window → ``item_users`` → ``first_only`` →
-``last_per_user`` → k-core. The k-core is last, so all remaining users and items have enough events.
+``prepare`` applies them in this order: item titles → time window → ``item_users`` → ``drop_duplicates`` →
+``first_only`` → ``last_per_user`` → k-core. The k-core is last, so all remaining users and items have enough events.
 Events are sorted by user, oldest first; ``user_E`` numbers users from 0 in that order.
 """
 
@@ -53,6 +53,12 @@ def users_per_item(user_E: Ints, item_E: Ints, items: int) -> Ints:
     """The number of distinct users of each item, (N,) int64, from the users and items (E,) of events."""
     pairs = np.unique(user_E * items + item_E)
     return np.bincount(pairs % items, minlength=items).astype(np.int64)
+
+
+def first_copies(events: pa.Table) -> Bools:
+    """Which events are the first of those that are equal in user, item, time, position, event and value, (E,) bool."""
+    same = events.group_by(["user", "item", "time", "position", "event", "value"]).aggregate([("order", "min")])
+    return pc.is_in(events["order"], value_set=same["order_min"].combine_chunks()).to_numpy()
 
 
 def first_of_pair(user_E: Ints, item_E: Ints, items: int) -> Bools:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from genrec.config import Filters
 from genrec.data.files import write_parquet
-from genrec.data.filters import core_events, first_of_pair, last_of_user
+from genrec.data.filters import core_events, first_copies, first_of_pair, last_of_user
+from genrec.data.leaks import wrong_queries
 from genrec.data.splits import Codes, Cut, Ints, Samples, chronological, given, hash_ids, leave_one_out
 from genrec.data.tables import QUERIES, SEQUENCES, SPLIT_CODES, SPLITS
 from genrec.errors import InputError
@@ -41,10 +42,19 @@ def sort_events(bucket: pa.Table, by_position: bool) -> pa.Table:
 
 
 def filter_events(events: pa.Table, filters: Filters, alive_N: NDArray[np.bool_]) -> tuple[pa.Table, dict[str, int]]:
-    """Apply ``item_users`` (the mask ``alive_N``), ``first_only`` and ``last_per_user``; also the events after each."""
+    """Apply ``item_users`` (the mask ``alive_N``), ``drop_duplicates``, ``first_only`` and ``last_per_user``.
+
+    Returns:
+        The events, and the number after each filter, after ``duplicates``: how many are a copy of an earlier event.
+    """
     left: dict[str, int] = {}
     events = events.filter(pa.array(alive_N[events["item"].to_numpy()]))
     left["item_users"] = events.num_rows
+    first_E = first_copies(events)
+    left["duplicates"] = int((~first_E).sum())
+    if filters.drop_duplicates:
+        events = events.filter(pa.array(first_E))
+    left["drop_duplicates"] = events.num_rows
     if filters.first_only:
         user, item = _ints(events["user"]), _ints(events["item"])
         events = events.filter(pa.array(first_of_pair(user, item, len(alive_N))))
@@ -138,17 +148,25 @@ class Numbering:
 def write_users(
     users: Users, codes_E: Codes, numbering: Numbering, max_history: int, folder: Path, bucket: int
 ) -> dict[str, int]:
-    """Write a bucket's query files and, last, its sequence file, which marks the bucket as done; returns row counts."""
+    """Write a bucket's query files and, last, its sequence file, which marks the bucket as done; returns row counts.
+
+    Each query is compared with its user's sequence first: a leak of the future is an error of the program.
+    """
     name = f"part-{bucket:05d}.parquet"
     counts = {}
+    sequences = sequence_table(users, codes_E, numbering.first_user)
     for split in SPLITS:
         chosen = np.flatnonzero(codes_E == SPLIT_CODES[split])
         limit = numbering.limits.get(split)
         if limit is not None:
             chosen = chosen[hash_ids(numbering.ids(users)[chosen]) <= np.uint64(limit)]
-        write_parquet(query_table(users, chosen, numbering, max_history), folder / "queries" / split / name)
+        queries = query_table(users, chosen, numbering, max_history)
+        wrong = int(wrong_queries(sequences, queries, split, numbering.first_event).sum())
+        if wrong:
+            raise RuntimeError(f"{wrong} {split} queries do not fit the sequences of their users: please report this")
+        write_parquet(queries, folder / "queries" / split / name)
         counts[split] = len(chosen)
-    write_parquet(sequence_table(users, codes_E, numbering.first_user), folder / "sequences" / name)
+    write_parquet(sequences, folder / "sequences" / name)
     return counts
 
 

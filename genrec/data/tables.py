@@ -140,6 +140,15 @@ def validate_queries(table: pa.Table, items: int, max_history: int) -> None:
         raise InputError("queries: some ids occur twice; each query must have its own")
 
 
+def same_spelling(id_: str) -> str:
+    """The id without what programs change by accident: spaces around it, leading zeros, ``.0`` at its end, and case.
+
+    >>> same_spelling(" 007 ") == same_spelling("7.0")
+    True
+    """
+    return id_.strip().removesuffix(".0").lstrip("0").casefold()
+
+
 def refuse_duplicate_ids(ids: pa.ChunkedArray, where: str, column: str) -> None:
     """Raise InputError with examples if a value of ``ids`` occurs more than once."""
     if pc.count_distinct(ids).as_py() == len(ids):

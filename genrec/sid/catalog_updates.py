@@ -26,10 +26,8 @@ import pyarrow.parquet as pq
 import torch
 
 from genrec.config import Embed
-from genrec.data.canonical import canonical_items
-from genrec.data.columns import find_catalog_columns
 from genrec.data.files import write_json, write_parquet
-from genrec.data.tables import refuse_duplicate_ids
+from genrec.data.sources.parquet import find_tables, read_catalog
 from genrec.errors import InputError
 from genrec.sid.catalog import Catalog
 from genrec.sid.codes import write_sids
@@ -68,20 +66,12 @@ def read(directory: Path) -> tuple[Catalog, list[str], list[pa.Table]]:
 
 
 def read_new_items(file: Path, columns: Mapping[str, str]) -> pa.Table:
-    """The items of a Parquet file: id, title, description, brand, categories (only ``id`` is required).
+    """The items of a Parquet or CSV file or folder: id, title, description, brand, categories (only id is needed).
 
     Raises:
         InputError: the file or the id column is missing, there are no rows, or an id occurs twice.
     """
-    try:
-        table = pq.read_table(file)
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{file} cannot be read as Parquet: {error}") from None
-    items = canonical_items(table, find_catalog_columns(table.schema, columns, str(file)), str(file))
-    if items.num_rows == 0:
-        raise InputError(f"{file}: got no items, wanted at least one")
-    refuse_duplicate_ids(items["id"], str(file), "id")
-    return items
+    return read_catalog(find_tables(str(file), "check the path"), columns)
 
 
 def insert(

@@ -22,14 +22,17 @@ def refused(tmp_path, log, match, *overrides, items=None):
         ({"user_id": None}, "no column for 'user_id'.*data.columns.user_id"),
         ({"timestamp": None}, "neither a timestamp .* nor a position"),
         ({"user_id": [1.5] * 4}, "column 'user_id' of type double, wanted a string or an integer for 'user_id'"),
-        ({"timestamp": ["one"] * 4}, "column 'timestamp' of type string, .* epoch seconds"),
-        ({"rating": ["good"] * 4}, "column 'rating' of type string, wanted a number for 'value'"),
-        ({"user_id": ["a", None, "a", "a"]}, "column 'user_id' has 1 nulls in 4 rows"),
+        (
+            {"timestamp": ["one"] * 4},
+            "column 'timestamp' of type string with values that are not epoch seconds or ISO 8601 .*'one'",
+        ),
+        ({"rating": ["good"] * 4}, "column 'rating' of type string with values that are not numbers .*'good'"),
+        ({"user_id": ["a", None, "a", "a"]}, "column 'user_id' has 1 nulls or empty strings in 4 rows"),
         ({"item_id": ["x", "y", None, "y"]}, "column 'item_id' has 1 nulls"),
         ({"item_id": ["x", "y", "q", "q"]}, "2 of 4 interactions name an item that the catalogue lacks, e.g. 'q'"),
         ({"timestamp": [1, 2, -3, 4]}, "negative timestamps .*, e.g. -3"),
         ({"timestamp": [1.0, float("nan"), 3.0, 4.0]}, "1 NaN or infinite timestamps"),
-        ({"timestamp": [1, 2, 3, 1_500_000_000_000]}, "milliseconds or finer"),
+        ({"timestamp": [1, 2, 3, 1_500_000_000_000]}, "from 1 .in s. to 1500000000000 .in ms., wanted one unit"),
         ({"timestamp": [1, 2, None, 4]}, "1 of 4 interactions have no timestamp"),
         ({"position": [0, 1, None, 3]}, "1 of 4 interactions have no position"),
         ({"position": [3, 2, 1, 0]}, "timestamps out of order: 3 events .* user 'a'"),
@@ -56,7 +59,7 @@ def test_missing_files_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"data\.path not found"):
         run_prepare(tmp_path / "out", tmp_path / "nowhere")
     path = write_world(tmp_path / "in", GOOD, ITEMS)
-    with pytest.raises(InputError, match=r"items not found: .*other.parquet"):
+    with pytest.raises(InputError, match=r"not found: .*other.parquet.*set data.items"):
         run_prepare(tmp_path / "out", path, "data.items=other.parquet")
     (path / "items.parquet").write_text("not parquet")
     with pytest.raises(InputError, match="cannot be read as Parquet"):

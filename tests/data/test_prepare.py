@@ -13,7 +13,7 @@ from support.pipeline import made
 
 from cluster.stages import prepare
 from genrec.data import partition
-from genrec.data.sources import open_source, parquet
+from genrec.data.sources import open_source, table_file
 from genrec.data.tables import (
     SPLITS,
     read_items,
@@ -228,8 +228,8 @@ def test_ray_actors_write_the_same_files_as_this_process(tmp_path):
 
 def test_a_log_of_many_parts_and_batches_gives_the_same_samples(tmp_path, monkeypatch):
     monkeypatch.setattr(partition, "FLUSH_ROWS", 64)
-    monkeypatch.setattr(parquet, "PART_ROWS", 100)
-    monkeypatch.setattr(parquet, "BATCH_ROWS", 32)
+    monkeypatch.setattr(table_file, "PART_ROWS", 100)
+    monkeypatch.setattr(table_file, "BATCH_ROWS", 32)
     log = random_log()
     path = write_world(tmp_path / "in", log)
     folder = path / "interactions"
@@ -246,10 +246,10 @@ MEASURE = """
 import resource, sys
 from pathlib import Path
 from genrec.data import partition
-from genrec.data.sources import parquet
+from genrec.data.sources import table_file
 from support.data_worlds import run_prepare
 
-partition.FLUSH_ROWS, parquet.PART_ROWS, parquet.BATCH_ROWS = 1 << 15, 1 << 16, 1 << 14
+partition.FLUSH_ROWS, table_file.PART_ROWS, table_file.BATCH_ROWS = 1 << 15, 1 << 16, 1 << 14
 small, large, shards = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 run_prepare(small / "out", small, "data.shards=2")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -192,13 +192,23 @@ def test_published_sids_cannot_place_a_new_item(tmp_path):
     (pa.table({"name": ["x"]}), "id"),
     (new_items("a", "a"), "more than once"),
     (new_items("a").slice(0, 0), "got no items"),
+    (pa.table({"id": pa.array([], pa.string()), "title": pa.array([], pa.string())}), "got no items"),
 ])  # fmt: skip
 def test_a_file_without_usable_items_is_refused(tmp_path, table, message):
     pq.write_table(table, tmp_path / "new.parquet")
     with pytest.raises(InputError, match=message):
         catalog_updates.read_new_items(tmp_path / "new.parquet", {})
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"not found: .*none.parquet"):
         catalog_updates.read_new_items(tmp_path / "none.parquet", {})
+
+
+def test_new_items_may_come_as_csv_and_keep_their_leading_zeros(tmp_path):
+    (tmp_path / "new.csv").write_text("article_id,name,category\n007,Lamp,Home > Light\n8,,\n")
+    items = catalog_updates.read_new_items(tmp_path / "new.csv", {})
+    assert items.to_pylist() == [
+        {"id": "007", "title": "Lamp", "description": "", "brand": "", "categories": ["Home", "Light"]},
+        {"id": "8", "title": "", "description": "", "brand": "", "categories": []},
+    ]
 
 
 def test_a_trie_without_items_is_the_trie_of_the_others():

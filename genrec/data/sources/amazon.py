@@ -11,6 +11,7 @@ repeated metadata the first is kept. Sources: He & McAuley (2016); Ni et al. (20
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,11 +25,16 @@ from genrec.config import Data
 from genrec.data.canonical import canonical_log
 from genrec.data.columns import LOG
 from genrec.data.sources.json_lines import read_objects
+from genrec.data.sources.locate import is_data_file
 from genrec.data.sources.source import Part, is_url, need_path, resolve
 from genrec.errors import InputError
 
 BATCH_ROWS = 1 << 16
-ENDINGS = (".json.gz", ".jsonl.gz", ".json", ".jsonl")
+LARGEST = 1e18
+"""Prices, ratings and times above are errors in the data."""
+ENDINGS = tuple(kind + packed for kind in (".json", ".jsonl") for packed in ("", ".gz", ".zst", ".bz2"))
+NOT_REVIEWS = ("dataset_info.json", "dataset_infos.json", "state.json", "package.json")
+"""Files that tools put beside data."""
 CATALOG = pa.schema(
     [
         ("id", pa.string()),
@@ -59,7 +65,7 @@ class Amazon:
             first = next(read_objects(file), None)
             if first is None:
                 raise InputError(f"{file} is empty; wanted one object per line")
-            needed(first, file)
+            needed(first[1], first[0])
 
     def files(self) -> list[str]:
         """Metadata, then reviews."""
@@ -69,7 +75,7 @@ class Amazon:
         """Items in the order of the metadata file; text without markup, ``price`` where it is a number."""
         seen: set[str] = set()
         tables = [CATALOG.empty_table()]
-        rows = (_item(entry, self._items()) for entry in read_objects(self._items()))
+        rows = (_item(entry, where) for where, entry in read_objects(self._items()))
         while batch := list(islice(rows, BATCH_ROWS)):
             new = [row for row in batch if not (row["id"] in seen or seen.add(row["id"]))]
             tables.append(pa.Table.from_pylist(new, CATALOG))
@@ -81,7 +87,7 @@ class Amazon:
 
     def read(self, part: Part) -> Iterator[pa.Table]:
         """Reviews as events of type 'review' whose value is the rating."""
-        rows = (_interaction(entry, part.path) for entry in read_objects(part.path))
+        rows = (_interaction(entry, where) for where, entry in read_objects(part.path))
         present = {name: name for name in ("user_id", "item_id", "timestamp", "event", "value")}
         schema = pa.schema([LOG.field(name) for name in present])
         while batch := list(islice(rows, BATCH_ROWS)):
@@ -110,25 +116,26 @@ class Amazon:
         path = need_path(self.data.path, "amazon")
         if is_url(path):
             raise InputError(f"{path} cannot be listed; set data.items=… and data.interactions=… to its files")
-        return sorted(str(file) for file in Path(path).iterdir() if file.name.endswith(ENDINGS))
+        found = (file for file in Path(path).iterdir() if file.is_file() and is_data_file(file.name, ENDINGS))
+        return sorted(str(file) for file in found if file.name not in NOT_REVIEWS)
 
 
 def clean(text: object) -> str:
     """Text without markup, HTML entities and repeated spaces; lists are joined."""
     if isinstance(text, list):
         return " ".join(filter(None, (clean(part) for part in text)))
-    plain = html.unescape(html.unescape(str(text or "")))
+    plain = html.unescape(html.unescape(str(text or ""))).encode("utf-8", "replace").decode()
     plain = re.sub(r"<(script|style)\b.*?(</\1>|$)", " ", plain, flags=re.DOTALL | re.IGNORECASE)
     return re.sub(r"\s+", " ", re.sub(r"</?[a-zA-Z][^<>]*>", " ", plain)).strip()
 
 
 def _item(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
-    name = entry.get("parent_asin") or entry.get("asin")
-    if not name:
-        raise InputError(f"{where}: got metadata with the fields {sorted(entry)}, wanted 'asin' or 'parent_asin'")
+    name = _id(entry, ("parent_asin", "asin"), where)
+    if name is None:
+        raise InputError(f"{where}: got metadata with the fields {_names(entry)}, wanted 'asin' or 'parent_asin'")
     title = str(entry.get("title") or "")
     return {
-        "id": str(name),
+        "id": name,
         "title": "" if "<span id" in title else clean(title),
         "description": clean(entry.get("description")) or clean(entry.get("features")),
         "brand": clean(entry.get("brand") or entry.get("store")).removeprefix("by ").strip(),
@@ -140,8 +147,7 @@ def _item(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _path(entry: Mapping[str, Any]) -> list[str]:
     """The category path: the first of several (2014); the main category if there is none (2023)."""
     names = entry.get("categories") or entry.get("category") or [entry.get("main_category") or ""]
-    if isinstance(names, str):
-        names = [names]
+    names = names if isinstance(names, list) else [names]
     if names and isinstance(names[0], list):
         names = names[0]
     return [name for name in (clean(part) for part in names if len(str(part)) <= 100) if name]
@@ -149,23 +155,51 @@ def _path(entry: Mapping[str, Any]) -> list[str]:
 
 def _price(value: object) -> float | None:
     found = re.fullmatch(r"\$?\s*(\d[\d,]*\.?\d*)", str(value).strip())
-    return float(found.group(1).replace(",", "")) if found else None
+    price = float(found.group(1).replace(",", "")) if found else None
+    return price if price is not None and price <= LARGEST else None
 
 
 def _interaction(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
-    user = entry.get("user_id") or entry.get("reviewerID")
-    item = entry.get("parent_asin") or entry.get("asin")
-    seconds = entry.get("unixReviewTime")
-    if seconds is None and "timestamp" in entry:
-        seconds = int(entry["timestamp"]) // 1000
+    user = _id(entry, ("user_id", "reviewerID"), where)
+    item = _id(entry, ("parent_asin", "asin"), where)
+    seconds = _number(entry, "unixReviewTime", where)
+    milliseconds = _number(entry, "timestamp", where)
+    if seconds is None and milliseconds is not None:
+        seconds = milliseconds // 1000
     if user is None or item is None or seconds is None:
         raise InputError(
             f"{where}: a review needs reviewerID, asin and unixReviewTime (2014, 2018) or user_id, parent_asin and "
-            f"timestamp (2023); got the fields {sorted(entry)}"
+            f"timestamp (2023); got the fields {_names(entry)}"
         )
-    value = entry.get("overall", entry.get("rating"))
-    rating = None if value is None else float(value)
-    return {"user_id": str(user), "item_id": str(item), "timestamp": int(seconds), "event": "review", "value": rating}
+    rating = _number(entry, "overall" if "overall" in entry else "rating", where)
+    return {"user_id": user, "item_id": item, "timestamp": int(seconds), "event": "review", "value": rating}
+
+
+def _id(entry: Mapping[str, Any], names: tuple[str, ...], where: str) -> str | None:
+    value = next((entry[name] for name in names if entry.get(name) not in (None, "")), None)
+    if not (value is None or (isinstance(value, str) and value.isprintable()) or type(value) is int):
+        raise InputError(f"{where}: got {value!r:.80} for {' or '.join(names)}, wanted text")
+    return None if value is None else str(value)
+
+
+def _number(entry: Mapping[str, Any], name: str, where: str) -> float | int | None:
+    """A number, also as text; None if it is missing, empty or NaN. InputError for anything else."""
+    value = entry.get(name)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    try:
+        number = value if type(value) is int else float("x" if isinstance(value, bool) else value)
+    except (ValueError, TypeError):
+        raise InputError(f"{where}: got {value!r:.80} for {name}, wanted a number; correct or remove it") from None
+    if math.isnan(number):
+        return None
+    if abs(number) > LARGEST:
+        raise InputError(f"{where}: got {value!r:.80} for {name}, which is too large; correct or remove it")
+    return number
+
+
+def _names(entry: Mapping[str, Any]) -> list[str]:
+    return sorted(map(str, entry))[:20]
 
 
 def _existing(file: str, key: str) -> str:

