@@ -303,3 +303,18 @@ def test_random_codes_are_spread_evenly_and_depend_on_the_seed():
         drawn.append(quantizer.encode(points))
     assert all(np.bincount(codes, minlength=8).min() > 150 for codes in drawn[0].T)
     assert (drawn[0] != drawn[1]).any(axis=1).mean() > 0.9
+
+
+@pytest.mark.parametrize("kind", sorted(REGISTRY))
+def test_as_few_items_as_codes_are_enough_though_their_vectors_have_more_dimensions(kind):
+    settings = settings_of(kind, epochs=2, iterations=2)
+    vectors = inputs_of(kind)[:4]
+    if kind != "title":
+        vectors = np.random.default_rng(0).standard_normal((4, 384)).astype(np.float32)
+    quantizer = make_quantizer(settings, device="cpu")
+    quantizer.fit(vectors)
+    codes = quantizer.encode(vectors)
+    assert (codes < np.array(settings.level_sizes)).all() and np.isfinite(quantizer.decode(codes)).all()
+    if kind == "opq":
+        rotation = quantizer.tensors()["rotation"]
+        assert np.allclose(rotation @ rotation.T, np.eye(384), atol=1e-3)

@@ -127,7 +127,9 @@ class OptimizedProductKmeans(ProductKmeans):
         bits = min(8, int(np.log2(min(self.level_sizes))))
         trainer.pq = inner = faiss_any.ProductQuantizer(even, levels, max(bits, 1))
         trainer.niter, inner.cp.seed, inner.cp.min_points_per_centroid = self.settings.iterations, self.seed + 1, 1
-        trainer.train(np.ascontiguousarray(vectors_ND[:, :even], np.float32))
+        # faiss writes a product of (D, D) into a buffer of (N, D): with fewer vectors than dimensions, beyond its end.
+        copies = -(-even // len(vectors_ND))
+        trainer.train(np.ascontiguousarray(np.tile(vectors_ND[:, :even], (copies, 1)), np.float32))
         learned_DD = faiss_any.vector_to_array(trainer.A).reshape(even, even).T
         if np.isfinite(learned_DD).all():
             rotation_DD[:even, :even] = learned_DD
