@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.resources import cap_memory
 from cluster.train import RunSpec
+from genrec.errors import InputError
 from genrec.types import Group, Query, Snapshot
 
 if TYPE_CHECKING:
@@ -95,8 +96,6 @@ class RolloutWorker:
         Raises:
             InputError: the snapshot is not of this policy, or its weights changed on the way.
         """
-        from genrec.errors import InputError
-
         if self._digest == snapshot.digest:
             return
         self._digest = None
@@ -196,8 +195,6 @@ class RayRollouts:
     def _answer(self, request: Request) -> Any:
         import ray
         from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
-
-        from genrec.errors import InputError
 
         failed_at, wait_s = None, 0.5
         while True:

@@ -194,7 +194,7 @@ class Rewards(Section):
     @model_validator(mode="after")
     def _something_is_rewarded(self) -> Rewards:
         if not any(self.weights().values()):
-            raise ValueError("every weight of rewards is 0, so nothing would be learned; set one, such as rewards.hit=1")
+            raise ValueError("every weight of rewards is 0, so nothing is learned; set one, such as rewards.hit=1")
         return self
 
     def weights(self) -> dict[str, float]:

@@ -58,10 +58,10 @@ def test_the_policy_is_the_same_with_any_number_of_learners_and_actors(tmp_path:
 
     for learners in LEARNERS:
         train_on_ray(run_all, config, tmp_path / f"run-{learners}", f"run-{learners}", learners)
+    results = ("policy.safetensors", "curve.json")
     found = {
         learners: {
-            count: [(tmp_path / f"{learners}-{count}" / name).read_bytes() for name in ("policy.safetensors", "curve.json")]
-            for count in ACTORS
+            count: [(tmp_path / f"{learners}-{count}" / name).read_bytes() for name in results] for count in ACTORS
         }
         for learners in LEARNERS
     }

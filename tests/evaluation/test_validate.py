@@ -32,7 +32,8 @@ def test_seen_items_are_masked_exactly_where_the_evaluation_masks_them(repeats: 
     policy, prompts = small_policy(catalog)
     best = beam(policy, *prompts.encode([[1, 2]]), catalog.trie, 40).items_BW[0].tolist()
     histories = [tuple(best[:3]), (7, 8), tuple(best[4:10])]
-    queries = [Query(i, i, history, target) for i, (history, target) in enumerate(zip(histories, best[3:6], strict=True))]
+    asked = zip(histories, best[3:6], strict=True)
+    queries = [Query(i, i, history, target) for i, (history, target) in enumerate(asked)]
     found = beam(policy, *prompts.encode(histories), catalog.trie, 10 + search.masked)
     ranked = RankedItems(found.items_BW.numpy(), found.logp_BW.numpy())
     if not repeats:  # what cluster.batch_inference does with the answers of the evaluation

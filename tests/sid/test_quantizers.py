@@ -72,7 +72,7 @@ def test_each_level_brings_the_decoded_vector_nearer(quantizer):
     codes = quantizer.encode(vectors)
     spread = np.square(vectors - vectors.mean(0)).sum(1).mean()
     errors = [np.square(vectors - quantizer.decode(codes[:, :level])).sum(1).mean() for level in range(1, levels + 1)]
-    assert all(error <= before + 0.01 * spread for before, error in itertools.pairwise([spread, *errors]))
+    assert all(error <= before + 0.02 * spread for before, error in itertools.pairwise([spread, *errors]))
     assert errors[-1] < 0.5 * spread
     if kind in COARSE_TO_FINE:
         assert errors[0] > errors[1] and errors[1] < 0.25 * spread

@@ -31,8 +31,8 @@ def active_terms(rewards: Rewards, terms: Mapping[str, Term] = TERMS, *, centred
         )
     if centred and active == ["category_count"]:
         raise InputError(
-            "rewards.category_count is equal for a whole group, so alone it teaches nothing; wanted the weight of a term "
-            "that differs within a group, such as rewards.diversity"
+            "rewards.category_count is equal for a whole group, so alone it teaches nothing; wanted the weight of a "
+            "term that differs within a group, such as rewards.diversity"
         )
     if centred and "category_count" in active:
         warnings.warn("rewards.category_count is equal for a whole group and cancels; use diversity", stacklevel=2)

@@ -71,7 +71,7 @@ class Examples(Protocol):
         ...
 
     def targets(self, index: np.ndarray) -> int:
-        """``take(index).targets`` without building the batch."""
+        """Number of scored items in the examples ``index`` (B,), without building the batch."""
         ...
 
     def names(self, index: np.ndarray) -> list[str]:
@@ -95,7 +95,8 @@ class DenseExamples:
         self._users: list[str] = []
         named = "user_id" in sequences.column_names
         users = sequences["user_id"].to_pylist() if named else range(sequences.num_rows)
-        for user, items, split in zip(users, *(sequences[name].to_pylist() for name in ("items", "split")), strict=True):
+        columns = (sequences[name].to_pylist() for name in ("items", "split"))
+        for user, items, split in zip(users, *columns, strict=True):
             scored = np.array(split) == TRAIN
             scored[:1] = False
             if scored.any():
@@ -164,7 +165,7 @@ class RowExamples:
         return Rows([self._histories[i] for i in index], self._targets[torch.from_numpy(index)])
 
     def targets(self, index: np.ndarray) -> int:
-        """Number of rows."""
+        """Number of the rows ``index`` (B,): B."""
         return len(index)
 
     def names(self, index: np.ndarray) -> list[str]:

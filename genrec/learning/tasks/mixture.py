@@ -147,7 +147,7 @@ class Mixture:
         )
 
     def targets(self, index: np.ndarray) -> int:
-        """Number of examples."""
+        """Number of the examples ``index`` (B,): B."""
         return len(index)
 
     def names(self, index: np.ndarray) -> list[str]:
