@@ -1,6 +1,6 @@
 """Learners and rollout actors in any number: one policy."""
 
-import hashlib
+import os
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,8 @@ from support.synthetic import chain_shop, tiny_config
 
 from cluster.train import RunSpec, train_on_ray
 
-LEARNERS, ACTORS = (1, 2, 3), (0, 1, 2, 3, 4)
+LEARNERS, ACTORS = ((1, 2, 3), (0, 1, 2, 3, 4)) if "GENREC_SLOW_TESTS" in os.environ else ((2,), (0, 1, 3))
+"""2 learners and 1 actor: one learner would have no actor of its own."""
 
 
 @pytest.mark.ray
@@ -66,12 +67,11 @@ def test_the_policy_is_the_same_with_any_number_of_learners_and_actors(tmp_path:
         for learners in LEARNERS
     }
     for learners, runs in found.items():
-        print(learners, *(hashlib.sha256(runs[count][0]).hexdigest()[:12] for count in ACTORS))
         assert all(run == runs[0] for run in runs.values()), f"{learners} learners"
     before = load_file(paths[2] / "policy.safetensors")
     one, *others = (load_file(tmp_path / f"{learners}-0" / "policy.safetensors") for learners in LEARNERS)
     moved = sum(float((one[name] - before[name]).square().sum()) for name in before) ** 0.5
+    assert moved > 0
     for other in others:
         apart = sum(float((one[name] - other[name]).square().sum()) for name in before) ** 0.5
-        print(f"apart {apart:.3g} moved {moved:.3g}")
-        assert moved > 0 and apart < 0.05 * moved
+        assert apart < 0.01 * moved
