@@ -92,7 +92,7 @@ def train(rank: int, root: Path, case: Case) -> None:
     state = SftTrainer(
         policy,
         SftLoss(prompts, catalog, softmax="trie", smoothing=0.0),
-        Epochs(RowExamples(pa.table(rows)), 9, seed=0),
+        Epochs(RowExamples(pa.table(rows)), 9, seed=2),
         settings,
         seed=0,
         accelerator=accelerator,
