@@ -28,6 +28,7 @@ def grid(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return (centres[which // 4] + offsets[which % 4] + noise).astype(np.float32), which // 4
 
 
+SEED = 2
 COARSE_TO_FINE = ("rqkmeans", "rqkmeans_balanced", "rqkmeans_plus", "rqvae", "hierarchical")
 CONTROLS = ("random", "title")
 
@@ -48,7 +49,7 @@ def inputs_of(kind: str, settings: Sid | None = None) -> np.ndarray:
 @pytest.fixture(params=sorted(REGISTRY), scope="module")
 def quantizer(request):
     """Each kind, fitted on the grid."""
-    quantizer = make_quantizer(settings_of(request.param), seed=0, device="cpu")
+    quantizer = make_quantizer(settings_of(request.param), seed=SEED, device="cpu")
     quantizer.fit(inputs_of(request.param))
     return quantizer
 
@@ -72,7 +73,7 @@ def test_each_level_brings_the_decoded_vector_nearer(quantizer):
     codes = quantizer.encode(vectors)
     spread = np.square(vectors - vectors.mean(0)).sum(1).mean()
     errors = [np.square(vectors - quantizer.decode(codes[:, :level])).sum(1).mean() for level in range(1, levels + 1)]
-    assert all(error <= before + 0.02 * spread for before, error in itertools.pairwise([spread, *errors]))
+    assert all(error <= before + 0.01 * spread for before, error in itertools.pairwise([spread, *errors]))
     assert errors[-1] < 0.5 * spread
     if kind in COARSE_TO_FINE:
         assert errors[0] > errors[1] and errors[1] < 0.25 * spread
@@ -100,7 +101,7 @@ def test_every_quantizer_gives_collision_resolution_what_it_needs(quantizer):
 
 def test_the_same_seed_gives_the_same_codes_and_a_saved_quantizer_too(quantizer, tmp_path):
     vectors = inputs_of(quantizer.settings.quantizer)
-    again = make_quantizer(quantizer.settings, seed=0, device="cpu")
+    again = make_quantizer(quantizer.settings, seed=SEED, device="cpu")
     again.fit(vectors)
     quantizer.save(tmp_path)
     loaded = load_quantizer(tmp_path)
