@@ -152,12 +152,12 @@ def _actors(setup: _RlSetup, bench: Bench) -> tuple[float, list[float]]:
     """Two actors compared with one, a thread each; returns the seconds to send a snapshot, and of single requests."""
     import ray
 
-    from cluster.rollouts import RayRollouts
+    from cluster.rollouts import RayRollouts, start_actors
     from cluster.session import connect
 
     connect(setup.spec.config)
     snapshot = setup.learner.snapshot()
-    one, requests = RayRollouts(setup.spec, 1), setup.all[: setup.size.chunk]
+    one, requests = RayRollouts(setup.spec, start_actors(setup.spec, 1)), setup.all[: setup.size.chunk]
 
     def generate(rollouts: Rollouts, queries: Sequence[Query]) -> float:
         return timed(lambda: rollouts.collect(rollouts.submit(queries, snapshot)))
@@ -170,7 +170,7 @@ def _actors(setup: _RlSetup, bench: Bench) -> tuple[float, list[float]]:
     bench.figures["request_s"] = statistics.median(request_s)
     cores = len(os.sched_getaffinity(0))
     if cores > 1:
-        two, batch = RayRollouts(setup.spec, 2), setup.all[: 8 * setup.size.chunk]
+        two, batch = RayRollouts(setup.spec, start_actors(setup.spec, 2)), setup.all[: 8 * setup.size.chunk]
         seconds = interleaved_timings(
             {"one": lambda: generate(one, batch), "two": lambda: generate(two, batch)}, setup.size.rounds
         )

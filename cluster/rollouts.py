@@ -1,10 +1,12 @@
 """Rollout actors: each request carries its snapshot, so an actor is stateless and lost work is replayed exactly.
 
 An actor that dies is started again, where there is room; the requests it had not answered go to the others at once.
+One that hangs, so that it answers nothing for ``compute.rollout_timeout_s``, is killed and is then one that died.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,25 +14,37 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.resources import cap_memory
 from cluster.train import RunSpec
+from genrec.errors import InputError
 from genrec.types import Group, Query, Snapshot
 
 if TYPE_CHECKING:
-    from genrec.evaluation.validate import Validator
+    from accelerate import Accelerator
+
+    from genrec.evaluation.validate import Search, Validator
+
+LOG = logging.getLogger(__name__)
 
 REST_S = 30.0
 """Seconds for which an actor that failed gets requests last: it is being started again, or its node is gone."""
 PATIENCE_S = 600.0
-"""How long a request that keeps failing is sent again: time for a new actor, an end for a request that kills actors."""
+"""How long after its first failure a request is sent again: time for a new actor, an end for one that kills actors."""
+TRIES = 4
+"""Actors that a request may find hanging, each with twice the time of the one before."""
 
 
 @dataclass
 class Request:
-    """A call of a rollout actor: the method and its arguments, the actor it was last sent to, and its future answer."""
+    """A call of a rollout actor: the method and its arguments, the actor it was last sent to, and its future answer.
+
+    ``sent_at`` is the time of sending on the monotonic clock, ``hung`` the number of actors that hung on it.
+    """
 
     method: str
     arguments: tuple[Any, ...]
     actor: int
     answer: Any
+    sent_at: float
+    hung: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,19 +77,18 @@ class RolloutWorker:
         """Groups of ``queries`` under ``snapshot``."""
         from genrec.learning.rl.rollout import generate
 
-        version, seed = snapshot.version, self._seed + snapshot.version
         where = (self._policy, self._prompts, self._trie)
         with self._busy:
             self._adopt(snapshot)
-            return generate(*where, queries, self._settings, version=version, seed=seed)
+            return generate(*where, queries, self._settings, version=snapshot.version, seed=self._seed)
 
-    def ranks(self, snapshot: Snapshot, queries: Sequence[Query], width: int) -> Any:
+    def ranks(self, snapshot: Snapshot, queries: Sequence[Query], search: Search) -> Any:
         """Ranks (Q,) of the targets of ``queries`` under ``snapshot``."""
         from genrec.evaluation.validate import target_ranks
 
         with self._busy:
             self._adopt(snapshot)
-            return target_ranks(self._policy, self._prompts, self._trie, queries, width)
+            return target_ranks(self._policy, self._prompts, self._trie, queries, search)
 
     def _adopt(self, snapshot: Snapshot) -> None:
         """Load a snapshot unless it is loaded; every tensor must be bound, and its bytes must arrive unchanged.
@@ -83,8 +96,6 @@ class RolloutWorker:
         Raises:
             InputError: the snapshot is not of this policy, or its weights changed on the way.
         """
-        from genrec.errors import InputError
-
         if self._digest == snapshot.digest:
             return
         self._digest = None
@@ -99,26 +110,49 @@ class RolloutWorker:
         self._digest = snapshot.digest
 
 
+def start_actors(spec: RunSpec, count: int) -> list[Any]:
+    """Handles of ``count`` new rollout actors; they live as long as the process that started them has their handles."""
+    import ray
+
+    compute = spec.config.compute
+    make = ray.remote(RolloutWorker).options(
+        num_cpus=compute.rollout_cpus,
+        num_gpus=compute.rollout_gpus,
+        max_restarts=-1,
+        # An actor made inside a trial would otherwise wait for room in the trial's placement group.
+        scheduling_strategy="DEFAULT",
+    )
+    return [make.remote(spec) for _ in range(count)]
+
+
+def shared_actors(spec: RunSpec, accelerator: Accelerator) -> list[Any]:
+    """The run's rollout actors, which rank 0 starts and every learner uses; each learner's list begins elsewhere.
+
+    All learners call this at once.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    count = spec.config.compute.rollout_actors
+    found: list[Any] = start_actors(spec, count) if accelerator.is_main_process else [None] * count
+    broadcast_object_list(found)
+    first = accelerator.process_index * count // accelerator.num_processes
+    return [*found[first:], *found[:first]]
+
+
 class RayRollouts:
     """Sends fixed chunks of queries to the least busy actors; the snapshot goes to the object store once per version.
 
     Which actor answers does not change the answer: results depend neither on the number of actors nor on their speed.
+
+    Args:
+        actors: their handles; learners may share them.
     """
 
-    def __init__(self, spec: RunSpec, actors: int) -> None:
-        import ray
-
-        compute = spec.config.compute
-        make = ray.remote(RolloutWorker).options(
-            num_cpus=compute.rollout_cpus,
-            num_gpus=compute.rollout_gpus,
-            max_restarts=-1,
-            # An actor made inside a trial would otherwise wait for room in the trial's placement group.
-            scheduling_strategy="DEFAULT",
-        )
-        self.actors = [make.remote(spec) for _ in range(actors)]
-        self._open: list[list[Any]] = [[] for _ in self.actors]
-        self._failed_at = [-REST_S] * actors
+    def __init__(self, spec: RunSpec, actors: Sequence[Any]) -> None:
+        self.actors = actors
+        self._open: list[list[Any]] = [[] for _ in actors]
+        self._failed_at, self._answered_at = [-REST_S] * len(actors), [0.0] * len(actors)
+        self._timeout_s = spec.config.compute.rollout_timeout_s
         self._chunk = spec.config.learning.rl.rollout_chunk
         self._last_put: tuple[Snapshot, Any] | None = None
 
@@ -134,38 +168,38 @@ class RayRollouts:
         return [group for part in self.fetched(ticket) for group in part]
 
     def validator(self, validator: Validator) -> RemoteValidator:
-        """Validation of snapshots on one of these actors, while the others generate."""
+        """Validation of snapshots on these actors, between the batches that they generate."""
         return RemoteValidator(self, validator)
 
-    def ranks(self, snapshot: Snapshot, requests: Sequence[Sequence[Query]], width: int) -> RayTicket:
-        """Request the targets' ranks of ``requests`` from the least busy actor; returns at once."""
-        index, sent = self.least_busy(), self.put(snapshot)
-        return RayTicket([self._send("ranks", (sent, part, width), index) for part in requests])
+    def ranks(self, snapshot: Snapshot, requests: Sequence[Sequence[Query]], search: Search) -> RayTicket:
+        """Request the targets' ranks of ``requests``, each from the least busy actor; returns at once."""
+        sent = self.put(snapshot)
+        return RayTicket([self._send("ranks", (sent, part, search)) for part in requests])
 
     def fetched(self, ticket: RayTicket) -> list[Any]:
-        """Wait for all answers. Requests of dead actors and lost nodes are sent to the others.
+        """Wait for all answers. Requests of dead or hanging actors and of lost nodes are sent to the others.
 
         Raises:
-            InputError: an actor refused its input; a second try would not help.
-            ray.exceptions.RayActorError: no actor could be built, or a request failed for ``PATIENCE_S``.
+            InputError: an actor refused its input or could not be built, or a request found ``TRIES`` actors hanging;
+                another try would not help.
+            ray.exceptions.RayActorError: an actor could not be built again, or a request failed for ``PATIENCE_S``.
         """
         return [self._answer(request) for request in ticket.requests]
 
-    def _send(self, method: str, arguments: tuple[Any, ...], actor: int | None = None) -> Request:
-        index = self.least_busy() if actor is None else actor
+    def _send(self, method: str, arguments: tuple[Any, ...], hung: int = 0) -> Request:
+        index = self.least_busy()
         answer = getattr(self.actors[index], method).remote(*arguments)
         self._open[index].append(answer)
-        return Request(method, arguments, index, answer)
+        return Request(method, arguments, index, answer, time.monotonic(), hung)
 
     def _answer(self, request: Request) -> Any:
         import ray
         from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
-        from genrec.errors import InputError
-
-        began, wait_s = time.monotonic(), 0.5
+        failed_at, wait_s = None, 0.5
         while True:
             try:
+                self._wait(request)
                 return ray.get(request.answer)
             except RayTaskError as error:
                 if isinstance(error.cause, InputError):
@@ -173,13 +207,42 @@ class RayRollouts:
                 raise
             except (RayActorError, ObjectLostError) as error:
                 now = time.monotonic()
-                if getattr(error, "actor_init_failed", False) or now - began > PATIENCE_S:
+                failed_at = now if failed_at is None else failed_at
+                dead = getattr(error, "actor_init_failed", False)
+                if dead and not self._answered_at[request.actor]:
+                    raise InputError(f"a rollout actor could not be built: {_reason(error)}") from None
+                if dead or now - failed_at > PATIENCE_S:
                     raise
                 self._failed_at[request.actor] = now
                 if all(now - failed_at < REST_S for failed_at in self._failed_at):
                     time.sleep(wait_s)
                     wait_s = min(2 * wait_s, REST_S / 6)
-                request = self._send(request.method, request.arguments)
+                request = self._send(request.method, request.arguments, request.hung)
+
+    def _wait(self, request: Request) -> None:
+        """Wait for the answer, which is an error once the request's actor is found hanging and killed.
+
+        Raises:
+            InputError: the request found ``TRIES`` actors hanging.
+        """
+        import ray
+
+        limit_s = self._timeout_s * 2**request.hung
+        while not ray.wait([request.answer], timeout=min(limit_s / 4, 5.0), fetch_local=False)[0]:
+            self._note_answers(request.actor)
+            silent_s = time.monotonic() - max(request.sent_at, self._answered_at[request.actor])
+            if silent_s < limit_s:
+                continue
+            request.hung += 1
+            if request.hung == TRIES:
+                raise InputError(
+                    f"{TRIES} rollout actors answered nothing for {self._timeout_s:g} s and longer, the last one for "
+                    f"{silent_s:.0f} s, on the same request; raise compute.rollout_timeout_s, or lower "
+                    "learning.rl.rollout_chunk if requests take so long"
+                )
+            LOG.warning("a rollout actor answered nothing for %.0f s: it is started again", silent_s)
+            ray.kill(self.actors[request.actor], no_restart=False)
+            limit_s *= 2
 
     def put(self, snapshot: Snapshot) -> Any:
         """The snapshot's reference in the object store; it is put there once."""
@@ -191,18 +254,34 @@ class RayRollouts:
 
     def least_busy(self) -> int:
         """The number of the actor with the fewest open requests, of those that did not fail lately."""
-        import ray
-
-        for waiting in self._open:
-            if waiting:
-                waiting[:] = ray.wait(waiting, num_returns=len(waiting), timeout=0, fetch_local=False)[1]
+        for index in range(len(self._open)):
+            self._note_answers(index)
         now = time.monotonic()
         failed = [now - failed_at < REST_S for failed_at in self._failed_at]
         return min(range(len(self._open)), key=lambda index: (failed[index], len(self._open[index])))
 
+    def _note_answers(self, actor: int) -> None:
+        """Close the requests that ``actor`` has answered since the last look, or failed to."""
+        import ray
+
+        waiting = self._open[actor]
+        if not waiting:
+            return
+        self._open[actor] = ray.wait(waiting, num_returns=len(waiting), timeout=0, fetch_local=False)[1]
+        if len(self._open[actor]) < len(waiting):
+            self._answered_at[actor] = time.monotonic()
+
+
+def _reason(error: BaseException) -> str:
+    """The message of what an actor's constructor raised: the lines after the traceback, which is indented."""
+    lines = str(error).splitlines()
+    last = max((number for number, line in enumerate(lines) if line.startswith(" ")), default=-1)
+    kind, _, message = " ".join(lines[last + 1 :]).partition(": ")
+    return message if kind.endswith("InputError") else f"{kind}: {message}"
+
 
 class RemoteValidator:
-    """Validates snapshots on a rollout actor while the learner goes on (``SnapshotValidator`` protocol)."""
+    """Validates snapshots on the rollout actors while the learners go on (``SnapshotValidator`` protocol)."""
 
     is_synchronous = False
 
@@ -211,7 +290,7 @@ class RemoteValidator:
 
     def submit(self, snapshot: Snapshot) -> RayTicket:
         """Request the ranks of this worker's share; returns at once."""
-        return self._rollouts.ranks(snapshot, self._validator.requests, self._validator.width)
+        return self._rollouts.ranks(snapshot, self._validator.requests, self._validator.search)
 
     def collect(self, ticket: RayTicket) -> Mapping[str, Any]:
         """Metrics per query, of all workers' shares."""

@@ -48,7 +48,8 @@ another value continues. A few keys count only sometimes:
 - `sid.fit_workers`: whether workers share the fit counts, their number does not.
 - `compute.device` counts for `embed`, because vectors are bfloat16 on CUDA and float32 elsewhere.
 - `learning.sft.micro_batch` and `compute.workers` count with the weight `hard`, which compares losses within a micro
-  batch; `learning.rl.rollout_chunk` counts where candidates are drawn instead of searched by beams.
+  batch; `compute.workers` counts for `grpo` too where each learner chooses or normalises over its own queries
+  (`learning.rl.oversample` above 1, `learning.rl.advantage=batch_std`, `learning.rl.objective=ppo`).
 - `sid.*` other than `quantizer`, `column`, `levels`, `codebook_size` and `collisions` does not count with
   `sid.quantizer=given`.
 """

@@ -26,13 +26,15 @@ class Query:
     """A user's history and the item that followed it.
 
     ``Query(id=7, user=3, history=(12, 40, 12), target=99)``: user 3 touched items 12, 40, 12 (oldest first)
-    and then 99. Rewards and metrics look up a query by its ``id``, never by the text of its prompt.
+    and then 99. Rewards and metrics look up a query by its ``id``, never by the text of its prompt. ``draw`` is its
+    place in a run's stream of queries: the same query gets other random numbers when it comes again.
     """
 
     id: int
     user: int
     history: tuple[int, ...]
     target: int
+    draw: int = 0
 
 
 @dataclass(frozen=True)

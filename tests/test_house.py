@@ -15,7 +15,7 @@ ORDER = {
     name: place
     for place, names in enumerate(
         (
-            "errors config types threads progress metrics",
+            "errors config types threads progress metrics seeds",
             "data",
             "sid",
             "baselines",

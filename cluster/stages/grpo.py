@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from genrec.types import Rollouts
 
 VALIDATION_WIDTH = 50
-"""Beams of a validation: HR@50 is guarded."""
+"""Items that a validation searches for: HR@50 is guarded."""
 
 
 def plan(run: StageRun) -> Plan:
@@ -43,8 +43,9 @@ def rl_settings(config: Config) -> dict[str, Any]:
     """What a policy that rewards improve depends on, besides where it starts."""
     rl = config.learning.rl
     settings = {"rl": rl.result_settings(), "rewards": config.rewards.result_settings(), "seed": config.seed}
-    # Candidates that are drawn are drawn for a whole request at a time; beams are the same in any request.
-    return settings | ({"rollout_chunk": rl.rollout_chunk} if rl.generation != "beam" else {})
+    # Each learner chooses among its own queries, or normalises over them.
+    by_learner = rl.oversample > 1 or rl.advantage == "batch_std" or rl.objective == "ppo"
+    return settings | ({"workers": max(1, config.compute.workers)} if by_learner else {})
 
 
 def spec_of(run: StageRun) -> partial[RunSpec]:
@@ -76,7 +77,7 @@ class _RlParts:
 
 
 def grpo_loop(spec: RunSpec) -> None:
-    """What every GRPO learner runs, each with its share of the rollout actors; rank 0 writes the result."""
+    """What every GRPO learner runs, all of them with the same rollout actors; rank 0 writes the result."""
     configure_process(spec.config)
     from genrec.data.tables import read_queries
     from genrec.learning.rl.query_sampler import QueryStream
@@ -117,9 +118,10 @@ def _make_learner(spec: RunSpec, accelerator: Accelerator) -> tuple[_RlParts, Gr
 
 
 def _make_validator(spec: RunSpec, built: _RlParts) -> Validator:
-    from genrec.data.tables import read_queries
-    from genrec.evaluation.validate import Validator
+    from genrec.data.tables import read_queries, read_sequences
+    from genrec.evaluation.validate import Search, Validator
 
+    config = spec.config
     counts_N = built.context.counts_N
     if counts_N is None:
         raise RuntimeError("the reward context was read without train counts")
@@ -128,24 +130,26 @@ def _make_validator(spec: RunSpec, built: _RlParts) -> Validator:
         built.prompts,
         built.catalog.trie,
         built.accelerator,
-        count=spec.config.learning.rl.eval_queries,
-        width=VALIDATION_WIDTH,
-        batch_size=spec.config.decode.batch_size,
+        count=config.learning.rl.eval_queries,
+        search=Search.of(VALIDATION_WIDTH, read_sequences(spec.data), len(built.catalog), config.data.max_history),
+        batch_size=config.decode.batch_size,
         train_counts_N=counts_N.numpy(),
     )
 
 
 def _make_rollouts(spec: RunSpec, built: _RlParts, validator: Validator) -> tuple[Rollouts, SnapshotValidator]:
-    """This learner's share of the rollout actors, or rollouts in its own process; the same for validation."""
+    """Rollouts and validation: for all learners on the run's actors, or for all of them in their own processes.
+
+    Which of the two is a property of the run: learners that validate at different steps would mix their collectives.
+    """
     from genrec.evaluation.validate import LocalValidator
     from genrec.learning.rl.rollout import LocalRollouts
 
     config, accelerator = spec.config, built.accelerator
-    own = range(accelerator.process_index, config.compute.rollout_actors, accelerator.num_processes)
-    if config.compute.workers and own:
-        from cluster.rollouts import RayRollouts
+    if config.compute.workers and config.compute.rollout_actors:
+        from cluster.rollouts import RayRollouts, shared_actors
 
-        remote = RayRollouts(spec, len(own))
+        remote = RayRollouts(spec, shared_actors(spec, accelerator))
         return remote, remote.validator(validator)
     trie = built.catalog.trie.to(accelerator.device)
     local = LocalRollouts(built.policy, built.prompts, trie, config.learning.rl, config.seed)

@@ -25,12 +25,14 @@ from cluster.train import (
 from genrec.config import Config, Tasks
 from genrec.data.files import write_json
 from genrec.data.tables import Split, read_items, read_queries, read_sequences
+from genrec.seeds import seed_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import torch
     from accelerate import Accelerator
 
+    from genrec.evaluation.validate import Search
     from genrec.learning.checkpoints import TrainingState
     from genrec.learning.sft.batches import Examples, RowExamples
     from genrec.learning.sft.losses import SftLoss
@@ -43,6 +45,9 @@ if TYPE_CHECKING:
     from genrec.sid.catalog import Catalog
 
 LOG = logging.getLogger(__name__)
+
+VALIDATION_WIDTH = 10
+"""Items that a validation searches for: NDCG@10 decides."""
 
 MIXTURE = "mixture.json"
 """Next to the policy: per stage and task the examples of an epoch, and the share of SIDs in what is learned."""
@@ -87,7 +92,7 @@ def sft_loop(spec: RunSpec) -> None:
 
     settings, accelerator = config.learning.sft, make_accelerator(config)
     policy, prompts, catalog = spec.build()
-    examples, valid = _examples(spec.data, settings.example_format, config.data.max_history)
+    examples, valid, search = _examples(spec.data, settings.example_format, config.data.max_history, len(catalog))
     if config.compute.gradient_checkpointing:
         policy.recompute_activations()
     validator = Validator(
@@ -96,7 +101,7 @@ def sft_loop(spec: RunSpec) -> None:
         catalog.trie,
         accelerator,
         count=settings.eval_queries,
-        width=10,
+        search=search,
         batch_size=config.decode.batch_size,
     )
     loss = _make_loss(spec, prompts, catalog, accelerator.device)
@@ -157,14 +162,16 @@ def _make_loss(spec: RunSpec, prompts: Prompts, catalog: Catalog, device: torch.
 
 
 @lru_cache(maxsize=1)
-def _examples(data: Path, example_format: str, max_history: int) -> tuple[Examples, pa.Table]:
-    """Training examples and validation queries: items, not SIDs, so runs in one process share them."""
+def _examples(data: Path, example_format: str, max_history: int, items: int) -> tuple[Examples, pa.Table, Search]:
+    """Training examples, validation queries and their search: items, not SIDs, so runs in one process share them."""
+    from genrec.evaluation.validate import Search
     from genrec.learning.sft.batches import DenseExamples, RowExamples
 
-    valid = read_queries(data, "valid")
+    valid, sequences = read_queries(data, "valid"), read_sequences(data)
+    search = Search.of(VALIDATION_WIDTH, sequences, items, max_history)
     if example_format == "dense":
-        return DenseExamples(read_sequences(data), max_history), valid
-    return RowExamples(read_queries(data, "train")), valid
+        return DenseExamples(sequences, max_history), valid, search
+    return RowExamples(read_queries(data, "train")), valid, search
 
 
 def learns_tasks(config: Config) -> bool:
@@ -185,13 +192,15 @@ def _stages(spec: RunSpec, built: _SftParts, loss: SftLoss, accelerator: Acceler
     mixed = MixedLoss(loss, built.catalog.trie.to(accelerator.device))
     size, statistics, stages = learning.sft.batch_size, dict[str, Any](), list[TrainingStage]()
     for name, stage in learning.stages.on().items():
-        mixture = make(stage.tasks)
-        epochs, rows_only = MixtureEpochs(mixture, size, config.seed), name == "sid_embeddings"
+        seed, rows_only = seed_of(name, config.seed), name == "sid_embeddings"
+        mixture = make(stage.tasks, seed)
+        epochs = MixtureEpochs(mixture, size, seed)
         own = settings_of(stage, learning.sft, epochs.steps, rows_only=rows_only)
-        stages.append(TrainingStage(name, own, epochs, mixed, rows_only=rows_only))
+        section = f"learning.stages.{name}"
+        stages.append(TrainingStage(name, own, epochs, mixed, rows_only=rows_only, section=section))
         statistics[name] = mixture.statistics()
     if learning.sft.example_format == "tasks":
-        mixture = make(learning.tasks)
+        mixture = make(learning.tasks, config.seed)
         stages.append(TrainingStage("instruction", learning.sft, MixtureEpochs(mixture, size, config.seed), mixed))
         statistics["instruction"] = mixture.statistics()
     else:
@@ -209,8 +218,8 @@ def _keep_statistics(statistics: Mapping[str, Any], out: Path) -> None:
         LOG.info("mixture of %s:\n%s", name, table(found))
 
 
-def _mixtures(spec: RunSpec, built: _SftParts, queries: RowExamples) -> Callable[[Tasks], Mixture]:
-    """From weights of tasks to their mixture over the run's items and train queries."""
+def _mixtures(spec: RunSpec, built: _SftParts, queries: RowExamples) -> Callable[[Tasks, int], Mixture]:
+    """From weights of tasks and a seed to their mixture over the run's items and train queries."""
     from genrec.learning.tasks.mixture import Mixture
 
     config, reasons = spec.config, teacher.read_reasons(spec.out)
@@ -218,8 +227,8 @@ def _mixtures(spec: RunSpec, built: _SftParts, queries: RowExamples) -> Callable
     chat_format = make_chat_format(config, built.prompts, built.catalog)
     room = int(built.policy.model.config.max_position_embeddings)
 
-    def mixture(tasks: Tasks) -> Mixture:
-        return Mixture(tasks, builder, queries, chat_format, seed=config.seed, max_tokens=room)
+    def mixture(tasks: Tasks, seed: int) -> Mixture:
+        return Mixture(tasks, builder, queries, chat_format, seed=seed, max_tokens=room)
 
     return mixture
 

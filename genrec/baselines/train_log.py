@@ -41,6 +41,11 @@ class TrainLog:
         targets = self.items_E.size - users
         return (self.items_E.size - distinct) / targets if targets else 0.0
 
+    @property
+    def mask_seen(self) -> bool:
+        """Whether answers leave out the items of the history: where no train target repeats one."""
+        return self.repeat_share == 0.0
+
 
 def train_log(sequences: pa.Table, n_items: int) -> TrainLog:
     """The train events: each user's context and train positions up to the last train target.

@@ -89,7 +89,7 @@ def fit_baselines(
         budget: ItemKNN settings that are tried at most.
     """
     log = train_log(sequences, n_items)
-    mask_seen = log.repeat_share == 0.0
+    mask_seen = log.mask_seen
     recent_QH = recent_history(valid, max_history)
     targets_Q = valid.column("target").to_numpy().astype(np.int64)
     popularity = tune_popularity(log, recent_QH, targets_Q, mask_seen=mask_seen)

@@ -191,6 +191,12 @@ class Rewards(Section):
             raise ValueError(f"rewards.custom holds {taken}, which are names of built-in terms; choose others")
         return self
 
+    @model_validator(mode="after")
+    def _something_is_rewarded(self) -> Rewards:
+        if not any(self.weights().values()):
+            raise ValueError("every weight of rewards is 0, so nothing is learned; set one, such as rewards.hit=1")
+        return self
+
     def weights(self) -> dict[str, float]:
         """The weight of every term, switched off or not, by name."""
         return {**self.model_dump(exclude={"custom", "settings"}), **self.custom}

@@ -88,6 +88,12 @@ class Compute(Section):
     rollout_threads: PositiveInt = 1
     rollout_cpus: float = Field(default=0.5, ge=0)
     rollout_gpus: float = Field(default=0.0, ge=0, description="share of a GPU per rollout actor")
+    rollout_timeout_s: float = Field(
+        default=600.0,
+        gt=0,
+        description="seconds in which a rollout actor with work must answer something, a new actor's start included; "
+        "one that does not is started again and its requests go to the others, with twice the time",
+    )
     worker_cpus: float = Field(default=1.0, gt=0)
     worker_gpus: float = Field(default=0.0, ge=0, le=1)
     data_actors: int = Field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -10,8 +11,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from genrec import metrics
 from genrec.baselines.buckets import popularity_bucket
+from genrec.baselines.train_log import recent_history, train_log
 from genrec.data.tables import to_queries
+from genrec.inference.batch import without_seen
+from genrec.inference.prior import RankedItems
 from genrec.metrics import IntArray
 from genrec.policy.decoding.beam import beam
 from genrec.policy.model import Policy
@@ -20,13 +25,33 @@ from genrec.sid.trie import Trie
 from genrec.types import Query, Snapshot
 
 
-def target_ranks(policy: Policy, prompts: Prompts, trie: Trie, queries: Sequence[Query], width: int) -> Tensor:
-    """Rank (from 1) of each query's target among ``width`` beams, 0 if it is not among them; (Q,) on the CPU."""
+@dataclass(frozen=True)
+class Search:
+    """How validation searches: the ``width`` best items, without the last ``masked`` of the history (0: with them).
+
+    As in the evaluation, a beam that is wider by ``masked`` makes up for the items that are left out.
+    """
+
+    width: int
+    masked: int = 0
+
+    @staticmethod
+    def of(width: int, sequences: pa.Table, n_items: int, max_history: int) -> Search:
+        """``width`` items, and seen ones masked where the evaluation of these ``sequences`` masks them."""
+        return Search(width, max_history if train_log(sequences, n_items).mask_seen else 0)
+
+
+def target_ranks(policy: Policy, prompts: Prompts, trie: Trie, queries: Sequence[Query], search: Search) -> Tensor:
+    """Rank (from 1) of each query's target among the items of ``search``, 0 if it is missing; (Q,) on the CPU."""
     policy.eval()
-    tokens_BP, mask_BP = (t.to(policy.device) for t in prompts.encode([query.history for query in queries]))
-    items_BW = beam(policy, tokens_BP, mask_BP, trie, width).items_BW.cpu()
-    hits_BW = items_BW == torch.tensor([query.target for query in queries])[:, None]
-    return torch.where(hits_BW.any(-1), hits_BW.int().argmax(-1) + 1, 0)
+    histories, targets_Q = [query.history for query in queries], np.array([query.target for query in queries])
+    tokens_BP, mask_BP = (t.to(policy.device) for t in prompts.encode(histories))
+    beams = beam(policy, tokens_BP, mask_BP, trie, search.width + search.masked)
+    found = RankedItems(beams.items_BW.cpu().numpy(), beams.logp_BW.cpu().numpy())
+    if search.masked:
+        table = pa.table({"history": pa.array(histories, pa.list_(pa.int64()))})
+        found = without_seen(found, recent_history(table, search.masked), search.width)
+    return torch.from_numpy(metrics.target_ranks(found.items_QK, targets_Q))
 
 
 class Validator:
@@ -36,7 +61,7 @@ class Validator:
     worker has the metrics of all queries.
 
     Args:
-        width: of the beam; below 50 there is no HR@50.
+        search: the items that are searched for; with fewer than 50 there is no HR@50.
         train_counts_N: train events per item; adds HR@50 of tail and unseen targets (see ``BUCKETS``).
     """
 
@@ -48,14 +73,14 @@ class Validator:
         accelerator: Accelerator,
         *,
         count: int,
-        width: int,
+        search: Search,
         batch_size: int,
         train_counts_N: IntArray | None = None,
     ) -> None:
         sample = to_queries(queries.take(np.sort(np.random.default_rng(0).permutation(queries.num_rows)[:count])))
         own = sample[accelerator.process_index :: accelerator.num_processes]
         self.requests = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
-        self.width = width
+        self.search = search
         self._count, self._accelerator, self._prompts = len(sample), accelerator, prompts
         self._trie = trie.to(accelerator.device)
         self._tail_Q: Tensor | None = None
@@ -69,7 +94,7 @@ class Validator:
 
     def ranks(self, policy: Policy) -> list[Tensor]:
         """The targets' ranks, (Q,) for each of this worker's ``requests``."""
-        return [target_ranks(policy, self._prompts, self._trie, part, self.width) for part in self.requests]
+        return [target_ranks(policy, self._prompts, self._trie, part, self.search) for part in self.requests]
 
     def values(self, ranks: Sequence[Tensor]) -> dict[str, Tensor]:
         """Metrics per query, (Q,), from the ranks of all workers' ``requests``; NaN where one does not apply.
@@ -86,7 +111,7 @@ class Validator:
         ranks_Q = reduced.cpu().double()
         hit10_Q = ((ranks_Q > 0) & (ranks_Q <= 10)).double()
         values = {"hr@10": hit10_Q, "ndcg@10": hit10_Q / (ranks_Q + 1).clamp(min=2).log2()}
-        if self.width < 50:
+        if self.search.width < 50:
             return values
         values["hr@50"] = ((ranks_Q > 0) & (ranks_Q <= 50)).double()
         if self._tail_Q is not None and bool(self._tail_Q.any()):

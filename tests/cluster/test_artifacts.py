@@ -76,15 +76,22 @@ def test_what_changes_a_result_changes_the_keys_of_its_stages(
     assert {name for name in pipeline.STAGES if key_of(plain, name) != key_of(other, name)} == stages
 
 
-def test_where_draws_or_losses_depend_on_the_pieces_their_size_is_in_the_key(shop: Path, tmp_path: Path) -> None:
-    drawn = ["learning.rl.generation=sample"]
-    hard = ["learning.sft.loss.weights=[hard]"]
-    for fixed, piece, stage in (
-        (drawn, "learning.rl.rollout_chunk=3", "grpo"),
-        (hard, "learning.sft.micro_batch=4", "sft"),
-    ):
-        plain, other = tiny_config(tmp_path, shop, *fixed), tiny_config(tmp_path, shop, *fixed, piece)
-        assert key_of(plain, stage) != key_of(other, stage)
+@pytest.mark.parametrize(
+    ("fixed", "piece", "stage", "counts"),
+    [
+        ("learning.sft.loss.weights=[hard]", "learning.sft.micro_batch=4", "sft", True),
+        ("learning.rl.oversample=2", "compute.workers=2", "grpo", True),
+        ("learning.rl.advantage=batch_std", "compute.workers=2", "grpo", True),
+        ("learning.rl.objective=ppo", "compute.workers=2", "grpo", True),
+        ("learning.rl.objective=dapo", "compute.workers=2", "grpo", False),
+        ("learning.rl.generation=sample", "learning.rl.rollout_chunk=3", "grpo", False),
+    ],
+)
+def test_where_a_result_depends_on_the_pieces_their_size_is_in_the_key(
+    shop: Path, tmp_path: Path, fixed: str, piece: str, stage: str, counts: bool
+) -> None:
+    plain, other = tiny_config(tmp_path, shop, fixed), tiny_config(tmp_path, shop, fixed, piece)
+    assert (key_of(plain, stage) != key_of(other, stage)) == counts
 
 
 def test_vectors_of_the_two_precisions_never_share_a_directory(shop: Path, tmp_path: Path) -> None:

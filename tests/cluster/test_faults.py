@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +116,11 @@ def test_what_is_judged_is_the_running_mean_of_the_weights_and_a_checkpoint_keep
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_rollout_actor_that_dies_mid_batch_leaves_the_weights_as_they_would_be(job: RunSpec) -> None:
-    from cluster.rollouts import RayRollouts
+    from cluster.rollouts import RayRollouts, start_actors
 
     on_ray = elsewhere(job, job.out, rollout_cpus=0.25)
     queries = to_queries(read_queries(job.data, "train"))[:32]
-    rollouts = RayRollouts(on_ray, 2)
+    rollouts = RayRollouts(on_ray, start_actors(on_ray, 2))
     for staleness in (0, 1, 2):
         digests = []
         deadly = KillingRollouts(rollouts, victim=staleness % 2)
@@ -130,6 +131,48 @@ def test_a_rollout_actor_that_dies_mid_batch_leaves_the_weights_as_they_would_be
             digests.append(learner.snapshot().digest)
         assert deadly.killed == 1
         assert digests[0] == digests[1], f"staleness {staleness}"
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_rollout_actor_that_hangs_is_found_by_its_deadline_and_replaced(
+    job: RunSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cluster import rollouts as module
+
+    on_ray = elsewhere(job, job.out, rollout_cpus=0.25, rollout_timeout_s=2.0)
+    policy, _, _ = job.build()
+    queries = to_queries(read_queries(job.data, "train"))[:32]
+    rollouts = module.RayRollouts(on_ray, module.start_actors(on_ray, 2))
+    pids = [pid_of(actor) for actor in rollouts.actors]
+    expected = rollouts.collect(rollouts.submit(queries, policy.snapshot(0)))
+    os.kill(pids[0], signal.SIGSTOP)
+    groups = rollouts.collect(rollouts.submit(queries, policy.snapshot(0)))
+    for ours, theirs in zip(groups, expected, strict=True):
+        assert ours.query == theirs.query
+        assert torch.equal(ours.items_G, theirs.items_G) and torch.equal(ours.logp_GL, theirs.logp_GL)
+    assert pid_of(rollouts.actors[0]) != pids[0], "the actor was replaced"
+    monkeypatch.setattr(module, "TRIES", 1)
+    os.kill(pid_of(rollouts.actors[1]), signal.SIGSTOP)
+    alone = module.RayRollouts(on_ray, rollouts.actors[1:])
+    with pytest.raises(InputError, match=r"answered nothing for 2 s.*raise compute\.rollout_timeout_s"):
+        alone.collect(alone.submit(queries, policy.snapshot(1)))
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_rollout_actor_that_cannot_be_built_is_one_message(job: RunSpec, tmp_path: Path) -> None:
+    from cluster.rollouts import RayRollouts, start_actors
+
+    broken = replace(elsewhere(job, job.out, rollout_cpus=0.25), start=tmp_path)
+    rollouts = RayRollouts(broken, start_actors(broken, 1))
+    queries = to_queries(read_queries(job.data, "train"))[:4]
+    with pytest.raises(InputError) as found:
+        rollouts.collect(rollouts.submit(queries, Snapshot(0, {})))
+    assert str(found.value).startswith("a rollout actor could not be built: ") and str(tmp_path) in str(found.value)
+    assert "Traceback" not in str(found.value) and "InputError" not in str(found.value)
 
 
 @pytest.mark.ray
@@ -272,8 +315,8 @@ import sys, threading, time
 from pathlib import Path
 from cluster.session import configure_process
 from genrec.config import load_config
-from cluster.run_spec import Job
-from cluster.rollouts import RayRollouts
+from cluster.rollouts import RayRollouts, start_actors
+from cluster.train import RunSpec
 from genrec.data.tables import read_queries, to_queries
 
 config = load_config([sys.argv[1]], ["compute.rollout_cpus=1"])
@@ -286,10 +329,10 @@ cluster = Cluster(initialize_head=True, head_node_args=nodes)
 second = cluster.add_node(**nodes)
 ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
 data, catalog, start = map(Path, sys.argv[2:5])
-job = Job(config, data, catalog, start, start=start)
+job = RunSpec(config, data, catalog, start, start=start)
 policy, _, _ = job.build()
 queries = to_queries(read_queries(data, "train"))[:40]
-rollouts = RayRollouts(job, 2)
+rollouts = RayRollouts(job, start_actors(job, 2))
 expected = rollouts.collect(rollouts.submit(queries, policy.snapshot(0)))
 homes = ray.get([a.__ray_call__.remote(lambda self: ray.get_runtime_context().get_node_id()) for a in rollouts.actors])
 assert len(set(homes)) == 2, homes

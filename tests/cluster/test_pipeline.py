@@ -246,14 +246,14 @@ def test_a_killed_rollout_actor_is_replaced_and_its_work_replayed(report: Artifa
     import ray
     import torch
 
-    from cluster.rollouts import RayRollouts
+    from cluster.rollouts import RayRollouts, start_actors
     from genrec.data.tables import read_queries, to_queries
 
     paths = [made(config, stage).path for stage in ("prepare", "assign", "sft")]
     spec = RunSpec(config, paths[0], paths[1], paths[2], start=paths[2])
     policy, _, _ = spec.build()
     queries = to_queries(read_queries(paths[0], "train"))[:40]
-    rollouts = RayRollouts(spec, 2)
+    rollouts = RayRollouts(spec, start_actors(spec, 2))
     expected = rollouts.collect(rollouts.submit(queries, policy.snapshot(0)))
     ticket = rollouts.submit(queries, policy.snapshot(1))
     ray.kill(rollouts.actors[0], no_restart=False)

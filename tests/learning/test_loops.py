@@ -1,3 +1,4 @@
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,11 +8,13 @@ import torch
 from support.synthetic import random_catalog, small_policy
 
 from genrec.errors import InputError
+from genrec.learning.divergence import require_finite
 from genrec.learning.rl.loop import train_async
 from genrec.learning.rl.query_sampler import QueryStream
 from genrec.learning.schedule import learning_rate
 from genrec.learning.sft.batches import DenseExamples, Epochs, RowExamples
 from genrec.learning.sft.losses import SftLoss
+from genrec.seeds import generator_of, seed_of
 from genrec.types import Group, Query, Snapshot
 
 
@@ -111,10 +114,82 @@ def test_the_window_bounds_staleness(limit: int) -> None:
     assert learner.staleness == [min(step, limit) for step in range(7)]
 
 
-def test_workers_get_equal_shares_of_the_queries_or_a_refusal() -> None:
-    table = pa.table({"id": list(range(7)), "user": [0] * 7, "history": [[1]] * 7, "target": list(range(7))})
-    shares = [QueryStream(table, 5, seed=0, rank=rank, world=2)(0) for rank in range(2)]
-    assert [len(share) for share in shares] == [2, 2]
-    assert len({query.id for share in shares for query in share}) == 4
-    with pytest.raises(InputError, match="cannot be shared"):
-        QueryStream(table, 1, seed=0, rank=0, world=2)
+def query_table(rows: int) -> pa.Table:
+    return pa.table({"id": range(rows), "user": [0] * rows, "history": [[1]] * rows, "target": range(rows)})
+
+
+@pytest.mark.parametrize("rows", [5, 7, 60])
+def test_the_queries_of_an_update_are_the_same_for_any_number_of_workers(rows: int) -> None:
+    table, size = query_table(rows), 6
+
+    def batch(step: int, world: int) -> list[Query]:
+        shares = [QueryStream(table, size, seed=1, rank=rank, world=world)(step) for rank in range(world)]
+        assert {len(share) for share in shares} == {size // world}
+        return sorted((query for share in shares for query in share), key=lambda query: query.draw)
+
+    stream = [query for step in range(rows) for query in batch(step, 1)]
+    assert [query.draw for query in stream] == list(range(size * rows))
+    for start in range(0, size * rows, rows):
+        assert sorted(query.id for query in stream[start : start + rows]) == list(range(rows)), "an epoch sees all"
+    for world in (2, 3):
+        assert all(batch(step, world) == stream[size * step : size * (step + 1)] for step in (0, 3))
+    assert [query.id for query in stream[:rows]] != [query.id for query in stream[rows : 2 * rows]]
+
+
+def test_an_epoch_of_queries_is_shuffled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    shuffled = QueryStream._shuffled
+
+    def counted(self: QueryStream, epoch: int) -> np.ndarray:
+        asked.append(epoch)
+        return shuffled(self, epoch)
+
+    monkeypatch.setattr(QueryStream, "_shuffled", counted)
+    stream = QueryStream(query_table(50), 8, seed=0, rank=0, world=2)
+    for step in range(15):
+        stream(step)
+    assert asked == [0, 1, 2]
+
+
+def test_queries_that_cannot_be_shared_equally_or_that_are_missing_are_refused() -> None:
+    with pytest.raises(InputError, match=r"got 5 queries in a batch and 2 workers.*multiple of compute\.workers"):
+        QueryStream(query_table(7), 5, seed=0, rank=0, world=2)
+    with pytest.raises(InputError, match=r"no training query.*data\.split"):
+        QueryStream(query_table(0), 4, seed=0, rank=0, world=2)
+
+
+@pytest.mark.parametrize("kind", ["dense", "rows"])
+def test_a_worker_builds_its_own_part_of_a_batch_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = (
+        DenseExamples(sequences([3 + i % 9 for i in range(40)]), max_history=4)
+        if kind == "dense"
+        else RowExamples(query_table(40))
+    )
+    built: list[int] = []
+    take = type(examples).take
+    monkeypatch.setattr(type(examples), "take", lambda self, index: built.append(len(index)) or take(self, index))
+    epochs = Epochs(examples, 30, seed=0)
+    index = epochs.index(0)
+    shares = [epochs.micro_batches(0, 4, rank, 3) for rank in range(3)]
+    assert sum(built) == len(index)
+    assert {total for _, total in shares} == {sum(piece.targets for pieces, _ in shares for piece in pieces)}
+    assert shares[0][1] == examples.take(index).targets == examples.targets(index)
+
+
+def test_two_uses_of_randomness_never_share_a_seed() -> None:
+    uses = [(use, seed, step, rank) for use in ("a", "b") for seed in range(9) for step in range(99) for rank in (0, 1)]
+    assert len({seed_of(*use) for use in uses}) == len(uses)
+    assert seed_of("a", 1, 23) != seed_of("a", 12, 3) and seed_of("a", 0) != seed_of("a", 0, 0)
+    assert seed_of("a", 1) == seed_of("a", 1) < 2**64
+    first, again = (generator_of("a", 1).random(4) for _ in range(2))
+    assert (first == again).all()
+
+
+def test_figures_that_are_not_finite_are_told_with_the_step_the_batch_and_the_remedy() -> None:
+    require_finite(3, ["query 1"], "lower x", loss=1.0, gradient_norm=2.0)
+    batch = [f"query {i}" for i in range(20)]
+    message = r"step 3: got a gradient norm of inf.*query 0, .*query 7 and 12 more; lower learning\.sft\.lr=1;"
+    with pytest.raises(InputError, match=message):
+        require_finite(3, batch, "lower learning.sft.lr=1", loss=1.0, gradient_norm=math.inf)
+    with pytest.raises(InputError, match=r"got a loss of nan"):
+        require_finite(3, batch, "lower learning.sft.lr=1", loss=math.nan)

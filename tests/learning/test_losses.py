@@ -1,22 +1,42 @@
 """The supervised losses compared with references written out by hand."""
 
 import math
+import re
+from collections.abc import Mapping
+from contextlib import nullcontext
 from itertools import chain, combinations
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from accelerate import Accelerator
 from support.synthetic import random_catalog, small_policy
 from torch import Tensor
 
-from genrec.config import Loss
-from genrec.learning.sft.batches import DenseExamples, RowExamples
+from genrec.config import Loss, Sft
+from genrec.errors import InputError
+from genrec.learning.sft.batches import DenseExamples, Epochs, RowExamples
 from genrec.learning.sft.losses import SftLoss, rare_items, weighted
+from genrec.learning.sft.trainer import SftTrainer
 
 NAMES = ("focal", "hard", "rare")
 CHOICES = [*chain.from_iterable(combinations(NAMES, size) for size in range(4))]
 LENGTHS = (6, 4)
+
+
+class NoCheckpoints:
+    """Keeps the steps at which something was to be saved."""
+
+    def __init__(self, steps: list[int]) -> None:
+        self._steps = steps
+
+    def latest(self) -> Any:
+        return nullcontext(None)
+
+    def save(self, write: object, metrics: Mapping[str, Any]) -> None:
+        self._steps.append(metrics["step"])
 
 
 def by_hand(logits_MLK: Tensor, codes_ML: Tensor, rare_M: Tensor, settings: Loss) -> Tensor:
@@ -115,3 +135,32 @@ def test_rare_items_make_up_their_share_of_the_targets_and_ties_stay_together() 
     assert rare_items(counts_N, 0.2).tolist() == [False, True, True, True, True, False]
     assert rare_items(counts_N, 1.0).all()
     assert rare_items(torch.full((4,), 3), 0.2).all()
+
+
+@pytest.mark.parametrize(("lr", "clip", "section"), [(1e12, 1e9, "learning.sft"), (1e12, 1e9, "learning.stages.x")])
+def test_supervised_training_that_diverges_stops_with_the_step_the_batch_and_the_remedy(
+    lr: float, clip: float, section: str
+) -> None:
+    catalog = random_catalog(40, (5, 5, 5))
+    policy, prompts = small_policy(catalog)
+    rows = {"id": range(70, 90), "history": [[i, i + 1] for i in range(20)], "target": range(20)}
+    epochs = Epochs(RowExamples(pa.table(rows)), 10, seed=0)
+    saved: list[int] = []
+    trainer = SftTrainer(
+        policy,
+        SftLoss(prompts, catalog),
+        epochs,
+        Sft(example_format="rows", epochs=9, lr=lr, clip=clip, warmup=0.0, weight_decay=0.0),
+        seed=0,
+        accelerator=Accelerator(cpu=True),
+        checkpoints=NoCheckpoints(saved),
+        validate=lambda _: {"ndcg@10": 0.0},
+        section=section,
+    )
+    figure = r"step (\d+): got a (loss|gradient norm) of (nan|inf)"
+    message = rf"{figure}.*query \d\d.*and 2 more; lower {section}\.lr=1e\+12"
+    with pytest.raises(InputError, match=message) as found:
+        trainer.run()
+    step = int(str(found.value).split()[1].rstrip(":"))
+    assert set(epochs.names(step - 1)[:8]) <= set(re.findall(r"query \d+", str(found.value)))
+    assert all(done < step for done in saved)

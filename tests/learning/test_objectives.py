@@ -13,6 +13,7 @@ from support.synthetic import random_catalog, small_policy
 from torch import Tensor
 
 from genrec.config import Rewards, Rl
+from genrec.errors import InputError
 from genrec.learning.checkpoints import TrainingState
 from genrec.learning.rewards import RewardContext, RewardFunction, active_terms
 from genrec.learning.rl.advantages import ADVANTAGES, LIMIT, advantages
@@ -376,3 +377,34 @@ def test_a_resumed_value_head_is_the_one_that_was_saved(tmp_path: Path) -> None:
 def test_a_forced_target_and_importance_weights_exclude_each_other() -> None:
     with pytest.raises(ValidationError, match="importance weights undefined"):
         Rl(generation="stochastic_beam", add_target=True)
+
+
+@pytest.mark.parametrize("mode", ["sample", "stochastic_beam", "mixed"])
+def test_what_is_drawn_for_a_query_depends_on_its_place_in_the_run_and_on_no_other_query(mode: str) -> None:
+    policy, prompts = small_policy(CATALOG)
+    settings = Rl(group=6, generation=mode)  # type: ignore[arg-type]
+
+    def drawn(queries: list[Query], version: int = 0, seed: int = 0) -> list[list[int]]:
+        found = generate(policy, prompts, CATALOG.trie, queries, settings, version=version, seed=seed)
+        return [group.items_G.tolist() for group in found]
+
+    whole = drawn(QUERIES)
+    assert whole == [*drawn(QUERIES[:3]), *drawn(QUERIES[3:])] and whole[::-1] == drawn(QUERIES[::-1])
+    later = [replace(query, draw=8 + place) for place, query in enumerate(QUERIES)]
+    others = [drawn(later), drawn(QUERIES, version=1), drawn(QUERIES, seed=1), drawn(QUERIES, version=1, seed=1)]
+    runs = [whole, *others]
+    assert all(first != second for place, first in enumerate(runs) for second in runs[:place])
+
+
+@pytest.mark.parametrize(("sft", "figure"), [(1e38, "loss"), (1e37, "gradient norm")])
+def test_a_loss_or_gradient_that_is_not_finite_stops_the_update_and_leaves_the_weights(sft: float, figure: str) -> None:
+    policy, prompts = small_policy(CATALOG)
+    settings, rewards = Rl(group=6, lr=1e-3, sft=sft), Rewards()
+    reward = RewardFunction(rewards, RewardContext(CATALOG.codes_NL, [""] * 40), active_terms(rewards))
+    learner = GrpoLearner(policy, prompts, CATALOG.trie, reward, settings, Accelerator(cpu=True))
+    rollouts = LocalRollouts(policy, prompts, CATALOG.trie, settings, seed=0)
+    groups, before = rollouts.collect(rollouts.submit(QUERIES, learner.snapshot())), policy.snapshot(0).digest
+    message = rf"step 1: got a {figure} of inf.*query 0.*lower learning\.rl\.lr=0\.001 or learning\.rl\.clip=1"
+    with pytest.raises(InputError, match=message):
+        learner.update(groups)
+    assert policy.snapshot(0).digest == before

@@ -124,7 +124,7 @@ def test_a_broken_term_is_named(term: Callable[[Group, RewardContext], torch.Ten
 
 @pytest.mark.parametrize("name", ["future", "event", "semantic", "collaborative", "novelty", "popularity_penalty"])
 def test_a_term_whose_context_was_not_loaded_is_refused(name: str) -> None:
-    weights = Rewards(hit=0.0, rank_log=0.0).weighted({name: 1.0})
+    weights = Rewards(hit=0.0, rank_log=0.0, **{name: 1.0})
     with pytest.raises(InputError, match=f"'{name}'.*not loaded"):
         compute_rewards([group([0, 1], 0)], RewardContext(CODES, [""] * 4), weights, active_terms(weights))
 
@@ -134,6 +134,19 @@ def test_the_list_level_category_term_warns_that_it_cancels() -> None:
     with pytest.warns(UserWarning, match="cancels"):
         active_terms(weights)
     assert "category_count" in active_terms(weights, centred=False)
+
+
+def test_rewards_that_teach_nothing_are_refused() -> None:
+    zero = {"hit": 0.0, "rank_log": 0.0}
+    with pytest.raises(ValueError, match=r"every weight of rewards is 0.*such as rewards\.hit=1"):
+        Rewards(**zero)
+    with pytest.raises(InputError, match=r"every weight of rewards is 0"):
+        load_config([], ["rewards.hit=0", "rewards.rank_log=0"])
+    assert Rewards(**zero, custom={"mine": 1.0}).weights()["mine"]
+    alone = Rewards(**zero, category_count=1.0)
+    with pytest.raises(InputError, match="alone it teaches nothing"):
+        active_terms(alone)
+    assert active_terms(alone, centred=False)
 
 
 def test_a_term_comes_from_a_python_file(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def train(rank: int, root: Path, case: Case) -> None:
     from accelerate import Accelerator
 
     from cluster.train import deepspeed_config
-    from genrec.evaluation.validate import Validator
+    from genrec.evaluation.validate import Search, Validator
     from genrec.learning.sft.batches import Epochs, RowExamples
     from genrec.learning.sft.losses import SftLoss
     from genrec.learning.sft.trainer import SftTrainer
@@ -92,13 +92,13 @@ def train(rank: int, root: Path, case: Case) -> None:
     state = SftTrainer(
         policy,
         SftLoss(prompts, catalog, softmax="trie", smoothing=0.0),
-        Epochs(RowExamples(pa.table(rows)), 9, seed=0),
+        Epochs(RowExamples(pa.table(rows)), 9, seed=2),
         settings,
         seed=0,
         accelerator=accelerator,
         checkpoints=KeptCheckpoints(root / case.name, start, rank),
         validate=Validator(
-            pa.table(rows).slice(0, 7), prompts, catalog.trie, accelerator, count=7, width=10, batch_size=4
+            pa.table(rows).slice(0, 7), prompts, catalog.trie, accelerator, count=7, search=Search(10), batch_size=4
         ),
         deepspeed=deepspeed_config(case.strategy),
     ).run()

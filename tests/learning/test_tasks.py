@@ -213,7 +213,7 @@ def test_pieces_of_a_batch_hold_all_of_it_and_conversations_alike_in_length() ->
         return sum(piece.tokens_CS.numel() for piece in pieces)
 
     spared = 0
-    for step in range(epochs.steps):
+    for step in range(6 * epochs.steps):
         pieces, targets = epochs.micro_batches(step, 4, 0, 1)
         index = epochs.index(step)
         plain = [mixed.take(index[at : at + 4]) for at in range(0, len(index), 4)]

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from support.synthetic import random_catalog, small_policy
 from torch import distributed, multiprocessing
 
+from genrec.errors import InputError
 from genrec.types import Query
 
 SIZES = (40, (5, 5, 5))
@@ -51,6 +52,8 @@ def work(rank: int, root: Path, port: int) -> None:
     distributed.init_process_group("gloo")
     for name, options in SETTINGS.items():
         update(QUERIES[rank::2], options, root / name / str(rank))
+    with pytest.raises(InputError, match="step 1: got a loss of inf"):
+        update(QUERIES[rank::2], {"sft": 1e38}, root / "inf" / str(rank))
     distributed.destroy_process_group()
 
 

@@ -28,6 +28,7 @@ def grid(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return (centres[which // 4] + offsets[which % 4] + noise).astype(np.float32), which // 4
 
 
+SEED = 2
 COARSE_TO_FINE = ("rqkmeans", "rqkmeans_balanced", "rqkmeans_plus", "rqvae", "hierarchical")
 CONTROLS = ("random", "title")
 
@@ -48,7 +49,7 @@ def inputs_of(kind: str, settings: Sid | None = None) -> np.ndarray:
 @pytest.fixture(params=sorted(REGISTRY), scope="module")
 def quantizer(request):
     """Each kind, fitted on the grid."""
-    quantizer = make_quantizer(settings_of(request.param), seed=0, device="cpu")
+    quantizer = make_quantizer(settings_of(request.param), seed=SEED, device="cpu")
     quantizer.fit(inputs_of(request.param))
     return quantizer
 
@@ -100,7 +101,7 @@ def test_every_quantizer_gives_collision_resolution_what_it_needs(quantizer):
 
 def test_the_same_seed_gives_the_same_codes_and_a_saved_quantizer_too(quantizer, tmp_path):
     vectors = inputs_of(quantizer.settings.quantizer)
-    again = make_quantizer(quantizer.settings, seed=0, device="cpu")
+    again = make_quantizer(quantizer.settings, seed=SEED, device="cpu")
     again.fit(vectors)
     quantizer.save(tmp_path)
     loaded = load_quantizer(tmp_path)
@@ -303,3 +304,18 @@ def test_random_codes_are_spread_evenly_and_depend_on_the_seed():
         drawn.append(quantizer.encode(points))
     assert all(np.bincount(codes, minlength=8).min() > 150 for codes in drawn[0].T)
     assert (drawn[0] != drawn[1]).any(axis=1).mean() > 0.9
+
+
+@pytest.mark.parametrize("kind", sorted(REGISTRY))
+def test_as_few_items_as_codes_are_enough_though_their_vectors_have_more_dimensions(kind):
+    settings = settings_of(kind, epochs=2, iterations=2)
+    vectors = inputs_of(kind)[:4]
+    if kind != "title":
+        vectors = np.random.default_rng(0).standard_normal((4, 384)).astype(np.float32)
+    quantizer = make_quantizer(settings, device="cpu")
+    quantizer.fit(vectors)
+    codes = quantizer.encode(vectors)
+    assert (codes < np.array(settings.level_sizes)).all() and np.isfinite(quantizer.decode(codes)).all()
+    if kind == "opq":
+        rotation = quantizer.tensors()["rotation"]
+        assert np.allclose(rotation @ rotation.T, np.eye(384), atol=1e-3)

@@ -21,13 +21,18 @@ def active_terms(rewards: Rewards, terms: Mapping[str, Term] = TERMS, *, centred
     """The terms with a weight other than 0, by name; warns of one that cancels where groups are ``centred``.
 
     Raises:
-        InputError: a weight for a term that does not exist.
+        InputError: a weight for a term that does not exist, or none of a term that teaches anything.
     """
     active = [name for name, weight in rewards.weights().items() if weight]
     if missing := [name for name in active if name not in terms]:
         raise InputError(
             f"rewards.custom names {missing}, wanted some of {sorted(terms)}; install the package that has them in its "
             "entry point group genrec.rewards, or pass their file with --rewards FILE.py"
+        )
+    if centred and active == ["category_count"]:
+        raise InputError(
+            "rewards.category_count is equal for a whole group, so alone it teaches nothing; wanted the weight of a "
+            "term that differs within a group, such as rewards.diversity"
         )
     if centred and "category_count" in active:
         warnings.warn("rewards.category_count is equal for a whole group and cancels; use diversity", stacklevel=2)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from genrec.config import Rl
 from genrec.learning.checkpoints import TrainingState
+from genrec.learning.divergence import require_finite
 from genrec.learning.rewards import RewardFunction
 from genrec.learning.rl.advantages import EPSILON, advantages
 from genrec.learning.rl.critic import CriticTrainer, gae, normalised
@@ -21,7 +22,7 @@ from genrec.learning.rl.objectives import OBJECTIVES
 from genrec.learning.rl.scorer import GroupScorer
 from genrec.learning.rl.update_loss import MicroBatch, Targets, UpdateLoss, informative_tokens
 from genrec.learning.schedule import learning_rate
-from genrec.learning.sft.strategies import read_moments, write_moments
+from genrec.learning.sft.strategies import gradient_norm, read_moments, write_moments
 from genrec.learning.sft.trainer import parameter_groups
 from genrec.policy.model import Policy
 from genrec.policy.prompts import Prompts
@@ -74,7 +75,11 @@ class GrpoLearner:
         return self.snapshot() if self._average is None else self._average.snapshot(self.version)
 
     def update(self, groups: list[Group]) -> dict[str, float]:
-        """One optimizer step on this worker's groups (averaged over workers); returns the measurements."""
+        """One optimizer step on this worker's groups (averaged over workers); returns the measurements.
+
+        Raises:
+            InputError: a loss or gradient that is not finite, on every worker; the weights are as before.
+        """
         settings = self._settings
         self._first_version = self.version if self._first_version is None else self._first_version
         self._reward(groups)
@@ -85,9 +90,9 @@ class GrpoLearner:
         advantage_BG = advantages(kind, rewards_BG)
         self._wrapped.eval()
         sums = self._backward(groups, self._targets(groups, rewards_BG, advantage_BG))
-        self._step()
         own = {"reward": rewards_BG.mean(), "zero_advantage_groups": zero_advantage}
         measured = self._means(sums, len(groups), own)
+        self._step(measured["loss"], [f"query {group.query.id}" for group in groups])
         staleness = self.version - groups[0].version
         self.version += 1
         shares = {f"advantage_share/{name}": share for name, share in term_shares(groups, advantage_BG).items()}
@@ -148,13 +153,15 @@ class GrpoLearner:
             check_agreement(scores.logp_BGL, batch.old_BGL, batch.items_BG >= 0, self.policy.precision)
         return batch
 
-    def _step(self) -> None:
+    def _step(self, loss: float, batch: Sequence[str]) -> None:
         settings = self._settings
+        remedy = f"lower learning.rl.lr={settings.lr:g} or learning.rl.clip={settings.clip:g}"
+        norm = gradient_norm(self._accelerator, self._wrapped, settings.clip)
+        require_finite(self.version + 1, batch, remedy, loss=loss, gradient_norm=norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(
                 self.version, settings.steps, peak=settings.lr, low=settings.min_lr, warmup=settings.warmup
             )
-        self._accelerator.clip_grad_norm_(self._wrapped.parameters(), settings.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self._average is not None:

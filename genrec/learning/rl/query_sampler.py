@@ -2,36 +2,48 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import pyarrow as pa
 
 from genrec.errors import InputError
+from genrec.metrics import IntArray
+from genrec.seeds import generator_of
 from genrec.types import Query
 
 
 class QueryStream:
-    """Cuts the training queries into batches, shuffled anew each epoch; each worker gets an equal share of a batch.
+    """Cuts an endless stream of shuffled epochs into batches, which each worker gets an equal share of.
+
+    The stream, and so every batch, is the same for any number of workers. A batch may hold the end of an epoch and the
+    start of the next one.
 
     Raises:
-        InputError: fewer queries in a batch than workers.
+        InputError: there is no training query, or workers cannot share a batch equally.
     """
 
     def __init__(self, queries: pa.Table, batch_size: int, *, seed: int, rank: int, world: int) -> None:
-        self._table = queries.select(["id", "user", "history", "target"])
-        self._size = min(batch_size, queries.num_rows) // world * world
-        if self._size == 0:
+        if queries.num_rows == 0:
+            raise InputError("got no training query, wanted at least one; check data.split and data.filters")
+        if batch_size % world:
             raise InputError(
-                f"{queries.num_rows} training queries in batches of {batch_size} cannot be shared by {world} workers: "
-                "got fewer queries in a batch than workers, wanted one each; use fewer workers or a larger "
-                "learning.rl.queries"
+                f"got {batch_size} queries in a batch and {world} workers, wanted an equal number for each; "
+                "set learning.rl.queries to a multiple of compute.workers"
             )
-        self._seed, self._rank, self._world = seed, rank, world
+        self._table = queries.select(["id", "user", "history", "target"]).combine_chunks()
+        self._size, self._seed, self._rank, self._world = batch_size, seed, rank, world
+        # A batch reaches into the next epoch; what was shuffled is used until its epoch ends.
+        self._order = lru_cache(maxsize=2)(self._shuffled)
 
     def __call__(self, step: int) -> list[Query]:
         """This worker's queries of update ``step``."""
-        per_epoch = self._table.num_rows // self._size
-        epoch, within = divmod(step, per_epoch)
-        order = np.random.default_rng([self._seed, epoch]).permutation(self._table.num_rows)
-        index = order[within * self._size : (within + 1) * self._size][self._rank :: self._world]
-        rows = self._table.take(index).to_pylist()
-        return [Query(row["id"], row["user"], tuple(row["history"]), row["target"]) for row in rows]
+        draws = range(step * self._size + self._rank, (step + 1) * self._size, self._world)
+        epochs, places = np.divmod(np.array(draws), self._table.num_rows)
+        index = np.concatenate([self._order(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)])
+        rows = zip(self._table.take(index).to_pylist(), draws, strict=True)
+        return [Query(row["id"], row["user"], tuple(row["history"]), row["target"], draw) for row, draw in rows]
+
+    def _shuffled(self, epoch: int) -> IntArray:
+        """The rows of the table in the order of an epoch."""
+        return generator_of("queries", self._seed, epoch).permutation(self._table.num_rows)

@@ -14,6 +14,7 @@ from genrec.policy.decoding.beam import beam, sample
 from genrec.policy.decoding.sampling import stochastic_beam
 from genrec.policy.model import Policy
 from genrec.policy.prompts import Prompts
+from genrec.seeds import generator_of
 from genrec.sid.trie import Trie
 from genrec.types import Group, Query, Snapshot
 
@@ -24,19 +25,19 @@ def generate(
     """One group of ``settings.group`` candidates per query from the policy as it stands, without rewards.
 
     With ``settings.generation`` = ``stochastic_beam`` the candidates carry importance weights (see ``importance``).
-    The random numbers depend on ``seed`` and the first query's id alone.
+    A query's random numbers depend on ``seed``, ``version``, its ``draw`` and its id: they are the same in any request.
     """
     policy.eval()
     tokens_BP, mask_BP = (t.to(policy.device) for t in prompts.encode([query.history for query in queries]))
-    generator = torch.Generator(policy.device).manual_seed(seed * 1_000_003 + queries[0].id)
+    generators = [generator_of("rollout", seed, version, query.draw, query.id) for query in queries]
     arguments = (policy, tokens_BP, mask_BP, trie, settings.group)
     weights: Iterable[Tensor | None] = repeat(None, len(queries))
     if settings.generation == "beam":
         beams = beam(*arguments)
     elif settings.generation == "sample":
-        beams = sample(*arguments, temperature=settings.temperature, generator=generator)
+        beams = sample(*arguments, temperature=settings.temperature, generator=generators)
     else:
-        drawn = stochastic_beam(*arguments, generator=generator)
+        drawn = stochastic_beam(*arguments, generator=generators)
         found = mixed(beam(*arguments), drawn.beams) if settings.generation == "mixed" else drawn.beams
         beams = found.ordered(found.best_first_BW)
         if settings.generation == "stochastic_beam":
@@ -71,7 +72,7 @@ class LocalRollouts:
                     part,
                     self._settings,
                     version=policy.version,
-                    seed=self._seed + policy.version,
+                    seed=self._seed,
                 )
         return groups
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from genrec.errors import InputError
+from genrec.seeds import generator_of
 
 TRAIN = 1
 """The split code of a position whose item is a training target (``sequences`` table)."""
@@ -69,6 +70,14 @@ class Examples(Protocol):
         """The batch of the examples ``index`` (B,)."""
         ...
 
+    def targets(self, index: np.ndarray) -> int:
+        """Number of scored items in the examples ``index`` (B,), without building the batch."""
+        ...
+
+    def names(self, index: np.ndarray) -> list[str]:
+        """What the examples ``index`` (B,) are called in a message, such as ``query 7``."""
+        ...
+
 
 class DenseExamples:
     """Windows over the training part of each user's sequence.
@@ -83,15 +92,21 @@ class DenseExamples:
 
     def __init__(self, sequences: pa.Table, max_history: int) -> None:
         self._windows: list[tuple[np.ndarray, np.ndarray]] = []
-        columns = (sequences["items"].to_pylist(), sequences["split"].to_pylist())
-        for items, split in zip(*columns, strict=True):
+        self._users: list[str] = []
+        named = "user_id" in sequences.column_names
+        users = sequences["user_id"].to_pylist() if named else range(sequences.num_rows)
+        columns = (sequences[name].to_pylist() for name in ("items", "split"))
+        for user, items, split in zip(users, *columns, strict=True):
             scored = np.array(split) == TRAIN
             scored[:1] = False
             if scored.any():
                 end = int(scored.nonzero()[0][-1]) + 1
-                self._windows += _windows(np.array(items[:end], dtype=np.int64), scored[:end], max_history)
+                cut = _windows(np.array(items[:end], dtype=np.int64), scored[:end], max_history)
+                self._windows += cut
+                self._users += [user] * len(cut)
         if not self._windows:
             raise InputError("got sequences without a training target; check data.split and data.filters")
+        self._targets_W = np.array([int(scored.sum()) for _, scored in self._windows])
 
     def lengths(self) -> np.ndarray:
         """Items per window."""
@@ -107,6 +122,14 @@ class DenseExamples:
             items_BI[row, : len(items)] = torch.from_numpy(items)
             target_BI[row, : len(items)] = torch.from_numpy(scored)
         return Dense(items_BI, target_BI)
+
+    def targets(self, index: np.ndarray) -> int:
+        """Number of scored items in the windows ``index`` (B,)."""
+        return int(self._targets_W[index].sum())
+
+    def names(self, index: np.ndarray) -> list[str]:
+        """The users whose windows ``index`` (B,) are."""
+        return [f"user {self._users[i]}" for i in index]
 
 
 def _windows(items: np.ndarray, scored: np.ndarray, history: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -130,6 +153,7 @@ class RowExamples:
         if queries.num_rows == 0:
             raise InputError("got no training query, wanted at least one; check data.split and data.filters")
         self._histories: list[list[int]] = queries["history"].to_pylist()
+        self._ids_N = queries["id"].to_numpy() if "id" in queries.column_names else np.arange(queries.num_rows)
         self._targets = torch.from_numpy(queries["target"].to_numpy().astype(np.int64))
 
     def lengths(self) -> np.ndarray:
@@ -139,6 +163,14 @@ class RowExamples:
     def take(self, index: np.ndarray) -> Rows:
         """Rows ``index`` (B,)."""
         return Rows([self._histories[i] for i in index], self._targets[torch.from_numpy(index)])
+
+    def targets(self, index: np.ndarray) -> int:
+        """Number of the rows ``index`` (B,): B."""
+        return len(index)
+
+    def names(self, index: np.ndarray) -> list[str]:
+        """The ids of the queries ``index`` (B,)."""
+        return [f"query {id_}" for id_ in self._ids_N[index]]
 
 
 class Epochs:
@@ -165,21 +197,25 @@ class Epochs:
         return self._order[within]
 
     def micro_batches(self, step: int, size: int, rank: int, world: int) -> tuple[list[Batch], int]:
-        """This worker's part of a batch in pieces of ``size``, and the number of targets in the whole batch."""
+        """This worker's part of a batch in pieces of ``size``, and the number of targets in the whole batch.
+
+        A worker beyond the batch's last example gets the first one, which the caller gives the weight 0.
+        """
         index = self.index(step)
-        if len(index) < world:
-            index = np.resize(index, world)
-        own = self._ordered(index[rank::world])
+        own = self._ordered(index[rank::world] if rank < len(index) else index[:1])
         pieces = [self._examples.take(own[at : at + size]) for at in range(0, len(own), size)]
-        total = self._examples.take(index).targets if world > 1 else sum(piece.targets for piece in pieces)
-        return pieces, total
+        return pieces, self._examples.targets(index)
+
+    def names(self, step: int) -> list[str]:
+        """What the examples in the batch of ``step`` are called in a message."""
+        return self._examples.names(self.index(step))
 
     def _ordered(self, index: np.ndarray) -> np.ndarray:
         """A worker's part of a batch in the order in which it is cut into pieces."""
         return index
 
     def _shuffled(self, epoch: int) -> list[np.ndarray]:
-        rng = np.random.default_rng([self._seed, epoch])
+        rng = generator_of("examples", self._seed, epoch)
         order = rng.permutation(len(self._lengths))
         run = self._size * BUCKET
         parts: list[np.ndarray] = []

@@ -24,6 +24,7 @@ from genrec.learning.checkpoints import Checkpoints, TrainingState
 from genrec.learning.sft.batches import Epochs
 from genrec.learning.sft.trainer import SftTrainer, Validate
 from genrec.policy.model import Policy
+from genrec.seeds import seed_of
 
 LOG = logging.getLogger(__name__)
 
@@ -37,7 +38,8 @@ FILE = "stage.json"
 class TrainingStage:
     """One stage: its settings, batches and loss; ``rows_only`` freezes all but the SID embeddings.
 
-    ``name`` tells the checkpoints of the stages apart.
+    ``name`` tells the checkpoints of the stages apart, and gives each its own random draws; ``section`` of the config
+    has the settings.
     """
 
     name: str
@@ -45,6 +47,7 @@ class TrainingStage:
     epochs: Epochs
     loss: Any
     rows_only: bool = False
+    section: str = "learning.sft"
 
 
 def settings_of(stage: StageSettings, last: Sft, steps_per_epoch: int, *, rows_only: bool) -> Sft:
@@ -89,11 +92,12 @@ def run_stages(
                 stage.loss,
                 stage.epochs,
                 stage.settings,
-                seed=seed,
+                seed=seed_of(stage.name, seed),
                 accelerator=accelerator,
                 checkpoints=StageCheckpoints(checkpoints, stage.name, earlier),
                 validate=validate,
                 deepspeed=deepspeed,
+                section=stage.section,
             )
             state = trainer.run()
             trainer.close()

@@ -6,6 +6,7 @@ another strategy, or another number of workers, can resume from it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
@@ -41,8 +42,12 @@ class Strategy(Protocol):
         """
         ...
 
-    def step(self, rate: float) -> None:
-        """Clip, update at the learning rate ``rate``, and clear the gradients."""
+    def step(self, rate: float) -> float:
+        """Clip, update at the learning rate ``rate`` unless the gradient is not finite, and clear the gradients.
+
+        Returns:
+            the norm of the whole gradient before clipping, equal on every worker.
+        """
         ...
 
     def gathered(self) -> AbstractContextManager[None]:
@@ -80,13 +85,15 @@ class DdpStrategy:
             self._accelerator.backward(amount * weight)
         return amount.detach()
 
-    def step(self, rate: float) -> None:
+    def step(self, rate: float) -> float:
         """See ``Strategy``."""
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        self._accelerator.clip_grad_norm_(self._wrapped.parameters(), self._clip)
-        self._optimizer.step()
+        norm = gradient_norm(self._accelerator, self._wrapped, self._clip)
+        if math.isfinite(norm):
+            self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        return norm
 
     def gathered(self) -> AbstractContextManager[None]:
         """See ``Strategy``."""
@@ -153,11 +160,12 @@ class ZeroStrategy:
         self._engine.backward(amount * weight)
         return amount.detach()
 
-    def step(self, rate: float) -> None:
-        """See ``Strategy``."""
+    def step(self, rate: float) -> float:
+        """See ``Strategy``; DeepSpeed knows the norm after its step, so weights may have taken a bad one."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
         self._engine.step()
+        return float(self._engine.get_global_grad_norm() or 0.0)
 
     @contextmanager
     def gathered(self) -> Generator[None]:
@@ -196,6 +204,12 @@ class ZeroStrategy:
     def close(self) -> None:
         """See ``Strategy``; sharded weights remain sharded."""
         self._engine.destroy()
+
+
+def gradient_norm(accelerator: Accelerator, wrapped: Any, clip: float) -> float:
+    """The norm of a wrapped model's gradients, which are then clipped to ``clip``."""
+    norm: Any = accelerator.clip_grad_norm_(wrapped.parameters(), clip)
+    return float(norm)
 
 
 def read_moments(policy: Policy, optimizer: Any) -> dict[str, Tensor]:

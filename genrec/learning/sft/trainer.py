@@ -13,6 +13,7 @@ from torch import Tensor
 
 from genrec.config import Sft
 from genrec.learning.checkpoints import Checkpoints, TrainingState
+from genrec.learning.divergence import require_finite
 from genrec.learning.schedule import learning_rate
 from genrec.learning.sft.batches import Epochs
 from genrec.learning.sft.losses import SftLoss
@@ -20,6 +21,7 @@ from genrec.learning.sft.strategies import DdpStrategy, Strategy, ZeroStrategy
 from genrec.policy.model import Policy
 from genrec.policy.sid_embeddings import EmbeddingUpdateCheck
 from genrec.progress import Progress, log_progress
+from genrec.seeds import seed_of
 
 LOG = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ class SftTrainer:
 
     Args:
         deepspeed: DeepSpeed's config for ZeRO; None trains with DDP, or alone.
+        section: of the config that ``settings`` are from, for messages.
     """
 
     def __init__(
@@ -52,8 +55,9 @@ class SftTrainer:
         checkpoints: Checkpoints,
         validate: Validate,
         deepspeed: Mapping[str, Any] | None = None,
+        section: str = "learning.sft",
     ) -> None:
-        self._settings, self._seed, self._deepspeed = settings, seed, deepspeed
+        self._settings, self._seed, self._deepspeed, self._section = settings, seed, deepspeed, section
         self._loss, self._epochs = loss, epochs
         self._accelerator, self._checkpoints, self._validate = accelerator, checkpoints, validate
         self._policy = policy.to(accelerator.device)
@@ -66,7 +70,7 @@ class SftTrainer:
         """Train to the last step or until validation stops improving; resumes from the latest checkpoint.
 
         Raises:
-            InputError: no SID embedding changed.
+            InputError: no SID embedding changed, or a loss or gradient that is not finite.
         """
         self._resume()
         started, first = time.monotonic(), self.state.step
@@ -83,7 +87,7 @@ class SftTrainer:
                 self._save()
         self._sid_check.require_changed(
             self.state.best,
-            f"raise learning.sft.lr={self._settings.lr:g} or train longer than {self.state.step} steps",
+            f"raise {self._section}.lr={self._settings.lr:g} or train longer than {self.state.step} steps",
         )
         return self.state
 
@@ -119,9 +123,9 @@ class SftTrainer:
             warmup=self._settings.warmup,
         )
         rank, world = self._accelerator.process_index, self._accelerator.num_processes
-        torch.manual_seed((self._seed * 1_000_003 + step) * 1_009 + rank)
+        torch.manual_seed(seed_of("dropout", self._seed, step, rank))
         pieces, targets = self._epochs.micro_batches(step, self._settings.micro_batch, rank, world)
-        weights = [world / targets] * len(pieces)
+        weights = [world / targets if rank < len(self._epochs.index(step)) else 0.0] * len(pieces)
         if self._strategy.lockstep:  # a worker with fewer pieces repeats its first one with weight 0
             most = -(-len(self._epochs.index(step)) // world)
             missing = -(-most // self._settings.micro_batch) - len(pieces)
@@ -129,9 +133,16 @@ class SftTrainer:
         total = torch.zeros((), device=self._accelerator.device)
         for index, (piece, weight) in enumerate(zip(pieces, weights, strict=True)):
             total += self._strategy.add(self._loss, piece, weight, last=index == len(pieces) - 1) * weight / world
-        self._strategy.step(rate)
         gathered: Any = self._accelerator.reduce(total, "sum")
-        return {"step": step + 1, "loss": float(gathered), "lr": rate}
+        loss = float(gathered)
+        self._require_finite(step, loss=loss)
+        self._require_finite(step, gradient_norm=self._strategy.step(rate))
+        return {"step": step + 1, "loss": loss, "lr": rate}
+
+    def _require_finite(self, step: int, **figures: float) -> None:
+        settings, section = self._settings, self._section
+        remedy = f"lower {section}.lr={settings.lr:g} or learning.sft.clip={settings.clip:g}"
+        require_finite(step + 1, self._epochs.names(step), remedy, **figures)
 
     def _is_validation_step(self, step: int) -> bool:
         every = self._settings.eval_every * self._epochs.steps

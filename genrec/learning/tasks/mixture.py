@@ -21,10 +21,11 @@ from genrec.learning.sft.batches import Epochs, RowExamples, Rows
 from genrec.learning.tasks.examples import ExampleBuilder
 from genrec.policy.chat.chat_format import ChatFormat, Encoded
 from genrec.policy.chat.templates import TASKS, Message
+from genrec.seeds import generator_of
 
 NEXT_ITEM = "next_item"
 ORDER = (NEXT_ITEM, *TASKS)
-"""A task's index here is its number in the seeds of its examples."""
+"""All tasks."""
 
 CACHE = 1024
 """Conversations whose tokens are cached: about those of one batch."""
@@ -145,13 +146,22 @@ class Mixture:
             torch.tensor(factor_C),
         )
 
+    def targets(self, index: np.ndarray) -> int:
+        """Number of the examples ``index`` (B,): B."""
+        return len(index)
+
+    def names(self, index: np.ndarray) -> list[str]:
+        """The tasks and rows of the examples ``index`` (B,) of ``take``."""
+        located = (self._locate(int(one) % len(self)) for one in index)
+        return [f"{share.name} of row {row}" for share, row, _ in located]
+
     def sizes(self, index: np.ndarray) -> np.ndarray:
         """Tokens (B,) of the conversations among the examples ``index`` (B,) of ``take``, 0 for next items."""
         return np.array([int(self.take(index[at : at + 1]).mask_CS.sum()) for at in range(len(index))])
 
     def build(self, task: str, row: int, epoch: int, visit: int = 0) -> list[Message]:
         """The conversation of a task about a row, in the template of this epoch and visit."""
-        rng = np.random.default_rng([self._seed, epoch, ORDER.index(task), row, visit])
+        rng = generator_of(f"task {task}", self._seed, epoch, row, visit)
         return self._builder.build(task, row, rng)
 
     def statistics(self) -> dict[str, Any]:

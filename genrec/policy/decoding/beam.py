@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from genrec.policy.decoding.node_prior import NodePrior
+from genrec.policy.decoding.noise import Source, uniform
 from genrec.policy.decoding.prompt_cache import Prefilled, PromptCache, prefill
 from genrec.policy.decoding.tree import MergedNodes, merge_nodes, node_mask
 from genrec.policy.decoding.trie_masks import LeafMasks
@@ -133,7 +134,7 @@ def sample(
     count: int,
     *,
     temperature: float = 1.0,
-    generator: torch.Generator | None = None,
+    generator: Source = None,
 ) -> Beams:
     """``count`` independent draws per query from the trie-renormalised policy at ``temperature``.
 
@@ -141,10 +142,11 @@ def sample(
     """
 
     def draw(frontier: Frontier) -> Chosen:
-        batch, beams, codes = frontier.step_BWK.shape
-        weights = torch.softmax(frontier.step_BWK.reshape(-1, codes) / temperature, dim=-1)
-        drawn_BW = torch.multinomial(weights, 1, generator=generator).view(batch, beams)
-        parents_BW = torch.arange(beams, device=drawn_BW.device).expand(batch, -1)
+        weights_BWK = torch.softmax(frontier.step_BWK.double() / temperature, dim=-1)
+        below_BWK, device = weights_BWK.cumsum(-1), weights_BWK.device
+        drawn_BW1 = uniform((*below_BWK.shape[:2], 1), generator, device) * below_BWK[..., -1:]
+        drawn_BW = (below_BWK <= drawn_BW1).sum(-1)
+        parents_BW = torch.arange(drawn_BW.shape[1], device=device).expand(len(drawn_BW), -1)
         return Chosen(parents_BW, drawn_BW, torch.ones_like(drawn_BW, dtype=torch.bool))
 
     drawn = search(policy, tokens_BP, mask_BP, trie, draw, roots=count)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from genrec.errors import InputError
 from genrec.policy.decoding.beam import Beams, Chosen, Frontier, Scale, beam, pick, search
+from genrec.policy.decoding.noise import Source, uniform
 from genrec.policy.model import Policy
 from genrec.sid.trie import CompleteTrie, Trie
 
@@ -39,7 +40,7 @@ def stochastic_beam(
     trie: Trie,
     count: int,
     *,
-    generator: torch.Generator | None = None,
+    generator: Source = None,
 ) -> SampledBeams:
     """``count`` distinct items per query, drawn without replacement from the trie-renormalised policy.
 
@@ -51,7 +52,7 @@ def stochastic_beam(
     def gumbel(frontier: Frontier) -> Chosen:
         phi_BWK = frontier.total_BW[..., None] + frontier.step_BWK
         parent_BW = state[-1] if state else torch.zeros_like(frontier.total_BW)
-        uniform_BWK = torch.rand(phi_BWK.shape, generator=generator, device=phi_BWK.device).clamp(1e-20, 1 - 1e-7)
+        uniform_BWK = uniform(phi_BWK.shape, generator, phi_BWK.device).clamp(1e-20, 1 - 1e-7)
         perturbed_BWK = _conditioned(phi_BWK - torch.log(-torch.log(uniform_BWK)), parent_BW)
         chosen = pick(perturbed_BWK, count + 1)
         rows_B1 = torch.arange(len(phi_BWK), device=phi_BWK.device)[:, None]

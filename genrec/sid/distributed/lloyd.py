@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from genrec.config import Sid
+from genrec.seeds import seed_of
 from genrec.sid.distributed.collectives import CheckpointTimer, ProcessGroup, broadcast, scan_statistics, sum_all
 from genrec.sid.distributed.vector_stream import Stream
 from genrec.sid.quantizers.base import nearest
@@ -90,7 +91,11 @@ class ResidualLloyd:
         rows_KD = np.zeros((codes, sample_ND.shape[1]), np.float32)
         if self._group.rank == 0:
             rows_KD = kmeans(
-                sample_ND, codes, iterations=INITIAL_ITERATIONS, seed=self._seed + level, threads=self._threads
+                sample_ND,
+                codes,
+                iterations=INITIAL_ITERATIONS,
+                seed=seed_of("codebook", self._seed, level),
+                threads=self._threads,
             )
         return broadcast(self._group, torch.from_numpy(rows_KD)).to(self._group.device)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from genrec.config import Sid
+from genrec.seeds import seed_of
 from genrec.sid.distributed.collectives import CheckpointTimer, ProcessGroup, broadcast, sum_all
 from genrec.sid.distributed.vector_stream import Stream, VectorBatch
 from genrec.sid.quantizers.autoencoder import RESTART_UNTIL, Codebook, Losses, make_optimizer
@@ -100,7 +101,7 @@ class ParallelTraining:
 
     def _restart(self, batch: VectorBatch, residuals: list[Tensor]) -> int:
         """Move unused codes to residuals of the last whole batch; returns how many."""
-        generator = torch.Generator().manual_seed(self._seed + 7919 * self._epoch)
+        generator = torch.Generator().manual_seed(seed_of("restarts", self._seed, self._epoch))
         restarted = 0
         for book, residual_bd in zip(self._books, residuals, strict=True):
             if not book.has_dead:

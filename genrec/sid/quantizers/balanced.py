@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from genrec.errors import InputError
+from genrec.seeds import generator_of, seed_of
 from genrec.sid.quantizers.base import BLOCK, Tensors, half_distances, nearest
 from genrec.sid.quantizers.kmeans import kmeans
 from genrec.sid.quantizers.rqkmeans import RqKmeans
@@ -71,9 +72,14 @@ class BalancedRqKmeans(RqKmeans):
     def _balance(self, residual_ND: Floats, codes: int, level: int) -> tuple[Floats, Floats]:
         """The codebook (K, D) of one level, and its penalties (K,), of which the smallest is 0."""
         codebook_KD = kmeans(
-            residual_ND, codes, iterations=5, seed=self.seed + level, threads=self.threads, device=self.device
+            residual_ND,
+            codes,
+            iterations=5,
+            seed=seed_of("codebook", self.seed, level),
+            threads=self.threads,
+            device=self.device,
         )
-        rows = np.random.default_rng(self.seed + level).permutation(len(residual_ND))[: POINTS * codes]
+        rows = generator_of("penalties", self.seed, level).permutation(len(residual_ND))[: POINTS * codes]
         sample_ND = residual_ND[np.sort(rows)]
         balancer = BalancePenalties(codes, self.settings.balance)
         for _ in range(self.settings.iterations):

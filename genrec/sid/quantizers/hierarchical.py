@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from genrec.seeds import seed_of
 from genrec.sid.quantizers.base import BLOCK, Quantizer, Tensors, half_distances, nearest
 from genrec.sid.quantizers.kmeans import kmeans
 from genrec.sid.vectors import Floats, Ints, Longs
@@ -112,7 +113,7 @@ class Hierarchical(Quantizer):
             vectors_MD,
             codes,
             iterations=settings.iterations,
-            seed=self.seed + level,
+            seed=seed_of("codebook", self.seed, level),
             threads=self.threads,
             device=self.device if len(vectors_MD) > BLOCK else "cpu",
         )

@@ -7,6 +7,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from genrec.seeds import seed_of
 from genrec.sid.vectors import Floats
 
 faiss_any: Any = faiss
@@ -20,7 +21,12 @@ def kmeans(vectors_ND: Floats, codes: int, *, iterations: int, seed: int, thread
     faiss_any.omp_set_num_threads(threads)
     gpu = device != "cpu" and faiss_any.get_num_gpus() > 0
     trainer = faiss_any.Kmeans(
-        vectors_ND.shape[1], codes, niter=iterations, seed=seed + 1, gpu=gpu, min_points_per_centroid=1
+        vectors_ND.shape[1],
+        codes,
+        niter=iterations,
+        seed=seed_of("k-means", seed) % 2**31,
+        gpu=gpu,
+        min_points_per_centroid=1,
     )
     trainer.train(np.ascontiguousarray(vectors_ND, np.float32))
     return np.asarray(trainer.centroids, np.float32).reshape(codes, -1)

@@ -8,6 +8,7 @@ import faiss
 import numpy as np
 
 from genrec.errors import InputError
+from genrec.seeds import seed_of
 from genrec.sid.quantizers.base import BLOCK, Quantizer, Tensors, half_distances, nearest
 from genrec.sid.quantizers.kmeans import kmeans
 from genrec.sid.vectors import Floats, Ints
@@ -46,7 +47,7 @@ class ProductKmeans(Quantizer):
                 part_Nd,
                 codes,
                 iterations=self.settings.iterations,
-                seed=self.seed + level,
+                seed=seed_of("codebook", self.seed, level),
                 threads=self.threads,
                 device=self.device,
             )
@@ -126,8 +127,14 @@ class OptimizedProductKmeans(ProductKmeans):
         trainer = faiss_any.OPQMatrix(even, levels)
         bits = min(8, int(np.log2(min(self.level_sizes))))
         trainer.pq = inner = faiss_any.ProductQuantizer(even, levels, max(bits, 1))
-        trainer.niter, inner.cp.seed, inner.cp.min_points_per_centroid = self.settings.iterations, self.seed + 1, 1
-        trainer.train(np.ascontiguousarray(vectors_ND[:, :even], np.float32))
+        trainer.niter, inner.cp.seed, inner.cp.min_points_per_centroid = (
+            self.settings.iterations,
+            seed_of("rotation", self.seed) % 2**31,
+            1,
+        )
+        # faiss writes a product of (D, D) into a buffer of (N, D): with fewer vectors than dimensions, beyond its end.
+        copies = -(-even // len(vectors_ND))
+        trainer.train(np.ascontiguousarray(np.tile(vectors_ND[:, :even], (copies, 1)), np.float32))
         learned_DD = faiss_any.vector_to_array(trainer.A).reshape(even, even).T
         if np.isfinite(learned_DD).all():
             rotation_DD[:even, :even] = learned_DD

@@ -7,6 +7,7 @@ import torch
 
 from genrec.config import Sid
 from genrec.errors import InputError
+from genrec.seeds import seed_of
 from genrec.sid.distributed.collectives import ProcessGroup
 from genrec.sid.distributed.lloyd import ResidualLloyd
 from genrec.sid.distributed.vector_stream import Stream
@@ -44,7 +45,7 @@ class RqKmeans(ResidualQuantizer):
             residual_ND,
             codes,
             iterations=settings.iterations,
-            seed=self.seed + level,
+            seed=seed_of("codebook", self.seed, level),
             threads=self.threads,
             device=self.device,
         )

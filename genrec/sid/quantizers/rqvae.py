@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from genrec.seeds import seed_of
 from genrec.sid.distributed.collectives import ProcessGroup, scan_statistics
 from genrec.sid.distributed.rqvae_parallel import ParallelTraining
 from genrec.sid.distributed.vector_stream import Stream
@@ -107,7 +108,7 @@ class RqVae(ResidualQuantizer):
 
     def _new_net(self) -> Autoencoder:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+            torch.manual_seed(seed_of("network", self.seed))
             return self._make_net(len(self._mean_D))
 
     def _keep(self, books: list[Codebook]) -> None:
@@ -124,7 +125,11 @@ class RqVae(ResidualQuantizer):
         decay = self.settings.decay if self.settings.codebook == "ema" else None
         for level, codes in enumerate(self.level_sizes):
             rows_Kd = kmeans(
-                residual_Nd, codes, iterations=self._start_iterations, seed=self.seed + level, threads=self.threads
+                residual_Nd,
+                codes,
+                iterations=self._start_iterations,
+                seed=seed_of("codebook", self.seed, level),
+                threads=self.threads,
             )
             residual_Nd = residual_Nd - rows_Kd[nearest(residual_Nd, rows_Kd)]
             books.append(Codebook(torch.from_numpy(rows_Kd).to(data_ND.device), decay))
@@ -134,7 +139,7 @@ class RqVae(ResidualQuantizer):
         settings = self.settings
         steps = settings.epochs * -(-len(data_ND) // settings.batch_size)
         optimizer, schedule = make_optimizer(self._net, books, settings.lr, steps)
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(seed_of("batches", self.seed))
         totals_2, restarted = torch.zeros(2), 0
         for epoch in range(settings.epochs):
             totals_2, residuals = torch.zeros(2), []
