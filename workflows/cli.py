@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import inspect
 import logging
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING, Concatenate, ParamSpec
 
 import click
 
+from cluster.interruption import LINE, end_if_interrupted, end_on_signals
 from genrec.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
@@ -34,7 +37,7 @@ LAST_STAGE = {
 
 TAKE_REWARDS = ("grpo", "tune", "evaluate", "full")
 INPUT_AND_OUTPUT = "Input and output"
-INTERRUPTED = 130
+INTERRUPTED = 128 + signal.SIGINT
 
 
 class Verb(click.Command):
@@ -88,7 +91,8 @@ class CommandLine(Verbs):
             click.echo(f"error: {error}", err=True)
             ctx.exit(2)
         except KeyboardInterrupt:
-            click.echo("\ninterrupted; the same command continues from here", err=True)
+            end_if_interrupted()
+            click.echo(f"\n{LINE}", err=True)
             ctx.exit(INTERRUPTED)
 
 
@@ -109,6 +113,10 @@ def command_line() -> None:
 
 def main(verb: str | None = None) -> None:
     """Run this process's arguments; ``verb`` is given where its module was started (``python -m workflows.VERB``)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # A terminal that knows only ASCII shows ? for the rest.
+    end_on_signals()
     given = [] if verb is None else [verb]
     command_line.main([*given, *sys.argv[1:]], prog_name="genrec")
 
