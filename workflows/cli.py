@@ -53,6 +53,19 @@ class Verb(click.Command):
         super().format_options(ctx, formatter)
 
 
+class UserFile(click.ParamType):
+    """A path; ``~`` is the user's home also where the shell leaves it, as in ``--rewards=~/mine.py``."""
+
+    name = "file"
+
+    def convert(self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path with the home in place of ``~``."""
+        try:
+            return Path(value).expanduser()
+        except RuntimeError as error:
+            raise InputError(f"{value}: {error}; give the whole path") from None
+
+
 class Verbs(click.Group):
     """A group that names the nearest command for an unknown one."""
 
@@ -141,7 +154,10 @@ def takes_config(work: Callable[Concatenate[Config, P], None]) -> Callable[..., 
             click.echo(to_yaml(config), nl=False)
             return
         _start(config, logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
-        work(config, *args, **options)
+        from genrec.data.files import explaining_failed_writes
+
+        with explaining_failed_writes("the command", config.storage_path):
+            work(config, *args, **options)
 
     return callback
 
@@ -168,7 +184,7 @@ def stage_command(verb: str) -> click.Command:
 
     if verb in TAKE_REWARDS:
         about = "Python file with a mapping TERMS of reward terms; rewards.custom.NAME gives their weights."
-        run = click.option("--rewards", metavar="FILE", type=click.Path(path_type=Path), help=about)(run)
+        run = click.option("--rewards", metavar="FILE", type=UserFile(), help=about)(run)
     return _verb(verb, run, help_of(f"workflows.{verb}"), INPUT_AND_OUTPUT, partial(stage_rows, verb))
 
 
@@ -193,7 +209,7 @@ def bench_command() -> click.Command:
 def catalog_command() -> click.Command:
     """``genrec catalog insert FILE CONFIG...`` and ``genrec catalog remove ID[,ID…] CONFIG...``."""
 
-    @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+    @click.argument("file", metavar="FILE", type=UserFile())
     @takes_config
     def insert(config: Config, file: Path) -> None:
         """Give each item of a Parquet file the nearest free semantic ID.

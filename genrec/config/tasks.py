@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt
 
-from genrec.config.section import SPEED, Section
+from genrec.config.section import SPEED, Section, UserPath
 
 
 class TaskWeight(Section):
@@ -70,7 +70,7 @@ class Teacher(Section):
 class Instruction(Section):
     """The words of the tasks, and what they are about."""
 
-    languages: tuple[str, ...] = Field(
+    languages: tuple[UserPath, ...] = Field(
         default=("en", "zh"), min_length=1, description="packaged templates, or paths of YAML files of the same form"
     )
     window: PositiveInt = Field(default=10, description="last items of the history whose categories are the interest")
