@@ -193,10 +193,7 @@ def _write(
     from genrec.evaluation.slices import sid_use
 
     write_json(metrics, out / "metrics.json")
-    curves = {
-        name: json.loads((inputs[name].path / "curve.json").read_text(encoding="utf-8"))["curve"]
-        for name in answers.alone
-    }
+    curves = {name: _curve(inputs[name].path) for name in answers.alone}
     write_report(
         out,
         metrics,

@@ -4,12 +4,14 @@ import errno
 import logging
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from support.encoders import CircleEncoder
 from support.pipeline import made
 from support.synthetic import chain_shop, tiny_config
 
@@ -70,9 +72,18 @@ def test_an_error_of_another_kind_keeps_its_traceback(tmp_path: Path, monkeypatc
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, dict[str, Artifact]]:
+def module_patch() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, module_patch: pytest.MonkeyPatch
+) -> tuple[Config, dict[str, Artifact]]:
     """A run up to sft, for stages to be made again from its artifacts."""
     shop = chain_shop(tmp_path_factory.mktemp("shop"), users=12)
+    module_patch.setattr("genrec.sid.embed.make_encoder", lambda settings, device: CircleEncoder())
     config = tiny_config(tmp_path_factory.mktemp("storage"), shop, "learning.sft.max_steps=2", "learning.rl.steps=1")
     return config, pipeline.run(config, "sft")
 
