@@ -14,10 +14,10 @@ import random
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from http.client import HTTPException
+from http.client import HTTPException, HTTPMessage
 from pathlib import Path
 from socket import gaierror
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 from urllib.error import HTTPError, URLError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
@@ -133,8 +133,10 @@ def _answer(settings: Teacher, question: str, given_up: threading.Event) -> str:
 class _NoRedirects(HTTPRedirectHandler):
     """A redirect would carry the key to another server."""
 
-    def redirect_request(self, *arguments: object) -> None:
-        """Follow none."""
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> None:
+        """Follow none: the redirect becomes an ``HTTPError``."""
 
 
 OPENER = build_opener(_NoRedirects)

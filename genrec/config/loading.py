@@ -31,6 +31,10 @@ RENAMED = {
 """Old keys, and sections, with their new names: a config that was written for them is told what to write."""
 
 
+UNREADABLE = (YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError, AssertionError, RecursionError)
+"""What the YAML reader raises for text that it cannot make sense of: bad dates and keys are not its own errors."""
+
+
 def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
     """Merge ``files`` left to right, then ``overrides``, into a validated ``Config``.
 
@@ -44,7 +48,10 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
     merged = OmegaConf.create()
     for source, layer in _layers(files, overrides):
         _refuse_unknown_keys(layer, source)
-        merged = OmegaConf.merge(merged, OmegaConf.create(dict(layer)))
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.create(dict(layer)))
+        except UNREADABLE as error:
+            raise InputError(f"{source} does not fit what came before it: {error}") from None
     try:
         plain = OmegaConf.to_container(merged, resolve=True)
         return Config.model_validate(plain)
@@ -59,17 +66,13 @@ def to_yaml(config: Section) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
 
 
-UNREADABLE = (YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError, RecursionError)
-"""What the YAML reader raises for text that it cannot make sense of: bad dates and keys are not its own errors."""
-
-
 def _layers(files: Sequence[str | Path], overrides: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for file in map(find_config, files):
         text = _text(file)
         try:
             layer = OmegaConf.to_container(OmegaConf.create(text))
         except UNREADABLE as error:
-            raise InputError(f"{file} is not valid YAML: {error}") from None
+            raise InputError(f"{file} is not valid YAML of config keys: {error or text[:40]!r}") from None
         yield str(file), _mapping(layer or {}, str(file))
     for text in overrides:
         key, separator, _ = text.partition("=")

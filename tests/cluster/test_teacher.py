@@ -32,6 +32,9 @@ class Scripted(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def do_GET(self) -> None:
+        self.server.followed = True  # type: ignore[attr-defined]
+
     def log_message(self, *_: Any) -> None:
         pass
 
@@ -39,7 +42,7 @@ class Scripted(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[Any]:
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Scripted)
-    server.script, server.together = [], None
+    server.script, server.together, server.followed = [], None, False
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server
     server.shutdown()
@@ -90,6 +93,7 @@ def test_an_answer_that_no_retry_mends_is_one_message_and_what_was_answered_is_k
     with pytest.raises(InputError, match=r"gave no answer.*asks only what is not answered yet") as refused:
         teacher.ask(config, tmp_path, tmp_path)
     assert "very-secret" not in str(refused.value)
+    assert not server.followed, "a redirect would carry the key to another server"
     answered = len(teacher.read_reasons(tmp_path))
     assert answered >= 2
     assert teacher.ask(config, tmp_path, tmp_path) == 4 - answered
