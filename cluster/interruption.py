@@ -28,6 +28,9 @@ SHOW_CURSOR = "\r\x1b[K\x1b[?25h"
 _received: list[int] = []
 """The signal that is ending this process, if there is one."""
 
+_handled: list[signal.Signals] = []
+"""The signals that ``end_on_signals`` took over."""
+
 _announcing = threading.RLock()
 
 
@@ -41,9 +44,17 @@ def end_on_signals(grace_s: float = GRACE_S) -> None:
     signal.set_wakeup_fd(woken.detach(), warn_on_full_buffer=False)
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _raise_interrupt)
+            _handled.append(number)
+    take_handlers_back()
     atexit.register(end_if_interrupted)
     threading.Thread(target=_wait, args=(waiting, grace_s), daemon=True).start()
+
+
+def take_handlers_back() -> None:
+    """Handle the signals here again, if they were: ``ray.init`` puts one of SIGTERM that writes a native trace."""
+    if threading.current_thread() is threading.main_thread():
+        for number in _handled:
+            signal.signal(number, _raise_interrupt)
 
 
 def end_if_interrupted() -> None:

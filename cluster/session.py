@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from cluster.interruption import take_handlers_back
 from genrec.config import Config
 from genrec.errors import InputError
 
@@ -120,6 +121,7 @@ def connect(config: Config) -> None:
     except (OSError, RuntimeError, ValueError, RayError) as error:
         ray.shutdown()
         raise InputError(_why_no_ray(address, error)) from error
+    take_handlers_back()
     _quieten_ray_data()
 
 

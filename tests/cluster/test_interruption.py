@@ -8,6 +8,8 @@ import time
 import psutil
 import pytest
 
+from cluster import interruption
+
 START = """
 import ctypes, subprocess, signal, sys, time
 from cluster.interruption import end_on_signals
@@ -22,6 +24,18 @@ WORK = {
     "a library with a handler of its own": "for n in (2, 15): signal.signal(n, lambda *_: None)\ntime.sleep(600)",
     "clean-up that hangs": "try: time.sleep(600)\nfinally: time.sleep(600)",
 }
+
+
+def test_the_handlers_are_taken_back_from_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        interruption.take_handlers_back()
+        assert signal.getsignal(signal.SIGTERM) == before, "nothing is taken that was not handled"
+        monkeypatch.setattr(interruption, "_handled", [signal.SIGTERM])
+        interruption.take_handlers_back()
+        assert signal.getsignal(signal.SIGTERM) is interruption._raise_interrupt
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
