@@ -108,7 +108,7 @@ def score_variants(directory: str, variants: Mapping[str, Variant]) -> Iterator[
     pairs = [(seed, name) for seed in seeds for name in variants]
     for number, (seed, name) in enumerate(pairs, start=1):
         variant = variants[name]
-        config = in_process(variant.config.model_copy(update={"seed": seed}), directory)
+        config = in_process(variant.config.replace(seed=seed), directory)
         scored = _scored(config, variant, variant.train(config))
         scores[name][seed] = scored
         shown = "  ".join(f"{metric} {scored.values[metric]:.4f}" for metric in METRICS)

@@ -92,9 +92,10 @@ def random_catalog(items: int, generator: torch.Generator) -> Catalog:
 
 def in_process(config: Config, directory: str = "") -> Config:
     """The config without workers and actors; its artifacts lie under ``<storage>/bench/<directory>`` where given."""
-    compute = config.compute.model_copy(update={"workers": 0, "data_actors": 0})
     storage = config.storage_path / "bench" / directory if directory else config.storage
-    return config.model_copy(update={"storage": str(storage), "compute": compute})
+    return config.replace(
+        {"storage": str(storage), "compute.workers": 0, "compute.data_actors": 0, "compute.strategy": "ddp"}
+    )
 
 
 def chosen_variants(config: Config, known: Iterable[str]) -> list[str]:

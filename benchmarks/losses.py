@@ -41,13 +41,10 @@ def variants(sft: Sft) -> dict[str, Sft]:
         "focal_rare": {"weights": ("focal", "rare")},
     }
     plain = {"unit": "token"}
-    found = {
-        name: sft.model_copy(update={"loss": sft.loss.model_copy(update=plain | change)})
-        for name, change in weights.items()
-    }
+    found = {name: sft.replace(loss=sft.loss.replace(plain | change)) for name, change in weights.items()}
     other = (name for name in ("trie", "level", "vocabulary") if name != sft.softmax)
-    return found | {name: found["cross_entropy"].model_copy(update={"softmax": name}) for name in other}
+    return found | {name: found["cross_entropy"].replace(softmax=name) for name in other}
 
 
 def _with(config: Config, sft: Sft) -> Config:
-    return config.model_copy(update={"learning": config.learning.model_copy(update={"sft": sft})})
+    return config.replace({"learning.sft": sft})

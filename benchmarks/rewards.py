@@ -69,10 +69,9 @@ def changes(config: Config) -> dict[str, Change]:
 def changed(config: Config, change: Change) -> Config:
     """The config of a variant."""
     settings, weights = change
-    rl = config.learning.rl.model_copy(update=dict(settings))
+    rl = config.learning.rl.replace(settings)
     rewards = weights if isinstance(weights, Rewards) else config.rewards.weighted(weights)
-    learning = config.learning.model_copy(update={"rl": rl})
-    return config.model_copy(update={"learning": learning, "rewards": rewards})
+    return config.replace({"learning.rl": rl, "rewards": rewards})
 
 
 def _compared(config: Config, scores: Scores) -> Comparison:

@@ -14,7 +14,7 @@ from benchmarks.harness import Bench, interleaved_timings, random_catalog, ratio
 from benchmarks.throughput_model import Service
 from cluster.artifacts import Artifact
 from cluster.train import RunSpec
-from genrec.config import Config, PolicyConfig
+from genrec.config import Config, Learning, PolicyConfig
 
 if TYPE_CHECKING:
     import torch
@@ -65,10 +65,9 @@ def _sized(config: Config, size: RlSize) -> Config:
     """The config with this size's policy and requests, and actors of one thread."""
     shape = PolicyConfig(arch="qwen3", hidden=size.hidden, layers=size.layers, heads=8, dropout=0.0)
     changes = {"rollout_chunk": size.chunk, "lr": 1e-6, "min_lr": 0.0, "generation": "beam"}
-    learning = config.learning.model_copy(update={"rl": config.learning.rl.model_copy(update=changes)})
-    compute = config.compute.model_copy(update={"rollout_threads": 1, "rollout_cpus": 0.5, "rollout_gpus": 0.0})
-    data = config.data.model_copy(update={"max_history": size.history})
-    return config.model_copy(update={"policy": shape, "learning": learning, "compute": compute, "data": data})
+    actors = {"compute.rollout_threads": 1, "compute.rollout_cpus": 0.5, "compute.rollout_gpus": 0.0}
+    learning = Learning(rl=config.learning.rl.replace(changes))
+    return config.replace({"policy": shape, "learning": learning, "data.max_history": size.history, **actors})
 
 
 class _RlSetup:

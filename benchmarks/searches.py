@@ -51,7 +51,7 @@ def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
     comparison, measured = Comparison(DIRECTORY), list[Mapping[str, Any]]()
     data, catalog = artifacts["prepare"], artifacts["assign"]
     for seed in range(config.seed, config.seed + config.bench.seeds):
-        own = in_process(config.model_copy(update={"seed": seed}), DIRECTORY)
+        own = in_process(config.replace(seed=seed), DIRECTORY)
         policy = run_stage(own, "sft", artifacts)
         recipe = Recipe("searches", {"width": config.decode.width}, (__name__,), [data, catalog, policy])
         work = partial(measure_searches, own, data.path, catalog.path, policy.path)

@@ -43,7 +43,7 @@ def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
     names = chosen_variants(config, known)
     if not config.learning.sft.max_steps:
         raise InputError("bench tasks compares mixtures at equal steps; set learning.sft.max_steps=NUMBER")
-    chosen = {name: Variant(config.model_copy(update={"learning": known[name]}), artifacts) for name in names}
+    chosen = {name: Variant(config.replace(learning=known[name]), artifacts) for name in names}
     return compare_variants(DIRECTORY, "tasks", config, chosen)
 
 
@@ -62,5 +62,5 @@ def mixtures(learning: Learning) -> dict[str, Learning]:
 
 def _mixed(learning: Learning, times: int, others: tuple[str, ...], steps: dict[str, Any]) -> Learning:
     chosen = {NEXT: {"weight": times, "repeat": times}} | {name: {"weight": 1.0} for name in others}
-    sft = learning.sft.model_copy(update={"example_format": "tasks", **steps})
-    return learning.model_copy(update={"tasks": Tasks.model_validate(chosen), "sft": sft})
+    sft = learning.sft.replace(steps, example_format="tasks")
+    return learning.replace(tasks=Tasks.model_validate(chosen), sft=sft)

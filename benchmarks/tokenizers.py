@@ -45,7 +45,7 @@ def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
     made: dict[str, Variant] = {}
     found: dict[str, dict[str, Any]] = {"variants": {}, "policies": {}}
     for name, sid in known.items():
-        own = config.model_copy(update={"sid": sid})
+        own = config.replace(sid=sid)
         try:
             catalog = run_stage(in_process(own), "assign", artifacts)
             made[name] = Variant(own, {**artifacts, "assign": catalog})
@@ -87,7 +87,7 @@ def variants(sid: Sid, columns: Sequence[str]) -> dict[str, Sid]:
     changes |= {f"rqkmeans_{name}": {"quantizer": "rqkmeans", **weights} for name, weights in inputs.items()}
     if sid.column in columns:
         changes["given"] = {"quantizer": "given"}
-    return {name: sid.model_copy(update=change) for name, change in changes.items()}
+    return {name: sid.replace(change) for name, change in changes.items()}
 
 
 def _measured(variant: Variant) -> dict[str, Any]:

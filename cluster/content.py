@@ -24,5 +24,5 @@ def model_content(model: str, config: Config) -> str:
             return f"{model} {metadata.version(PACKAGED[model])}"
         except metadata.PackageNotFoundError:
             return model
-    path = Path(model).expanduser()
+    path = Path(model)
     return content_digest(path, hash_cache(config)) if path.exists() else model

@@ -16,6 +16,7 @@ from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.stages import assign, embed, evaluate, grpo, prepare, sft, tune
 from cluster.stages.plan import Plan, StageRun
 from genrec.config import Config
+from genrec.data.files import explaining_failed_writes
 from genrec.errors import InputError
 
 LOG = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ STAGES: Mapping[str, Stage] = {
         Stage(
             "evaluate",
             about="the test compared with the baselines",
-            writes="metrics.json, report.html, recommender.json; copied to <storage>/runs/<name>/",
+            writes="metrics.json, report.html, recommender.json; copied to <storage>/runs/<name>-<key>/",
             reads={"prepare": always, "embed": fits_a_quantizer, "assign": always, "sft": always, "grpo": always},
             plan=evaluate.plan,
             publish=evaluate.publish,
@@ -162,18 +163,19 @@ def run_stage(
     """Make one stage from the artifacts in ``inputs``, which may come from anywhere; others in there are left alone.
 
     Raises:
-        InputError: bad input, or an artifact that the stage reads is missing in ``inputs``.
+        InputError: bad input, an artifact that the stage reads is missing in ``inputs``, or a disk that takes no more.
     """
     stage = STAGES[name]
     needed = list(reads(stage, config))
     if missing := [other for other in needed if other not in inputs]:
         raise InputError(f"the stage {name} reads {needed}, and {missing} are missing; make them first")
     run = StageRun(config, {other: inputs[other] for other in needed}, reward_file)
-    plan = stage.plan(run)
-    recipe = Recipe(name, plan.settings, (stage.code,), list(run.inputs.values()))
-    artifact = make_artifact(config, recipe, plan.work)
-    if stage.publish is not None:
-        stage.publish(run, artifact)
+    with explaining_failed_writes(f"the stage {name}", config.storage_path):
+        plan = stage.plan(run)
+        recipe = Recipe(name, plan.settings, (stage.code,), list(run.inputs.values()))
+        artifact = make_artifact(config, recipe, plan.work)
+        if stage.publish is not None:
+            stage.publish(run, artifact)
     return artifact
 
 

@@ -11,7 +11,7 @@ import logging
 import sys
 import threading
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -42,7 +42,22 @@ class _StageFormatter(logging.Formatter):
         return f"[{stage}] {level}{super().format(record)}" if stage else f"{level}{super().format(record)}"
 
 
-class LineHandler(logging.StreamHandler[TextIO]):
+class _Patient(logging.Handler):
+    """A log that cannot be written, on a full disk or a closed terminal, ends no run."""
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Emit the record, or lose it."""
+        with suppress(OSError):
+            return bool(super().handle(record))
+        return False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Show errors of the program, not of the disk."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+class LineHandler(_Patient, logging.StreamHandler[TextIO]):
     """Every record as a line: for files, pipes and CI. Characters that the stream cannot write are replaced."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -56,7 +71,7 @@ class LineHandler(logging.StreamHandler[TextIO]):
         self.flush()
 
 
-class BarHandler(logging.Handler):
+class BarHandler(_Patient):
     """Progress as a live bar in a terminal: done of total, rate, time left and figures; the rest as lines."""
 
     def __init__(self, console: Console | None = None) -> None:
@@ -129,7 +144,7 @@ def show_in_terminal(level: int = logging.INFO) -> None:
 @contextmanager
 def stage_log(stage: str, directory: Path) -> Generator[None]:
     """Meanwhile, records belong to ``stage``, and ``directory/stage.log`` keeps them with time and level."""
-    handler = logging.FileHandler(directory / STAGE_LOG, encoding="utf-8", delay=True)
+    handler = _StageFile(directory / STAGE_LOG, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     _stages.append(stage)
     _attach(handler)
@@ -179,7 +194,11 @@ def tail_log(directory: Path, interval_s: float = 0.5) -> Generator[None]:
             _handle_lines(file)
 
 
-class _JsonLines(logging.Handler):
+class _StageFile(_Patient, logging.FileHandler):
+    """``stage.log``."""
+
+
+class _JsonLines(_Patient):
     """A record per line; the file is opened for each, so that it may be written by several processes."""
 
     def __init__(self, path: Path) -> None:
@@ -244,7 +263,8 @@ def _attach(handler: logging.Handler) -> None:
 def _detach(handler: logging.Handler) -> None:
     for name in OWN_LOGGERS:
         logging.getLogger(name).removeHandler(handler)
-    handler.close()
+    with suppress(OSError):
+        handler.close()
 
 
 def _rate(progress: Progress) -> str:

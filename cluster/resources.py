@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from types import TracebackType
 from typing import Literal
 
@@ -10,16 +11,20 @@ import psutil
 
 from genrec.config import Config
 
+COST = 0.01
+"""Share of the time that ``PeakMemory`` may take: where a look takes longer, it looks less often."""
+
 
 class PeakMemory:
-    """Context manager; ``peak_mb`` is the largest sum of unique set sizes (MiB) of this process and its descendants.
+    """Context manager; ``peak_mb`` is the largest sum of resident pages (MiB) of this process and its descendants.
 
-    Sampled every few seconds. Pages that processes share are counted once at most, so Ray's object store is left out.
-    On a cluster only this machine's share is seen.
+    Pages that processes share, such as Ray's object store and mapped files, are left out. A look reads one line per
+    process, whatever its size; ``cost`` is the share of the time that the looks took. On a cluster only this machine's
+    share is seen.
     """
 
     def __init__(self, interval_s: float = 3.0) -> None:
-        self.peak_mb = 0.0
+        self.peak_mb = self.cost = 0.0
         self._interval_s = interval_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -35,18 +40,25 @@ class PeakMemory:
         self._thread.join()
 
     def _watch(self) -> None:
-        me = psutil.Process()
+        me, spent_s, start = psutil.Process(), 0.0, time.perf_counter()
         while True:
-            self.peak_mb = max(self.peak_mb, sum(map(_unique_mb, [me, *me.children(recursive=True)])))
-            if self._stop.wait(self._interval_s):
+            began = time.perf_counter()
+            self.peak_mb = max(self.peak_mb, sum(map(_own_mb, [me, *me.children(recursive=True)])))
+            look_s = time.perf_counter() - began
+            spent_s += look_s
+            stopped = self._stop.wait(max(self._interval_s, look_s / COST))
+            self.cost = spent_s / (time.perf_counter() - start)
+            if stopped:
                 return
 
 
-def _unique_mb(process: psutil.Process) -> float:
+def _own_mb(process: psutil.Process) -> float:
+    """Resident less shared pages: from ``statm``, where the unique set size would walk all pages (``smaps``)."""
     try:
-        return process.memory_full_info().uss / 2**20
+        memory = process.memory_info()
     except psutil.Error:
         return 0.0
+    return (memory.rss - getattr(memory, "shared", 0)) / 2**20
 
 
 def cap_memory(share: float) -> None:
@@ -63,10 +75,10 @@ def cap_memory(share: float) -> None:
 def data_device(config: Config) -> Literal["cpu", "cuda"]:
     """The device of the shards' work: that of this process, or of the actors that do it (``compute.data_gpus``)."""
     compute = config.compute
+    if compute.data_actors and not compute.data_gpus:
+        return "cpu"  # A card that Ray did not give to the actor belongs to another.
     if compute.device != "auto":
         return compute.device
-    if compute.data_actors:
-        return "cuda" if compute.data_gpus else "cpu"
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda" if compute.data_actors or torch.cuda.is_available() else "cpu"

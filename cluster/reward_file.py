@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from pathlib import Path
 
+from genrec.data.files import write_atomically
 from genrec.errors import InputError
 
 
@@ -24,4 +25,7 @@ def settings(file: Path | None) -> dict[str, str]:
 
 def keep(file: Path | None, out: Path) -> Path | None:
     """The copy under ``out``, which every worker sees, or None."""
-    return None if file is None else Path(shutil.copyfile(file, out / "rewards.py"))
+    if file is None:
+        return None
+    write_atomically(out / "rewards.py", lambda temporary: shutil.copyfile(file, temporary))
+    return out / "rewards.py"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from cluster.interruption import take_handlers_back
 from genrec.config import Config
 from genrec.errors import InputError
 
@@ -28,6 +30,11 @@ QUIET = {
 
 KEPT = {"MALLOC_TRIM_THRESHOLD_": (-1, 2**31 - 1), "MALLOC_MMAP_THRESHOLD_": (-3, 2**25)}
 """glibc's variables, ``mallopt``'s numbers for them, and bytes: freed ones to keep, and the size mapped by itself."""
+
+WANTED_ADDRESS = (
+    "wanted: HOST:6379 or ray://HOST:10001 of a cluster that runs (see `ray status`), auto for one on this machine, "
+    "or none, which starts one; the dashboard's http address is for `ray job submit` alone"
+)
 
 
 def configure_process(config: Config) -> None:
@@ -80,8 +87,13 @@ def require_packages(config: Config) -> None:
 
 
 def connect(config: Config) -> None:
-    """Join the cluster of ``compute.address`` (or ``RAY_ADDRESS``), else start one in this machine; once."""
+    """Join the cluster of ``compute.address`` (or ``RAY_ADDRESS``), else start one in this machine; once.
+
+    Raises:
+        InputError: no Ray answers there, or none can be started here.
+    """
     import ray
+    from ray.exceptions import RayError
 
     if ray.is_initialized():
         return
@@ -91,20 +103,62 @@ def connect(config: Config) -> None:
             "give an absolute path that every node sees"
         )
     address = config.compute.address or os.environ.get("RAY_ADDRESS") or "local"
+    require_ray_at(address)
     passed = {name: os.environ[name] for name in (*QUIET, "HF_HUB_OFFLINE") if name in os.environ}
     options: dict[str, Any] = (
         {} if address != "local" else {"object_store_memory": config.compute.object_store_mb * 2**20}
     )
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    ray.init(
-        address=address,
-        include_dashboard=False if address == "local" else None,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-        runtime_env={"env_vars": passed},
-        **options,
-    )
+    try:
+        ray.init(
+            address=address,
+            include_dashboard=False if address == "local" else None,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            runtime_env={"env_vars": passed},
+            **options,
+        )
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        ray.shutdown()
+        raise InputError(_why_no_ray(address, error)) from error
+    take_handlers_back()
     _quieten_ray_data()
+
+
+def require_ray_at(address: str, timeout_s: float = 5.0) -> None:
+    """Refuse an address at which no Ray answers: ``ray.init`` would wait for it for minutes.
+
+    Raises:
+        InputError: nothing that speaks gRPC is at ``address`` (HOST:PORT or ray://HOST:PORT) within ``timeout_s``.
+    """
+    import grpc
+
+    place = address.removeprefix("ray://")
+    if place in ("local", "auto"):
+        return
+    if "://" in place or not re.fullmatch(r".+:\d+", place):
+        raise InputError(f"the Ray cluster's address is {address!r}; {WANTED_ADDRESS}")
+    if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+        return
+    with grpc.insecure_channel(place) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout_s)
+        except grpc.FutureTimeoutError:
+            raise InputError(
+                f"no Ray cluster answers at {address} (compute.address, or the variable RAY_ADDRESS) within "
+                f"{timeout_s:g} s; {WANTED_ADDRESS}"
+            ) from None
+
+
+def _why_no_ray(address: str, error: Exception) -> str:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if address != "local":
+        return f"could not join the Ray cluster at {address}: {reason}; {WANTED_ADDRESS}"
+    return (
+        f"Ray could not start on this machine: {reason}; wanted: a writable temporary folder with a short path "
+        "(RAY_TMPDIR), free ports and enough shared memory (compute.object_store_mb); compute.workers=0 "
+        "compute.data_actors=0 needs no Ray"
+    )
 
 
 def require_resources(config: Config, what: str, cpus: float, gpus: float) -> None:

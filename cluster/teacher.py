@@ -1,7 +1,8 @@
 """Reasons by a larger model: an OpenAI-compatible server answers once per train query, before training starts.
 
-Answers are kept as lines of ``teacher.jsonl`` in the stage's directory, so a killed run requests only the others. The
-key comes from the environment variable that the config names; it is sent to the server, and written nowhere.
+Several questions are asked at a time. Answers are kept as lines of ``teacher.jsonl`` in the stage's directory as they
+come, so a killed run, or one that a server ended, requests only the others. The key comes from the environment variable
+that the config names; it is sent to the server, and written nowhere.
 """
 
 from __future__ import annotations
@@ -9,11 +10,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from http.client import HTTPException, HTTPMessage
 from pathlib import Path
-from typing import Any
-from urllib.error import URLError
-from urllib.request import Request, urlopen
+from socket import gaierror
+from typing import IO, Any, BinaryIO
+from urllib.error import HTTPError, URLError
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import numpy as np
 
@@ -24,6 +30,8 @@ LOG = logging.getLogger(__name__)
 
 FILE = "teacher.jsonl"
 TASK = "recommendation_reasoning"
+LARGEST_ANSWER = 2**20
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
 
 
 def ask(config: Config, data: Path, out: Path) -> int:
@@ -39,15 +47,23 @@ def ask(config: Config, data: Path, out: Path) -> int:
     if settings.url is None or not any(TASK in tasks.chosen for tasks in mixtures):
         return 0
     known, asked = read_reasons(out), 0
-    for row, language, question in _questions(config, data):
-        if (row, language) in known:
-            continue
-        line = {"row": row, "language": language, "text": _answer(settings, question)}
-        with (out / FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        asked += 1
-        if asked % 50 == 0:
-            LOG.info("%d reasons by %s", asked, settings.model)
+    open_questions = [(row, name, text) for row, name, text in _questions(config, data) if (row, name) not in known]
+    given_up = threading.Event()
+    with ThreadPoolExecutor(settings.concurrency) as pool, (out / FILE).open("a", encoding="utf-8") as file:
+        if known:
+            file.write("\n")  # Ends a line that was cut off.
+        answers = {pool.submit(_answer, settings, text, given_up): (row, name) for row, name, text in open_questions}
+        try:
+            for answer in as_completed(answers):
+                row, language = answers[answer]
+                file.write(json.dumps({"row": row, "language": language, "text": answer.result()}) + "\n")
+                file.flush()
+                asked += 1
+                if asked % 50 == 0:
+                    LOG.info("%d of %d reasons by %s", asked, len(answers), settings.model)
+        finally:
+            given_up.set()
+            pool.shutdown(wait=False, cancel_futures=True)
     return asked
 
 
@@ -87,7 +103,7 @@ def _questions(config: Config, data: Path) -> list[tuple[int, str, str]]:
     return questions
 
 
-def _answer(settings: Teacher, question: str) -> str:
+def _answer(settings: Teacher, question: str, given_up: threading.Event) -> str:
     body = {
         "model": settings.model,
         "messages": [{"role": "user", "content": question}],
@@ -98,15 +114,55 @@ def _answer(settings: Teacher, question: str) -> str:
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     url = f"{str(settings.url).rstrip('/')}/chat/completions"
     request = Request(url, json.dumps(body).encode(), headers)
-    try:
-        with urlopen(request, timeout=settings.timeout_s) as response:
-            return _text(json.load(response))
-    except (URLError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        have = "set" if key else "not set"
-        raise InputError(
-            f"the teacher at {url} gave no answer: {error!r}; wanted: an OpenAI-compatible server with the model "
-            f"{settings.model!r} (the key variable {settings.key_variable} is {have})"
-        ) from None
+    for attempt in range(settings.retries + 1):
+        try:
+            with OPENER.open(request, timeout=settings.timeout_s) as response:
+                return _text(json.loads(_bounded(response)))
+        except (OSError, HTTPException, ValueError, KeyError, IndexError, TypeError) as error:
+            if attempt < settings.retries and _is_passing(error) and not given_up.wait(_pause_s(error, attempt)):
+                continue
+            have = "set" if key else "not set"
+            raise InputError(
+                f"the teacher at {url} gave no answer: {error!r}; wanted: an OpenAI-compatible server with the model "
+                f"{settings.model!r} (the key variable {settings.key_variable} is {have}); "
+                "the same command asks only what is not answered yet"
+            ) from None
+    raise AssertionError("the last attempt returns or raises")
+
+
+class _NoRedirects(HTTPRedirectHandler):
+    """A redirect would carry the key to another server."""
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> None:
+        """Follow none: the redirect becomes an ``HTTPError``."""
+
+
+OPENER = build_opener(_NoRedirects)
+
+
+def _is_passing(error: Exception) -> bool:
+    """Whether a second try may help: too many requests, a server in trouble, a timeout, a lost connection."""
+    if isinstance(error, HTTPError):
+        return error.code in (408, 425, 429) or error.code >= 500
+    cause = error.reason if isinstance(error, URLError) else error
+    nobody_there = isinstance(cause, ConnectionRefusedError | gaierror)
+    return isinstance(error, OSError | HTTPException) and not nobody_there
+
+
+def _pause_s(error: Exception, attempt: int) -> float:
+    """Seconds before the next try: what the server asks for, else 0.5, 1, 2, …, with jitter; ``LONGEST_PAUSE_S``."""
+    asked = error.headers.get("Retry-After", "") if isinstance(error, HTTPError) else ""
+    wait_s = float(asked) if asked.isdecimal() else FIRST_PAUSE_S * 2**attempt * random.uniform(1.0, 1.5)
+    return min(wait_s, LONGEST_PAUSE_S)
+
+
+def _bounded(response: BinaryIO) -> bytes:
+    content = response.read(LARGEST_ANSWER + 1)
+    if len(content) > LARGEST_ANSWER:
+        raise ValueError(f"an answer of more than {LARGEST_ANSWER} bytes")
+    return content
 
 
 def _text(response: Mapping[str, Any]) -> str:

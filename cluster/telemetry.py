@@ -5,21 +5,26 @@ None of it enters the result: these figures depend on the machine, the curve doe
 
 from __future__ import annotations
 
+import logging
+import os
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from queue import Full, Queue
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from genrec.config import Config
 from genrec.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from genrec.types import Group, Query, Rollouts, Snapshot
+
+LOG = logging.getLogger(__name__)
 
 MetricLogger = Callable[[int, Mapping[str, float]], None]
 """Takes the figures of a step."""
@@ -29,6 +34,12 @@ GAUGES = {
     "queue_age_s": "seconds from the request for a batch to its use",
     "staleness": "versions between a batch's snapshot and its update",
 }
+WAITING, FLUSH_S = 1000, 5.0
+"""Steps that wait for a slow logger at most; seconds that the end of a run waits for it."""
+
+MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+"""By default MLflow tries for minutes, also when the process wants to end."""
+
 UTILISATION = "share of the time that this process worked: a learner that did not wait, an actor that was not idle"
 
 
@@ -89,8 +100,8 @@ class TimedRollouts:
 class Telemetry:
     """Gives each update's measurements, and the machine's part in them, to every sink (``Callback``)."""
 
-    def __init__(self, rollouts: TimedRollouts, metric_loggers: Sequence[MetricLogger]) -> None:
-        self._rollouts, self._sinks = rollouts, metric_loggers
+    def __init__(self, rollouts: TimedRollouts, sinks: Sequence[BackgroundLogger]) -> None:
+        self._rollouts, self._sinks = rollouts, sinks
 
     def __call__(self, record: Mapping[str, float]) -> Mapping[str, float]:
         """Returns the machine's part; there is none in a validation that came later than its update."""
@@ -99,18 +110,71 @@ class Telemetry:
             sink(int(record["step"]), {**record, **figures})
         return figures
 
+    def close(self, timeout_s: float = FLUSH_S) -> None:
+        """Let the sinks write what waits, for ``timeout_s`` at most, all together."""
+        deadline = time.monotonic() + timeout_s
+        for sink in self._sinks:
+            sink.close(max(0.0, deadline - time.monotonic()))
 
-def metric_loggers(config: Config, out: Path, *, rank: int) -> list[MetricLogger]:
+
+def metric_loggers(config: Config, out: Path, *, rank: int) -> list[BackgroundLogger]:
     """Where a learner's figures go: Ray metrics on a cluster; from rank 0 TensorBoard and MLflow, as installed."""
-    found: list[MetricLogger] = [ray_metrics(rank)] if config.compute.workers else []
+    found = [BackgroundLogger("Ray's metrics", partial(ray_metrics, rank))] if config.compute.workers else []
     if rank == 0:
-        writer = _summary_writer()
-        found += [tensorboard(writer(str(out / "tensorboard")))] if writer else []
-        found += [mlflow(config)] if config.compute.mlflow else []
+        found += [BackgroundLogger("TensorBoard", partial(tensorboard, out / "tensorboard"))]
+        found += [BackgroundLogger("MLflow", partial(mlflow, config))] if config.compute.mlflow else []
     return found
 
 
-def ray_metrics(rank: int) -> MetricLogger:
+class BackgroundLogger:
+    """A ``MetricLogger`` in a thread of its own: a slow or broken server neither delays an update nor ends the run.
+
+    ``connect`` gives a context manager whose value takes the figures; it is entered in the thread. The first thing that
+    goes wrong is logged, once. When ``WAITING`` steps wait, those that come are left out.
+    """
+
+    def __init__(self, name: str, connect: Callable[[], AbstractContextManager[MetricLogger]]) -> None:
+        self._name, self._connect, self._said = name, connect, False
+        self._queue: Queue[tuple[int, dict[str, float]] | None] = Queue(WAITING)
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def __call__(self, step: int, figures: Mapping[str, float]) -> None:
+        """Hand in the figures of a step; returns at once."""
+        try:
+            self._queue.put_nowait((step, dict(figures)))
+        except Full:
+            self._say(f"is too slow or gone: figures from step {step} on are left out")
+
+    def close(self, timeout_s: float) -> None:
+        """Write what waits, for ``timeout_s`` at most."""
+        deadline = time.monotonic() + timeout_s
+        if self._thread.is_alive():
+            with suppress(Full):
+                self._queue.put(None, timeout=timeout_s)
+            self._thread.join(max(0.0, deadline - time.monotonic()))
+            if self._thread.is_alive():
+                self._say(f"did not take the last figures within {timeout_s:g} s: they are left out")
+
+    def _work(self) -> None:
+        try:
+            with self._connect() as write:
+                while (item := self._queue.get()) is not None:
+                    try:
+                        write(*item)
+                    except Exception as error:
+                        self._say(f"refused the figures of step {item[0]}: {error}")
+        except Exception as error:
+            self._say(f"cannot be used: {error}")
+
+    def _say(self, what: str) -> None:
+        if not self._said:
+            self._said = True
+            LOG.warning("%s %s (the run goes on; this is said once)", self._name, what)
+
+
+@contextmanager
+def ray_metrics(rank: int) -> Generator[MetricLogger]:
     """Gauges ``genrec_<figure>``, and ``genrec_utilisation`` by role."""
     from ray.util.metrics import Gauge
 
@@ -125,7 +189,7 @@ def ray_metrics(rank: int) -> MetricLogger:
             gauge.set(figures[name], tags)
         utilisation.set(figures["learner_utilisation"], {"role": "learner"})
 
-    return write
+    yield write
 
 
 class UtilisationGauge:
@@ -158,8 +222,14 @@ class ScalarWriter(Protocol):
         ...
 
 
-def tensorboard(writer: ScalarWriter) -> MetricLogger:
-    """A scalar per figure, written out at once so that the page is live."""
+@contextmanager
+def tensorboard(directory: Path) -> Generator[MetricLogger]:
+    """A scalar per figure, written out at once so that the page is live; nothing where no writer is installed."""
+    make = _summary_writer()
+    if make is None:
+        yield lambda step, figures: None
+        return
+    writer = make(str(directory))
 
     def write(step: int, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():
@@ -167,7 +237,7 @@ def tensorboard(writer: ScalarWriter) -> MetricLogger:
                 writer.add_scalar(f"grpo/{name}", value, step)
         writer.flush()
 
-    return write
+    yield write
 
 
 def _summary_writer() -> Callable[[str], ScalarWriter] | None:
@@ -183,8 +253,11 @@ def _summary_writer() -> Callable[[str], ScalarWriter] | None:
     return None
 
 
-def mlflow(config: Config) -> MetricLogger:
+@contextmanager
+def mlflow(config: Config) -> Generator[MetricLogger]:
     """Metrics of a new MLflow run, in the experiment ``genrec`` of the tracking server ``compute.mlflow``."""
+    for name, value in MLFLOW_PATIENCE.items():
+        os.environ.setdefault(name, value)
     client: Any = import_module("mlflow")
     client.set_tracking_uri(config.compute.mlflow)
     client.set_experiment("genrec")
@@ -194,4 +267,7 @@ def mlflow(config: Config) -> MetricLogger:
     def write(step: int, figures: Mapping[str, float]) -> None:
         client.log_metrics({name.replace("@", "_at_"): value for name, value in figures.items()}, step=step)
 
-    return write
+    try:
+        yield write
+    finally:
+        client.end_run()

@@ -185,14 +185,19 @@ def _worker_entry(loop: Callable[[], None], out: Path) -> None:
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """This worker's device and process group, with its threads and its share of a shared card set."""
+    """This worker's device and process group, with its threads and its share of a shared card set.
+
+    A card that Ray did not give to the worker (``worker_gpus``) is another's, even where the worker sees it.
+    """
     import torch
     from accelerate import Accelerator
 
-    torch.set_num_threads(config.compute.threads)
-    cuda = torch.cuda.is_available() and config.compute.device != "cpu"
+    compute = config.compute
+    torch.set_num_threads(compute.threads)
+    given = compute.worker_gpus > 0 or not compute.workers
+    cuda = given and compute.device != "cpu" and torch.cuda.is_available()
     if cuda:
-        cap_memory(config.compute.worker_gpus)
+        cap_memory(compute.worker_gpus)
     return Accelerator(cpu=not cuda)
 
 

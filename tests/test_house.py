@@ -117,6 +117,12 @@ def test_nothing_is_unpickled_and_no_text_is_evaluated() -> None:
                 assert "weights_only=True" in ast.unparse(node), file
 
 
+def test_a_variant_of_a_config_goes_through_its_validators() -> None:
+    for file in files(*PACKAGES, "tests"):
+        if file.name != Path(__file__).name:
+            assert "model_copy" not in file.read_text(encoding="utf-8"), f"{file}: use Section.replace"
+
+
 def test_no_class_name_is_used_twice() -> None:
     places: dict[str, list[str]] = defaultdict(list)
     for file in files(*PACKAGES):

@@ -23,7 +23,9 @@ def insert(config: Config, file: Path) -> str:
     items = catalog_updates.read_new_items(file, config.data.columns)
     made = pipeline.run(config, "assign")
     assigned, vectors = made["assign"], made["embed"].path if "embed" in made else Path()
-    encode = partial(make_text_encoder, config.embed, config.compute.device, config.compute.threads)
+    compute = config.compute
+    device = "cpu" if compute.data_actors else compute.device  # With actors, cards are Ray's to give.
+    encode = partial(make_text_encoder, config.embed, device, compute.threads)
     done = catalog_updates.insert(
         assigned.path, changes_of(config, assigned), items, encode, vectors=vectors, embed=config.embed
     )

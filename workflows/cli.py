@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import inspect
 import logging
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING, Concatenate, ParamSpec
 
 import click
 
+from cluster.interruption import LINE, end_if_interrupted, end_on_signals
 from genrec.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
@@ -34,7 +37,7 @@ LAST_STAGE = {
 
 TAKE_REWARDS = ("grpo", "tune", "evaluate", "full")
 INPUT_AND_OUTPUT = "Input and output"
-INTERRUPTED = 130
+INTERRUPTED = 128 + signal.SIGINT
 
 
 class Verb(click.Command):
@@ -48,6 +51,19 @@ class Verb(click.Command):
         with formatter.section(self.title):
             formatter.write_dl(self.rows())
         super().format_options(ctx, formatter)
+
+
+class UserFile(click.ParamType):
+    """A path; ``~`` is the user's home also where the shell leaves it, as in ``--rewards=~/mine.py``."""
+
+    name = "file"
+
+    def convert(self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path with the home in place of ``~``."""
+        try:
+            return Path(value).expanduser()
+        except RuntimeError as error:
+            raise InputError(f"{value}: {error}; give the whole path") from None
 
 
 class Verbs(click.Group):
@@ -88,7 +104,8 @@ class CommandLine(Verbs):
             click.echo(f"error: {error}", err=True)
             ctx.exit(2)
         except KeyboardInterrupt:
-            click.echo("\ninterrupted; the same command continues from here", err=True)
+            end_if_interrupted()
+            click.echo(f"\n{LINE}", err=True)
             ctx.exit(INTERRUPTED)
 
 
@@ -109,6 +126,10 @@ def command_line() -> None:
 
 def main(verb: str | None = None) -> None:
     """Run this process's arguments; ``verb`` is given where its module was started (``python -m workflows.VERB``)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # A terminal that knows only ASCII shows ? for the rest.
+    end_on_signals()
     given = [] if verb is None else [verb]
     command_line.main([*given, *sys.argv[1:]], prog_name="genrec")
 
@@ -133,7 +154,10 @@ def takes_config(work: Callable[Concatenate[Config, P], None]) -> Callable[..., 
             click.echo(to_yaml(config), nl=False)
             return
         _start(config, logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
-        work(config, *args, **options)
+        from genrec.data.files import explaining_failed_writes
+
+        with explaining_failed_writes("the command", config.storage_path):
+            work(config, *args, **options)
 
     return callback
 
@@ -160,7 +184,7 @@ def stage_command(verb: str) -> click.Command:
 
     if verb in TAKE_REWARDS:
         about = "Python file with a mapping TERMS of reward terms; rewards.custom.NAME gives their weights."
-        run = click.option("--rewards", metavar="FILE", type=click.Path(path_type=Path), help=about)(run)
+        run = click.option("--rewards", metavar="FILE", type=UserFile(), help=about)(run)
     return _verb(verb, run, help_of(f"workflows.{verb}"), INPUT_AND_OUTPUT, partial(stage_rows, verb))
 
 
@@ -185,7 +209,7 @@ def bench_command() -> click.Command:
 def catalog_command() -> click.Command:
     """``genrec catalog insert FILE CONFIG...`` and ``genrec catalog remove ID[,ID…] CONFIG...``."""
 
-    @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+    @click.argument("file", metavar="FILE", type=UserFile())
     @takes_config
     def insert(config: Config, file: Path) -> None:
         """Give each item of a Parquet file the nearest free semantic ID.

@@ -10,14 +10,15 @@ import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from cluster.data import parallel_map
+from cluster.data import Work, parallel_map
 from cluster.progress import WORKER_LOG
+from cluster.resources import data_device
 from cluster.session import configure_process
 from cluster.stages.plan import Plan, StageRun
 from cluster.train import REFUSED, RayCheckpoints, train_on_ray
-from genrec.config import Config
+from genrec.config import Config, Sid
 from genrec.errors import InputError
 
 if TYPE_CHECKING:
@@ -87,11 +88,16 @@ def fit(config: Config, data: Path, vectors: Path, out: Path) -> int:
     Raises:
         InputError: vectors or settings that make no SIDs, or a machine too small for the workers.
     """
-    from genrec.sid.fit import fit_quantizer, is_fitted, prepare_fit
+    from genrec.sid.fit import is_fitted, prepare_fit
 
     sid, seed, compute = config.sid, config.seed, config.compute
     if sid.fit_workers == 0:
-        return fit_quantizer(data, vectors, out, sid, seed=seed, threads=compute.threads, device=compute.device)
+        device = data_device(config)
+        make = partial(_make_fit, data, vectors, out, sid, seed, compute.threads, device)
+        if device == "cpu":
+            return int(make()(0)["items"])
+        # On the card that Ray gives to an actor, where there are actors.
+        return int(parallel_map(config, make, [0], label="fit the quantizer")[0]["items"])
     items = prepare_fit(data, vectors, out, sid, seed)
     if not is_fitted(out):
         try:
@@ -101,6 +107,18 @@ def fit(config: Config, data: Path, vectors: Path, out: Path) -> int:
             raise
     _drop(out, "train")
     return items
+
+
+def _make_fit(
+    data: Path, vectors: Path, out: Path, sid: Sid, seed: int, threads: int, device: Literal["cpu", "cuda"]
+) -> Work:
+    """The whole fit as the work of one shard."""
+    from genrec.sid.fit import fit_quantizer
+
+    def work(shard: int) -> dict[str, int]:
+        return {"items": fit_quantizer(data, vectors, out, sid, seed=seed, threads=threads, device=device)}
+
+    return work
 
 
 def _drop(out: Path, *names: str) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +36,7 @@ SAMPLES = 10
 """Queries shown in the report."""
 
 PUBLISHED = ("metrics.json", "report.html", "recommender.json", "config.yaml")
-"""Files that are copied to ``<storage>/runs/<name>``."""
+"""Files that are copied to ``<storage>/runs``."""
 
 
 def plan(run: StageRun) -> Plan:
@@ -50,13 +52,35 @@ def plan(run: StageRun) -> Plan:
 
 
 def publish(run: StageRun, artifact: Artifact) -> None:
-    """Copy the report to ``<storage>/runs/<name>``, and say its headline."""
-    shown = run.config.storage_path / "runs" / run.config.name
-    shown.mkdir(parents=True, exist_ok=True)
-    for name in PUBLISHED:
-        shutil.copyfile(artifact.path / name, shown / name)
+    """Copy the report to ``<storage>/runs/<name>-<key>``, point ``<storage>/runs/<name>`` there, say the headline.
+
+    Both are complete or absent at any moment. The reports of other settings or seeds of one name stay.
+    """
+    newest = run.config.storage_path / "runs" / run.config.name
+    kept = newest.with_name(f"{newest.name}-{artifact.key}")
+    if not kept.is_dir():
+        with TemporaryDirectory(dir=_made(newest.parent), prefix=".") as temporary:
+            fresh = _made(Path(temporary) / "report")
+            for name in PUBLISHED:
+                shutil.copyfile(artifact.path / name, fresh / name)
+            try:
+                fresh.rename(kept)
+            except OSError:
+                if not kept.is_dir():  # Else another process published it meanwhile.
+                    raise
+    if newest.is_dir() and not newest.is_symlink():
+        newest.rename(newest.with_name(f"{newest.name}-{newest.stat().st_mtime_ns}"))
+    link = newest.with_name(f".{newest.name}.{os.getpid()}.tmp")
+    link.unlink(missing_ok=True)
+    link.symlink_to(kept.name)
+    link.replace(newest)
     LOG.info("headline: %s", artifact.metrics["headline"])
-    LOG.info("report: %s", shown_path(shown / "report.html"))
+    LOG.info("report: %s (kept at %s)", shown_path(newest / "report.html"), kept.name)
+
+
+def _made(directory: Path) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
 
 
 @dataclass(frozen=True)
@@ -169,7 +193,7 @@ def _write(
     from genrec.evaluation.slices import sid_use
 
     write_json(metrics, out / "metrics.json")
-    curves = {name: json.loads((inputs[name].path / "curve.json").read_text())["curve"] for name in answers.alone}
+    curves = {name: _curve(inputs[name].path) for name in answers.alone}
     write_report(
         out,
         metrics,
@@ -181,6 +205,10 @@ def _write(
     )
     _write_pointer(config, inputs, test.suite, answers, out)
     LOG.info("\n%s", text_table(metrics))
+
+
+def _curve(path: Path) -> list[dict[str, float]]:
+    return json.loads((path / "curve.json").read_text(encoding="utf-8"))["curve"]
 
 
 def _samples(items: pa.Table, test: pa.Table, model_QK: IntArray) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -90,6 +91,7 @@ def grpo_loop(spec: RunSpec) -> None:
     rollouts, validator = _make_rollouts(spec, built, _make_validator(spec, built))
     timed = TimedRollouts(rollouts)
     train, queries = read_queries(spec.data, "train"), settings.queries * settings.oversample
+    telemetry = Telemetry(timed, metric_loggers(config, spec.out, rank=rank))
     trainer = GrpoTrainer(
         learner,
         timed,
@@ -98,9 +100,11 @@ def grpo_loop(spec: RunSpec) -> None:
         accelerator=accelerator,
         checkpoints=make_checkpoints(spec),
         validator=validator,
-        callback=Telemetry(timed, metric_loggers(config, spec.out, rank=rank)),
+        callback=telemetry,
     )
-    save_result(spec, built.policy, built.catalog, trainer.run(), accelerator)
+    with closing(telemetry):
+        state = trainer.run()
+    save_result(spec, built.policy, built.catalog, state, accelerator)
 
 
 def _make_learner(spec: RunSpec, accelerator: Accelerator) -> tuple[_RlParts, GrpoLearner]:

@@ -107,7 +107,7 @@ def _in_process_if_small(config: Config, files: list[str]) -> Config:
     size = total_bytes(files)
     if size is None or size >= config.compute.in_process_below_mb * 2**20:
         return config
-    return config.model_copy(update={"compute": config.compute.model_copy(update={"data_actors": 0})})
+    return config.replace({"compute.data_actors": 0})
 
 
 def prepare(source: Source, config: Config, folder: Path) -> dict[str, Any]:

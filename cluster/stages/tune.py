@@ -16,7 +16,7 @@ from cluster.session import configure_process, connect
 from cluster.stages.grpo import grpo_loop, rl_settings, spec_of
 from cluster.stages.plan import Plan, StageRun
 from cluster.train import RunSpec, run_training
-from genrec.data.files import write_json
+from genrec.data.files import write_json, write_text
 from genrec.errors import InputError
 
 LOG = logging.getLogger(__name__)
@@ -98,9 +98,8 @@ def _trial(weights: dict[str, float], spec: RunSpec) -> dict[str, float]:
     name = tune.get_context().get_trial_id()
     rewards = spec.config.rewards.weighted(weights)
     steps = spec.config.tune.steps
-    grpo = spec.config.learning.rl.model_copy(update={"steps": steps, "eval_every": max(1, steps // 4)})
-    learning = spec.config.learning.model_copy(update={"rl": grpo})
-    config = spec.config.model_copy(update={"rewards": rewards, "learning": learning})
+    changes = {"learning.rl.steps": steps, "learning.rl.eval_every": max(1, steps // 4)}
+    config = spec.config.replace(changes, rewards=rewards)
     out = spec.out / "runs" / name
     out.mkdir(parents=True, exist_ok=True)
     run_training(grpo_loop, replace(spec, config=config, out=out), name)
@@ -124,5 +123,5 @@ def write_table(trials: list[dict[str, Any]], path: Path) -> str:
         for t in trials
     ]
     text = "\n".join([head, *rows]) + "\n"
-    path.write_text(text, encoding="utf-8")
+    write_text(text, path)
     return text

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt
 
-from genrec.config.section import SPEED, Section
+from genrec.config.section import SPEED, Section, UserPath
 
 
 class Filters(Section):
@@ -34,11 +34,11 @@ class Data(Section):
     """Where the catalogue and the log come from, and how the log is split."""
 
     source: Literal["parquet", "complete_journey", "amazon", "minionerec"] = "parquet"
-    path: str | None = Field(default=None, description="directory (or URL prefix) with the source's files")
-    items: str | None = Field(
+    path: UserPath | None = Field(default=None, description="directory (or URL prefix) with the source's files")
+    items: UserPath | None = Field(
         default=None, description="item file or URL, when it is not at its default place under path"
     )
-    interactions: str | None = Field(default=None, description="log file or URL, likewise")
+    interactions: UserPath | None = Field(default=None, description="log file or URL, likewise")
     columns: dict[str, str] = Field(default_factory=dict, description="canonical column -> the file's column")
     time_unit: Literal["auto", "s", "ms", "us", "ns"] = Field(
         default="auto",
@@ -55,7 +55,7 @@ class Data(Section):
 class Embed(Section):
     """Item text to vectors."""
 
-    model: str = Field(default="minilm", description="'minilm' (packaged), or a model name or path")
+    model: UserPath = Field(default="minilm", description="'minilm' (packaged), or a model name or path")
     kind: Literal["sentence", "causal"] = Field(
         default="sentence", description="sentence-transformers, or causal LM states"
     )

@@ -205,4 +205,4 @@ class Rewards(Section):
         """These rewards with some weights replaced."""
         own = {name: weight for name, weight in weights.items() if name not in self.custom}
         custom = {name: weights.get(name, weight) for name, weight in self.custom.items()}
-        return self.model_copy(update={**own, "custom": custom})
+        return self.replace(own, custom=custom)

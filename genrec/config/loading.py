@@ -14,7 +14,7 @@ from yaml import YAMLError
 
 from genrec.config.packaged import find_config
 from genrec.config.root import Config
-from genrec.config.section import Section
+from genrec.config.section import Section, describe
 from genrec.errors import InputError
 
 RENAMED = {
@@ -31,6 +31,10 @@ RENAMED = {
 """Old keys, and sections, with their new names: a config that was written for them is told what to write."""
 
 
+UNREADABLE = (YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError, AssertionError, RecursionError)
+"""What the YAML reader raises for text that it cannot make sense of: bad dates and keys are not its own errors."""
+
+
 def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
     """Merge ``files`` left to right, then ``overrides``, into a validated ``Config``.
 
@@ -44,20 +48,17 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
     merged = OmegaConf.create()
     for source, layer in _layers(files, overrides):
         _refuse_unknown_keys(layer, source)
-        merged = OmegaConf.merge(merged, OmegaConf.create(dict(layer)))
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.create(dict(layer)))
+        except UNREADABLE as error:
+            raise InputError(f"{source} does not fit what came before it: {error}") from None
     try:
         plain = OmegaConf.to_container(merged, resolve=True)
         return Config.model_validate(plain)
     except ValidationError as error:
-        lines = [_line(e["loc"], e["msg"], e["input"]) for e in error.errors()]
-        raise InputError("invalid config:\n  " + "\n  ".join(lines)) from None
+        raise InputError(describe(error)) from None
     except OmegaConfBaseException as error:
         raise InputError(f"invalid config: {error}") from None
-
-
-def _line(location: tuple[int | str, ...], message: str, value: object) -> str:
-    named = f"{'.'.join(map(str, location))}: {message}" if location else message
-    return named if isinstance(value, dict) else f"{named} (got {value!r})"
 
 
 def to_yaml(config: Section) -> str:
@@ -67,10 +68,11 @@ def to_yaml(config: Section) -> str:
 
 def _layers(files: Sequence[str | Path], overrides: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for file in map(find_config, files):
+        text = _text(file)
         try:
-            layer = OmegaConf.to_container(OmegaConf.load(file))
-        except (YAMLError, OmegaConfBaseException, OSError) as error:
-            raise InputError(f"{file} is not valid YAML: {error}") from None
+            layer = OmegaConf.to_container(OmegaConf.create(text))
+        except UNREADABLE as error:
+            raise InputError(f"{file} is not valid YAML of config keys: {error or text[:40]!r}") from None
         yield str(file), _mapping(layer or {}, str(file))
     for text in overrides:
         key, separator, _ = text.partition("=")
@@ -78,9 +80,22 @@ def _layers(files: Sequence[str | Path], overrides: Sequence[str]) -> Iterator[t
             raise InputError(f"override {text!r} is not of the form dotted.key=value")
         try:
             layer = OmegaConf.to_container(OmegaConf.from_dotlist([text]))
-        except (YAMLError, OmegaConfBaseException) as error:
+        except UNREADABLE as error:
             raise InputError(f"override {text!r} cannot be read: {error}") from None
         yield f"the command line ({text})", _mapping(layer, text)
+
+
+def _text(file: Path) -> str:
+    """A file's text; the mark that some editors begin UTF-8 with is left out."""
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"config file {file} cannot be read: {error}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"config file {file} is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}; save it as "
+            "UTF-8, or write `iconv -f LATIN1 -t UTF-8` over it"
+        ) from None
 
 
 def _mapping(layer: object, source: str) -> Mapping[str, Any]:

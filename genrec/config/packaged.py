@@ -26,12 +26,17 @@ def find_config(file: str | Path) -> Path:
     Raises:
         InputError: neither exists; the message says which packaged name is nearest.
     """
-    given = Path(file).expanduser()
-    if given.is_file():
-        return given
-    packaged = packaged_file(f"{str(file).removesuffix('.yaml')}.yaml")
-    if packaged.is_file():
-        return packaged
+    try:
+        given = Path(file).expanduser()
+        if given.is_file() or given.is_fifo():
+            return given
+        packaged = packaged_file(f"{str(file).removesuffix('.yaml')}.yaml")
+        if packaged.is_file():
+            return packaged
+    except (OSError, ValueError, RuntimeError) as error:  # A name too long or with a zero byte, or no such user.
+        raise InputError(f"config file {str(file)!r} cannot be looked up: {error}") from None
+    if given.is_dir():
+        raise InputError(f"config file {file} is a directory; wanted: the path of a YAML file in it")
     near = difflib.get_close_matches(given.stem, packaged_names(), n=1, cutoff=0.0)[0]
     raise InputError(
         f"config file not found: {file}; wanted: the path of a YAML file, or one of {', '.join(packaged_names())} "

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt
 
-from genrec.config.section import Section
+from genrec.config.section import Section, UserPath
 
 
 class Lora(Section):
@@ -32,7 +32,7 @@ class PolicyConfig(Section):
     tokenizer: Literal["none", "bytes"] = Field(
         default="none", description="scratch: semantic IDs alone, or with the bytes of text, for tasks and chat (qwen3)"
     )
-    path: str = Field(default="smollm2", description="pretrained: 'smollm2' (packaged), or a model name or path")
+    path: UserPath = Field(default="smollm2", description="pretrained: 'smollm2' (packaged), or a model name or path")
     finetuning: Literal["full", "lora", "qlora"] = Field(
         default="lora", description="pretrained: train all of it, adapters, or adapters on 4-bit weights"
     )

@@ -10,7 +10,7 @@ from genrec.config.data import Data, Embed
 from genrec.config.learning import Learning, Rewards
 from genrec.config.policy import PolicyConfig
 from genrec.config.running import BenchConfig, Compute, Decode, Evaluation, Tune
-from genrec.config.section import SPEED, Section
+from genrec.config.section import SPEED, Section, UserPath
 from genrec.config.sid import VQ_SHARES, Sid
 
 TASKS_NEED_TEXT = (
@@ -22,9 +22,12 @@ class Config(Section):
     """Everything a run is made from. Two axes of files: what to learn, and where to run."""
 
     name: str = Field(
-        default="run", pattern=r"^[A-Za-z0-9._-]+$", description="of the run: its report is <storage>/runs/<name>"
+        default="run",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=100,
+        description="of the run: its newest report is <storage>/runs/<name>",
     )
-    storage: str = Field(
+    storage: UserPath = Field(
         default="storage", json_schema_extra=SPEED, description="directory of all results; every node must see it"
     )
     seed: int = Field(default=0, ge=0, description="of all random draws")
@@ -42,8 +45,8 @@ class Config(Section):
 
     @property
     def storage_path(self) -> Path:
-        """The directory of all results, absolute; ``~`` is the user's home."""
-        return Path(self.storage).expanduser().absolute()
+        """The directory of all results, absolute."""
+        return Path(self.storage).absolute()
 
     @property
     def backbones_path(self) -> Path:

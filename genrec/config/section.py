@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Final, Literal, cast
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
+
+from genrec.errors import InputError
 
 Effect = Literal["result", "speed"]
 
@@ -14,6 +18,17 @@ SPEED: Final[dict[str, Any]] = {"effect": "speed"}
 
 It is no part of a stage's key, so lowering ``micro_batch`` after an out-of-memory error continues the stage.
 """
+
+
+def _expanded(path: str) -> str:
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError as error:  # There is no such user.
+        raise ValueError(f"{path}: {error}; give the whole path") from None
+
+
+UserPath = Annotated[str, AfterValidator(_expanded)]
+"""A path, or a name in its place; ``~`` is the user's home."""
 
 
 class Section(BaseModel):
@@ -26,6 +41,26 @@ class Section(BaseModel):
     default_effect: ClassVar[Effect] = "result"
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def replace(self, changes: Mapping[str, Any] | None = None, /, **fields: Any) -> Self:
+        """A copy with other values, checked like any config: ``config.replace({"learning.rl.steps": 5}, seed=1)``.
+
+        Keys are dotted where they reach into sections; a value may be a whole section.
+
+        Raises:
+            InputError: an unknown key, a value out of range, or values that do not fit together.
+        """
+        plain = self.model_dump()
+        for key, value in {**(changes or {}), **fields}.items():
+            *sections, name = key.split(".")
+            place = plain
+            for section in sections:
+                place = place.setdefault(section, {})
+            place[name] = value.model_dump() if isinstance(value, BaseModel) else value
+        try:
+            return type(self).model_validate(plain)
+        except ValidationError as error:
+            raise InputError(describe(error)) from None
 
     def result_settings(self) -> dict[str, Any]:
         """The fields that change a result, JSON-able, inner sections included: what a stage's key is made of."""
@@ -44,3 +79,13 @@ class Section(BaseModel):
         extra = field.json_schema_extra
         marks = cast("dict[str, Any]", extra) if isinstance(extra, dict) else {}
         return marks.get("effect", cls.default_effect)
+
+
+def describe(error: ValidationError) -> str:
+    """All that is wrong with a config, a line per value."""
+    return "invalid config:\n  " + "\n  ".join(_line(e["loc"], e["msg"], e["input"]) for e in error.errors())
+
+
+def _line(location: tuple[int | str, ...], message: str, value: object) -> str:
+    named = f"{'.'.join(map(str, location))}: {message}" if location else message
+    return named if isinstance(value, dict) else f"{named} (got {value!r})"

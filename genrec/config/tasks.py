@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, field_validator
 
-from genrec.config.section import SPEED, Section
+from genrec.config.section import SPEED, Section, UserPath
 
 
 class TaskWeight(Section):
@@ -57,7 +58,7 @@ class Teacher(Section):
     """A larger model that writes the reasons of recommendation_reasoning; null as url leaves them to templates."""
 
     url: str | None = Field(
-        default=None, pattern=r"^https?://", description="OpenAI-compatible base, such as http://host:8000/v1"
+        default=None, description="OpenAI-compatible base, such as https://host/v1; http for this machine alone"
     )
     model: str = ""
     key_variable: str = Field(default="GENREC_TEACHER_KEY", description="environment variable that holds the key")
@@ -65,12 +66,34 @@ class Teacher(Section):
     temperature: float = Field(default=0.7, ge=0)
     max_tokens: PositiveInt = 160
     timeout_s: float = Field(default=60.0, gt=0, json_schema_extra=SPEED)
+    concurrency: int = Field(default=8, ge=1, le=256, json_schema_extra=SPEED, description="questions at a time")
+    retries: int = Field(
+        default=5,
+        ge=0,
+        le=20,
+        json_schema_extra=SPEED,
+        description="after 429, 5xx or a timeout, waiting longer each time",
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _sends_nothing_in_the_clear(cls, url: str | None) -> str | None:
+        parts = urlsplit(url or "https://host")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError("a URL with a user, password or query would be written to manifests; use key_variable")
+        if not parts.hostname or parts.scheme not in ("http", "https"):
+            raise ValueError("wanted: https://HOST/PATH, or http://localhost:PORT/PATH")
+        if parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+            raise ValueError(
+                "http sends the key and users' histories in the clear; use https, or a tunnel to localhost"
+            )
+        return url
 
 
 class Instruction(Section):
     """The words of the tasks, and what they are about."""
 
-    languages: tuple[str, ...] = Field(
+    languages: tuple[UserPath, ...] = Field(
         default=("en", "zh"), min_length=1, description="packaged templates, or paths of YAML files of the same form"
     )
     window: PositiveInt = Field(default=10, description="last items of the history whose categories are the interest")

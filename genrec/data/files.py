@@ -1,23 +1,36 @@
-"""Atomic writes: a reader sees the complete file, or none."""
+"""Atomic writes: a reader sees the complete file, or none; and a disk that takes no more is one clear error."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from genrec.errors import InputError
+
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What a disk answers that is full, or not to be written by this user. Libraries hand it on as text alone."""
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` with a temporary path in the same folder, flush the file to disk, then rename it to ``path``."""
+    """Call ``write`` with a temporary path in the same folder, flush the file to disk, then rename it to ``path``.
+
+    The file gets the mode that the umask gives to new files, whatever ``write`` (safetensors: 0600) left it with.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(mode)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -39,3 +52,43 @@ def write_text(text: str, path: Path) -> None:
 def write_json(value: Any, path: Path) -> None:
     """Write indented JSON, atomically."""
     write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", path)
+
+
+@contextmanager
+def explaining_failed_writes(what: str, where: Path) -> Generator[None]:
+    """Turn the error of a disk that is full or closed into one that names ``what`` stopped, why, and the remedy.
+
+    Raises:
+        InputError: a write inside the block, in this process or in one whose error arrived here, was refused.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if (reason := write_refusal(error)) is None:
+            raise
+        raise InputError(
+            f"{what} stopped: {reason}; wanted: free space, and the right to write, under {where}; "
+            "then run the same command again, which continues from here"
+        ) from error
+
+
+def write_refusal(error: BaseException) -> str | None:
+    """Why the disk refused, as a line of the error's text; None for an error of another kind."""
+    if isinstance(error, OSError) and error.errno in REFUSALS:
+        return str(error)
+    texts = [os.strerror(number) for number in REFUSALS]
+    lines = str(error).splitlines()
+    return next((line.strip() for line in reversed(lines) if any(text in line for text in texts)), None)
+
+
+def share(directory: Path) -> None:
+    """Give the files in ``directory`` the mode that the umask gives to new files."""
+    probe = directory / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for file in directory.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from genrec.data.files import write_json
+from genrec.data.files import share, write_json
 from genrec.errors import InputError
 
 
@@ -75,6 +75,7 @@ class DirectoryCheckpoints:
         with refusing_failed_writes(str(self._directory)):
             working.mkdir(parents=True)
             write(working)
+            share(working)
         working.rename(self._directory / f"{PREFIX}{number:09d}")
         for path in older:
             shutil.rmtree(path)

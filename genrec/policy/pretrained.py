@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from genrec.config import PolicyConfig
+from genrec.data.files import share
 from genrec.errors import InputError
 from genrec.policy.model import Policy
 from genrec.policy.prompts import Prompts, SidTokens, instruction, sid_names
@@ -266,6 +267,7 @@ def _converted(where: dict[str, str], directory: Path) -> Path:
         fresh = Path(temporary) / directory.name
         model.save_pretrained(fresh)
         AutoTokenizer.from_pretrained(**where).save_pretrained(fresh)
+        share(fresh)
         with suppress(OSError):
             fresh.rename(directory)
     return directory

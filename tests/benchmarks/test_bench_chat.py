@@ -29,6 +29,5 @@ def test_every_learned_conversation_is_held_and_counted(tmp_path: Path, monkeypa
     assert all(0 <= value <= 1 for value in found.figures.values())
     assert "**semantic_recovery**" in found.table() and "- user: " in found.table()
     assert json.loads(found.as_json())["bench"] == "chat"
-    bench = config.bench.model_copy(update={"variants": ("preference_analysis",)})
     with pytest.raises(InputError, match=r"names \['preference_analysis'\]"):
-        chat.run(config.model_copy(update={"bench": bench}), inputs)
+        chat.run(config.replace({"bench.variants": ("preference_analysis",)}), inputs)

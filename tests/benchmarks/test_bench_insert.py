@@ -36,6 +36,6 @@ def test_an_inserted_item_is_found_without_training_and_the_others_stay(
 def test_published_sids_and_too_many_items_are_refused(circle: Circle) -> None:
     config, inputs = circle
     with pytest.raises(InputError, match="cannot place"):
-        insert.run(config.model_copy(update={"sid": config.sid.model_copy(update={"quantizer": "given"})}), inputs)
+        insert.run(config.replace({"sid.quantizer": "given"}), inputs)
     with pytest.raises(InputError, match="half at most"):
-        insert.run(config.model_copy(update={"bench": config.bench.model_copy(update={"items": 20})}), inputs)
+        insert.run(config.replace({"bench.items": 20}), inputs)

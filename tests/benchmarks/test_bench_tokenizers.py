@@ -21,7 +21,7 @@ KMEANS = {name: REGISTRY[name] for name in ("rqkmeans", "vq", "rqvae")}
 
 
 def choose(config: Config, *variants: str) -> Config:
-    return config.model_copy(update={"bench": config.bench.model_copy(update={"variants": variants})})
+    return config.replace({"bench.variants": variants})
 
 
 def test_every_quantizer_is_measured_and_the_chosen_ones_have_policies(
@@ -57,7 +57,7 @@ def test_a_variant_that_does_not_exist_or_cannot_be_made_is_named(
     with pytest.raises(InputError, match=r"names \['rqkmean'\]; wanted: some of \['rqkmeans', "):
         tokenizers.run(choose(config, "rqkmean"), inputs)
     monkeypatch.setattr(quantizers, "REGISTRY", {"pq": REGISTRY["pq"], "opq": REGISTRY["opq"], **KMEANS})
-    wide = config.model_copy(update={"name": "wide", "sid": config.sid.model_copy(update={"levels": 5})})
+    wide = config.replace({"name": "wide", "sid.levels": 5})
     found = tokenizers.run(wide, inputs)
     assert "pq is left out: vectors of 4 dimensions cannot be cut into 5 slices" in found.table()
     with pytest.raises(InputError, match="5 slices"):

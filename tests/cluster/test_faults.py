@@ -21,7 +21,6 @@ from support.synthetic import chain_shop, tiny_config
 
 from cluster.stages.grpo import grpo_loop
 from cluster.train import RayCheckpoints, RunSpec, run_training
-from genrec.config import Config
 from genrec.data.tables import read_queries, to_queries
 from genrec.errors import InputError
 from genrec.learning.checkpoints import DirectoryCheckpoints, TrainingState
@@ -43,7 +42,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
 
 
 def elsewhere(job: RunSpec, out: Path, **compute: Any) -> RunSpec:
-    config: Config = job.config.model_copy(update={"compute": job.config.compute.model_copy(update=compute)})
+    config = job.config.replace({"compute": job.config.compute.replace(compute)})
     return RunSpec(config, job.data, job.catalog, out, job.start)
 
 
@@ -90,9 +89,8 @@ def test_what_is_judged_is_the_running_mean_of_the_weights_and_a_checkpoint_keep
     job: RunSpec, tmp_path: Path
 ) -> None:
     queries = to_queries(read_queries(job.data, "train"))[:16]
-    grpo = job.config.learning.rl.model_copy(update={"ema_decay": 0.75, "lr": 1e-2, "warmup": 0.0})
-    learning = job.config.learning.model_copy(update={"rl": grpo})
-    averaged = RunSpec(job.config.model_copy(update={"learning": learning}), job.data, job.catalog, job.out, job.start)
+    changes = {"learning.rl.ema_decay": 0.75, "learning.rl.lr": 1e-2, "learning.rl.warmup": 0.0}
+    averaged = RunSpec(job.config.replace(changes), job.data, job.catalog, job.out, job.start)
     learner, local = learner_of(averaged)
     expected = dict(learner.reference)
     assert learner.ema_snapshot().digest == learner.snapshot().digest

@@ -59,7 +59,7 @@ def test_two_ray_train_workers_fit_what_one_fits_though_one_of_them_dies(tmp_pat
                 mine.latest, mine.save = lambda: nullcontext(None), lambda write, metrics: None
             else:
                 mine.save = dying(mine, mine.save)
-            fit_share(vectors, world / f"out-{number}", config.sid.model_copy(update=options), mine, seed=0, threads=1)
+            fit_share(vectors, world / f"out-{number}", config.sid.replace(options), mine, seed=0, threads=1)
 
     def dying(mine, save):
         def save_and_die(write, metrics):
@@ -74,7 +74,7 @@ def test_two_ray_train_workers_fit_what_one_fits_though_one_of_them_dies(tmp_pat
     assert died.exists()
     assert {path.name for path in world.glob("begin-*")} == {f"begin-{r}-{b}" for r in (0, 1) for b in (True, False)}
     for number, options in enumerate(KINDS):
-        (one,), _ = fit_by(FakeProcessGroup(1), config.sid.model_copy(update=options), inputs(world))
+        (one,), _ = fit_by(FakeProcessGroup(1), config.sid.replace(options), inputs(world))
         two = load_quantizer(world / f"out-{number}" / "quantizer")
         assert drift(one, two) < (1e-6 if number == 0 else 1e-4)
         assert agreement(one, two, inputs(world)) > 0.99

@@ -80,13 +80,13 @@ def test_a_loaded_run_recommends_the_next_item(report: Artifact, config: Config)
 
 
 def test_another_config_goes_to_another_directory(report: Artifact, config: Config) -> None:
-    other = config.model_copy(update={"rewards": config.rewards.model_copy(update={"hit": 2.0})})
+    other = config.replace({"rewards.hit": 2.0})
     assert made(other, "sft").path == made(config, "sft").path
     assert made(other, "grpo").path != made(config, "grpo").path
 
 
 def test_a_policy_of_other_sids_is_refused(report: Artifact, config: Config, tmp_path: Path) -> None:
-    sizes = config.model_copy(update={"sid": config.sid.model_copy(update={"codebook_size": 12})})
+    sizes = config.replace({"sid.codebook_size": 12})
     spec = RunSpec(
         config, made(config, "prepare").path, made(sizes, "assign").path, tmp_path, start=made(config, "sft").path
     )
@@ -95,9 +95,7 @@ def test_a_policy_of_other_sids_is_refused(report: Artifact, config: Config, tmp
 
 
 def test_the_policy_alone_is_judged_before_the_mixture(config: Config, report: Artifact) -> None:
-    mixed = config.model_copy(
-        update={"name": "mixed", "decode": config.decode.model_copy(update={"prior": "itemknn", "prior_weight": 0.5})}
-    )
+    mixed = config.replace({"name": "mixed", "decode.prior": "itemknn", "decode.prior_weight": 0.5})
     judged = made(mixed, "evaluate")
     metrics = json.loads((judged.path / "metrics.json").read_text())
     assert metrics["prior"]["weight"] == 0.5
@@ -108,9 +106,7 @@ def test_the_policy_alone_is_judged_before_the_mixture(config: Config, report: A
 
 
 def test_a_prior_on_nodes_is_tuned_judged_and_served_alike(config: Config, report: Artifact) -> None:
-    steered = config.model_copy(
-        update={"name": "steered", "decode": config.decode.model_copy(update={"prior": "itemknn_nodes"})}
-    )
+    steered = config.replace({"name": "steered", "decode.prior": "itemknn_nodes"})
     judged = made(steered, "evaluate")
     metrics = json.loads((judged.path / "metrics.json").read_text())
     prior = metrics["prior"]
@@ -132,9 +128,8 @@ def test_a_prior_on_nodes_is_tuned_judged_and_served_alike(config: Config, repor
 
 def test_a_run_that_its_guard_stopped_stays_stopped(config: Config, report: Artifact, tmp_path: Path) -> None:
     paths = [made(config, stage).path for stage in ("prepare", "assign", "sft")]
-    grpo_settings = config.learning.rl.model_copy(update={"guard_drop": 0.0, "lr": 0.5, "eval_every": 1, "sft": 0.0})
-    learning = config.learning.model_copy(update={"rl": grpo_settings})
-    wild = config.model_copy(update={"learning": learning})
+    rl = config.learning.rl.replace({"guard_drop": 0.0, "lr": 0.5, "eval_every": 1, "sft": 0.0})
+    wild = config.replace({"learning.rl": rl})
     curves = []
     for _ in range(2):
         spec = RunSpec(wild, paths[0], paths[1], tmp_path, start=paths[2])
@@ -195,7 +190,7 @@ def test_ray_train_and_rollout_actors_give_the_weights_of_one_process(
     config: Config, report: Artifact, shop: Path, tmp_path: Path
 ) -> None:
     on_ray = tiny_config(tmp_path, shop, "compute.workers=1", "compute.rollout_actors=2", "compute.data_actors=1")
-    shared = on_ray.model_copy(update={"compute": on_ray.compute.model_copy(update={"rollout_cpus": 0.25})})
+    shared = on_ray.replace({"compute.rollout_cpus": 0.25})
     settings = [json.loads((made(c, "grpo").path / "curve.json").read_text()) for c in (config, shared)]
     assert settings[0]["curve"][1:] == settings[1]["curve"][1:]
     for stage in ("sft", "grpo"):
@@ -209,14 +204,13 @@ def test_ray_train_and_rollout_actors_give_the_weights_of_one_process(
 def test_bad_input_in_a_training_worker_is_one_clear_error(config: Config, report: Artifact, tmp_path: Path) -> None:
     data = made(config, "prepare").path
     for workers in (2, 1):
-        on_ray = config.model_copy(update={"compute": config.compute.model_copy(update={"workers": workers})})
+        on_ray = config.replace({"compute.workers": workers})
         lost = RunSpec(on_ray, data, tmp_path / "nowhere", tmp_path / str(workers))
         with pytest.raises(InputError, match="no readable catalogue"):
             run_training(sft_loop, lost, "sft")
-    greedy = on_ray.compute.model_copy(update={"worker_cpus": 64.0})
     with pytest.raises(InputError, match="asks for 64 CPUs"):
         run_training(
-            sft_loop, RunSpec(on_ray.model_copy(update={"compute": greedy}), lost.data, lost.catalog, tmp_path), "sft"
+            sft_loop, RunSpec(on_ray.replace({"compute.worker_cpus": 64.0}), lost.data, lost.catalog, tmp_path), "sft"
         )
 
 
@@ -269,7 +263,7 @@ def test_a_killed_rollout_actor_is_replaced_and_its_work_replayed(report: Artifa
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
 def test_tune_ranks_its_trials_by_validation(report: Artifact, config: Config) -> None:
-    small = config.model_copy(update={"tune": config.tune.model_copy(update={"trials": 2, "steps": 2})})
+    small = config.replace({"tune.trials": 2, "tune.steps": 2})
     found = made(small, "tune")
     trials = json.loads((found.path / "trials.json").read_text())
     assert len(trials) == 2

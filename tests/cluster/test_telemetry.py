@@ -1,15 +1,26 @@
 """What a run lets be seen, and what its processes may take of a shared card."""
 
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from cluster import telemetry
 from cluster.resources import cap_memory
-from cluster.telemetry import Telemetry, TimedRollouts, metric_loggers, require_mlflow
+from cluster.telemetry import (
+    BackgroundLogger,
+    MetricLogger,
+    Telemetry,
+    TimedRollouts,
+    metric_loggers,
+    require_mlflow,
+)
 from genrec.config import load_config
 from genrec.errors import InputError
 from genrec.types import Group, Query, Snapshot
@@ -39,16 +50,65 @@ def test_rollouts_are_counted_and_the_learner_is_idle_while_it_waits() -> None:
     assert timed.figures()["rollouts_per_s"] == 0
 
 
+Written = list[tuple[int, dict[str, float]]]
+
+
+@contextmanager
+def to_list(written: Written) -> Generator[MetricLogger]:
+    yield lambda step, figures: written.append((step, dict(figures)))
+
+
 def test_every_sink_gets_the_figures_of_an_update_and_of_a_late_validation() -> None:
-    log_to_file: list[tuple[int, Mapping[str, float]]] = []
-    telemetry = Telemetry(TimedRollouts(Slow()), [lambda step, figures: log_to_file.append((step, figures))])
-    assert "rollouts_per_s" in telemetry(UPDATE)
-    assert telemetry({"step": 1.0, "ndcg@10": 0.2}) == {}
-    assert [step for step, _ in log_to_file] == [1, 1]
-    assert {"reward", "rollouts_per_s", "queue_age_s"} <= set(log_to_file[0][1]) and set(log_to_file[1][1]) == {
-        "step",
-        "ndcg@10",
-    }
+    written: Written = []
+    rest = Telemetry(TimedRollouts(Slow()), [BackgroundLogger("list", lambda: to_list(written))])
+    assert "rollouts_per_s" in rest(UPDATE)
+    assert rest({"step": 1.0, "ndcg@10": 0.2}) == {}
+    rest.close()
+    assert [step for step, _ in written] == [1, 1]
+    assert {"reward", "rollouts_per_s", "queue_age_s"} <= set(written[0][1])
+    assert set(written[1][1]) == {"step", "ndcg@10"}
+
+
+def test_a_sink_that_fails_is_named_once_and_the_run_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    @contextmanager
+    def no_server() -> Generator[MetricLogger]:
+        raise ConnectionError("nobody is there")
+        yield
+
+    @contextmanager
+    def refuses() -> Generator[MetricLogger]:
+        yield lambda step, figures: 1 // 0  # type: ignore[return-value]
+
+    rest = Telemetry(TimedRollouts(Slow()), [BackgroundLogger("A", no_server), BackgroundLogger("B", refuses)])
+    for _ in range(3):
+        rest(UPDATE)
+    rest.close()
+    assert sorted(record.getMessage().split(" (")[0] for record in caplog.records) == [
+        "A cannot be used: nobody is there",
+        "B refused the figures of step 1: integer division or modulo by zero",
+    ]
+
+
+def test_a_server_that_hangs_delays_neither_an_update_nor_the_end(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telemetry, "WAITING", 2)
+    answer = threading.Event()
+
+    @contextmanager
+    def hangs() -> Generator[MetricLogger]:
+        yield lambda step, figures: bool(answer.wait(60)) and None
+
+    rest = Telemetry(TimedRollouts(Slow()), [BackgroundLogger("MLflow", hangs)])
+    start = time.monotonic()
+    for _ in range(10):
+        rest(UPDATE)
+    rest.close(timeout_s=0.1)
+    assert time.monotonic() - start < 1
+    assert [record.getMessage() for record in caplog.records] == [
+        "MLflow is too slow or gone: figures from step 1 on are left out (the run goes on; this is said once)"
+    ]
+    answer.set()
 
 
 def test_scalars_are_written_under_the_run_where_a_writer_is_installed(
@@ -66,13 +126,28 @@ def test_scalars_are_written_under_the_run_where_a_writer_is_installed(
         def flush(self) -> None: ...
 
     alone = load_config([], ["compute.workers=0"])
-    monkeypatch.setattr(telemetry, "_summary_writer", lambda: Writer)
-    for sink in metric_loggers(alone, tmp_path, rank=0):
-        sink(1, UPDATE)
-    assert written == [("grpo/reward", 0.5, 1), ("grpo/staleness", 0.0, 1)]
     assert metric_loggers(alone, tmp_path, rank=1) == []
-    monkeypatch.setattr(telemetry, "_summary_writer", lambda: None)
-    assert metric_loggers(alone, tmp_path, rank=0) == []
+    for make in (lambda: Writer, lambda: None):
+        monkeypatch.setattr(telemetry, "_summary_writer", make)
+        for sink in metric_loggers(alone, tmp_path, rank=0):
+            sink(1, UPDATE)
+            sink.close(5.0)
+        assert written == [("grpo/reward", 0.5, 1), ("grpo/staleness", 0.0, 1)]
+
+
+def test_an_mlflow_run_is_filled_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[object, ...]] = []
+    names = ("set_tracking_uri", "set_experiment", "start_run", "log_params", "log_metrics", "end_run")
+    client = SimpleNamespace(
+        **{name: partial(lambda name, *a, **k: calls.append((name, a, k)), name) for name in names}
+    )
+    monkeypatch.setattr(telemetry, "import_module", lambda name: client)
+    config = load_config([], ["compute.mlflow=http://tracking:5000"])
+    sink = BackgroundLogger("MLflow", partial(telemetry.mlflow, config))
+    sink(3, {"ndcg@10": 0.5})
+    sink.close(5.0)
+    assert [name for name, *_ in calls] == list(names)
+    assert calls[4] == ("log_metrics", ({"ndcg_at_10": 0.5},), {"step": 3})
 
 
 def test_mlflow_that_is_not_installed_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,6 +156,7 @@ def test_an_unknown_config_is_refused_with_the_nearest_name(given: str, nearest:
         "compute.threads=7",
         "compute.device=cuda",
         "learning.instruction.teacher.timeout_s=1.0",
+        "learning.instruction.teacher.concurrency=2",
     ],
 )
 def test_a_setting_of_speed_is_no_part_of_the_result_settings(override: str) -> None:

@@ -280,9 +280,7 @@ def test_the_workflow_goes_through_the_stages_and_the_run_can_be_talked_to(
     assert set(mixture["instruction"]["tasks"]) == {"next_item", "recommendation_reasoning"}
     stages = {record.get("stage") for record in json.loads((first / "curve.json").read_text())["curve"]}
     assert stages == {1, 2, None}
-    other = config.model_copy(
-        update={"learning": config.learning.model_copy(update={"stages": type(config.learning.stages)()})}
-    )
+    other = config.replace({"learning.stages": type(config.learning.stages)()})
     assert made(other, "sft").path != first
     recommender = genrec.load(Path(config.storage) / "runs" / "tiny")
     reply = recommender.chat("I took [[i3]] and [[i4]]. What next?", max_tokens=16)

@@ -137,7 +137,7 @@ def test_a_template_that_refuses_or_drops_a_role_is_one_clear_error() -> None:
 
 
 def test_interests_are_the_most_frequent_categories_of_the_last_items() -> None:
-    item_fields = ItemFields(items(), SETTINGS.model_copy(update={"window": 3, "interests": 2}))
+    item_fields = ItemFields(items(), SETTINGS.replace({"window": 3, "interests": 2}))
     assert item_fields.interests([1, 1, 0, 4, 2]) == [("tooth", 2), ("hair", 2)]
     fields = item_fields.about_query([1, 1, 0, 4, 2], 8, load_language("en"), "")
     assert fields["interests"] == ("tooth, soap",)

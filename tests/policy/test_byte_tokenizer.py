@@ -65,7 +65,7 @@ def test_specials_in_a_users_text_are_only_bytes(tmp_path: Path) -> None:
     from genrec.policy.backbone import build
     from genrec.sid.catalog import Catalog
 
-    settings = config.policy.model_copy(update={"tokenizer": "bytes", "arch": "qwen3", "hidden": 32, "heads": 2})
+    settings = config.policy.replace({"tokenizer": "bytes", "arch": "qwen3", "hidden": 32, "heads": 2})
     catalog = Catalog.load(made(config, "assign").path)
     policy, prompts = build(settings, catalog, max_history=3, seed=0)
     form = ChatFormat(load_tokenizer(settings, None), prompts.sids, catalog)

@@ -47,8 +47,8 @@ def test_a_killed_assignment_continues_to_the_same_catalogue(world):
 
 @pytest.mark.parametrize("quantizer", ["rqkmeans", "rqvae"])
 def test_text_and_collaborative_vectors_are_quantized_together(world, quantizer):
-    settings = SETTINGS.model_copy(
-        update={"quantizer": quantizer, "cf_weight": 0.5, "cf_dims": 8, "epochs": 3, "hidden": (16,), "latent": 4}
+    settings = SETTINGS.replace(
+        {"quantizer": quantizer, "cf_weight": 0.5, "cf_dims": 8, "epochs": 3, "hidden": (16,), "latent": 4}
     )
     metrics = build(world, world / "out", settings)
     assert metrics["collisions_after"] == 0
@@ -57,7 +57,7 @@ def test_text_and_collaborative_vectors_are_quantized_together(world, quantizer)
 
 @pytest.mark.parametrize("quantizer", ["title", "random", "hierarchical"])
 def test_quantizers_that_need_more_or_know_less_are_built_too(world, quantizer):
-    metrics = build(world, world / "out", SETTINGS.model_copy(update={"quantizer": quantizer}))
+    metrics = build(world, world / "out", SETTINGS.replace({"quantizer": quantizer}))
     health = json.loads((world / "out" / "sid_health.json").read_text())
     assert metrics["collisions_after"] == 0 and len(Catalog.load(world / "out")) == N
     assert ("reconstruction" in health) == (quantizer == "hierarchical")
@@ -65,7 +65,7 @@ def test_quantizers_that_need_more_or_know_less_are_built_too(world, quantizer):
 
 
 def test_a_suffix_tells_items_of_one_sid_apart_and_moves_none(world):
-    metrics = build(world, world / "out", SETTINGS.model_copy(update={"collisions": "suffix"}))
+    metrics = build(world, world / "out", SETTINGS.replace({"collisions": "suffix"}))
     catalog, before = Catalog.load(world / "out"), read_codes(world / "out" / "codes", N, (8, 8, 8))
     assert catalog.level_sizes[:3] == (8, 8, 8) and catalog.level_sizes[3] >= 12
     np.testing.assert_array_equal(catalog.codes_NL[:, :3], before)
@@ -81,7 +81,7 @@ def test_one_level_and_a_suffix_hold_any_catalogue(world):
 
 
 def test_collisions_that_stay_are_measured_but_make_no_trie(world):
-    metrics = build(world, world / "out", SETTINGS.model_copy(update={"collisions": "none"}))
+    metrics = build(world, world / "out", SETTINGS.replace({"collisions": "none"}))
     assert metrics["collisions_after"] == metrics["collisions_before"] > 0.05
     assert (world / "out" / "sid_health.html").is_file()
     with pytest.raises(InputError, match=r"share a semantic ID.*sid.collisions=resolve or suffix"):

@@ -173,7 +173,7 @@ def test_exactly_these_quantizers_can_be_fitted_by_workers():
     for kind in set(REGISTRY) - set(FIT_PARALLEL):
         with pytest.raises(InputError, match=rf"rqkmeans, .*can be fitted by workers, sid.quantizer={kind} cannot"):
             load_config([], [f"sid.quantizer={kind}", "sid.fit_workers=2", "sid.levels=1"])
-        unchecked = Sid(quantizer=kind).model_copy(update={"fit_workers": 2})
+        unchecked = Sid.model_construct(quantizer=kind, fit_workers=2)
         with pytest.raises(InputError, match=f"sid.quantizer={kind} cannot"):
             make_quantizer(unchecked).fit_parallel(Stream(Rows(cloud()), range(1200)), SingleProcess())
 

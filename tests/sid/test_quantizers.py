@@ -126,7 +126,7 @@ def test_vectors_of_another_width_are_refused(quantizer):
 
 def test_identical_vectors_do_not_break_the_fit(quantizer):
     vectors = np.ones((50, 3 if quantizer.settings.quantizer == "title" else 16), np.float32)
-    quantizer = make_quantizer(quantizer.settings.model_copy(update={"epochs": 5}), device="cpu")
+    quantizer = make_quantizer(quantizer.settings.replace({"epochs": 5}), device="cpu")
     quantizer.fit(vectors)
     codes = quantizer.encode(vectors)
     assert len(np.unique(codes, axis=0)) == 1

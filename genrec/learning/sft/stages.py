@@ -56,7 +56,7 @@ def settings_of(stage: StageSettings, last: Sft, steps_per_epoch: int, *, rows_o
     own = {name: getattr(stage, name) for name in ("lr", "min_lr", "warmup")}
     own |= {"epochs": epochs, "max_steps": stage.steps, "patience": NO_PATIENCE}
     # Weight decay would also move the rows of a whole embedding table that have no gradient.
-    return last.model_copy(update={**own, **({"weight_decay": 0.0} if rows_only else {})})
+    return last.replace(own | ({"weight_decay": 0.0} if rows_only else {}))
 
 
 def run_stages(
