@@ -98,7 +98,7 @@ TURNS = st.fixed_dictionaries(
 OPTIONS = st.fixed_dictionaries(
     {"max_tokens": often(st.integers(1, 4))},
     optional={
-        "temperature": often(st.floats(0, 2)),
+        "temperature": often(st.one_of(st.floats(0, 2), st.floats(0))),
         "top_p": often(st.floats(0.1, 1)),
         "seed": often(st.integers(0, 9)),
     },

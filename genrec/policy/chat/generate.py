@@ -25,6 +25,9 @@ from genrec.policy.prompts import sid_names
 from genrec.sid.catalog import Catalog
 from genrec.sid.trie import Trie
 
+COLDEST, HOTTEST = 1e-6, 1e6
+"""Temperatures beyond which a draw is the most probable token, or even over all: float32 has no numbers between."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -174,9 +177,10 @@ class _ChatGenerator:
 
     def _choose(self, logits_V: Tensor, allowed_V: Tensor) -> int:
         logits_V = logits_V.float().masked_fill(~allowed_V, -torch.inf)
-        if not self._sampling.temperature:
+        if self._sampling.temperature < COLDEST:
             return int(logits_V.argmax())
-        probability_V = torch.softmax(logits_V / self._sampling.temperature, -1)
+        scaled_V = (logits_V - logits_V.max()) / min(self._sampling.temperature, HOTTEST)
+        probability_V = torch.softmax(scaled_V, -1)
         best_V, token_V = probability_V.sort(descending=True)
         best_V = best_V.masked_fill(best_V.cumsum(-1) - best_V >= self._sampling.top_p, 0.0)
         return int(token_V[torch.multinomial(best_V, 1, generator=self._generator)])
