@@ -113,7 +113,7 @@ class Recommender:
                 or a constraint on an id, category or price that the catalogue does not have.
         """
         view, ids, most = self._view, item_ids(history, "history"), _whole(k, "k")
-        if not isinstance(constraint, Constraint | None):
+        if not isinstance(cast("object", constraint), Constraint | None):
             raise InputError(f"constraint: got {type(constraint).__name__}; wanted genrec.Constraint or None")
         unknown = [item for item in ids if item not in view.rows]
         if unknown or not ids or most < 1:
@@ -255,9 +255,9 @@ class Recommender:
 
 
 def _whole(value: object, name: str) -> int:
-    if isinstance(value, Integral) and not isinstance(value, bool):
-        return int(value)
-    raise InputError(f"{name}: got {reprlib.repr(value)}; wanted a whole number")
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InputError(f"{name}: got {reprlib.repr(value)}; wanted a whole number")
+    return int(value)
 
 
 def _is_message(turn: object) -> bool:

@@ -42,7 +42,8 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        whole = all(isinstance(n, Integral) and not isinstance(n, bool) for n in (self.max_tokens, self.seed))
+        whole_ones: tuple[object, ...] = (self.max_tokens, self.seed)
+        whole = all(not isinstance(n, bool) and isinstance(n, Integral) for n in whole_ones)
         numbers = whole and all(isinstance(n, Real) for n in (self.temperature, self.top_p))
         if (
             not numbers

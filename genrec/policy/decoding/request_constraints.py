@@ -53,8 +53,8 @@ class Constraint:
         wrong = [
             f"{name}={reprlib.repr(value)}; wanted {wanted}"
             for name, value, is_right, wanted in (
-                ("category", self.category, isinstance(self.category, str | None), "a category's name"),
-                ("unseen", self.unseen, isinstance(self.unseen, bool | np.bool_), "True or False"),
+                ("category", self.category, isinstance(cast("object", self.category), str | None), "a category's name"),
+                ("unseen", self.unseen, isinstance(cast("object", self.unseen), bool | np.bool_), "True or False"),
             )
             if not is_right
         ]

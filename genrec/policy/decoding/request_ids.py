@@ -39,7 +39,7 @@ def item_ids(ids: object, field: str) -> tuple[str, ...]:
 def _item_id(value: object, field: str) -> str:
     if isinstance(value, str):
         return str(value)
-    if isinstance(value, Integral) and not isinstance(value, bool):
+    if not isinstance(value, bool) and isinstance(value, Integral):
         return str(int(value))
     raise InputError(
         f"{field}: got the item id {reprlib.repr(value)} of type {type(value).__name__}; wanted text, as in the item "
