@@ -1,8 +1,8 @@
 """Everything that ``gpu_check`` needs on a machine without a network, as archives: ``make gpu-bundle``.
 
-``core.tar.xz`` holds the Python packages that such a machine lacks, a Ray cut to what runs, and the finished stages
-of a run on Industrial. ``model.tar.gz`` holds SmolLM2-135M-Instruct as its package does, with the embeddings of tokens that
-Industrial's titles and prompts do not use set to zero: quantized weights hardly compress, zeros do.
+``core.tar.xz`` holds the Python packages that such a machine lacks, a Ray cut to what runs, and the finished stages of
+a run on Industrial. ``model.tar.gz`` holds SmolLM2-135M-Instruct as its package does, with the embeddings of tokens
+that Industrial's titles and prompts do not use set to zero: quantized weights hardly compress, zeros do.
 """
 
 from __future__ import annotations

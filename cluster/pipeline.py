@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.artifacts import Artifact, Recipe, make_artifact
+from cluster.content import require_models
 from cluster.stages import assign, embed, evaluate, grpo, prepare, sft, tune
 from cluster.stages.plan import Plan, StageRun
 from genrec.config import Config
@@ -135,6 +136,7 @@ def run(config: Config, *until: str, reward_file: Path | None = None) -> dict[st
         InputError: bad input of any stage.
     """
     order = stages_needed(config, *until)
+    require_models(config, [stage.name for stage in order])
     made: dict[str, Artifact] = {}
     for number, stage in enumerate(order, start=1):
         later = ", ".join(other.name for other in order[number:]) or "nothing"

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from genrec.errors import printable
 from genrec.progress import EXTRA, Progress
 
 if TYPE_CHECKING:
@@ -33,7 +34,14 @@ _stages: list[str] = []
 """The stages at work in this process, the inner one last."""
 
 
-class _StageFormatter(logging.Formatter):
+class _PlainFormatter(logging.Formatter):
+    """Control characters are written as escapes: what a message quotes cannot steer a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+class _StageFormatter(_PlainFormatter):
     """``[stage] message``, with the level before what is more than information."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -145,7 +153,7 @@ def show_in_terminal(level: int = logging.INFO) -> None:
 def stage_log(stage: str, directory: Path) -> Generator[None]:
     """Meanwhile, records belong to ``stage``, and ``directory/stage.log`` keeps them with time and level."""
     handler = _StageFile(directory / STAGE_LOG, encoding="utf-8", delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_PlainFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     _stages.append(stage)
     _attach(handler)
     try:

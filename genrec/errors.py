@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""Characters that steer a terminal or the direction of writing; line ends and tabs are not among them."""
+
+
+def printable(text: str) -> str:
+    """``text`` with its control characters written as escapes, so that an id in a message cannot steer a terminal."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class InputError(ValueError):
@@ -12,6 +21,9 @@ class InputError(ValueError):
     The message says what the program got, what it wanted, and the remedy. The command line prints it without a
     traceback and exits with code 2.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:

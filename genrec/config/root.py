@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -78,11 +79,20 @@ class Config(Section):
             < max(self.evaluation.ks, default=0),
             f"tune.space names {unknown}; the reward terms are {sorted(self.rewards.weights())}": unknown,
             "tune.space: the low end must lie below the high end": any(a >= b for a, b in self.tune.space.values()),
+            f"data: got the URL {_plain_http(self.data)}, which anyone on the way can change; wanted https": (
+                _plain_http(self.data)
+            ),
             "storage must be a path that every node sees; object stores are not supported": "://" in self.storage,
         }
         if found := [message for message, is_wrong in wrong.items() if is_wrong]:
             raise ValueError("; ".join(found))
         return self
+
+
+def _plain_http(data: Data) -> str | None:
+    """The first URL of the data that is plain http and not of this machine."""
+    urls = [url for url in (data.path, data.items, data.interactions) if url and url.startswith("http://")]
+    return next((url for url in urls if urlsplit(url).hostname not in ("localhost", "127.0.0.1", "::1")), None)
 
 
 def _strategy_fits(config: Config) -> dict[str, bool]:

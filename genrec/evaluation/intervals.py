@@ -20,6 +20,10 @@ DRAWS_AT_ONCE = 4_000_000
 """Indices drawn per block, which bounds memory."""
 
 
+MIN_QUERIES = 6
+"""Fewer queries have no interval: even if all of them agree, a sign test has p = 2 · 2^-5 > 0.05."""
+
+
 class Difference(TypedDict):
     """A paired difference: its mean, its 95% interval, and the share of resamples above zero."""
 
@@ -77,8 +81,10 @@ def resampled_means(values_QM: FloatArray, resamples: int, seed: int) -> NDArray
 
 
 def intervals(values: Mapping[str, FloatArray], resamples: int, seed: int) -> dict[str, tuple[float, float]]:
-    """95% percentile interval of each metric's mean, from its values per query (Q,); empty if ``resamples`` is 0."""
-    if resamples == 0 or not values:
+    """95% percentile interval of each metric's mean, from its values per query (Q,); empty if ``resamples`` is 0, or if
+    there are fewer than ``MIN_QUERIES``.
+    """
+    if resamples == 0 or not values or _too_few(values):
         return {}
     means_BM = resampled_means(np.stack(list(values.values()), axis=1), resamples, seed)
     low_M, high_M = np.percentile(means_BM, (2.5, 97.5), axis=0)
@@ -90,7 +96,7 @@ def paired(
 ) -> dict[str, Difference]:
     """``first - second`` on the same queries in the same order, for each metric that both have.
 
-    Values are per query, (Q,). The result is empty if ``resamples`` is 0.
+    Values are per query, (Q,). The result is empty if ``resamples`` is 0, or if there are fewer than ``MIN_QUERIES``.
 
     Raises:
         InputError: the numbers of queries differ.
@@ -104,6 +110,8 @@ def paired(
                 f"{name}: {first[name].shape[0]} and {second[name].shape[0]} queries cannot be paired; "
                 "evaluate both rankings on the same queries"
             )
+    if _too_few(first):
+        return {}
     difference_QM = np.stack([first[name] - second[name] for name in names], axis=1)
     means_BM = resampled_means(difference_QM, resamples, seed)
     low_M, high_M = np.percentile(means_BM, (2.5, 97.5), axis=0)
@@ -116,3 +124,7 @@ def paired(
         )
         for column, name in enumerate(names)
     }
+
+
+def _too_few(values: Mapping[str, FloatArray]) -> bool:
+    return 0 < len(next(iter(values.values()))) < MIN_QUERIES

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ NAMES = {
     "model": "the model",
 }
 HEADLINE_METRICS = ("ndcg@10", "hr@10")
+WON_IN_WORDS = {"level": "is level on", "ahead": "is ahead, within the noise, on", "leads": "leads on"}
 
 Values = dict[str, FloatArray]
 """A metric's value per query, (Q,), by the metric's name."""
@@ -93,12 +95,10 @@ def summarise(
 
 def metrics_lost(model: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
     """The headline metrics on which a baseline is better than the model, each with the best baseline's name."""
-    lost: dict[str, str] = {}
-    for metric in HEADLINE_METRICS:
-        best = max(baselines, key=lambda name: baselines[name][metric], default=None)
-        if best is not None and baselines[best][metric] > model[metric]:
-            lost[metric] = best
-    return lost
+    if not baselines:
+        return {}
+    best = {metric: _best(metric, baselines) for metric in HEADLINE_METRICS}
+    return {metric: name for metric, name in best.items() if _standing(metric, model, baselines, {}) == "behind"}
 
 
 def headline(
@@ -106,26 +106,63 @@ def headline(
     baselines: Mapping[str, Mapping[str, float]],
     differences: Mapping[str, Mapping[str, Difference]],
 ) -> str:
-    """One sentence: does the model beat the best baseline on NDCG@10 and HR@10, by how much, and is it significant?"""
+    """One sentence: does the model beat the best baseline on NDCG@10 and HR@10, by how much, and is it significant?
+
+    It "leads" where the interval of its difference to every baseline lies above zero. Equal figures are no lead.
+    """
     if not baselines:
         return f"No baseline ran: the model's NDCG@10 is {model['ndcg@10']:.4f}, its HR@10 {model['hr@10']:.4f}."
-    lost = metrics_lost(model, baselines)
-    clauses: dict[str, str] = {}
-    for metric in HEADLINE_METRICS:
-        best = max(baselines, key=lambda name: baselines[name][metric])
-        interval = _interval(differences.get(best, {}).get(metric))
-        clauses[metric] = (
-            f"{_label(metric)} {model[metric]:.4f} against {baselines[best][metric]:.4f} of {NAMES.get(best, best)}"
-            f"{interval}"
-        )
-    if not lost:
-        tied = any(model[metric] == max(row[metric] for row in baselines.values()) for metric in HEADLINE_METRICS)
-        opening = "The model is at least level with every baseline" if tied else "The model leads every baseline"
-        return f"{opening}: {'; '.join(clauses.values())}."
-    losing = "; ".join(clauses[metric] for metric in lost)
-    winning = "; ".join(clause for metric, clause in clauses.items() if metric not in lost)
-    tail = f"; the model leads on {winning}" if winning else ""
-    return f"A baseline wins: the model has {losing}{tail}."
+    standing = {metric: _standing(metric, model, baselines, differences) for metric in HEADLINE_METRICS}
+    clauses = {metric: _clause(metric, model, baselines, differences) for metric in HEADLINE_METRICS}
+
+    def on(*wanted: str) -> list[str]:
+        return [metric for metric in HEADLINE_METRICS if standing[metric] in wanted]
+
+    if on("behind"):
+        parts = ["; ".join(clauses[metric] for metric in on("behind"))]
+        for words, verb in WON_IN_WORDS.items():
+            parts += [f"it {verb} {clauses[metric]}" for metric in on(words)]
+        return f"A baseline wins: the model has {'; '.join(parts)}."
+    if not on("level", "ahead"):
+        opening = "The model leads every baseline"
+    elif not on("level"):
+        opening = f"The model is ahead of every baseline, within the noise on {' and '.join(map(_label, on('ahead')))}"
+    elif not on("ahead", "leads"):
+        opening = "The model is level with the best baseline"
+    else:
+        opening = "The model is behind no baseline, and level with one"
+    return f"{opening}: {'; '.join(clauses.values())}."
+
+
+def _best(metric: str, baselines: Mapping[str, Mapping[str, float]]) -> str:
+    return max(baselines, key=lambda name: baselines[name][metric])
+
+
+def _standing(
+    metric: str,
+    model: Mapping[str, float],
+    baselines: Mapping[str, Mapping[str, float]],
+    differences: Mapping[str, Mapping[str, Difference]],
+) -> Literal["behind", "level", "ahead", "leads"]:
+    """Where the model stands against the best baseline; "leads": ahead of each of them, beyond the noise."""
+    value, best = model[metric], baselines[_best(metric, baselines)][metric]
+    if math.isclose(value, best, rel_tol=1e-9, abs_tol=1e-12):
+        return "level"
+    if value < best:
+        return "behind"
+    found = [differences.get(name, {}).get(metric) for name in baselines]
+    return "leads" if all(one is not None and one["low"] > 0 for one in found) else "ahead"
+
+
+def _clause(
+    metric: str,
+    model: Mapping[str, float],
+    baselines: Mapping[str, Mapping[str, float]],
+    differences: Mapping[str, Mapping[str, Difference]],
+) -> str:
+    best = _best(metric, baselines)
+    figures = f"{model[metric]:.4f} against {baselines[best][metric]:.4f} of {NAMES.get(best, best)}"
+    return f"{_label(metric)} {figures}{_interval(differences.get(best, {}).get(metric))}"
 
 
 def add_prior(metrics: dict[str, Any], policy: str, weight: float) -> None:
@@ -141,16 +178,16 @@ def add_prior(metrics: dict[str, Any], policy: str, weight: float) -> None:
     """
     alone, baselines = metrics[policy]["item"], metrics["baselines"]
     lost = metrics_lost(alone, baselines)
-    parts: list[str] = []
-    for metric in HEADLINE_METRICS:
-        best = max(baselines, key=lambda name: baselines[name][metric])
-        parts.append(f"{_label(metric)} {alone[metric]:.4f} against {baselines[best][metric]:.4f} of {NAMES[best]}")
-    opening = (
-        "A baseline wins over the trained policy alone" if lost else "The trained policy alone leads every baseline"
-    )
+    clauses = (_clause(metric, alone, baselines, {}) for metric in HEADLINE_METRICS)
+    standing = {_standing(metric, alone, baselines, {}) for metric in HEADLINE_METRICS}
+    opening = "The trained policy alone is ahead of every baseline"
+    if "behind" in standing:
+        opening = "A baseline wins over the trained policy alone"
+    elif "level" in standing:
+        opening = "The trained policy alone is behind no baseline"
     metrics["headline"] = (
-        f"{opening}: {'; '.join(parts)}. The model is this policy with an ItemKNN prior of weight {weight:g}, tuned on "
-        f"validation. {metrics['headline']}"
+        f"{opening}: {'; '.join(clauses)}. The model is this policy with an ItemKNN prior of weight {weight:g}, tuned "
+        f"on validation. {metrics['headline']}"
     )
     metrics["baseline_wins"] |= {f"policy {metric}": name for metric, name in lost.items()}
 
@@ -159,16 +196,15 @@ def add_gain(metrics: dict[str, Any], grpo: Values, sft: Values, resamples: int,
     """Add the paired difference between the GRPO policy and the SFT policy, both without a prior, to ``metrics``."""
     gain = paired(grpo, sft, resamples, seed)
     metrics["grpo_minus_sft"] = dict(gain)
-    ndcg = gain["ndcg@10"]
-    metrics["headline"] += (
-        f" GRPO changed the SFT policy's NDCG@10 by {ndcg['difference']:+.4f} "
-        f"(95% interval {ndcg['low']:+.4f} to {ndcg['high']:+.4f})."
-    )
+    change = float((grpo["ndcg@10"] - sft["ndcg@10"]).mean())
+    ndcg = gain.get("ndcg@10")
+    span = f"95% interval {ndcg['low']:+.4f} to {ndcg['high']:+.4f}" if ndcg else "no interval"
+    metrics["headline"] += f" GRPO changed the SFT policy's NDCG@10 by {change:+.4f} ({span})."
 
 
 def _interval(difference: Difference | None) -> str:
     if difference is None:
-        return ""
+        return " (no interval)"
     low, high = difference["low"], difference["high"]
     zero = "excludes zero" if low > 0 or high < 0 else "includes zero"
     return f" (difference {difference['difference']:+.4f}, 95% interval {low:+.4f} to {high:+.4f}, which {zero})"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import reprlib
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import cast
 
@@ -30,6 +33,7 @@ from genrec.policy.decoding.beam import beam
 from genrec.policy.decoding.node_prior import NodePrior
 from genrec.policy.decoding.prompt_cache import PromptCache
 from genrec.policy.decoding.request_constraints import Constraint
+from genrec.policy.decoding.request_ids import item_ids
 from genrec.sid import catalog_updates
 from genrec.sid.catalog import Catalog
 
@@ -59,7 +63,7 @@ class Reply:
 
 
 class Recommender:
-    """The policy, catalogue and prior of a run, searched as they were evaluated.
+    """The policy, catalogue and prior of a run, searched as they were evaluated; safe to share among threads.
 
     Args:
         run: the finished run.
@@ -87,37 +91,40 @@ class Recommender:
         cache_bytes = config.decode.prompt_cache_mb * 2**20
         self._prompt_cache = PromptCache(self._policy, cache_bytes) if cache_bytes else None
         self._view = self._read_view(self._current())
+        self._chat_lock = threading.Lock()  # a tokenizer changes its own state at each call
         self._knn: ItemKNN | None = None
         if run.prior.weight and run.prior.settings is not None:
             log = train_log(read_sequences(run.data), self._items.num_rows)
             self._knn = ItemKNN(Pairs(log), run.prior.settings)
 
     def recommend(
-        self, history: Sequence[str], k: int = 10, constraint: Constraint | None = None
+        self, history: Iterable[str], k: int = 10, constraint: Constraint | None = None
     ) -> list[Recommendation]:
         """The ``k`` most probable next items, best first; removed items are never among them.
 
         Args:
-            history: the shop's item ids, oldest first; the last ``data.max_history`` of them are used. Inserted and
-                removed items may be among them.
+            history: the shop's item ids, oldest first, in a list or any other iterable; the last ``data.max_history``
+                of them are used. Inserted and removed items may be among them.
+            k: a whole number; above the catalogue's size, all items are ranked.
             constraint: which items are allowed; if they are fewer than ``k``, the result is shorter.
 
         Raises:
-            InputError: an empty history, an item that is not in the catalogue, k below 1, or a constraint on an id,
-                category or price that the catalogue does not have.
+            InputError: an empty history, an item that is not in the catalogue, k below 1, an argument of another type,
+                or a constraint on an id, category or price that the catalogue does not have.
         """
-        view = self._view
-        unknown = [item for item in history if item not in view.rows]
-        if unknown or not history or k < 1:
+        view, ids, most = self._view, item_ids(history, "history"), _whole(k, "k")
+        if not isinstance(cast("object", constraint), Constraint | None):
+            raise InputError(f"constraint: got {type(constraint).__name__}; wanted genrec.Constraint or None")
+        unknown = [item for item in ids if item not in view.rows]
+        if unknown or not ids or most < 1:
             raise InputError(
-                f"got k={k} and a history of {len(history)} items, {len(unknown)} of them unknown ({unknown[:3]}); "
-                "wanted k >= 1 and at least one item, all from the catalogue"
+                f"got k={most} and a history of {len(ids)} items, {len(unknown)} of them unknown "
+                f"({reprlib.repr(unknown[:3])}); wanted k >= 1 and at least one item, all from the catalogue"
             )
-        rows = [view.rows[item] for item in history][-self._run.config.data.max_history :]
-        allowed_N = None
-        if constraint is not None:
-            allowed_N = view.attributes.mask(constraint, [view.rows[item] for item in history])
-        ranked = self._rank(view, rows, k, allowed_N)
+        seen = [view.rows[item] for item in ids]
+        allowed_N = None if constraint is None else view.attributes.mask(constraint, seen)
+        rows = seen[-self._run.config.data.max_history :]
+        ranked = self._rank(view, rows, min(most, len(view.ids)), allowed_N)
         return [Recommendation(view.ids[row], view.titles[row], score) for row, score in ranked]
 
     def chat(
@@ -144,10 +151,11 @@ class Recommender:
                 item, or too many tokens.
         """
         sampling = generate.Sampling(max_tokens, temperature, top_p, seed)
-        tokenizer, view = self._tokenizer, self._view
-        chat_format = ChatFormat(tokenizer, self._prompts.sids, view.catalog)
+        view = self._view
         conversation = self._parse(messages, view)
-        reply = generate.generate_reply(self._policy, chat_format, view.catalog.trie, conversation, sampling)
+        with self._chat_lock:
+            chat_format = ChatFormat(self._tokenizer, self._prompts.sids, view.catalog)
+            reply = generate.generate_reply(self._policy, chat_format, view.catalog.trie, conversation, sampling)
         items = [view.ids[part.row] for part in reply.parts if isinstance(part, Item)]
         codes_NL, sizes = view.catalog.codes_NL, view.catalog.level_sizes
         return Reply(generate.format_parts(reply.parts, codes_NL, sizes, view.titles), items, reply.ended)
@@ -172,9 +180,12 @@ class Recommender:
 
     def _parse(self, messages: str | Sequence[Mapping[str, str]], view: CatalogView) -> list[Message]:
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        if wrong := [turn for turn in turns if set(turn) != {"role", "content"} or turn["role"] not in ROLES]:
+        if not isinstance(turns, list | tuple):
+            raise InputError(f"messages: got {type(turns).__name__}; wanted the user's text, or a list of messages")
+        if wrong := [turn for turn in turns if not _is_message(turn)]:
             raise InputError(
-                f"got the message {wrong[0]!r}; wanted {{'role': {' | '.join(ROLES)}, 'content': text}} for each"
+                f"got the message {reprlib.repr(wrong[0])}; wanted {{'role': {' | '.join(ROLES)}, 'content': text}} "
+                "for each, the text in valid Unicode"
             )
         parsed = [
             Message(cast("Role", turn["role"]), generate.parse_parts(turn["content"], view.rows, view.catalog))
@@ -205,7 +216,7 @@ class Recommender:
             beams = without_seen(beams, recent_1H, width - len(rows))
         probabilities = beams.probabilities(len(view.ids))
         if node_prior is not None:
-            probabilities = probabilities / probabilities.sum()
+            probabilities = probabilities / (probabilities.sum() or 1.0)
         elif scores is not None:
             scores = scores if allowed_N is None else scores.multiply(allowed_N.numpy()[None]).tocsr()
             probabilities = (1 - prior.weight) * probabilities + prior.weight * normalise(scores, prior.power)
@@ -241,6 +252,21 @@ class Recommender:
             return None
         scores = _catalog_scores(self._knn, view, recent_1H)
         return mask_seen_items(scores, recent_1H) if self._run.mask_seen else scores
+
+
+def _whole(value: object, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InputError(f"{name}: got {reprlib.repr(value)}; wanted a whole number")
+    return int(value)
+
+
+def _is_message(turn: object) -> bool:
+    if not isinstance(turn, Mapping) or set(turn) != {"role", "content"}:
+        return False
+    role, content = turn["role"], turn["content"]
+    if not isinstance(role, str) or role not in ROLES or not isinstance(content, str):
+        return False
+    return not any(0xD800 <= ord(character) < 0xE000 for character in content)
 
 
 def _catalog_scores(knn: ItemKNN, view: CatalogView, recent_QH: IntArray) -> Sparse:

@@ -55,13 +55,14 @@ class RunRecord:
         Raises:
             InputError: no finished run is there, or its record cannot be read.
         """
+        directory = directory.expanduser()
         storage = directory.resolve().parent.parent
         try:
             content = json.loads((directory / "recommender.json").read_text(encoding="utf-8"))
             return cls(
                 Config.model_validate(content["config"]),
                 storage,
-                *(storage / content["parts"][part] for part in ("data", "catalog", "policy")),
+                *(_inside(storage, content["parts"][part]) for part in ("data", "catalog", "policy")),
                 prior=ServedPrior.from_json(content["prior"]),
                 mask_seen=bool(content["mask_seen"]),
             )
@@ -69,3 +70,11 @@ class RunRecord:
             raise InputError(
                 f"{directory} holds no finished run that can be read ({error}); make one with `genrec full`"
             ) from error
+
+
+def _inside(storage: Path, part: str) -> Path:
+    """``storage/part``; ValueError where that lies elsewhere."""
+    path = storage / part
+    if ".." in path.parts or not path.is_relative_to(storage):
+        raise ValueError(f"its part {part!r} lies outside of {storage}")
+    return path

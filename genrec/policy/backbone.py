@@ -54,10 +54,11 @@ def save(
     policy: Policy, tensors: dict[str, Tensor], catalog: Catalog, about: Mapping[str, object], directory: Path
 ) -> None:
     """Write ``policy.safetensors`` (``tensors``, the trainable part) and then ``policy.json`` (``about`` and the
-    catalogue's digest): a directory with the second file is complete.
+    digests of the catalogue and of the pretrained weights): a directory with the second file is complete.
     """
     write_atomically(directory / "policy.safetensors", lambda path: save_file(tensors, path))
-    write_json({**about, "catalog": catalog.digest, "sid_base": policy.sids.base}, directory / "policy.json")
+    digests = {"catalog": catalog.digest, "base": policy.base}
+    write_json({**about, **digests, "sid_base": policy.sids.base}, directory / "policy.json")
 
 
 def load(
@@ -72,10 +73,18 @@ def load(
     """The policy that ``save`` wrote into ``directory``, in evaluation mode; the arguments are those of ``build``.
 
     Raises:
-        InputError: as ``build`` and ``load_tensors``.
+        InputError: as ``build`` and ``load_tensors``, or the pretrained model is another one than at the training.
     """
     policy, prompts = build(settings, catalog, max_history=max_history, seed=seed, cache=cache)
-    policy.adopt(load_tensors(directory, catalog))
+    tensors = load_tensors(directory, catalog)
+    trained_with = json.loads((directory / "policy.json").read_text(encoding="utf-8")).get("base")
+    if trained_with not in (None, policy.base):
+        raise InputError(
+            f"the policy in {directory} was trained with the model {trained_with[:12]} at policy.path="
+            f"{settings.path!r}, got {str(policy.base)[:12]} there now: its weights, tokenizer or template were "
+            "changed. Put the old files back, or train again"
+        )
+    policy.adopt(tensors)
     return policy.eval(), prompts
 
 

@@ -31,7 +31,11 @@ class Policy(nn.Module):
         sid_in: the block's rows (C, D) of the input embedding, if they are a parameter of their own.
         sid_out: likewise of the output embedding; None where the embeddings are tied.
         precision: of the matrix products inside the model (bfloat16: by autocast).
+
+    ``base`` identifies the content of the pretrained model that it was built from; None for one from scratch.
     """
+
+    base: str | None = None
 
     def __init__(
         self,

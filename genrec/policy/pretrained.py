@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from genrec.config import PolicyConfig
+from genrec.data.content import HashCache
 from genrec.data.files import share
+from genrec.data.model_files import LOADING, model_identity, require_model
 from genrec.errors import InputError
 from genrec.policy.model import Policy
-from genrec.policy.prompts import Prompts, SidTokens, instruction, sid_names
+from genrec.policy.prompts import SYSTEM, Prompts, SidTokens, instruction, sid_names, token_ids
 from genrec.policy.sid_embeddings import add_rows
 from genrec.sid.catalog import Catalog
 
@@ -60,6 +63,7 @@ def build_pretrained(
     pad: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     prompts = Prompts(catalog, sids, prefix, suffix, int(pad), max_history)
     _require_room(model, prompts, settings.path)
+    policy.base = model_identity(settings.path, HashCache(cache / "content.json") if cache is not None else None)
     return policy, prompts
 
 
@@ -169,7 +173,9 @@ def load_weights(settings: PolicyConfig, cache: Path | None) -> tuple[PreTrained
         InputError: the model cannot be found or read, or a package for its form is missing.
     """
     if settings.path != "smollm2":
-        return _from_pretrained(settings, {"pretrained_model_name_or_path": settings.path})
+        return _from_pretrained(
+            settings, {"pretrained_model_name_or_path": require_model(settings.path, "policy.path")}
+        )
     where = packaged_smollm2()
     if cache is not None:
         return _from_pretrained(settings, {"pretrained_model_name_or_path": str(_converted(where, cache / "smollm2"))})
@@ -184,12 +190,35 @@ def load_weights(settings: PolicyConfig, cache: Path | None) -> tuple[PreTrained
 def _from_pretrained(settings: PolicyConfig, where: dict[str, str]) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     dtype = torch.float32 if settings.finetuning == "full" else getattr(torch, settings.dtype)
     options: dict[str, Any] = {"quantization_config": _nf4(dtype)} if settings.finetuning == "qlora" else {}
+    safely = LOADING if "gguf_file" not in where else {"trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**where)
-        model = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype, **options)
-    except (OSError, ValueError, ImportError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            **where, dtype=dtype, output_loading_info=True, **safely, **options
+        )
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise InputError(f"policy.path={settings.path!r} cannot be loaded: {error}") from error
+    model, report = loaded
+    if missing := sorted(map(str, (*report["missing_keys"], *report["mismatched_keys"]))):
+        raise InputError(
+            f"policy.path={settings.path!r}: {len(missing)} of the model's tensors are missing from its files, or have "
+            f"another shape (such as {missing[0]}), and would be random; copy the whole model again"
+        )
+    require_vocabulary(tokenizer, settings.path)
     return tokenizer, model
+
+
+def require_vocabulary(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    """Refuse a tokenizer that turns text into nothing, as one without its vocabulary does.
+
+    Raises:
+        InputError: no token comes out of a sentence.
+    """
+    if not token_ids(tokenizer, SYSTEM):
+        raise InputError(
+            f"policy.path={path!r}: the tokenizer has {len(tokenizer)} tokens and turns {SYSTEM!r} into none; copy the "
+            "tokenizer's files again, or save it with save_pretrained"
+        )
 
 
 def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -258,7 +287,7 @@ def _converted(where: dict[str, str], directory: Path) -> Path:
     """The packaged GGUF as safetensors in ``directory``, written unless it is there."""
     if directory.is_dir():
         return directory
-    model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, trust_remote_code=False)
     for name in ("hf_quantizer", "quantization_method", "is_quantized"):
         model.__dict__.pop(name, None)
     model.config.__dict__.pop("quantization_config", None)
@@ -266,7 +295,7 @@ def _converted(where: dict[str, str], directory: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=directory.parent) as temporary:
         fresh = Path(temporary) / directory.name
         model.save_pretrained(fresh)
-        AutoTokenizer.from_pretrained(**where).save_pretrained(fresh)
+        AutoTokenizer.from_pretrained(**where, trust_remote_code=False).save_pretrained(fresh)
         share(fresh)
         with suppress(OSError):
             fresh.rename(directory)

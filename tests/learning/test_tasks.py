@@ -132,8 +132,8 @@ def test_a_template_that_refuses_or_drops_a_role_is_one_clear_error() -> None:
     with pytest.raises(InputError, match="roles must alternate"):
         form("{{ raise_exception('roles must alternate') }}")
     dropping = form("{% for m in messages if m['role'] != 'system' %}{{ m['content'] }}{% endfor %}")
-    with pytest.raises(InputError, match="drops a message of the role 'system'"):
-        dropping.prompt([Message("system", ("x",)), Message("user", ("Hi",))])
+    with pytest.raises(InputError, match="drops the message of the role 'system'"):
+        dropping.prompt([Message("system", ("x",))])
 
 
 def test_interests_are_the_most_frequent_categories_of_the_last_items() -> None:

@@ -59,6 +59,8 @@ def write_report(
         "title": title,
         "metrics": metrics,
         "lost": bool(metrics.get("baseline_wins")),
+        "led": str(metrics["headline"]).startswith("The model leads"),
+        "spans": metrics["ci95"]["model"]["item"],
         "item_table": item_table(metrics),
         "sid_table": _rows(metrics, "sid"),
         "columns": list(metrics["model"]["item"]),

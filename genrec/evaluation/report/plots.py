@@ -21,6 +21,8 @@ _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "rule", **{colour: f"s{n}" for n
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "genrec",
+    "text.parse_math": False,
+    "text.usetex": False,
     "font.family": "sans-serif",
     "font.size": 10,
     "text.color": INK,

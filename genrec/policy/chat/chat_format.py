@@ -17,11 +17,12 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from genrec.config import PolicyConfig
+from genrec.data.model_files import require_model
 from genrec.errors import InputError
 from genrec.policy.chat.byte_tokenizer import byte_tokenizer
 from genrec.policy.chat.templates import Item, Message
-from genrec.policy.pretrained import packaged_smollm2
-from genrec.policy.prompts import SidTokens
+from genrec.policy.pretrained import packaged_smollm2, require_vocabulary
+from genrec.policy.prompts import SidTokens, apply_template
 from genrec.sid.catalog import Catalog
 
 OPEN, CLOSE = "[[", "]]"
@@ -133,11 +134,7 @@ class ChatFormat:
             lines = (f"{role}:\n{mark}{ends.get(role, chr(10))}" for role, mark in zip(roles, marks, strict=True))
             return "".join(lines) + ("assistant:\n" if add_reply else "")
         messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
-        options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": add_reply, "enable_thinking": False}
-        try:
-            return str(self.tokenizer.apply_chat_template(messages, **options))
-        except Exception as error:  # of Jinja: templates raise it themselves for an order of roles that they reject
-            raise InputError(f"the tokenizer's chat template rejects the roles {list(roles)}: {error}") from error
+        return apply_template(self.tokenizer, messages, add_generation_prompt=add_reply, enable_thinking=False)
 
     def _eos(self) -> int:
         end: Any = self.tokenizer.eos_token_id
@@ -161,11 +158,15 @@ def load_tokenizer(settings: PolicyConfig, cache: Path | None) -> PreTrainedToke
         )
     if settings.kind == "scratch":
         return byte_tokenizer()
-    where: dict[str, Any] = {"pretrained_model_name_or_path": settings.path}
-    if settings.path == "smollm2":
+    where: dict[str, Any] = {}
+    if settings.path != "smollm2":
+        where["pretrained_model_name_or_path"] = require_model(settings.path, "policy.path")
+    else:
         kept = cache / "smollm2" if cache is not None else None
         where = {"pretrained_model_name_or_path": str(kept)} if kept and kept.is_dir() else packaged_smollm2()
     try:
-        return AutoTokenizer.from_pretrained(**where)
+        tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"the tokenizer of policy.path={settings.path!r} cannot be loaded: {error}") from error
+    require_vocabulary(tokenizer, settings.path)
+    return tokenizer

@@ -7,9 +7,11 @@ KV cache holds the whole conversation, so each token costs one forward pass of a
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -23,7 +25,8 @@ from genrec.policy.prompts import sid_names
 from genrec.sid.catalog import Catalog
 from genrec.sid.trie import Trie
 
-SPAN = re.compile(re.escape(OPEN) + r"\s*(.*?)\s*" + re.escape(CLOSE), re.DOTALL)
+COLDEST, HOTTEST = 1e-6, 1e6
+"""Temperatures beyond which a draw is the most probable token, or even over all: float32 has no numbers between."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,20 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise InputError(f"got {self}; wanted max_tokens >= 1, temperature >= 0, 0 < top_p <= 1")
+        whole_ones: tuple[object, ...] = (self.max_tokens, self.seed)
+        whole = all(not isinstance(n, bool) and isinstance(n, Integral) for n in whole_ones)
+        numbers = whole and all(isinstance(n, Real) for n in (self.temperature, self.top_p))
+        if (
+            not numbers
+            or self.max_tokens < 1
+            or not 0 <= self.temperature < float("inf")
+            or not 0 < self.top_p <= 1
+            or not 0 <= self.seed < 2**63
+        ):
+            raise InputError(
+                f"got {reprlib.repr(self)}; wanted max_tokens >= 1, temperature >= 0, 0 < top_p <= 1, "
+                "seed >= 0, all of them numbers"
+            )
 
 
 @dataclass
@@ -85,15 +100,17 @@ def parse_parts(text: str, rows: Mapping[str, int], catalog: Catalog) -> Parts:
         InputError: an item that is not in the catalogue.
     """
     parts: list[str | Item] = []
-    end, sid = 0, "".join(rf"<{chr(ord('a') + level)}_(\d+)>" for level in range(catalog.levels))
-    for found in SPAN.finditer(text):
-        name = found[1]
+    sid = "".join(rf"<{chr(ord('a') + level)}_(\d{{1,9}})>" for level in range(catalog.levels))
+    end = 0
+    while (start := text.find(OPEN, end)) >= 0 and (close := text.find(CLOSE, start + len(OPEN))) >= 0:
+        name = text[start + len(OPEN) : close].strip()
         codes = re.fullmatch(sid, name)
         row = rows.get(name, catalog.item_of(tuple(map(int, codes.groups()))) if codes else None)
         if row is None:
-            raise InputError(f"{found[0]!r} is no item of the catalogue; wanted [[id]] or [[<a_1><b_2>…]] of one")
-        parts += [text[end : found.start()], Item(row)]
-        end = found.end()
+            span = reprlib.repr(f"{OPEN}{name}{CLOSE}")
+            raise InputError(f"{span} is no item of the catalogue; wanted [[id]] or [[<a_1><b_2>…]] of one")
+        parts += [text[end:start], Item(row)]
+        end = close + len(CLOSE)
     return tuple(part for part in (*parts, text[end:]) if part != "")
 
 
@@ -161,9 +178,10 @@ class _ChatGenerator:
 
     def _choose(self, logits_V: Tensor, allowed_V: Tensor) -> int:
         logits_V = logits_V.float().masked_fill(~allowed_V, -torch.inf)
-        if not self._sampling.temperature:
+        if self._sampling.temperature < COLDEST:
             return int(logits_V.argmax())
-        probability_V = torch.softmax(logits_V / self._sampling.temperature, -1)
+        scaled_V = (logits_V - logits_V.max()) / min(self._sampling.temperature, HOTTEST)
+        probability_V = torch.softmax(scaled_V, -1)
         best_V, token_V = probability_V.sort(descending=True)
         best_V = best_V.masked_fill(best_V.cumsum(-1) - best_V >= self._sampling.top_p, 0.0)
         return int(token_V[torch.multinomial(best_V, 1, generator=self._generator)])

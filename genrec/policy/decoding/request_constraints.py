@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from genrec.errors import InputError
+from genrec.policy.decoding.request_ids import item_ids
 
 Bools = npt.NDArray[np.bool_]
 
@@ -22,20 +25,41 @@ class Constraint:
     """Which items may be recommended; a field that is left out restricts nothing.
 
     ``Constraint(category="Shampoo", price=(2, 10), unseen=True)``: shampoos for 2 to 10 that are not in the history.
+
+    Raises:
+        InputError: a field of another type.
     """
 
-    allow: Sequence[str] | None = None
+    allow: Iterable[str] | None = None
     """Item ids: only these may be recommended."""
-    deny: Sequence[str] = ()
+    deny: Iterable[str] = ()
     """Item ids that may not be recommended."""
     category: str | None = None
     """A category's name, of any level."""
     price: tuple[float, float] | None = None
     """Lowest and highest price, both included; items without a price are excluded."""
-    in_stock: Bools | None = field(default=None, compare=False)
+    in_stock: Bools | Sequence[bool] | None = field(default=None, compare=False)
     """(N,) bool by item row (the order of the item table): True at items in stock."""
     unseen: bool = False
     """Exclude the items of the history."""
+
+    def __post_init__(self) -> None:
+        if self.allow is not None:
+            object.__setattr__(self, "allow", item_ids(self.allow, "allow"))
+        object.__setattr__(self, "deny", item_ids(self.deny, "deny"))
+        object.__setattr__(self, "in_stock", None if self.in_stock is None else _bools(self.in_stock))
+        if self.price is not None:
+            object.__setattr__(self, "price", _price_range(self.price))
+        wrong = [
+            f"{name}={reprlib.repr(value)}; wanted {wanted}"
+            for name, value, is_right, wanted in (
+                ("category", self.category, isinstance(cast("object", self.category), str | None), "a category's name"),
+                ("unseen", self.unseen, isinstance(cast("object", self.unseen), bool | np.bool_), "True or False"),
+            )
+            if not is_right
+        ]
+        if wrong:
+            raise InputError(f"got {wrong[0]}")
 
 
 class ItemAttributes:
@@ -80,29 +104,54 @@ class ItemAttributes:
                 raise InputError(
                     f"in_stock has {len(constraint.in_stock)} items; wanted {len(self)}, one per item of the catalogue"
                 )
-            mask_N &= np.asarray(constraint.in_stock, bool)
+            mask_N &= constraint.in_stock
         if constraint.unseen:
             mask_N[list(history)] = False
         return torch.from_numpy(mask_N)
 
-    def _rows_of(self, ids: Sequence[str], field: str) -> list[int]:
-        unknown = [item_id for item_id in ids if item_id not in self._rows]
-        if unknown:
-            raise InputError(f"{field} names {len(unknown)} items that are not in the catalogue ({unknown[:3]})")
-        return [self._rows[item_id] for item_id in ids]
+    def _rows_of(self, ids: Iterable[str], field: str) -> list[int]:
+        known = item_ids(ids, field)
+        if unknown := [item_id for item_id in known if item_id not in self._rows]:
+            shown = reprlib.repr(unknown[:3])
+            raise InputError(f"{field} names {len(unknown)} items that are not in the catalogue ({shown})")
+        return [self._rows[item_id] for item_id in known]
 
     def _make_category_mask(self, name: str) -> Bools:
         mask_N = np.array([name in (own or ()) for own in self._categories], bool)
         if not mask_N.any():
-            raise InputError(f"no item has the category {name!r}; wanted a category of the item table")
+            raise InputError(f"no item has the category {reprlib.repr(name)}; wanted a category of the item table")
         return mask_N
 
     def _price_mask(self, low: float, high: float) -> Bools:
         if self._price_N is None:
             raise InputError("got a price range, but the item table has no column 'price'; add one, or leave price out")
-        if low > high:
-            raise InputError(f"got the price range {low:g} to {high:g}; wanted the lowest price first")
         return (self._price_N >= low) & (self._price_N <= high)
+
+
+def _bools(values: object) -> Bools:
+    """``in_stock`` as an array (N,); a copy, which nobody else changes."""
+    try:
+        found = np.array(values)
+    except (ValueError, TypeError):
+        found = np.array(None)
+    if found.dtype != np.bool_ or found.ndim != 1:
+        raise InputError(
+            f"in_stock: got {reprlib.repr(values)}; wanted True or False for each item of the catalogue, in a list"
+        )
+    return found
+
+
+def _price_range(values: object) -> tuple[float, float]:
+    """``price`` as two numbers, the lower one first."""
+    try:
+        low, high = (float(value) for value in cast("Iterable[float]", values))
+    except (TypeError, ValueError, OverflowError):
+        low, high = float("nan"), float("nan")
+    if isinstance(values, str) or not low <= high:
+        raise InputError(
+            f"price: got {reprlib.repr(values)}; wanted two numbers, the lowest price first, such as (2, 10)"
+        )
+    return low, high
 
 
 def read_item_attributes(items: pa.Table, added: Sequence[pa.Table], rows: dict[str, int]) -> ItemAttributes:

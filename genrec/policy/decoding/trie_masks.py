@@ -7,6 +7,7 @@ equal item masks share one set of node masks.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -41,11 +42,15 @@ class LeafMasks:
 
 
 class TrieMaskCache:
-    """Makes the node masks of a trie, and keeps the ``remember`` most recent ones by the content of the item mask."""
+    """Makes the node masks of a trie, and keeps the ``remember`` most recent ones by the content of the item mask.
+
+    Safe to share among threads.
+    """
 
     def __init__(self, trie: Trie, remember: int = 64) -> None:
         self._trie, self._remember = trie, remember
         self._known: OrderedDict[str, OpenNodes] = OrderedDict()
+        self._lock = threading.Lock()
 
     def masks(self, allowed: Sequence[Tensor | None]) -> LeafMasks | None:
         """The node masks of a batch; None when no request has a constraint.
@@ -70,12 +75,16 @@ class TrieMaskCache:
         return LeafMasks(distinct, torch.tensor(which))
 
     def _nodes(self, key: str, mask_N: Tensor | None) -> OpenNodes:
-        if key not in self._known:
-            self._known[key] = open_nodes(self._trie, mask_N)
-        self._known.move_to_end(key)
-        while len(self._known) > self._remember:
-            self._known.popitem(last=False)
-        return self._known[key]
+        with self._lock:
+            if (known := self._known.get(key)) is not None:
+                self._known.move_to_end(key)
+                return known
+        made = open_nodes(self._trie, mask_N)  # outside the lock: others need not wait for it
+        with self._lock:
+            self._known[key] = made
+            while len(self._known) > self._remember:
+                self._known.popitem(last=False)
+        return made
 
 
 def open_nodes(trie: Trie, mask_N: Tensor | None) -> OpenNodes:
