@@ -29,20 +29,22 @@ GRACE_S = 5.0
 
 
 @dataclass(frozen=True)
-class Part:
+class CheckPart:
     """One part of the check: what it shows, and the seconds that it may take."""
 
     about: str
     limit_s: float
 
 
-PARTS: Mapping[str, Part] = {
-    "exactness": Part("decoding, scoring and gradients on the GPU against the CPU; bfloat16 against float32", 90),
-    "language_model": Part("SmolLM2-135M, all weights: SFT to early stopping, GRPO, test beside ItemKNN", 420),
-    "pipeline": Part("the workflow's own stages, a learner and a rollout actor on one card (on Ray, if it came)", 300),
-    "shapes": Part("shapes of Qwen3-0.6B and 1.7B: tokens/s, prompts/s, peak memory of SFT, rollouts and GRPO", 150),
-    "decoding": Part("shape of Qwen3-1.7B, 1,000 tokens, beams of 50 and 256, against generate", 150),
-    "nccl": Part("training under DDP and NCCL compared with training alone", 60),
+PARTS: Mapping[str, CheckPart] = {
+    "exactness": CheckPart("decoding, scoring and gradients on the GPU against the CPU; bfloat16 against float32", 90),
+    "language_model": CheckPart("SmolLM2-135M, all weights: SFT to early stopping, GRPO, test beside ItemKNN", 420),
+    "pipeline": CheckPart(
+        "the stages of the workflow, a learner and a rollout actor on one card, on Ray if it came", 300
+    ),
+    "shapes": CheckPart("Qwen3-0.6B and 1.7B shapes: tokens/s, prompts/s, peak memory of SFT and GRPO", 150),
+    "decoding": CheckPart("shape of Qwen3-1.7B, 1,000 tokens, beams of 50 and 256, against generate", 150),
+    "nccl": CheckPart("training under DDP and NCCL compared with training alone", 60),
 }
 """The parts in the order of their value; ``benchmarks.gpu_parts`` has a function for each."""
 

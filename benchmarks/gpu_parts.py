@@ -93,7 +93,7 @@ def exactness(machine: Machine, figures: Figures) -> None:
 
 
 @dataclass(frozen=True)
-class _Answers:
+class _DeviceAnswers:
     """Items (B, W) and their log-probabilities, log-probabilities (B, G) of candidates, and their gradient (Θ,)."""
 
     items_BW: Tensor
@@ -101,7 +101,7 @@ class _Answers:
     scored_BG: Tensor
     gradient: Tensor
 
-    def compared(self, other: _Answers) -> dict[str, float]:
+    def compared(self, other: _DeviceAnswers) -> dict[str, float]:
         """How far these answers are from ``other``."""
         same_BW = self.items_BW == other.items_BW
         return {
@@ -128,7 +128,7 @@ def _random_policy(arch: str, catalog: Catalog) -> tuple[Policy, Prompts]:
 
 def _answers(
     policy: Policy, prompts: Prompts, catalog: Catalog, histories: Sequence[Sequence[int]], device: str
-) -> _Answers:
+) -> _DeviceAnswers:
     import torch
 
     from genrec.policy.decoding.beam import beam
@@ -143,7 +143,7 @@ def _answers(
     scored.mean().backward()
     gradient = torch.cat([p.grad.flatten().cpu() for p in policy.parameters() if p.grad is not None])
     policy.zero_grad()
-    return _Answers(beams.items_BW.cpu(), beams.logp_BW.cpu(), scored.detach().cpu(), gradient)
+    return _DeviceAnswers(beams.items_BW.cpu(), beams.logp_BW.cpu(), scored.detach().cpu(), gradient)
 
 
 def _same_as_generate(policy: Policy, prompts: Prompts, catalog: Catalog, histories: Sequence[Sequence[int]]) -> float:

@@ -54,8 +54,8 @@ def test_the_policy_is_the_same_with_any_number_of_learners_and_actors(tmp_path:
             rollouts.shared_actors = shared if own else lambda spec, accelerator, count=count: running[:count]
             out = tmp_path / f"{world}-{count}"
             out.mkdir(exist_ok=True)
-            compute = config.compute.model_copy(update={"workers": world, "rollout_actors": count})
-            grpo.grpo_loop(replace(spec, config=config.model_copy(update={"compute": compute}), out=out))
+            variant = config.replace({"compute.workers": world, "compute.rollout_actors": count})
+            grpo.grpo_loop(replace(spec, config=variant, out=out))
 
     for learners in LEARNERS:
         train_on_ray(run_all, config, tmp_path / f"run-{learners}", f"run-{learners}", learners)
