@@ -121,7 +121,8 @@ def copy_model(package: Path, texts: Sequence[str]) -> None:
 
 
 def _pack(archive: Path, parts: dict[str, Path]) -> None:
-    with tarfile.open(archive, f"w:{archive.suffix[1:]}") as packed:
+    """Write ``parts``, folders by their name in the archive, compressed as its name says."""
+    with tarfile.open(archive, "w:xz" if archive.suffix == ".xz" else "w:gz") as packed:
         for name, path in parts.items():
             packed.add(path, name, filter=_without_caches)
     LOG.info("%s: %.1f MiB", archive, archive.stat().st_size / 2**20)

@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -222,7 +222,7 @@ def _run_stages(
 
 
 @contextmanager
-def _peak_memory(machine: Machine, figures: Figures, label: str) -> Iterator[None]:
+def _peak_memory(machine: Machine, figures: Figures, label: str) -> Generator[None]:
     """Seconds, and the peak of the device's memory that this process took."""
     import torch
 
@@ -302,7 +302,7 @@ def _of_shape(shape: Mapping[str, int], catalog: Catalog, machine: Machine) -> t
 
     text = machine.size(TEXT_TOKENS, 1000)
     sids = SidTokens(text, catalog.level_sizes)
-    sizes = dict(shape) if not machine.rehearse else {"hidden_size": 64, "num_hidden_layers": 2}
+    sizes: dict[str, Any] = dict(shape) if not machine.rehearse else {"hidden_size": 64, "num_hidden_layers": 2}
     with torch.device(machine.device):
         model = Qwen3ForCausalLM(
             Qwen3Config(vocab_size=text + sids.count, head_dim=128, tie_word_embeddings=True, **sizes)

@@ -57,7 +57,7 @@ def changes(config: Config) -> dict[str, Change]:
         recipe = load_config([f"versions/{name}"])
         found[name] = ({"objective": recipe.learning.rl.objective}, recipe.rewards)
     hit = Rewards(hit=1.0, rank_log=0.0, settings=config.rewards.settings)
-    none = hit.weighted({"hit": 0.0})
+    none = hit.replace(hit=0.0, control=True)
     found |= {"hit": ({}, hit), "supervised": ({}, none)}
     for name in ("ndcg_rank", "prefix", "future", "collaborative", "semantic"):
         found[name] = ({}, hit.weighted({name: 1.0 if name == "ndcg_rank" else 0.5}))

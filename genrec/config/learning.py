@@ -184,6 +184,10 @@ class Rewards(Section):
         default_factory=dict, description="weights of terms from entry points (genrec.rewards) or a --rewards file"
     )
     settings: RewardSettings = RewardSettings()
+    control: bool = Field(
+        default=False,
+        description="no reward on purpose: what the supervised term and the KL do alone, to compare rewards with",
+    )
 
     @model_validator(mode="after")
     def _names_are_free(self) -> Rewards:
@@ -193,13 +197,16 @@ class Rewards(Section):
 
     @model_validator(mode="after")
     def _something_is_rewarded(self) -> Rewards:
-        if not any(self.weights().values()):
-            raise ValueError("every weight of rewards is 0, so nothing is learned; set one, such as rewards.hit=1")
+        if not any(self.weights().values()) and not self.control:
+            raise ValueError(
+                "every weight of rewards is 0, so nothing is learned; set one, such as rewards.hit=1, "
+                "or rewards.control=true to see what training without rewards does"
+            )
         return self
 
     def weights(self) -> dict[str, float]:
         """The weight of every term, switched off or not, by name."""
-        return {**self.model_dump(exclude={"custom", "settings"}), **self.custom}
+        return {**self.model_dump(exclude={"custom", "settings", "control"}), **self.custom}
 
     def weighted(self, weights: Mapping[str, float]) -> Rewards:
         """These rewards with some weights replaced."""

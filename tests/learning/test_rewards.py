@@ -136,6 +136,10 @@ def test_the_list_level_category_term_warns_that_it_cancels() -> None:
     assert "category_count" in active_terms(weights, centred=False)
 
 
+def test_a_control_has_no_reward_at_all() -> None:
+    assert not any(Rewards(hit=0.0, rank_log=0.0, control=True).weights().values())
+
+
 def test_rewards_that_teach_nothing_are_refused() -> None:
     zero = {"hit": 0.0, "rank_log": 0.0}
     with pytest.raises(ValueError, match=r"every weight of rewards is 0.*such as rewards\.hit=1"):
