@@ -41,7 +41,7 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sid_embed, "make_encoder", lambda settings, device: Numbers())
         storage = tmp_path_factory.mktemp("storage")
-        settings = ("sid.cf_weight=0", "sid.codebook_size=4", "learning.sft.epochs=20", "policy.dropout=0")
+        settings = ("sid.cf_weight=0", "sid.codebook_size=4", "learning.sft.epochs=20", "seed=2", "policy.dropout=0")
         config = tiny_config(storage, chain_shop(tmp_path_factory.mktemp("shop")), *settings)
         parts = {"data": made(config, "prepare"), "catalog": made(config, "assign"), "policy": made(config, "sft")}
         knn = {"kind": "itemknn", "weight": 0.5, "power": 1.0, "settings": asdict(KnnSettings())}
