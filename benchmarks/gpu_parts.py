@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.decode import DecodeSize, measure
-from benchmarks.harness import random_catalog, timed
+from benchmarks.harness import in_process, random_catalog, timed
 from cluster import pipeline
-from cluster.artifacts import MANIFEST, Artifact
+from cluster.artifacts import Artifact, finished_artifact
 from cluster.session import configure_process
+from cluster.train import read_summary
 from genrec.config import PolicyConfig, load_config
 
 if TYPE_CHECKING:
@@ -60,12 +61,8 @@ class Machine:
 
     def finished(self) -> dict[str, Artifact]:
         """The bundle's artifacts by the name of their stage."""
-        found: dict[str, Artifact] = {}
-        for manifest in self.artifacts.glob(f"*/*/{MANIFEST}"):
-            name, key = manifest.parts[-3:-1]
-            metrics = json.loads(manifest.read_text(encoding="utf-8"))["metrics"]
-            found[name] = Artifact(name, manifest.parent, key, metrics, skipped=True)
-        return found
+        found = (finished_artifact(folder.parent.name, folder) for folder in self.artifacts.glob("*/*"))
+        return {one.name: one for one in found if one is not None}
 
 
 def exactness(machine: Machine, figures: Figures) -> None:
@@ -176,8 +173,6 @@ def language_model(machine: Machine, figures: Figures) -> None:
         "learning.rl.checkpoint_every=1000",
         "learning.rl.eval_every=50",
         "decode.prior=none",
-        "compute.workers=0",
-        "compute.data_actors=0",
     ]
     stages = ("sft", "grpo") if machine.rehearse else ("sft", "grpo", "evaluate")
     _run_stages(machine, figures, ["industrial"], settings, stages)
@@ -187,16 +182,17 @@ def pipeline_on_one_card(machine: Machine, figures: Figures) -> None:
     """``industrial.yaml`` as it is, from the tables and semantic IDs of the bundle to the report."""
     on_ray = find_spec("ray") is not None
     figures.add(on_ray=str(on_ray))
-    where = [] if on_ray else ["compute.workers=0", "compute.data_actors=0"]
-    _run_stages(machine, figures, ["industrial", "cpu" if machine.rehearse else "a100"], where)
+    _run_stages(machine, figures, ["industrial", "cpu" if machine.rehearse else "a100"], on_ray=on_ray)
 
 
 def _run_stages(
     machine: Machine,
     figures: Figures,
     names: Sequence[str],
-    settings: Sequence[str],
+    settings: Sequence[str] = (),
     stages: Sequence[str] = ("sft", "grpo", "evaluate"),
+    *,
+    on_ray: bool = False,
 ) -> None:
     """``stages`` on the bundle's tables and semantic IDs; the test's figures, seconds and peak memory."""
     overrides = [*settings, f"compute.device={machine.device}"]
@@ -207,6 +203,7 @@ def _run_stages(
         overrides += ["decode.prior=none"]
     with tempfile.TemporaryDirectory() as storage:
         config = load_config(list(names), [f"storage={storage}", *overrides])
+        config = config if on_ray else in_process(config)
         configure_process(config)
         made = machine.finished()
         for stage in stages:
@@ -216,8 +213,7 @@ def _run_stages(
             if stage == "evaluate":
                 figures.add(metrics=(made[stage].path / "metrics.json").read_text(encoding="utf-8"))
             else:
-                curve = json.loads((made[stage].path / "curve.json").read_text(encoding="utf-8"))["curve"]
-                checks = [record for record in curve if "ndcg@10" in record]
+                checks = [record for record in read_summary(made[stage].path)["curve"] if "ndcg@10" in record]
                 figures.add(**{f"{stage}_curve": json.dumps(checks)})
 
 
@@ -342,16 +338,14 @@ def nccl(machine: Machine, figures: Figures) -> None:
                 [
                     f"storage={storage}",
                     f"compute.device={machine.device}",
-                    "compute.workers=0",
-                    "compute.data_actors=0",
                     "policy.dtype=bfloat16",
                     "learning.sft.max_steps=10",
                     "learning.sft.eval_queries=64",
                     f"learning.sft.batch_size={machine.size(512, 16)}",
                 ],
             )
-            made = pipeline.run_stage(config, "sft", machine.finished())
-            curve = json.loads((made.path / "curve.json").read_text(encoding="utf-8"))["curve"]
+            made = pipeline.run_stage(in_process(config), "sft", machine.finished())
+            curve = read_summary(made.path)["curve"]
         losses[label] = [record["loss"] for record in curve if "loss" in record]
         figures.add(**{f"{label}_loss": losses[label][-1]})
     import torch.distributed as dist

@@ -8,7 +8,6 @@ chooses, ``bench.seeds`` is the number of SFT policies. ``benchmarks.compare`` s
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from benchmarks.compare import QUERIES, Comparison, RunScore, Scores, Variant, c
 from benchmarks.harness import chosen_variants
 from benchmarks.tables import rewards_page
 from cluster.artifacts import Artifact
+from cluster.train import read_summary
 from genrec.config import Config, Rewards, load_config
 from genrec.metrics import FloatArray, IntArray
 
@@ -118,7 +118,7 @@ def _per_query(scored: Sequence[RunScore]) -> tuple[dict[str, FloatArray], IntAr
 
 def _audit(scored: Sequence[RunScore]) -> dict[str, float]:
     """Means over seeds of the step that was kept, of the share that the guard stopped, and of the updates' audit."""
-    curves = [json.loads((one.policy / "curve.json").read_text(encoding="utf-8")) for one in scored]
+    curves = [read_summary(one.policy) for one in scored]
     records = [record for curve in curves for record in curve["curve"]]
     found = {
         "best_step": sum(curve["best_step"] for curve in curves) / len(curves),

@@ -91,13 +91,13 @@ def make_artifact(config: Config, recipe: Recipe, work: Callable[[Path], Mapping
         InputError: another process is making the same artifact.
     """
     final = config.storage_path / recipe.name / recipe.key
-    if (finished := _finished(recipe.name, final)) is not None:
+    if (finished := finished_artifact(recipe.name, final)) is not None:
         LOG.info("done already: %s", shown_path(final), extra={STAGE: recipe.name})
         return finished
     partial = final.with_name(f"{recipe.key}.partial")
     with _only_writer(partial):
         # Another process may have finished it between the look above and the lock.
-        if (finished := _finished(recipe.name, final)) is not None:
+        if (finished := finished_artifact(recipe.name, final)) is not None:
             return finished
         metrics = _make(config, recipe, work, partial)
         partial.rename(final)
@@ -112,7 +112,8 @@ def shown_path(path: Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
-def _finished(name: str, final: Path) -> Artifact | None:
+def finished_artifact(name: str, final: Path) -> Artifact | None:
+    """The artifact of stage ``name`` in the directory ``final``; None unless it is complete."""
     if not (final / MANIFEST).is_file():
         return None
     manifest = json.loads((final / MANIFEST).read_text(encoding="utf-8"))

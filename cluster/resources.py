@@ -75,10 +75,10 @@ def cap_memory(share: float) -> None:
 def data_device(config: Config) -> Literal["cpu", "cuda"]:
     """The device of the shards' work: that of this process, or of the actors that do it (``compute.data_gpus``)."""
     compute = config.compute
-    if compute.data_actors and not compute.data_gpus:
-        return "cpu"  # A card that Ray did not give to the actor belongs to another.
-    if compute.device != "auto":
-        return compute.device
+    if not compute.data_may_use_gpu:
+        return "cpu"
+    if compute.device == "cuda" or compute.data_actors:
+        return "cuda"
     import torch
 
-    return "cuda" if compute.data_actors or torch.cuda.is_available() else "cpu"
+    return "cuda" if torch.cuda.is_available() else "cpu"

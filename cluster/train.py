@@ -185,17 +185,13 @@ def _worker_entry(loop: Callable[[], None], out: Path) -> None:
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """This worker's device and process group, with its threads and its share of a shared card set.
-
-    A card that Ray did not give to the worker (``worker_gpus``) is another's, even where the worker sees it.
-    """
+    """This worker's device and process group, with its threads and its share of a shared card set."""
     import torch
     from accelerate import Accelerator
 
     compute = config.compute
     torch.set_num_threads(compute.threads)
-    given = compute.worker_gpus > 0 or not compute.workers
-    cuda = given and compute.device != "cpu" and torch.cuda.is_available()
+    cuda = compute.worker_may_use_gpu and torch.cuda.is_available()
     if cuda:
         cap_memory(compute.worker_gpus)
     return Accelerator(cpu=not cuda)
@@ -230,9 +226,14 @@ def save_result(
     write_json({**about, "stopped": state.stopped, "curve": state.curve}, spec.out / CURVE)
 
 
+def read_summary(out: Path) -> dict[str, Any]:
+    """What a finished run says of itself: its steps, the best of them, how it ended, and its ``curve``."""
+    return json.loads((out / CURVE).read_text(encoding="utf-8"))
+
+
 def training_summary(out: Path) -> dict[str, Any]:
-    """What a finished run says of itself, without the curve; its checkpoints and the workers' log are dropped."""
-    about = json.loads((out / CURVE).read_text(encoding="utf-8"))
+    """``read_summary`` without the curve; the run's checkpoints and the workers' log are dropped."""
+    about = read_summary(out)
     for name in ("train", "checkpoints"):
         shutil.rmtree(out / name, ignore_errors=True)
     (out / WORKER_LOG).unlink(missing_ok=True)

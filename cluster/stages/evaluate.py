@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -18,6 +17,7 @@ import numpy as np
 from cluster.artifacts import Artifact, shown_path
 from cluster.policy_predictor import PolicyPredictor
 from cluster.stages.plan import Plan, StageRun
+from cluster.train import read_summary
 from genrec.config import Config, to_yaml
 from genrec.data.files import write_json
 from genrec.data.tables import read_items, read_queries, read_sequences
@@ -193,7 +193,7 @@ def _write(
     from genrec.evaluation.slices import sid_use
 
     write_json(metrics, out / "metrics.json")
-    curves = {name: _curve(inputs[name].path) for name in answers.alone}
+    curves = {name: read_summary(inputs[name].path)["curve"] for name in answers.alone}
     write_report(
         out,
         metrics,
@@ -205,10 +205,6 @@ def _write(
     )
     _write_pointer(config, inputs, test.suite, answers, out)
     LOG.info("\n%s", text_table(metrics))
-
-
-def _curve(path: Path) -> list[dict[str, float]]:
-    return json.loads((path / "curve.json").read_text(encoding="utf-8"))["curve"]
 
 
 def _samples(items: pa.Table, test: pa.Table, model_QK: IntArray) -> list[dict[str, Any]]:

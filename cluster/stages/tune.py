@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,7 +14,7 @@ from cluster.artifacts import Artifact
 from cluster.session import configure_process, connect
 from cluster.stages.grpo import grpo_loop, rl_settings, spec_of
 from cluster.stages.plan import Plan, StageRun
-from cluster.train import RunSpec, run_training
+from cluster.train import RunSpec, read_summary, run_training
 from genrec.data.files import write_json, write_text
 from genrec.errors import InputError
 
@@ -103,7 +102,7 @@ def _trial(weights: dict[str, float], spec: RunSpec) -> dict[str, float]:
     out = spec.out / "runs" / name
     out.mkdir(parents=True, exist_ok=True)
     run_training(grpo_loop, replace(spec, config=config, out=out), name)
-    return _best(json.loads((out / "curve.json").read_text(encoding="utf-8")))
+    return _best(read_summary(out))
 
 
 def _best(about: dict[str, Any]) -> dict[str, float]:

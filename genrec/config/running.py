@@ -113,6 +113,16 @@ class Compute(Section):
     mlflow: str | None = Field(default=None, description="MLflow tracking server that GRPO's figures go to")
 
     @property
+    def worker_may_use_gpu(self) -> bool:
+        """Whether training may use a card: not one that Ray gave to another, even where it is seen."""
+        return self.device != "cpu" and (self.worker_gpus > 0 or not self.workers)
+
+    @property
+    def data_may_use_gpu(self) -> bool:
+        """Whether the shards' work may use a card, by the same rule for ``data_actors``."""
+        return self.device != "cpu" and (self.data_gpus > 0 or not self.data_actors)
+
+    @property
     def data_threads(self) -> int:
         """Torch threads of a Ray Data actor, or of this process when there is none."""
         return max(1, int(self.data_cpus)) if self.data_actors else self.threads

@@ -110,9 +110,7 @@ class BatchPredictor:
     def __init__(self, spec: PredictionSpec) -> None:
         config = spec.config
         torch.set_num_threads(config.compute.data_threads)
-        compute = config.compute
-        given = compute.data_gpus > 0 or not compute.data_actors  # A card that was not given is another's.
-        cuda = given and compute.device != "cpu" and torch.cuda.is_available()
+        cuda = config.compute.data_may_use_gpu and torch.cuda.is_available()
         self._spec, self._device = spec, torch.device("cuda" if cuda else "cpu")
         self._catalog = Catalog.load(spec.catalog)
         self._policy, self._prompts = load(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,7 +21,7 @@ from genrec.policy.prompts import Prompts
 from genrec.policy.scratch import BOS, DENSE_WINDOW, PAD, build_scratch
 from genrec.sid.catalog import Catalog
 
-__all__ = ["BOS", "DENSE_WINDOW", "PAD", "build", "load", "load_tensors", "save"]
+__all__ = ["BOS", "DENSE_WINDOW", "PAD", "build", "load", "save"]
 
 
 def build(
@@ -73,11 +74,12 @@ def load(
     """The policy that ``save`` wrote into ``directory``, in evaluation mode; the arguments are those of ``build``.
 
     Raises:
-        InputError: as ``build`` and ``load_tensors``, or the pretrained model is another one than at the training.
+        InputError: as ``build``; no readable policy is there; or the catalogue or the pretrained model is another one
+            than at the training.
     """
     policy, prompts = build(settings, catalog, max_history=max_history, seed=seed, cache=cache)
-    tensors = load_tensors(directory, catalog)
-    trained_with = json.loads((directory / "policy.json").read_text(encoding="utf-8")).get("base")
+    tensors, about = _read(directory, catalog)
+    trained_with = about.get("base")
     if trained_with not in (None, policy.base):
         raise InputError(
             f"the policy in {directory} was trained with the model {trained_with[:12]} at policy.path="
@@ -88,8 +90,8 @@ def load(
     return policy.eval(), prompts
 
 
-def load_tensors(directory: Path, catalog: Catalog) -> dict[str, Tensor]:
-    """The trainable part that ``save`` wrote for ``catalog``, by parameter name.
+def _read(directory: Path, catalog: Catalog) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The trainable part that ``save`` wrote for ``catalog``, by parameter name, and what ``policy.json`` says of it.
 
     Raises:
         InputError: the files are missing or damaged, or belong to another catalogue.
@@ -101,4 +103,4 @@ def load_tensors(directory: Path, catalog: Catalog) -> dict[str, Tensor]:
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(f"no readable policy in {directory}: {error}; train one with `genrec sft`") from error
     catalog.require_digest(trained_on, f"the policy in {directory}")
-    return tensors
+    return tensors, about
