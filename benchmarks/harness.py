@@ -23,11 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class Bench:
-    """The result of a benchmark: seconds or other figures by name, and ratios by name."""
+    """The result of a benchmark: seconds or other figures by name, and ratios by name.
+
+    ``failure`` says what must not be, and was found all the same: the command prints it and ends with exit code 1.
+    """
 
     name: str
     figures: dict[str, float] = field(default_factory=dict[str, float])
     ratios: dict[str, float] = field(default_factory=dict[str, float])
+    failure: str = ""
 
     def table(self) -> str:
         """Figures and ratios as text."""

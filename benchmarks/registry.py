@@ -24,6 +24,8 @@ BENCHMARKS: Mapping[str, str] = MappingProxyType(
         "chat": "conversations with a policy: the share that ends, with an item where one belongs, and the right one",
         "rewards": "GRPO with each reward or setting: the gain over SFT, the tail, coverage, what the updates did",
         "searches": "beams with and without priors, diverse and stochastic beams, samples: NDCG, coverage, validity",
+        "chaos": "a small `full` whose processes are killed at random, again and again: its files are compared with an "
+        "undisturbed run's",
     }
 )
 """What each benchmark measures, in one line; ``benchmarks.<name>`` is its module."""

@@ -202,6 +202,8 @@ def bench_command() -> click.Command:
         click.echo(bench.table())
         if as_json:
             click.echo(bench.as_json())
+        if bench.failure:
+            raise click.ClickException(bench.failure)
 
     return _verb("bench", run, help_of("workflows.bench"), "Benchmarks", benchmark_rows)
 

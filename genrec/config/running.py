@@ -68,6 +68,14 @@ class BenchConfig(Section):
         description="tokenizers, losses, tasks, rewards, searches: policies per row, trained from seed, seed + 1, …",
     )
     items: PositiveInt = Field(default=200, description="insert: items that are held out")
+    minutes: float = Field(default=30.0, gt=0, description="chaos: in which processes are killed")
+    kills: float = Field(default=8.0, gt=0, description="chaos: in the time of an undisturbed run, on average")
+    nodes: Literal[1, 2] = Field(
+        default=1, description="chaos: 1 is a Ray of the command's own; 2 a cluster, whose second node is killed too"
+    )
+    silence_s: float = Field(
+        default=180.0, gt=0, description="chaos: a command that wrote nothing for so many seconds hangs"
+    )
 
 
 class Compute(Section):

@@ -10,6 +10,7 @@ sparse row matrix (``starts``, ``codes``), in which a child's number is its inde
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,9 @@ from torch import Tensor
 
 from genrec.data.files import write_atomically
 from genrec.errors import InputError
+
+ABOUT = "about"
+"""The key of a file's metadata."""
 
 DENSE_ENTRIES = 2**20
 """Most (node, code) pairs of a level with a dense table: 4 MB of int32."""
@@ -200,9 +204,12 @@ class Trie:
         return torch.where(leaf_x < 0, -1, self.items_at(leaf_x.clamp(min=0)))
 
     def save(self, file: Path, about: Mapping[str, str]) -> None:
-        """Write all tensors as safetensors, with ``about`` and the level sizes as metadata, atomically."""
-        sizes = {"level_sizes": ",".join(map(str, self.level_sizes))}
-        write_atomically(file, lambda path: save_file(self.tensors, path, metadata={**about, **sizes}))
+        """Write all tensors as safetensors, with ``about`` and the level sizes as metadata, atomically.
+
+        The metadata are one text: safetensors writes several in a random order, and equal tries as other bytes.
+        """
+        text = json.dumps({**about, "level_sizes": self.level_sizes}, sort_keys=True)
+        write_atomically(file, lambda path: save_file(self.tensors, path, metadata={ABOUT: text}))
 
     @classmethod
     def load(cls, file: Path, about: Mapping[str, str]) -> Trie | None:
@@ -212,8 +219,8 @@ class Trie:
         """
         try:
             with safe_open(file, framework="pt") as stored:
-                found = dict(stored.metadata() or {})
-                sizes = [int(size) for size in found.pop("level_sizes", "").split(",")]
+                found = json.loads((stored.metadata() or {}).get(ABOUT, "{}"))
+                sizes = found.pop("level_sizes", ())
                 if found != about:
                     return None
                 tensor = stored.get_tensor

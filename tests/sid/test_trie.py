@@ -57,6 +57,12 @@ def test_a_loaded_catalogue_maps_the_trie_that_was_saved(tmp_path, catalog):
     assert torch.equal(loaded.trie.step(1, nodes), removed.trie.step(1, nodes))
 
 
+def test_equal_tries_are_equal_bytes(tmp_path, catalog):
+    for number in range(8):
+        catalog.save(tmp_path / str(number))
+    assert len({file.read_bytes() for file in tmp_path.glob("*/trie.safetensors")}) == 1
+
+
 def test_a_trie_file_of_other_sids_is_not_used(tmp_path, catalog):
     random_catalog(60, SIZES, seed=4).save(tmp_path / "other")
     catalog.save(tmp_path / "own")
