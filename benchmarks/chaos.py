@@ -24,7 +24,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +45,8 @@ LOG = logging.getLogger(__name__)
 DIRECTORY = "chaos"
 NEEDS = ()
 POLL_S = 0.25
+TRIES = 3
+"""Ends in a row without a kill: a busy machine is at times too slow for Ray to start."""
 
 VOLATILE = re.compile(r"(^|_)(s|mb|seconds)$")
 """JSON keys of seconds and MiB, which no two runs share: ``wall_s``, ``peak_rss_mb``, ``seconds``."""
@@ -78,6 +79,7 @@ class Tally:
 
     kills: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
     restarts: int = 0
+    alone: int = 0
     tracebacks: int = 0
     hangs: list[str] = field(default_factory=list[str])
     orphans: list[str] = field(default_factory=list[str])
@@ -96,23 +98,23 @@ def run(config: Config, artifacts: Mapping[str, Artifact]) -> Chaos:
     nodes = HostedNodes(config.compute.object_store_mb) if config.bench.nodes == 2 else nullcontext(None)
     with nodes as hosted:
         start = time.monotonic()
-        Attempts(config, root / "calm", hosted).run()
+        Attempts(config, root / "calm", hosted, Tally()).run()
         calm_s = time.monotonic() - start
         LOG.info("undisturbed: %.0f s", calm_s)
         expected = digests(root / "calm")
         until = time.monotonic() + 60 * config.bench.minutes
-        for number in count(1):
+        number = 0
+        while number == 0 or time.monotonic() < until:
+            number += 1
             rng = generator_of("chaos", config.seed, number)
             gaps = moments(rng, 2 * calm_s / config.bench.kills)
-            Attempts(config, root / f"round-{number}", hosted, Killer(rng, gaps, until, tally)).run()
+            Attempts(config, root / f"round-{number}", hosted, tally, Killer(rng, gaps, until)).run()
             found = digests(root / f"round-{number}")
             changed = different(expected, found)
             LOG.info("round %d: %d of %d files differ", number, len(changed), len(expected))
             differ += [f"round-{number}/{name}" for name in changed]
             compared += len(expected)
-            if time.monotonic() >= until:
-                break
-    return _report(number, tally, compared, differ)
+    return report(number, tally, compared, differ)
 
 
 def on_ray(config: Config) -> Config:
@@ -120,6 +122,11 @@ def on_ray(config: Config) -> Config:
     compute = config.compute
     least = {name: max(1, getattr(compute, name)) for name in ("workers", "rollout_actors", "data_actors")}
     return config.replace({"compute": compute.replace({**least, "in_process_below_mb": 0, "address": None})})
+
+
+def command(file: Path) -> list[str]:
+    """The command line of ``full`` with the config in ``file``."""
+    return [sys.executable, "-m", "workflows.cli", "full", str(file)]
 
 
 def moments(rng: np.random.Generator, longest_s: float) -> Callable[[], float]:
@@ -134,7 +141,6 @@ class Killer:
     rng: np.random.Generator
     gaps: Callable[[], float]
     until: float
-    tally: Tally
 
 
 class Attempts:
@@ -144,10 +150,10 @@ class Attempts:
     """
 
     def __init__(
-        self, config: Config, storage: Path, hosted: HostedNodes | None = None, killer: Killer | None = None
+        self, config: Config, storage: Path, hosted: HostedNodes | None, tally: Tally, killer: Killer | None = None
     ) -> None:
         self._config = config.replace({"storage": str(storage)})
-        self._storage, self._hosted, self._killer = storage, hosted, killer
+        self._storage, self._hosted, self.tally, self._killer = storage, hosted, tally, killer
         self._file, self._log = storage.with_suffix(".yaml"), storage.with_suffix(".log")
         self._stages = [stage.name for stage in stages_needed(config, "evaluate")]
         self._last_kill, self._killed = "nothing", False
@@ -156,20 +162,22 @@ class Attempts:
         """Start the command until it has ended well.
 
         Raises:
-            InputError: it failed although nothing of it was killed since it was started.
+            InputError: it failed ``TRIES`` times in a row although nothing of it was killed.
         """
         write_text(to_yaml(self._config), self._file)
+        alone = 0
         while code := self._attempt():
             text = self._log.read_text(encoding="utf-8", errors="replace")
-            if self._killer is None or not self._killed:
+            alone = 0 if self._killed else alone + 1
+            if alone == TRIES:
                 tail = "\n".join(text.splitlines()[-5:])
                 raise InputError(
-                    f"`full` ended with exit code {code} although nothing was killed: {tail}\n"
+                    f"`full` ended {TRIES} times although nothing was killed, at last with exit code {code}: {tail}\n"
                     f"wanted: a config whose `genrec full` ends well on Ray; all of its output is in {self._log}"
                 )
-            tally = self._killer.tally
-            tally.restarts += 1
-            tally.tracebacks += "Traceback (most recent call last)" in text.rpartition(BEGIN)[2]
+            self.tally.restarts += 1
+            self.tally.alone += alone > 0
+            self.tally.tracebacks += "Traceback (most recent call last)" in text.rpartition(BEGIN)[2]
 
     def _attempt(self) -> int:
         """Run the command once, until nothing of it is left; returns its exit code."""
@@ -178,22 +186,26 @@ class Attempts:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (code_path, os.environ.get("PYTHONPATH"))))
         if self._hosted is not None:
             environment["RAY_ADDRESS"] = self._hosted.address
-        command = [sys.executable, "-m", "workflows.cli", "full", str(self._file)]
         with self._log.open("a", encoding="utf-8") as log:
             log.write(BEGIN)
             log.flush()
             process = subprocess.Popen(
-                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
+                command(self._file),
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                start_new_session=True,
             )
         try:
             self._watch(process)
         finally:
             process.kill()
+            code = process.wait()
             orphans = sweep(process.pid)
-        code = process.wait()
+        self.tally.orphans += orphans
         if self._killer is not None:
-            self._killer.tally.orphans += orphans
-            LOG.info("the command ended with exit code %d; orphans: %d", code, len(orphans))
+            LOG.info("the command ended with exit code %d; left: %s", code, [line[:40].strip() for line in orphans])
         return code
 
     def _watch(self, process: subprocess.Popen[bytes]) -> None:
@@ -226,7 +238,7 @@ class Attempts:
             else:
                 process.kill()
             self._killed, self._last_kill = True, f"{kind} in {stage}"
-            killer.tally.kills[kind, stage] += 1
+            self.tally.kills[kind, stage] += 1
             LOG.info("killed: %s", self._last_kill)
 
     def _end_hanging(self, process: subprocess.Popen[bytes]) -> None:
@@ -238,7 +250,7 @@ class Attempts:
                 f"`full` wrote nothing for {self._config.bench.silence_s:g} s in {self._stage()} although nothing was "
                 f"killed; see {self._log}, or raise bench.silence_s"
             )
-        self._killer.tally.hangs.append(about)
+        self.tally.hangs.append(about)
 
     def _stage(self) -> str:
         """The stage at work: the first without a complete artifact."""
@@ -294,12 +306,14 @@ def _lasting(value: Any) -> Any:
     return [_lasting(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _report(rounds: int, tally: Tally, compared: int, differ: list[str]) -> Chaos:
+def report(rounds: int, tally: Tally, compared: int, differ: list[str]) -> Chaos:
+    """The result; files that differ and hangs are its failure."""
     kinds = Counter[str]()
     for (kind, _), number in tally.kills.items():
         kinds[kind] += number
     figures = {"rounds": rounds, "kills": kinds.total()} | {f"kills/{kind}": kinds[kind] for kind in sorted(kinds)}
-    figures |= {"restarts": tally.restarts, "tracebacks": tally.tracebacks, "hangs": len(tally.hangs)}
+    figures |= {"restarts": tally.restarts, "restarts/nothing_killed": tally.alone}
+    figures |= {"tracebacks": tally.tracebacks, "hangs": len(tally.hangs)}
     figures |= {"orphans": len(tally.orphans), "files_compared": compared, "files_differ": len(differ)}
     faults = [f"{name} differs from the undisturbed run's" for name in differ]
     faults += [f"the command hung in {about}" for about in tally.hangs]

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import psutil
@@ -86,12 +87,12 @@ class HostedNodes:
     """
 
     def __init__(self, object_store_mb: int, cpus: int = 2) -> None:
-        self._options = {"num_cpus": cpus, "object_store_memory": object_store_mb * 2**20}
+        self._options: dict[str, Any] = {"num_cpus": cpus, "object_store_memory": object_store_mb * 2**20}
 
     def __enter__(self) -> HostedNodes:
         from ray.cluster_utils import Cluster
 
-        self._cluster = Cluster(initialize_head=True, head_node_args=self._options)
+        self._cluster: Any = Cluster(initialize_head=True, head_node_args=self._options)
         self._second = self._cluster.add_node(**self._options)
         self.address = str(self._cluster.address)
         return self

@@ -60,7 +60,7 @@ def take_handlers_back() -> None:
 def end_if_interrupted() -> None:
     """End this process now if a signal is ending it: called when the work has cleaned up."""
     if _received:
-        _end(_received[0])
+        _end(128 + _received[0])
 
 
 def _raise_interrupt(number: int, frame: FrameType | None) -> None:
@@ -73,33 +73,51 @@ def _wait(signals: socket.socket, grace_s: float) -> None:
         pass
     _announce(number)
     select.select([signals], [], [], grace_s)
-    _end(number)
+    _end(128 + number)
+
+
+def handles_signals() -> bool:
+    """Whether this process is a command that ``end_on_signals`` may end."""
+    return bool(_handled)
+
+
+def end_now(line: str, code: int) -> None:
+    """From any thread: write ``line`` unless it is empty, kill all that this process started, and end with ``code``."""
+    with _announcing:
+        if not _received:
+            _write_last(line)
+            _end(code)
 
 
 def _announce(number: int) -> None:
-    """Write the line, once; what libraries write after it goes nowhere."""
+    """Write the line, once."""
     with _announcing:
-        if _received:
-            return
-        _received.append(number)
-        with suppress(OSError):
-            os.write(2, f"{SHOW_CURSOR if os.isatty(2) else ''}{LINE}\n".encode())
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (1, 2):
-            os.dup2(nowhere, stream)
+        if not _received:
+            _received.append(number)
+            _write_last(LINE)
 
 
-def _end(number: int) -> None:
+def _write_last(line: str) -> None:
+    """Write the line; what libraries write after it goes nowhere."""
+    with suppress(OSError):
+        os.write(2, f"{SHOW_CURSOR if os.isatty(2) else ''}{line}\n".encode() if line else b"")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+
+
+def _end(code: int) -> None:
     """Kill every descendant, and those that came meanwhile; then end without further ado."""
-    while children := [one for one in psutil.Process().children(recursive=True) if _is_alive(one)]:
+    while children := [one for one in psutil.Process().children(recursive=True) if is_alive(one)]:
         for child in children:
             with suppress(psutil.Error):
                 child.kill()
         psutil.wait_procs(children, timeout=0.2)
-    os._exit(128 + number)
+    os._exit(code)
 
 
-def _is_alive(process: psutil.Process) -> bool:
+def is_alive(process: psutil.Process) -> bool:
+    """Whether a process runs; one that ended and that its parent has not noticed does not."""
     with suppress(psutil.Error):
         return process.status() != psutil.STATUS_ZOMBIE
     return False

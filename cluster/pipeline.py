@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.content import require_models
+from cluster.lost_ray import explaining_lost_ray
 from cluster.stages import assign, embed, evaluate, grpo, prepare, sft, tune
 from cluster.stages.plan import Plan, StageRun
 from genrec.config import Config
@@ -172,7 +173,8 @@ def run_stage(
     if missing := [other for other in needed if other not in inputs]:
         raise InputError(f"the stage {name} reads {needed}, and {missing} are missing; make them first")
     run = StageRun(config, {other: inputs[other] for other in needed}, reward_file)
-    with explaining_failed_writes(f"the stage {name}", config.storage_path):
+    what = f"the stage {name}"
+    with explaining_lost_ray(what), explaining_failed_writes(what, config.storage_path):
         plan = stage.plan(run)
         recipe = Recipe(name, plan.settings, (stage.code,), list(run.inputs.values()))
         artifact = make_artifact(config, recipe, plan.work)

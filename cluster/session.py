@@ -11,7 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cluster.interruption import take_handlers_back
+from cluster.interruption import handles_signals, take_handlers_back
+from cluster.lost_ray import end_with_ray
 from genrec.config import Config
 from genrec.errors import InputError
 
@@ -93,7 +94,6 @@ def connect(config: Config) -> None:
         InputError: no Ray answers there, or none can be started here.
     """
     import ray
-    from ray.exceptions import RayError
 
     if ray.is_initialized():
         return
@@ -118,10 +118,12 @@ def connect(config: Config) -> None:
             runtime_env={"env_vars": passed},
             **options,
         )
-    except (OSError, RuntimeError, ValueError, RayError) as error:
+    except Exception as error:  # Ray raises bare ones, where a process of its own is slow to start or dies meanwhile.
         ray.shutdown()
         raise InputError(_why_no_ray(address, error)) from error
     take_handlers_back()
+    if handles_signals() and not address.startswith("ray://"):
+        end_with_ray()
     _quieten_ray_data()
 
 

@@ -12,6 +12,7 @@ from support.synthetic import chain_shop, tiny_config
 
 from benchmarks import chaos
 from benchmarks.victims import draw, kind_of, session_members, sweep
+from genrec.errors import InputError
 from genrec.seeds import generator_of
 
 SLEEPER = "import subprocess, sys; subprocess.Popen(['sleep', '60']); print(flush=True); sys.stdin.read()"
@@ -92,6 +93,79 @@ def test_runs_are_compared_without_times_paths_and_logs(tmp_path: Path) -> None:
     assert chaos.different(calm, other) == ["sft/abc/manifest.json", "sft/abc/policy.safetensors"]
     more = chaos.digests(storage(tmp_path / "more")) | {"grpo/abc.partial/x": ""}
     assert chaos.different(calm, more) == ["grpo/abc.partial/x"]
+
+
+COUNTING = """
+import sys, time
+from pathlib import Path
+tries = Path(sys.argv[1]).with_suffix("") / "tries"
+tries.parent.mkdir(exist_ok=True)
+tries.write_text(tries.read_text() + "x" if tries.exists() else "x")
+{then}
+"""
+
+
+def attempts(
+    path: Path, monkeypatch: pytest.MonkeyPatch, then: str, killer: chaos.Killer | None = None
+) -> chaos.Attempts:
+    """Attempts of a script that counts its starts in ``round/tries``, and then does ``then``."""
+    monkeypatch.setattr(chaos, "command", lambda file: [sys.executable, "-c", COUNTING.format(then=then), str(file)])
+    monkeypatch.setattr(chaos, "by_kind", lambda processes: {"driver": found} if (found := list(processes)) else {})
+    config = tiny_config(path, path, "bench.silence_s=1")
+    return chaos.Attempts(config, path / "round", None, chaos.Tally(), killer)
+
+
+def killer() -> chaos.Killer:
+    return chaos.Killer(generator_of("chaos", 0), lambda: 0.0, float("inf"))
+
+
+def test_a_command_is_started_again_until_it_ends_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    then = "time.sleep(0.0 if len(tries.read_text()) == 3 else 60)"
+    run = attempts(tmp_path, monkeypatch, then, killer())
+    run.run()
+    assert (tmp_path / "round" / "tries").read_text() == "xxx"
+    assert run.tally.kills == {("driver", "prepare"): 2}
+    assert (run.tally.restarts, run.tally.alone, run.tally.hangs, run.tally.orphans) == (2, 0, [], [])
+
+
+def test_a_command_that_is_silent_after_a_kill_hangs_and_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = "import subprocess; subprocess.Popen(['sleep', '60'])"
+    run = attempts(tmp_path, monkeypatch, f"{child}\nif len(tries.read_text()) == 1: time.sleep(60)", killer())
+    monkeypatch.setattr(chaos, "draw", lambda kinds, rng: ("raylet", Immortal()))
+    monkeypatch.setattr(chaos, "sweep", lambda session: sweep(session, timeout_s=0))
+    run.run()
+    assert run.tally.hangs == ["prepare, after raylet in prepare was killed"]
+    assert run.tally.restarts == 1 and run.tally.orphans == ["sleep 60"] * 2
+
+
+class Immortal:
+    """A process whose death the command does not survive in any useful way: it goes on, and does nothing."""
+
+    def kill(self) -> None:
+        pass
+
+
+def test_a_command_that_fails_by_itself_ends_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        InputError, match=r"ended 3 times although nothing was killed, at last with exit code 7: (.|\n)*odd"
+    ):
+        attempts(tmp_path, monkeypatch, "print('odd', file=sys.stderr); sys.exit(7)").run()
+    with pytest.raises(InputError, match=r"wrote nothing for 1 s in prepare although nothing was killed"):
+        attempts(tmp_path, monkeypatch, "time.sleep(60)").run()
+
+
+@pytest.mark.parametrize("faults", [(["a.json"], []), ([], ["sft, after gcs in sft was killed"])])
+def test_a_difference_or_a_hang_is_a_failure_of_the_benchmark(faults: tuple[list[str], list[str]]) -> None:
+    differ, hangs = faults
+    tally = chaos.Tally(Counter({("gcs", "sft"): 2, ("driver", "grpo"): 1}), restarts=3, hangs=hangs)
+    found = chaos.report(1, tally, 49, differ)
+    assert (
+        found.figures["kills"] == 3 and found.figures["kills/gcs"] == 2 and found.figures["files_differ"] == len(differ)
+    )
+    assert (differ or hangs)[0] in found.failure and chaos.report(1, chaos.Tally(), 49, []).failure == ""
+    assert found.table().splitlines()[-1].split() == ["gcs", "2", "0"]
 
 
 @pytest.mark.benchmark

@@ -39,7 +39,10 @@ def test_the_address_comes_from_the_config_or_the_environment(source: str, monke
         connect(load_config([], ["compute.address=http://x"] if source == "config" else []))
 
 
-@pytest.mark.parametrize("error", [OSError("AF_UNIX path length"), RuntimeError("no port is free"), ValueError("odd")])
+@pytest.mark.parametrize(
+    "error",
+    [OSError("AF_UNIX path length"), RuntimeError("no port is free"), ValueError("odd"), Exception("timed out")],
+)
 @pytest.mark.parametrize(("address", "message"), [("local", "Ray could not start"), ("auto", "could not join the Ray")])
 def test_a_ray_that_cannot_start_or_be_joined_is_one_message(
     error: Exception, address: str, message: str, monkeypatch: pytest.MonkeyPatch

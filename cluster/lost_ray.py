@@ -1,0 +1,120 @@
+"""Ray's own processes that die: one message, and an end within seconds, in place of tracebacks, silence or a hang.
+
+A worker or actor that dies is replaced where it is used. What cannot be replaced ends the run: without its raylet or
+its control service (GCS) Ray raises errors of many types, or ends this process after a minute without a word.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+
+import psutil
+
+from cluster import interruption
+from genrec.errors import InputError
+
+GRACE_S = 5.0
+"""Seconds in which the main thread may end by itself, with the error that Ray raised there."""
+POLL_S = 0.5
+SILENT_S = 30.0
+"""How long the control service of a cluster may refuse connections; Ray itself gives up after a minute."""
+
+REMEDY = (
+    "if nobody killed it, look for what did (`dmesg` names processes that were killed for memory; Ray's logs lie in "
+    "/tmp/ray); the same command continues from here"
+)
+
+_told = threading.Event()
+"""Set when a message has been raised."""
+
+
+@contextmanager
+def explaining_lost_ray(what: str) -> Generator[None]:
+    """Turn an error of Ray that only says that one of its processes or nodes died into one message.
+
+    Raises:
+        InputError: ``what`` stopped for such an error; errors of the work itself stay as they are.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if (reason := loss(error)) is None:
+            raise
+        _told.set()
+        raise InputError(f"{what} stopped: {reason}; {REMEDY}") from error
+
+
+def loss(error: BaseException) -> str | None:
+    """What died, as Ray says it; None for an error of another kind. Errors inside Ray's errors are looked at, too."""
+    if "ray" not in sys.modules:
+        return None
+    from ray import exceptions
+
+    lost = (
+        *(exceptions.RayActorError, exceptions.WorkerCrashedError, exceptions.LocalRayletDiedError),
+        *(exceptions.NodeDiedError, exceptions.ObjectLostError, exceptions.RaySystemError, exceptions.RpcError),
+    )
+    waiting, seen = [error], list[BaseException]()
+    while waiting:
+        one = waiting.pop(0)
+        if one in seen:
+            continue
+        seen.append(one)
+        if isinstance(one, lost) and not getattr(one, "actor_init_failed", False):
+            return f"{type(one).__name__}: {str(one).strip().splitlines()[0].rstrip('.')}"
+        inner = (one.__cause__, getattr(one, "cause", None), getattr(one, "controller_failure", None))
+        waiting += [other for other in (*inner, *getattr(one, "worker_failures", {}).values()) if other is not None]
+    return None
+
+
+def end_with_ray() -> None:
+    """For the command line, once Ray is initialised: this process ends with one message soon after its Ray has.
+
+    That of this machine has ended when its raylet or GCS has; one that was joined, when its GCS refuses connections.
+    """
+    import ray
+
+    own = [child for child in psutil.Process().children() if child.name() in ("raylet", "gcs_server")]
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    is_lost = _one_died(own) if own else _refuses(host.strip("[]"), int(port))
+    threading.Thread(target=_end_when, args=(is_lost, ray.is_initialized), daemon=True).start()
+
+
+def _end_when(is_lost: Callable[[], str | None], in_use: Callable[[], bool]) -> None:
+    while (reason := is_lost()) is None:
+        time.sleep(POLL_S)
+    if in_use():  # Else the run has ended, and Ray with it.
+        time.sleep(GRACE_S)
+        interruption.end_now("" if _told.is_set() else f"error: {reason}; {REMEDY}", code=2)
+
+
+def _one_died(processes: Sequence[psutil.Process]) -> Callable[[], str | None]:
+    def look() -> str | None:
+        dead = [name for process, name in named if not interruption.is_alive(process)]
+        return f"Ray's {dead[0]} on this machine ended, and Ray with it" if dead else None
+
+    named = [(process, process.name()) for process in processes]
+    return look
+
+
+def _refuses(host: str, port: int) -> Callable[[], str | None]:
+    answered_at = time.monotonic()
+
+    def look() -> str | None:
+        nonlocal answered_at
+        try:
+            socket.create_connection((host, port), timeout=POLL_S * 4).close()
+            answered_at = time.monotonic()
+        except OSError:
+            if time.monotonic() - answered_at > SILENT_S:
+                return f"the Ray cluster at {host}:{port} refused connections for {SILENT_S:g} s"
+        return None
+
+    return look
