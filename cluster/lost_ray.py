@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
 
@@ -74,20 +74,37 @@ def loss(error: BaseException) -> str | None:
     return None
 
 
-def end_with_ray() -> None:
-    """For the command line, once Ray is initialised: this process ends with one message soon after its Ray has.
+@contextmanager
+def ending_with_ray(is_local: bool) -> Generator[None]:
+    """For the command line, around ``ray.init``: from now on this process ends, with one message, soon after its Ray.
 
-    That of this machine has ended when its raylet or GCS has; one that was joined, when its GCS refuses connections.
+    One of this machine has ended when its raylet or GCS has, also while it starts; one that was joined, when its GCS
+    refuses connections.
     """
     import ray
 
-    own = [child for child in psutil.Process().children() if child.name() in ("raylet", "gcs_server")]
-    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-    is_lost = _one_died(own) if own else _refuses(host.strip("[]"), int(port))
-    threading.Thread(target=_end_when, args=(is_lost, ray.is_initialized), daemon=True).start()
+    starts = threading.Event()
+
+    def in_use() -> bool:
+        return not starts.is_set() or ray.is_initialized()
+
+    if is_local:
+        _watch(OwnProcesses(psutil.Process()).look, in_use)
+    try:
+        yield
+    finally:
+        starts.set()
+    if not is_local:
+        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        _watch(_refuses(host.strip("[]"), int(port)), in_use)
 
 
-def _end_when(is_lost: Callable[[], str | None], in_use: Callable[[], bool]) -> None:
+def _watch(is_lost: Callable[[], str | None], in_use: Callable[[], bool]) -> None:
+    threading.Thread(target=end_when, args=(is_lost, in_use), daemon=True).start()
+
+
+def end_when(is_lost: Callable[[], str | None], in_use: Callable[[], bool]) -> None:
+    """Wait until ``is_lost()`` says what was lost; then end this process, unless its Ray is no longer ``in_use()``."""
     while (reason := is_lost()) is None:
         time.sleep(POLL_S)
     if in_use():  # Else the run has ended, and Ray with it.
@@ -95,13 +112,21 @@ def _end_when(is_lost: Callable[[], str | None], in_use: Callable[[], bool]) -> 
         interruption.end_now("" if _told.is_set() else f"error: {reason}; {REMEDY}", code=2)
 
 
-def _one_died(processes: Sequence[psutil.Process]) -> Callable[[], str | None]:
-    def look() -> str | None:
-        dead = [name for process, name in named if not interruption.is_alive(process)]
-        return f"Ray's {dead[0]} on this machine ended, and Ray with it" if dead else None
+class OwnProcesses:
+    """The processes of Ray that ``parent`` started, and that it cannot do without."""
 
-    named = [(process, process.name()) for process in processes]
-    return look
+    def __init__(self, parent: psutil.Process, names: Sequence[str] = ("gcs_server", "raylet")) -> None:
+        self._parent, self._names, self._found = parent, names, dict[str, psutil.Process]()
+
+    def look(self) -> str | None:
+        """What ended, of those that were seen running."""
+        if len(self._found) < len(self._names):
+            for child in self._parent.children():
+                with suppress(psutil.Error):
+                    if child.name() in self._names:
+                        self._found.setdefault(child.name(), child)
+        dead = [name for name, process in self._found.items() if not interruption.is_alive(process)]
+        return f"Ray's {dead[0]} on this machine ended, and Ray with it" if dead else None
 
 
 def _refuses(host: str, port: int) -> Callable[[], str | None]:

@@ -7,12 +7,13 @@ import logging
 import os
 import re
 import sys
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from cluster.interruption import handles_signals, take_handlers_back
-from cluster.lost_ray import end_with_ray
+from cluster.lost_ray import ending_with_ray
 from genrec.config import Config
 from genrec.errors import InputError
 
@@ -109,21 +110,21 @@ def connect(config: Config) -> None:
         {} if address != "local" else {"object_store_memory": config.compute.object_store_mb * 2**20}
     )
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    watched = handles_signals() and not address.startswith("ray://")
     try:
-        ray.init(
-            address=address,
-            include_dashboard=False if address == "local" else None,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            runtime_env={"env_vars": passed},
-            **options,
-        )
+        with ending_with_ray(address == "local") if watched else nullcontext():
+            ray.init(
+                address=address,
+                include_dashboard=False if address == "local" else None,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                runtime_env={"env_vars": passed},
+                **options,
+            )
     except Exception as error:  # Ray raises bare ones, where a process of its own is slow to start or dies meanwhile.
         ray.shutdown()
         raise InputError(_why_no_ray(address, error)) from error
     take_handlers_back()
-    if handles_signals() and not address.startswith("ray://"):
-        end_with_ray()
     _quieten_ray_data()
 
 

@@ -70,7 +70,7 @@ gcs, other = (subprocess.Popen(["sleep", "600"]) for _ in range(2))
 if {told}:
     lost_ray._told.set()
 print(gcs.pid, other.pid, flush=True)
-lost_ray._end_when(lost_ray._one_died([psutil.Process(gcs.pid)]), lambda: {in_use})
+lost_ray.end_when(lost_ray.OwnProcesses(psutil.Process(), ["sleep"]).look, lambda: True)
 print("the run goes on")
 """
 
@@ -78,7 +78,7 @@ print("the run goes on")
 @pytest.mark.parametrize(("told", "lines"), [(False, 1), (True, 0)])
 def test_a_command_ends_with_its_ray_and_says_so_once(told: bool, lines: int) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", START.format(told=told, in_use=True)],
+        [sys.executable, "-c", START.format(told=told)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -93,7 +93,7 @@ def test_a_command_ends_with_its_ray_and_says_so_once(told: bool, lines: int) ->
 
 
 def test_the_end_of_ray_at_the_end_of_a_run_is_no_loss() -> None:
-    lost_ray._end_when(lambda: "Ray has ended", lambda: False)
+    lost_ray.end_when(lambda: "Ray has ended", lambda: False)
 
 
 def test_a_cluster_that_refuses_connections_for_long_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
