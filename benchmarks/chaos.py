@@ -1,7 +1,7 @@
 """Does a run whose processes are killed at random moments end with the results of an undisturbed one?
 
-``full`` runs once undisturbed on Ray, then in rounds, each in an empty storage: a random process of it gets SIGKILL at
-a random moment, again and again, and the command is started again whenever it ended with another exit code than 0.
+``full`` runs once undisturbed on Ray, then in rounds, each in an empty storage: a process of a random kind gets SIGKILL
+at a random moment, again and again, and the command is started again whenever it ended with another exit code than 0.
 Then every file of both is compared. ``bench.minutes`` is the time for rounds: after it nothing is killed any more, and
 the round at work ends. Everything lies under ``<storage>/bench/chaos``, which each call begins anew.
 
@@ -27,8 +27,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from benchmarks.harness import Bench
-from benchmarks.victims import HostedNodes, by_kind, draw, session_members, sweep
+from benchmarks.victims import NODE, HostedNodes, by_kind, draw, session_members, sweep
 from cluster.artifacts import MANIFEST, Artifact
 from cluster.pipeline import stages_needed
 from cluster.progress import STAGE_LOG
@@ -156,7 +158,7 @@ class Attempts:
         self._storage, self._hosted, self.tally, self._killer = storage, hosted, tally, killer
         self._file, self._log = storage.with_suffix(".yaml"), storage.with_suffix(".log")
         self._stages = [stage.name for stage in stages_needed(config, "evaluate")]
-        self._last_kill, self._killed = "nothing", False
+        self._last_kill, self._killed, self._at_kill = "nothing", False, changes(storage)
 
     def run(self) -> None:
         """Start the command until it has ended well.
@@ -210,7 +212,7 @@ class Attempts:
 
     def _watch(self, process: subprocess.Popen[bytes]) -> None:
         """Until the command has ended: kill when it is time, and end it when nothing changed for too long."""
-        killer, files, alive_at, at_kill = self._killer, None, time.monotonic(), None
+        killer, files, alive_at = self._killer, None, time.monotonic()
         next_at = time.monotonic() + killer.gaps() if killer else float("inf")
         while process.poll() is None:
             time.sleep(POLL_S)
@@ -220,26 +222,29 @@ class Attempts:
             if now - alive_at > self._config.bench.silence_s:
                 self._end_hanging(process)
                 return
-            if killer and next_at <= now < killer.until and files != at_kill:
-                self._kill(process.pid, killer)
-                next_at, at_kill = time.monotonic() + killer.gaps(), files
+            if killer and next_at <= now < killer.until and files != self._at_kill:
+                next_at = now + killer.gaps()
+                if self._kill(process.pid, killer):
+                    self._at_kill = files
 
-    def _kill(self, session: int, killer: Killer) -> None:
-        kinds = by_kind(session_members(session))
+    def _kill(self, session: int, killer: Killer) -> bool:
+        """Kill one process, if there is any of the kind that was drawn."""
+        kinds, stage = by_kind(session_members(session)), self._stage()
         if self._hosted is not None:
             kinds |= self._hosted.victims()
-        stage = self._stage()
         if (drawn := draw(kinds, killer.rng)) is None:
-            return
+            return False
         kind, process = drawn
-        with suppress(ProcessLookupError):
-            if self._hosted is not None and kind == "node":
+        with suppress(psutil.NoSuchProcess):
+            if self._hosted is not None and kind == NODE:
                 self._hosted.replace_second()
             else:
                 process.kill()
             self._killed, self._last_kill = True, f"{kind} in {stage}"
             self.tally.kills[kind, stage] += 1
             LOG.info("killed: %s", self._last_kill)
+            return True
+        return False
 
     def _end_hanging(self, process: subprocess.Popen[bytes]) -> None:
         about = f"{self._stage()}, after {self._last_kill} was killed"

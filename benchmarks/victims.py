@@ -30,6 +30,9 @@ KINDS: Mapping[str, str] = {
 }
 """The kinds of processes, each with the pattern of its command line; the first that fits is a process's kind."""
 
+NODE = "node"
+"""The kind of a whole node that is lost; its process is the raylet."""
+
 
 def kind_of(command_line: str) -> str | None:
     """What a process is, by its command line; None for what is not named in ``KINDS``, such as a resource tracker."""
@@ -55,11 +58,14 @@ def by_kind(processes: Iterator[psutil.Process]) -> dict[str, list[psutil.Proces
 
 
 def draw(kinds: Mapping[str, Sequence[psutil.Process]], rng: np.random.Generator) -> tuple[str, psutil.Process] | None:
-    """A kind, each as likely as any other, and one of its processes; None where there are none."""
-    if not kinds:
-        return None
-    kind = sorted(kinds)[int(rng.integers(len(kinds)))]
-    return kind, kinds[kind][int(rng.integers(len(kinds[kind])))]
+    """A kind, each as likely as any other, and one of its processes; None where there is none of that kind.
+
+    So a driver that has started nothing yet is not killed each time because it is alone.
+    """
+    known = (*KINDS, NODE)
+    kind = known[int(rng.integers(len(known)))]
+    processes = kinds.get(kind, ())
+    return (kind, processes[int(rng.integers(len(processes)))]) if processes else None
 
 
 def sweep(session: int, timeout_s: float = 10.0) -> list[str]:
@@ -101,7 +107,7 @@ class HostedNodes:
         self._cluster.shutdown()
 
     def victims(self) -> dict[str, list[psutil.Process]]:
-        """The workers of both nodes by kind, and as ``node`` the second one's raylet."""
+        """The workers of both nodes by kind, and as ``NODE`` the second one's raylet."""
         found: dict[str, list[psutil.Process]] = {}
         for node in (self._cluster.head_node, self._second):
             raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
@@ -109,7 +115,7 @@ class HostedNodes:
                 if kind != "agent":
                     found.setdefault(kind, []).extend(workers)
             if node is self._second:
-                found["node"] = [raylet]
+                found[NODE] = [raylet]
         return found
 
     def replace_second(self) -> None:

@@ -69,7 +69,11 @@ class BenchConfig(Section):
     )
     items: PositiveInt = Field(default=200, description="insert: items that are held out")
     minutes: float = Field(default=30.0, gt=0, description="chaos: in which processes are killed")
-    kills: float = Field(default=8.0, gt=0, description="chaos: in the time of an undisturbed run, on average")
+    kills: float = Field(
+        default=12.0,
+        gt=0,
+        description="chaos: moments to kill in the time of an undisturbed run, on average",
+    )
     nodes: Literal[1, 2] = Field(
         default=1, description="chaos: 1 is a Ray of the command's own; 2 a cluster, whose second node is killed too"
     )

@@ -11,7 +11,7 @@ import pytest
 from support.synthetic import chain_shop, tiny_config
 
 from benchmarks import chaos
-from benchmarks.victims import draw, kind_of, session_members, sweep
+from benchmarks.victims import KINDS, draw, kind_of, session_members, sweep
 from genrec.errors import InputError
 from genrec.seeds import generator_of
 
@@ -63,11 +63,11 @@ def test_only_processes_of_the_session_are_found_and_all_of_them_are_swept() -> 
 def test_kinds_are_drawn_evenly_however_many_processes_they_have_and_each_seed_draws_its_own() -> None:
     kinds = {"learner": [1], "idle_worker": [2, 3, 4, 5, 6]}
     rng = generator_of("chaos", 0, 1)
-    drawn = [draw(kinds, rng) for _ in range(1000)]  # type: ignore[arg-type]
+    drawn = [draw(kinds, rng) for _ in range(1200)]  # type: ignore[arg-type]
     counts = Counter(one[0] for one in drawn if one)
-    assert counts.total() == 1000 and 400 < counts["learner"] < 600
+    expected = 1200 / (len(KINDS) + 1)
+    assert all(0.5 * expected < counts[kind] < 1.5 * expected for kind in kinds) and counts.keys() == kinds.keys()
     assert {one[1] for one in drawn if one} == {1, 2, 3, 4, 5, 6}
-    assert draw({}, rng) is None
     gaps = [chaos.moments(generator_of("chaos", 0, number), 30.0) for number in (1, 1, 2)]
     first, again, other = ([gap() for _ in range(20)] for gap in gaps)
     assert first == again != other and 0 <= min(first) < max(first) <= 30
@@ -111,6 +111,7 @@ def attempts(
     """Attempts of a script that counts its starts in ``round/tries``, and then does ``then``."""
     monkeypatch.setattr(chaos, "command", lambda file: [sys.executable, "-c", COUNTING.format(then=then), str(file)])
     monkeypatch.setattr(chaos, "by_kind", lambda processes: {"driver": found} if (found := list(processes)) else {})
+    monkeypatch.setattr(chaos, "draw", lambda kinds, rng: next(((k, found[0]) for k, found in kinds.items()), None))
     config = tiny_config(path, path, "bench.silence_s=1")
     return chaos.Attempts(config, path / "round", None, chaos.Tally(), killer)
 
