@@ -18,15 +18,15 @@ import psutil
 from cluster import interruption
 from genrec.errors import InputError
 
-GRACE_S = 5.0
-"""Seconds in which the main thread may end by itself, with the error that Ray raised there."""
+GRACE_S = 1.0
+"""Seconds in which the main thread may raise the error that Ray gives it; five times as many to end then."""
 POLL_S = 0.5
 SILENT_S = 30.0
 """How long the control service of a cluster may refuse connections; Ray itself gives up after a minute."""
 
 REMEDY = (
-    "if nobody killed it, look for what did (`dmesg` names processes that were killed for memory; Ray's logs lie in "
-    "/tmp/ray); the same command continues from here"
+    "if nobody killed it, memory ran out (`dmesg` names what was killed for it) or this machine was too busy for Ray to "
+    "start (Ray's logs lie in /tmp/ray); the same command continues from here"
 )
 
 _told = threading.Event()
@@ -108,8 +108,9 @@ def end_when(is_lost: Callable[[], str | None], in_use: Callable[[], bool]) -> N
     while (reason := is_lost()) is None:
         time.sleep(POLL_S)
     if in_use():  # Else the run has ended, and Ray with it.
-        time.sleep(GRACE_S)
-        interruption.end_now("" if _told.is_set() else f"error: {reason}; {REMEDY}", code=2)
+        if told := _told.wait(GRACE_S):
+            time.sleep(5 * GRACE_S)
+        interruption.end_now("" if told else f"error: {reason}; {REMEDY}", code=2)
 
 
 class OwnProcesses:
