@@ -25,8 +25,8 @@ SILENT_S = 30.0
 """How long the control service of a cluster may refuse connections; Ray itself gives up after a minute."""
 
 REMEDY = (
-    "if nobody killed it, memory ran out (`dmesg` names what was killed for it) or this machine was too busy for Ray to "
-    "start (Ray's logs lie in /tmp/ray); the same command continues from here"
+    "if nobody killed it, memory ran out (`dmesg` names what was killed for it) or this machine was too busy for Ray "
+    "to start (Ray's logs lie in /tmp/ray); the same command continues from here"
 )
 
 _told = threading.Event()
