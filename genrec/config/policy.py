@@ -18,6 +18,40 @@ class Lora(Section):
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
 
 
+class Items(Section):
+    """Items as rows of their own beside the codes of their semantic IDs: what a SID shares, an item may keep apart."""
+
+    input: Literal["none", "own", "vectors", "both"] = Field(
+        default="both",
+        description="added to an item of the history: a row of its own, its item vector (projected), or both; "
+        "a catalogue of published SIDs has no vectors",
+    )
+    head: bool = Field(
+        default=True,
+        description="a second head scores every item by the same rows, from the state that predicts the first code",
+    )
+    dims: PositiveInt = Field(default=128, description="width of a row (at most policy.hidden)")
+    dropout: float = Field(
+        default=0.2,
+        ge=0,
+        lt=1,
+        description="share of the items whose own row is left out in a training step, so that vectors alone work too",
+    )
+    tokens: Literal["codes", "item"] = Field(
+        default="codes",
+        description="scratch: an item of the history is its L codes, the last with the item's row; or one position",
+    )
+    weight: float = Field(default=1.0, gt=0, description="of the head's cross-entropy, beside 1 for each code")
+    negatives: PositiveInt = Field(
+        default=1024, description="head, in training: items drawn per step for a catalogue of more than 20,000"
+    )
+
+    @property
+    def is_on(self) -> bool:
+        """Whether items have rows at all."""
+        return self.head or self.input != "none"
+
+
 class PolicyConfig(Section):
     """The language model that writes semantic IDs."""
 
@@ -41,6 +75,7 @@ class PolicyConfig(Section):
         default="text",
         description="pretrained: SID rows start as the mean of their items' title tokens, of all tokens, or as noise",
     )
+    items: Items = Items()
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="of frozen weights and matrix products; what trains is kept in float32"
     )

@@ -24,6 +24,9 @@ from genrec.policy.prompts import Prompts
 from genrec.sid.trie import Trie
 from genrec.types import Query, Snapshot
 
+HEAD_WEIGHT = 1.0
+"""Weight of a policy's item head during training; the evaluation tunes it."""
+
 
 @dataclass(frozen=True)
 class Search:
@@ -46,7 +49,8 @@ def target_ranks(policy: Policy, prompts: Prompts, trie: Trie, queries: Sequence
     policy.eval()
     histories, targets_Q = [query.history for query in queries], np.array([query.target for query in queries])
     tokens_BP, mask_BP = (t.to(policy.device) for t in prompts.encode(histories))
-    beams = beam(policy, tokens_BP, mask_BP, trie, search.width + search.masked)
+    head_weight = HEAD_WEIGHT if policy.items is not None and policy.items.has_head else 0.0
+    beams = beam(policy, tokens_BP, mask_BP, trie, search.width + search.masked, head_weight=head_weight)
     found = RankedItems(beams.items_BW.cpu().numpy(), beams.logp_BW.cpu().numpy())
     if search.masked:
         table = pa.table({"history": pa.array(histories, pa.list_(pa.int64()))})

@@ -45,8 +45,9 @@ def run(tmp_path_factory):
         config = tiny_config(storage, chain_shop(tmp_path_factory.mktemp("shop")), *settings)
         parts = {"data": made(config, "prepare"), "catalog": made(config, "assign"), "policy": made(config, "sft")}
         knn = {"kind": "itemknn", "weight": 0.5, "power": 1.0, "settings": asdict(KnnSettings())}
+        knn["head_weight"] = 1.0
         nodes = knn | {"kind": "itemknn_nodes"}
-        for name, prior in (("alone", {"weight": 0.0}), ("mixed", knn), ("steered", nodes)):
+        for name, prior in (("alone", {"weight": 0.0, "head_weight": 1.0}), ("mixed", knn), ("steered", nodes)):
             about = {
                 "parts": {part: f"{output.name}/{output.key}" for part, output in parts.items()},
                 "prior": prior,

@@ -1,0 +1,197 @@
+"""Items as rows of their own, at the input of the policy and as a second head on it.
+
+A semantic ID says what an item shares with others; a row says what it is alone. The row of item i is
+
+    r_i = own_i + C · vector_i                    (d,)
+
+with a learned ``own_i`` and the item's fixed vector, from which its SID was made, projected by C. An item that was
+inserted after the training has no own part, and in training the own parts of some items are left out, so that the
+vectors learn to stand alone. Rows are used twice:
+
+- input: U · r_i is added to the embedding of an item of the history (LIGER, Yang et al. 2024; COBRA, Yang et al. 2025);
+- head: log p(i) = log softmax_i(r_i · Q h), where h is the state that predicts the first code. It costs one product
+  more per prompt, and the search reads it as a prior on the trie's nodes (MemGen-GR 2603.19809).
+
+Shapes: N items, F vector, d row, D hidden units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+import psutil
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genrec.config import Items
+from genrec.errors import InputError
+from genrec.policy.prompts import ITEM_TOKEN, SidTokens
+from genrec.sid.catalog import Catalog
+
+FULL_SOFTMAX = 20_000
+"""Most items whose logits are all computed in training; beyond, ``policy.items.negatives`` of them are drawn."""
+
+COPIES = 7
+"""Float32 copies of the rows that training holds at most: weights, gradient, two moments, average, best, snapshot."""
+
+START = 0.02
+"""Standard deviation of new own parts, as of GPT-2's embeddings."""
+
+
+class ItemRows(nn.Module):
+    """The rows of the items of one catalogue.
+
+    Args:
+        hidden: D of the policy.
+        sids: the block of SID tokens.
+
+    Raises:
+        InputError: rows of vectors for a catalogue without, or rows that memory cannot hold.
+    """
+
+    def __init__(self, settings: Items, catalog: Catalog, hidden: int, sids: SidTokens) -> None:
+        super().__init__()
+        dims = min(settings.dims, hidden)
+        self._dropout, self._negatives, self._items = settings.dropout, settings.negatives, len(catalog)
+        self._is_whole = settings.tokens == "item"
+        self.weight = settings.weight
+        vectors_NF = None if settings.input == "own" else catalog.vectors_NF
+        if settings.input == "vectors" and vectors_NF is None:
+            raise InputError(
+                "policy.items.input=vectors needs the vectors that semantic IDs are made from, and published ones have "
+                "none; take policy.items.input=own"
+            )
+        has_own = settings.input != "vectors"
+        if has_own:
+            _require_memory(len(catalog), dims)
+        self.own = nn.Embedding(len(catalog), dims) if has_own else None
+        if self.own is not None:
+            nn.init.normal_(self.own.weight, std=START)
+        self.content = nn.Linear(vectors_NF.shape[1], dims, bias=False) if vectors_NF is not None else None
+        self.up = nn.Linear(dims, hidden, bias=False) if settings.input != "none" else None
+        self.query = nn.Linear(hidden, dims, bias=False) if settings.head else None
+        for part in (self.up, self.query):
+            if part is not None:
+                nn.init.normal_(part.weight, std=part.in_features**-0.5)
+        self.set_catalog(catalog, sids)
+
+    def set_catalog(self, catalog: Catalog, sids: SidTokens) -> None:
+        """Serve a catalogue that grew from the one of the training; it must have vectors if that had."""
+        device = next(self.parameters()).device
+        # Neither parameters nor buffers: DDP would send them to every worker before each forward.
+        self._vectors_NF = None if self.content is None else cast("Tensor", catalog.vectors_NF).to(device)
+        self._tokens_NL = sids.tokens(catalog.codes_NL).to(device)
+        present_N = torch.ones(len(catalog), dtype=torch.bool)
+        present_N[list(catalog.removed)] = False
+        self._present_N = present_N.to(device)
+        self._rows_key: Any = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ItemRows:
+        super()._apply(fn, recurse)
+        if self._vectors_NF is not None:
+            self._vectors_NF = fn(self._vectors_NF)
+        self._tokens_NL, self._present_N = fn(self._tokens_NL), fn(self._present_N)
+        return self
+
+    @property
+    def has_input(self) -> bool:
+        """Whether items of the history get their rows."""
+        return self.up is not None
+
+    @property
+    def has_head(self) -> bool:
+        """Whether there is a head over items."""
+        return self.query is not None
+
+    def embed(self, tokens_BS: Tensor, table: Callable[[Tensor], Tensor]) -> Tensor:
+        """Embeddings (B, S, D) of tokens, items among them (``ITEM_TOKEN`` + row).
+
+        Args:
+            table: the policy's own embedding of tokens.
+        """
+        row_BS = tokens_BS - ITEM_TOKEN
+        is_item_BS = row_BS >= 0
+        row_BS = row_BS.clamp(min=0)
+        codes_BSL = self._tokens_NL[row_BS]
+        embedded_BSD = table(torch.where(is_item_BS, codes_BSL[..., -1], tokens_BS))
+        if self._is_whole:
+            others_BSD = table(codes_BSL[..., :-1]).sum(-2)
+            embedded_BSD = embedded_BSD + others_BSD * is_item_BS[..., None]
+        if self.up is None:
+            return embedded_BSD
+        return embedded_BSD + (self.up(self._some(row_BS)) * is_item_BS[..., None]).to(embedded_BSD.dtype)
+
+    def plain_tokens(self, tokens_BS: Tensor) -> Tensor:
+        """The tokens with each item's last code in its place."""
+        last_BS = self._tokens_NL[(tokens_BS - ITEM_TOKEN).clamp(min=0)][..., -1]
+        return torch.where(tokens_BS >= ITEM_TOKEN, last_BS, tokens_BS)
+
+    def log_probabilities(self, hidden_xD: Tensor) -> Tensor:
+        """log p (…, N) of every item, in float32; -inf at removed ones."""
+        logits_xN = F.linear(self._asked(hidden_xD), self._all()).float()
+        return logits_xN.masked_fill(~self._present_N, -torch.inf).log_softmax(-1)
+
+    def loss(self, hidden_MD: Tensor, items_M: Tensor) -> Tensor:
+        """-log p of the targets ``items_M`` after the states ``hidden_MD``, (M,).
+
+        Beyond ``FULL_SOFTMAX`` items the partition sum is estimated from n items drawn uniformly for the whole batch,
+        those equal to the target left out: exp(s_t) + (N - 1) / n · Σ exp(s_j).
+        """
+        asked_Md = self._asked(hidden_MD)
+        if self._items <= FULL_SOFTMAX:
+            logits_MN = F.linear(asked_Md, self._all()).float().masked_fill(~self._present_N, -torch.inf)
+            return F.cross_entropy(logits_MN, items_M, reduction="none")
+        drawn_n = torch.randint(self._items, (self._negatives,), device=items_M.device)
+        target_M = (asked_Md * self._some(items_M)).sum(-1).float()
+        others_Mn = F.linear(asked_Md, self._some(drawn_n)).float() + math.log((self._items - 1) / self._negatives)
+        others_Mn = others_Mn.masked_fill(drawn_n == items_M[:, None], -torch.inf)
+        return torch.cat([target_M[:, None], others_Mn], -1).logsumexp(-1) - target_M
+
+    def _asked(self, hidden_xD: Tensor) -> Tensor:
+        query = cast("nn.Linear", self.query)
+        return query(hidden_xD.to(query.weight.dtype))
+
+    def _all(self) -> Tensor:
+        """The rows (N, d) of all items; outside of training they are computed once per version of the weights."""
+        if self.training or torch.is_grad_enabled():
+            return self._some(torch.arange(len(self._tokens_NL), device=self._tokens_NL.device))
+        key = [(part.data_ptr(), part._version) for part in self.parameters()]
+        if self._rows_key != key:
+            rows_N = torch.arange(len(self._tokens_NL), device=self._tokens_NL.device)
+            self._rows_Nd, self._rows_key = self._some(rows_N), key
+        return self._rows_Nd
+
+    def _some(self, items_x: Tensor) -> Tensor:
+        """The rows (…, d) of ``items_x``."""
+        projected_xd = None
+        if self.content is not None and self._vectors_NF is not None:
+            projected_xd = self.content(self._vectors_NF[items_x].to(self.content.weight.dtype))
+        if self.own is None:
+            return cast("Tensor", projected_xd)
+        has_own_x = items_x < self.own.num_embeddings
+        own_xd = self.own(torch.where(has_own_x, items_x, 0))
+        if projected_xd is None:
+            return own_xd * has_own_x[..., None]
+        if self.training and self._dropout:
+            has_own_x = has_own_x & (torch.rand(items_x.shape, device=items_x.device) >= self._dropout)
+        return projected_xd + own_xd * has_own_x[..., None]
+
+
+def _require_memory(items: int, dims: int) -> None:
+    """Refuse rows that training could not hold.
+
+    Raises:
+        InputError: ``COPIES`` of them are more than the memory that is free.
+    """
+    free = psutil.virtual_memory().available
+    need = items * dims * 4 * COPIES
+    if need > free:
+        fits = free // (items * 4 * COPIES)
+        remedy = f"policy.items.dims={fits} fits" if fits else "take policy.items.input=vectors, which has no such rows"
+        raise InputError(
+            f"rows of {items:,} items with policy.items.dims={dims} take {need / 2**30:.1f} GiB in training, got "
+            f"{free / 2**30:.1f} GiB of free memory; {remedy}"
+        )
