@@ -138,6 +138,8 @@ class BatchPredictor:
             cache=config.backbones_path,
         )
         self._policy.to(self._device)
+        if self._policy.items is not None:
+            self._policy.items.freeze()
         self._trie = self._catalog.trie.to(self._device)
         self._queries = read_queries(spec.data, spec.split)
         priors = {way.prior for way in spec.answerings.values() if way.prior is not None}

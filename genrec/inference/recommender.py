@@ -87,6 +87,8 @@ class Recommender:
             seed=config.seed,
             cache=self._backbones,
         )
+        if self._policy.items is not None:
+            self._policy.items.freeze()
         self._digest = catalog.digest
         cache_bytes = config.decode.prompt_cache_mb * 2**20
         self._prompt_cache = PromptCache(self._policy, cache_bytes) if cache_bytes else None

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import cast
 
 import psutil
 import torch
@@ -39,6 +40,26 @@ COPIES = 7
 
 START = 0.02
 """Standard deviation of new own parts, as of GPT-2's embeddings."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is fixed of a catalogue: the tokens (N, L) of each item, which items are there, and their vectors (N, F).
+
+    ``rows_Nd`` are the rows of all items, where they were computed beforehand. None of them is a parameter or a buffer:
+    DDP would send those to every worker before each forward.
+    """
+
+    tokens_NL: Tensor
+    present_N: Tensor
+    vectors_NF: Tensor | None = None
+    rows_Nd: Tensor | None = None
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Known:
+        """The same with ``move`` applied to every tensor."""
+        tensors = (self.tokens_NL, self.present_N, self.vectors_NF, self.rows_Nd)
+        tokens_NL, present_N, *rest = (None if tensor is None else move(tensor) for tensor in tensors)
+        return Known(cast("Tensor", tokens_NL), cast("Tensor", present_N), *rest)
 
 
 class ItemRows(nn.Module):
@@ -76,24 +97,36 @@ class ItemRows(nn.Module):
         for part in (self.up, self.query):
             if part is not None:
                 nn.init.normal_(part.weight, std=part.in_features**-0.5)
+        self._frozen = False
         self.set_catalog(catalog, sids)
 
     def set_catalog(self, catalog: Catalog, sids: SidTokens) -> None:
         """Serve a catalogue that grew from the one of the training; it must have vectors if that had."""
-        device = next(self.parameters()).device
-        # Neither parameters nor buffers: DDP would send them to every worker before each forward.
-        self._vectors_NF = None if self.content is None else cast("Tensor", catalog.vectors_NF).to(device)
-        self._tokens_NL = sids.tokens(catalog.codes_NL).to(device)
         present_N = torch.ones(len(catalog), dtype=torch.bool)
         present_N[list(catalog.removed)] = False
-        self._present_N = present_N.to(device)
-        self._rows_key: Any = None
+        vectors_NF = None if self.content is None else cast("Tensor", catalog.vectors_NF)
+        known = Known(sids.tokens(catalog.codes_NL), present_N, vectors_NF)
+        device = next(self.parameters()).device
+        # One assignment, so that requests of other threads see one catalogue or the other.
+        self._known = self._with_rows(known.moved(lambda tensor: tensor.to(device)), self._frozen)
+
+    def freeze(self) -> None:
+        """Compute all rows once, for weights that do not change any more."""
+        self._frozen = True
+        self._known = self._with_rows(self._known, True)
+
+    @torch.no_grad()
+    def _with_rows(self, known: Known, wanted: bool) -> Known:
+        return replace(
+            known,
+            rows_Nd=self._some(torch.arange(len(known.tokens_NL), device=known.tokens_NL.device), known)
+            if wanted
+            else None,
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ItemRows:
         super()._apply(fn, recurse)
-        if self._vectors_NF is not None:
-            self._vectors_NF = fn(self._vectors_NF)
-        self._tokens_NL, self._present_N = fn(self._tokens_NL), fn(self._present_N)
+        self._known = self._known.moved(fn)
         return self
 
     @property
@@ -115,24 +148,23 @@ class ItemRows(nn.Module):
         row_BS = tokens_BS - ITEM_TOKEN
         is_item_BS = row_BS >= 0
         row_BS = row_BS.clamp(min=0)
-        codes_BSL = self._tokens_NL[row_BS]
+        codes_BSL = self._known.tokens_NL[row_BS]
         embedded_BSD = table(torch.where(is_item_BS, codes_BSL[..., -1], tokens_BS))
         if self._is_whole:
             others_BSD = table(codes_BSL[..., :-1]).sum(-2)
             embedded_BSD = embedded_BSD + others_BSD * is_item_BS[..., None]
         if self.up is None:
             return embedded_BSD
-        return embedded_BSD + (self.up(self._some(row_BS)) * is_item_BS[..., None]).to(embedded_BSD.dtype)
+        return embedded_BSD + (self.up(self._some(row_BS, self._known)) * is_item_BS[..., None]).to(embedded_BSD.dtype)
 
     def plain_tokens(self, tokens_BS: Tensor) -> Tensor:
         """The tokens with each item's last code in its place."""
-        last_BS = self._tokens_NL[(tokens_BS - ITEM_TOKEN).clamp(min=0)][..., -1]
+        last_BS = self._known.tokens_NL[(tokens_BS - ITEM_TOKEN).clamp(min=0)][..., -1]
         return torch.where(tokens_BS >= ITEM_TOKEN, last_BS, tokens_BS)
 
     def log_probabilities(self, hidden_xD: Tensor) -> Tensor:
         """log p (…, N) of every item, in float32; -inf at removed ones."""
-        logits_xN = F.linear(self._asked(hidden_xD), self._all()).float()
-        return logits_xN.masked_fill(~self._present_N, -torch.inf).log_softmax(-1)
+        return self._logits(hidden_xD).log_softmax(-1)
 
     def loss(self, hidden_MD: Tensor, items_M: Tensor) -> Tensor:
         """-log p of the targets ``items_M`` after the states ``hidden_MD``, (M,).
@@ -140,13 +172,14 @@ class ItemRows(nn.Module):
         Beyond ``FULL_SOFTMAX`` items the partition sum is estimated from n items drawn uniformly for the whole batch,
         those equal to the target left out: exp(s_t) + (N - 1) / n · Σ exp(s_j).
         """
-        asked_Md = self._asked(hidden_MD)
         if self._items <= FULL_SOFTMAX:
-            logits_MN = F.linear(asked_Md, self._all()).float().masked_fill(~self._present_N, -torch.inf)
-            return F.cross_entropy(logits_MN, items_M, reduction="none")
+            return F.cross_entropy(self._logits(hidden_MD), items_M, reduction="none")
+        asked_Md, known = self._asked(hidden_MD), self._known
         drawn_n = torch.randint(self._items, (self._negatives,), device=items_M.device)
-        target_M = (asked_Md * self._some(items_M)).sum(-1).float()
-        others_Mn = F.linear(asked_Md, self._some(drawn_n)).float() + math.log((self._items - 1) / self._negatives)
+        target_M = (asked_Md * self._some(items_M, known)).sum(-1).float()
+        others_Mn = F.linear(asked_Md, self._some(drawn_n, known)).float() + math.log(
+            (self._items - 1) / self._negatives
+        )
         others_Mn = others_Mn.masked_fill(drawn_n == items_M[:, None], -torch.inf)
         return torch.cat([target_M[:, None], others_Mn], -1).logsumexp(-1) - target_M
 
@@ -154,21 +187,19 @@ class ItemRows(nn.Module):
         query = cast("nn.Linear", self.query)
         return query(hidden_xD.to(query.weight.dtype))
 
-    def _all(self) -> Tensor:
-        """The rows (N, d) of all items; outside of training they are computed once per version of the weights."""
-        if self.training or torch.is_grad_enabled():
-            return self._some(torch.arange(len(self._tokens_NL), device=self._tokens_NL.device))
-        key = [(part.data_ptr(), part._version) for part in self.parameters()]
-        if self._rows_key != key:
-            rows_N = torch.arange(len(self._tokens_NL), device=self._tokens_NL.device)
-            self._rows_Nd, self._rows_key = self._some(rows_N), key
-        return self._rows_Nd
+    def _logits(self, hidden_xD: Tensor) -> Tensor:
+        """Logits (…, N) of all items in float32, -inf at removed ones."""
+        known = self._known
+        rows_Nd = known.rows_Nd
+        if rows_Nd is None:
+            rows_Nd = self._some(torch.arange(len(known.tokens_NL), device=known.tokens_NL.device), known)
+        return F.linear(self._asked(hidden_xD), rows_Nd).float().masked_fill(~known.present_N, -torch.inf)
 
-    def _some(self, items_x: Tensor) -> Tensor:
+    def _some(self, items_x: Tensor, known: Known) -> Tensor:
         """The rows (…, d) of ``items_x``."""
         projected_xd = None
-        if self.content is not None and self._vectors_NF is not None:
-            projected_xd = self.content(self._vectors_NF[items_x].to(self.content.weight.dtype))
+        if self.content is not None and known.vectors_NF is not None:
+            projected_xd = self.content(known.vectors_NF[items_x].to(self.content.weight.dtype))
         if self.own is None:
             return cast("Tensor", projected_xd)
         has_own_x = items_x < self.own.num_embeddings

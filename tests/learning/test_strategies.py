@@ -86,7 +86,8 @@ def train(rank: int, root: Path, case: Case) -> None:
         "history": [list(range(i % 5 + 1)) for i in range(27)],
         "target": [*range(1, 28)],
     }
-    settings = Sft(example_format="rows", epochs=2, lr=1e-2, batch_size=9, micro_batch=4, checkpoint_every=1)
+    shape = {"epochs": 2, "lr": 1e-2, "batch_size": 9, "micro_batch": 4, "checkpoint_every": 1}
+    settings = Sft.model_validate({"example_format": "rows", "ema_decay": 0.0, **shape})
     accelerator = Accelerator(cpu=True)
     start = root / case.start / "step-3" if case.start else None
     state = SftTrainer(

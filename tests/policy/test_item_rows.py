@@ -1,4 +1,4 @@
-"""Rows of items, at the input and as a head: exact in every search, in every form of training, in a catalogue that grows."""
+"""Rows of items, at the input and as a head: exact in every search and form of training, also in a grown catalogue."""
 
 import math
 from pathlib import Path
@@ -133,6 +133,10 @@ def test_an_inserted_item_is_known_by_its_vector_and_changes_no_other() -> None:
     torch.testing.assert_close(after_BN[:, :40].log_softmax(-1), before_BN, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(both[0], both[1])
     assert rows.own is not None and rows.own.num_embeddings == 40
+    rows.freeze()
+    torch.testing.assert_close(rows.log_probabilities(state_BD), after_BN)
+    rows.set_catalog(CATALOG, prompts.sids)
+    torch.testing.assert_close(rows.log_probabilities(state_BD), before_BN)
 
 
 def test_a_removed_item_has_no_probability_and_may_stand_in_a_history() -> None:
@@ -156,14 +160,15 @@ def test_drawn_negatives_estimate_the_full_softmax(monkeypatch: pytest.MonkeyPat
 
 
 def test_own_parts_are_left_out_in_training_only() -> None:
-    policy, prompts = made(Items(dropout=0.5))
+    policy, _ = made(Items(dropout=0.5))
     rows = rows_of(policy)
     items_M = torch.arange(40)
     policy.train()
     torch.manual_seed(0)
-    dropped_Nd = rows._some(items_M)
+    dropped_Nd = rows._some(items_M, rows._known)
     policy.eval()
-    whole_Nd, bare_Nd = rows._some(items_M), rows._some(items_M) - rows.own(items_M)  # type: ignore[misc]
+    whole_Nd = rows._some(items_M, rows._known)
+    bare_Nd = whole_Nd - rows.own(items_M)  # type: ignore[misc]
     left_out_N = torch.isclose(dropped_Nd, bare_Nd).all(-1)
     assert 10 < int(left_out_N.sum()) < 30
     torch.testing.assert_close(dropped_Nd[~left_out_N], whole_Nd[~left_out_N])

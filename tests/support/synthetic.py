@@ -28,9 +28,7 @@ def random_catalog(items: int, sizes: tuple[int, ...], seed: int = 0) -> Catalog
     return Catalog(torch.tensor(np.stack(np.unravel_index(flat, sizes), axis=1)), sizes)
 
 
-def small_policy(
-    catalog: Catalog, arch: str = "gpt2", seed: int = 1, items: Items = NO_ROWS
-) -> tuple[Model, Prompts]:
+def small_policy(catalog: Catalog, arch: str = "gpt2", seed: int = 1, items: Items = NO_ROWS) -> tuple[Model, Prompts]:
     """An untrained policy with weights large enough that its answers differ from item to item."""
     settings = PolicyConfig(arch=arch, hidden=32, layers=2, heads=4, dropout=0.0, items=items)  # type: ignore[arg-type]
     policy, prompts = build(settings, catalog, max_history=6, seed=seed)
