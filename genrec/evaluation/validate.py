@@ -18,14 +18,11 @@ from genrec.data.tables import to_queries
 from genrec.inference.batch import without_seen
 from genrec.inference.prior import RankedItems
 from genrec.metrics import IntArray
-from genrec.policy.decoding.beam import beam
+from genrec.policy.decoding.beam import HEAD_WEIGHT, beam
 from genrec.policy.model import Policy
 from genrec.policy.prompts import Prompts
 from genrec.sid.trie import Trie
 from genrec.types import Query, Snapshot
-
-HEAD_WEIGHT = 1.0
-"""Weight of a policy's item head during training; the evaluation tunes it."""
 
 
 @dataclass(frozen=True)

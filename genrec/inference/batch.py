@@ -23,7 +23,7 @@ from genrec.data.tables import read_queries, read_sequences
 from genrec.inference.prior import RankedItems
 from genrec.metrics import IntArray
 from genrec.policy.backbone import load
-from genrec.policy.decoding.beam import Beams, beam, head_log_probabilities
+from genrec.policy.decoding.beam import HEAD_WEIGHT, Beams, beam, head_log_probabilities
 from genrec.policy.decoding.node_prior import NodePrior
 from genrec.policy.decoding.prompt_cache import prefill
 from genrec.policy.model import Policy
@@ -92,6 +92,11 @@ class Answering:
     head_weight: float = 0.0
     head_alone: bool = False
     prior: KnnPrior | None = None
+
+
+def own_answering(config: Config) -> Answering:
+    """A policy's own search before anything is tuned: its item head, if it has one, weighs as in its validation."""
+    return Answering(HEAD_WEIGHT if config.policy.items.head else 0.0)
 
 
 @dataclass(frozen=True)

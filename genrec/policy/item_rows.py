@@ -55,6 +55,11 @@ class Known:
     vectors_NF: Tensor | None = None
     rows_Nd: Tensor | None = None
 
+    @property
+    def all_N(self) -> Tensor:
+        """The number of each item."""
+        return torch.arange(len(self.tokens_NL), device=self.tokens_NL.device)
+
     def moved(self, move: Callable[[Tensor], Tensor]) -> Known:
         """The same with ``move`` applied to every tensor."""
         tensors = (self.tokens_NL, self.present_N, self.vectors_NF, self.rows_Nd)
@@ -94,9 +99,10 @@ class ItemRows(nn.Module):
         self.content = nn.Linear(vectors_NF.shape[1], dims, bias=False) if vectors_NF is not None else None
         self.up = nn.Linear(dims, hidden, bias=False) if settings.input != "none" else None
         self.query = nn.Linear(hidden, dims, bias=False) if settings.head else None
-        for part in (self.up, self.query):
-            if part is not None:
-                nn.init.normal_(part.weight, std=part.in_features**-0.5)
+        if self.up is not None:  # A pretrained model begins as it would without rows.
+            nn.init.zeros_(self.up.weight)
+        if self.query is not None:
+            nn.init.normal_(self.query.weight, std=hidden**-0.5)
         self._frozen = False
         self.set_catalog(catalog, sids)
 
@@ -117,12 +123,7 @@ class ItemRows(nn.Module):
 
     @torch.no_grad()
     def _with_rows(self, known: Known, wanted: bool) -> Known:
-        return replace(
-            known,
-            rows_Nd=self._some(torch.arange(len(known.tokens_NL), device=known.tokens_NL.device), known)
-            if wanted
-            else None,
-        )
+        return replace(known, rows_Nd=self._some(known.all_N, known) if wanted else None)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ItemRows:
         super()._apply(fn, recurse)
@@ -192,7 +193,7 @@ class ItemRows(nn.Module):
         known = self._known
         rows_Nd = known.rows_Nd
         if rows_Nd is None:
-            rows_Nd = self._some(torch.arange(len(known.tokens_NL), device=known.tokens_NL.device), known)
+            rows_Nd = self._some(known.all_N, known)
         return F.linear(self._asked(hidden_xD), rows_Nd).float().masked_fill(~known.present_N, -torch.inf)
 
     def _some(self, items_x: Tensor, known: Known) -> Tensor:

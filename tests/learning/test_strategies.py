@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.synthetic import random_catalog
+from support.synthetic import NO_ROWS, random_catalog
 from test_finetuning import tiny_backbone
 from torch import distributed, multiprocessing
 
@@ -37,7 +37,7 @@ class Case:
 
 
 def cases(backbone: str) -> list[Case]:
-    adapters = PolicyConfig(kind="pretrained", path=backbone, lora=Lora(rank=4, dropout=0.0))
+    adapters = PolicyConfig(kind="pretrained", path=backbone, lora=Lora(rank=4, dropout=0.0), items=NO_ROWS)
     return [
         Case("ddp", "ddp", SCRATCH),
         Case("zero2", "zero2", SCRATCH),
