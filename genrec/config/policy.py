@@ -22,20 +22,17 @@ class Items(Section):
     """Items as rows of their own beside the codes of their semantic IDs: what a SID shares, an item may keep apart."""
 
     input: Literal["none", "own", "vectors", "both"] = Field(
-        default="both",
-        description="added to an item of the history: a row of its own, its item vector (projected), or both; "
-        "a catalogue of published SIDs has no vectors",
+        default="own",
+        description="added to an item of the history: a learned row, its item vector (projected), or both; "
+        "published SIDs have no vectors",
     )
     head: bool = Field(
         default=True,
-        description="a second head scores every item by the same rows, from the state that predicts the first code",
+        description="a second head scores every item by a learned row, from the state that predicts the first code",
     )
     dims: PositiveInt = Field(default=128, description="width of a row (at most policy.hidden)")
     dropout: float = Field(
-        default=0.2,
-        ge=0,
-        lt=1,
-        description="share of the items whose own row is left out in a training step, so that vectors alone work too",
+        default=0.0, ge=0, lt=1, description="input, in training: share of the learned rows that are left out"
     )
     tokens: Literal["codes", "item"] = Field(
         default="codes",

@@ -121,8 +121,8 @@ def _items_fit(config: Config) -> dict[str, bool]:
         and items.input == "none",
         "policy.items.tokens=item is for policies of semantic IDs alone; text has the codes of an item": one_position
         and policy.knows_text,
-        "policy.items.input=vectors needs vectors, and published semantic IDs (sid.quantizer=given) have none": (
-            items.input == "vectors" and config.sid.quantizer in ("given", "title")
+        f"policy.items.input={items.input}: sid.quantizer={config.sid.quantizer} has no vectors; take own": (
+            items.input in ("vectors", "both") and config.sid.quantizer in ("given", "title")
         ),
     }
 

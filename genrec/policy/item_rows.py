@@ -1,16 +1,14 @@
-"""Items as rows of their own, at the input of the policy and as a second head on it.
+"""Rows of items of their own: at the input of the policy, and as a second head on it.
 
-A semantic ID says what an item shares with others; a row says what it is alone. The row of item i is
+A semantic ID says what an item shares with others; a row says what it is alone. Rows are used twice:
 
-    r_i = own_i + C · vector_i                    (d,)
+- input: U · e_i is added to the embedding of an item i of the history (LIGER, Yang et al. 2024; COBRA, Yang et al.
+  2025), where e_i is a learned row, a projection of the item's vector, or the sum of both;
+- head: log p(i) = log softmax_i(o_i · Q h), where o_i is another learned row and h the state that predicts the first
+  code. It costs one product more per prompt, and the search reads it as a prior on the trie's nodes (MemGen-GR
+  2603.19809).
 
-with a learned ``own_i`` and the item's fixed vector, from which its SID was made, projected by C. An item that was
-inserted after the training has no own part, and in training the own parts of some items are left out, so that the
-vectors learn to stand alone. Rows are used twice:
-
-- input: U · r_i is added to the embedding of an item of the history (LIGER, Yang et al. 2024; COBRA, Yang et al. 2025);
-- head: log p(i) = log softmax_i(r_i · Q h), where h is the state that predicts the first code. It costs one product
-  more per prompt, and the search reads it as a prior on the trie's nodes (MemGen-GR 2603.19809).
+An item that was inserted after the training has the mean of the rows of the trained items whose vectors are nearest.
 
 Shapes: N items, F vector, d row, D hidden units.
 """
@@ -39,21 +37,26 @@ COPIES = 7
 """Float32 copies of the rows that training holds at most: weights, gradient, two moments, average, best, snapshot."""
 
 START = 0.02
-"""Standard deviation of new own parts, as of GPT-2's embeddings."""
+"""Standard deviation of new rows, as of GPT-2's embeddings."""
+
+NEIGHBOURS = 5
+"""Trained items whose rows an inserted item's are the mean of."""
 
 
 @dataclass(frozen=True)
 class Known:
     """What is fixed of a catalogue: the tokens (N, L) of each item, which items are there, and their vectors (N, F).
 
-    ``rows_Nd`` are the rows of all items, where they were computed beforehand. None of them is a parameter or a buffer:
-    DDP would send those to every worker before each forward.
+    ``near_MX``: the trained items nearest to each of the M inserted ones; ``head_Nd``: the head's rows of all items,
+    where they were computed beforehand. None of them is a parameter or a buffer: DDP would send those to every worker
+    before each forward.
     """
 
     tokens_NL: Tensor
     present_N: Tensor
     vectors_NF: Tensor | None = None
-    rows_Nd: Tensor | None = None
+    near_MX: Tensor | None = None
+    head_Nd: Tensor | None = None
 
     @property
     def all_N(self) -> Tensor:
@@ -62,7 +65,7 @@ class Known:
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Known:
         """The same with ``move`` applied to every tensor."""
-        tensors = (self.tokens_NL, self.present_N, self.vectors_NF, self.rows_Nd)
+        tensors = (self.tokens_NL, self.present_N, self.vectors_NF, self.near_MX, self.head_Nd)
         tokens_NL, present_N, *rest = (None if tensor is None else move(tensor) for tensor in tensors)
         return Known(cast("Tensor", tokens_NL), cast("Tensor", present_N), *rest)
 
@@ -84,20 +87,17 @@ class ItemRows(nn.Module):
         self._dropout, self._negatives, self._items = settings.dropout, settings.negatives, len(catalog)
         self._is_whole = settings.tokens == "item"
         self.weight = settings.weight
-        vectors_NF = None if settings.input == "own" else catalog.vectors_NF
-        if settings.input == "vectors" and vectors_NF is None:
+        uses_vectors, has_own = settings.input in ("vectors", "both"), settings.input in ("own", "both")
+        if uses_vectors and catalog.vectors_NF is None:
             raise InputError(
-                "policy.items.input=vectors needs the vectors that semantic IDs are made from, and published ones have "
-                "none; take policy.items.input=own"
+                f"policy.items.input={settings.input} needs the vectors that semantic IDs are made from, and published "
+                "ones have none; take policy.items.input=own"
             )
-        has_own = settings.input != "vectors"
-        if has_own:
-            _require_memory(len(catalog), dims)
-        self.own = nn.Embedding(len(catalog), dims) if has_own else None
-        if self.own is not None:
-            nn.init.normal_(self.own.weight, std=START)
-        self.content = nn.Linear(vectors_NF.shape[1], dims, bias=False) if vectors_NF is not None else None
+        _require_memory(len(catalog), dims, int(has_own) + int(settings.head))
+        self.own = _table(len(catalog), dims) if has_own else None
+        self.content = nn.Linear(_width(catalog), dims, bias=False) if uses_vectors else None
         self.up = nn.Linear(dims, hidden, bias=False) if settings.input != "none" else None
+        self.head = _table(len(catalog), dims) if settings.head else None
         self.query = nn.Linear(hidden, dims, bias=False) if settings.head else None
         if self.up is not None:  # A pretrained model begins as it would without rows.
             nn.init.zeros_(self.up.weight)
@@ -110,20 +110,21 @@ class ItemRows(nn.Module):
         """Serve a catalogue that grew from the one of the training; it must have vectors if that had."""
         present_N = torch.ones(len(catalog), dtype=torch.bool)
         present_N[list(catalog.removed)] = False
-        vectors_NF = None if self.content is None else cast("Tensor", catalog.vectors_NF)
-        known = Known(sids.tokens(catalog.codes_NL), present_N, vectors_NF)
+        vectors_NF = None if self.content is None else catalog.vectors_NF
+        known = Known(sids.tokens(catalog.codes_NL), present_N, vectors_NF, _nearest(catalog, self._items))
         device = next(self.parameters()).device
         # One assignment, so that requests of other threads see one catalogue or the other.
-        self._known = self._with_rows(known.moved(lambda tensor: tensor.to(device)), self._frozen)
+        self._known = self._with_head(known.moved(lambda tensor: tensor.to(device)), self._frozen)
 
     def freeze(self) -> None:
-        """Compute all rows once, for weights that do not change any more."""
+        """Compute the head's rows once, for weights that do not change any more."""
         self._frozen = True
-        self._known = self._with_rows(self._known, True)
+        self._known = self._with_head(self._known, True)
 
     @torch.no_grad()
-    def _with_rows(self, known: Known, wanted: bool) -> Known:
-        return replace(known, rows_Nd=self._some(known.all_N, known) if wanted else None)
+    def _with_head(self, known: Known, wanted: bool) -> Known:
+        wanted = wanted and self.head is not None
+        return replace(known, head_Nd=self._head_rows(known.all_N, known) if wanted else None)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ItemRows:
         super()._apply(fn, recurse)
@@ -138,7 +139,7 @@ class ItemRows(nn.Module):
     @property
     def has_head(self) -> bool:
         """Whether there is a head over items."""
-        return self.query is not None
+        return self.head is not None
 
     def embed(self, tokens_BS: Tensor, table: Callable[[Tensor], Tensor]) -> Tensor:
         """Embeddings (B, S, D) of tokens, items among them (``ITEM_TOKEN`` + row).
@@ -156,7 +157,7 @@ class ItemRows(nn.Module):
             embedded_BSD = embedded_BSD + others_BSD * is_item_BS[..., None]
         if self.up is None:
             return embedded_BSD
-        return embedded_BSD + (self.up(self._some(row_BS, self._known)) * is_item_BS[..., None]).to(embedded_BSD.dtype)
+        return embedded_BSD + (self.up(self._input(row_BS)) * is_item_BS[..., None]).to(embedded_BSD.dtype)
 
     def plain_tokens(self, tokens_BS: Tensor) -> Tensor:
         """The tokens with each item's last code in its place."""
@@ -177,10 +178,9 @@ class ItemRows(nn.Module):
             return F.cross_entropy(self._logits(hidden_MD), items_M, reduction="none")
         asked_Md, known = self._asked(hidden_MD), self._known
         drawn_n = torch.randint(self._items, (self._negatives,), device=items_M.device)
-        target_M = (asked_Md * self._some(items_M, known)).sum(-1).float()
-        others_Mn = F.linear(asked_Md, self._some(drawn_n, known)).float() + math.log(
-            (self._items - 1) / self._negatives
-        )
+        target_M = (asked_Md * self._head_rows(items_M, known)).sum(-1).float()
+        others_Mn = F.linear(asked_Md, self._head_rows(drawn_n, known)).float()
+        others_Mn = others_Mn + math.log((self._items - 1) / self._negatives)
         others_Mn = others_Mn.masked_fill(drawn_n == items_M[:, None], -torch.inf)
         return torch.cat([target_M[:, None], others_Mn], -1).logsumexp(-1) - target_M
 
@@ -191,38 +191,69 @@ class ItemRows(nn.Module):
     def _logits(self, hidden_xD: Tensor) -> Tensor:
         """Logits (…, N) of all items in float32, -inf at removed ones."""
         known = self._known
-        rows_Nd = known.rows_Nd
-        if rows_Nd is None:
-            rows_Nd = self._some(known.all_N, known)
-        return F.linear(self._asked(hidden_xD), rows_Nd).float().masked_fill(~known.present_N, -torch.inf)
+        head_Nd = self._head_rows(known.all_N, known) if known.head_Nd is None else known.head_Nd
+        return F.linear(self._asked(hidden_xD), head_Nd).float().masked_fill(~known.present_N, -torch.inf)
 
-    def _some(self, items_x: Tensor, known: Known) -> Tensor:
-        """The rows (…, d) of ``items_x``."""
-        projected_xd = None
+    def _head_rows(self, items_x: Tensor, known: Known) -> Tensor:
+        """The head's rows (…, d) of ``items_x``."""
+        return _rows(cast("nn.Embedding", self.head), items_x, known.near_MX)
+
+    def _input(self, items_x: Tensor) -> Tensor:
+        """The input's rows (…, d) of ``items_x``; in training some of the learned ones are left out."""
+        known, parts = self._known, list[Tensor]()
+        if self.own is not None:
+            own_xd = _rows(self.own, items_x, known.near_MX)
+            if self.training and self._dropout:
+                own_xd = own_xd * (torch.rand(items_x.shape, device=items_x.device) >= self._dropout)[..., None]
+            parts.append(own_xd)
         if self.content is not None and known.vectors_NF is not None:
-            projected_xd = self.content(known.vectors_NF[items_x].to(self.content.weight.dtype))
-        if self.own is None:
-            return cast("Tensor", projected_xd)
-        has_own_x = items_x < self.own.num_embeddings
-        own_xd = self.own(torch.where(has_own_x, items_x, 0))
-        if projected_xd is None:
-            return own_xd * has_own_x[..., None]
-        if self.training and self._dropout:
-            has_own_x = has_own_x & (torch.rand(items_x.shape, device=items_x.device) >= self._dropout)
-        return projected_xd + own_xd * has_own_x[..., None]
+            parts.append(self.content(known.vectors_NF[items_x].to(self.content.weight.dtype)))
+        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
 
-def _require_memory(items: int, dims: int) -> None:
+def _table(items: int, dims: int) -> nn.Embedding:
+    table = nn.Embedding(items, dims)
+    nn.init.normal_(table.weight, std=START)
+    return table
+
+
+def _width(catalog: Catalog) -> int:
+    return cast("Tensor", catalog.vectors_NF).shape[1]
+
+
+def _rows(table: nn.Embedding, items_x: Tensor, near_MX: Tensor | None) -> Tensor:
+    """Rows (…, d) of a table of trained items; of inserted ones the mean of their neighbours' (zeros without)."""
+    trained = table.num_embeddings
+    is_new_x = items_x >= trained
+    if not bool(is_new_x.any()):
+        return table(items_x)
+    rows_xd = table(torch.where(is_new_x, 0, items_x)) * ~is_new_x[..., None]
+    if near_MX is None:
+        return rows_xd
+    near_xX = near_MX[(items_x - trained).clamp(min=0)]
+    return rows_xd + table(near_xX).mean(-2) * is_new_x[..., None]
+
+
+def _nearest(catalog: Catalog, trained: int) -> Tensor | None:
+    """The trained items (M, ``NEIGHBOURS``) whose vectors have the largest cosines with each inserted item's."""
+    if len(catalog) == trained or catalog.vectors_NF is None:
+        return None
+    unit_NF = F.normalize(catalog.vectors_NF.float(), dim=-1)
+    found = [part @ unit_NF[:trained].T for part in unit_NF[trained:].split(1024)]
+    return torch.cat([cosine.topk(min(NEIGHBOURS, trained), dim=-1).indices for cosine in found])
+
+
+def _require_memory(items: int, dims: int, tables: int) -> None:
     """Refuse rows that training could not hold.
 
     Raises:
         InputError: ``COPIES`` of them are more than the memory that is free.
     """
     free = psutil.virtual_memory().available
-    need = items * dims * 4 * COPIES
+    need = items * dims * tables * 4 * COPIES
     if need > free:
-        fits = free // (items * 4 * COPIES)
-        remedy = f"policy.items.dims={fits} fits" if fits else "take policy.items.input=vectors, which has no such rows"
+        fits = free // (items * tables * 4 * COPIES)
+        remedy = f"policy.items.dims={fits} fits" if fits else "take policy.items.input=vectors and head=false"
         raise InputError(
             f"rows of {items:,} items with policy.items.dims={dims} take {need / 2**30:.1f} GiB in training, got "
             f"{free / 2**30:.1f} GiB of free memory; {remedy}"

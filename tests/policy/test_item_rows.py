@@ -67,7 +67,7 @@ def test_a_wide_search_guided_by_the_head_is_the_product_of_both_over_all_items(
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("items", [{}, {"input": "own"}, {"input": "vectors"}, {"head": False}])
+@pytest.mark.parametrize("items", [{}, {"input": "both"}, {"input": "vectors"}, {"head": False}])
 def test_whole_sequences_and_rows_have_one_loss_and_one_gradient(form: str, items: dict[str, object]) -> None:
     policy, prompts = made(Items(dropout=0.0, tokens=form, **items))  # type: ignore[arg-type]
     loss = SftLoss(prompts, CATALOG)
@@ -132,7 +132,10 @@ def test_an_inserted_item_is_known_by_its_vector_and_changes_no_other() -> None:
     assert after_BN.shape == (3, 60) and after_BN.isfinite().all() and after_BN[:, 40:].std() > 0
     torch.testing.assert_close(after_BN[:, :40].log_softmax(-1), before_BN, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(both[0], both[1])
-    assert rows.own is not None and rows.own.num_embeddings == 40
+    assert rows.own is not None and rows.own.num_embeddings == 40 and rows.head is not None
+    near = torch.nn.functional.cosine_similarity(grown.vectors_NF[:40].float(), grown.vectors_NF[50].float(), dim=-1)
+    expected_d = rows.head(near.topk(10).indices).mean(0)
+    torch.testing.assert_close(rows._head_rows(torch.tensor(50), rows._known), expected_d)
     rows.freeze()
     torch.testing.assert_close(rows.log_probabilities(state_BD), after_BN)
     rows.set_catalog(CATALOG, prompts.sids)
@@ -165,11 +168,10 @@ def test_own_parts_are_left_out_in_training_only() -> None:
     items_M = torch.arange(40)
     policy.train()
     torch.manual_seed(0)
-    dropped_Nd = rows._some(items_M, rows._known)
+    dropped_Nd = rows._input(items_M)
     policy.eval()
-    whole_Nd = rows._some(items_M, rows._known)
-    bare_Nd = whole_Nd - rows.own(items_M)  # type: ignore[misc]
-    left_out_N = torch.isclose(dropped_Nd, bare_Nd).all(-1)
+    whole_Nd = rows._input(items_M)
+    left_out_N = (dropped_Nd == 0).all(-1)
     assert 10 < int(left_out_N.sum()) < 30
     torch.testing.assert_close(dropped_Nd[~left_out_N], whole_Nd[~left_out_N])
 
@@ -178,7 +180,7 @@ def test_rows_travel_in_snapshots_and_files_and_a_policy_without_them_is_told_ap
     settings = PolicyConfig(hidden=32, layers=1, heads=2)
     policy, _ = build(settings, CATALOG, max_history=5, seed=3)
     tensors = dict(policy.snapshot(0).tensors)
-    assert {"items.own.weight", "items.content.weight", "items.up.weight", "items.query.weight"} <= set(tensors)
+    assert {"items.own.weight", "items.head.weight", "items.up.weight", "items.query.weight"} <= set(tensors)
     save(policy, tensors, CATALOG, {}, tmp_path)
     again, _ = load(settings, CATALOG, tmp_path, max_history=5, seed=4)
     assert again.snapshot(0).digest == policy.snapshot(0).digest
@@ -190,11 +192,11 @@ def test_what_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     bare = Catalog(CATALOG.codes_NL, SIZES)
     sids = SidTokens(2, SIZES)
     with pytest.raises(InputError, match=r"policy\.items\.input=own"):
-        ItemRows(Items(input="vectors"), bare, 32, sids)
+        ItemRows(Items(input="both"), bare, 32, sids)
     assert ItemRows(Items(), bare, 32, sids).content is None
     policy, prompts = made(NO_ROWS)
     with pytest.raises(InputError, match=r"no item head.*policy\.items\.head=true"):
         beam(policy, *prompts.encode(HISTORIES), CATALOG.trie, 5, head_weight=1.0)
     monkeypatch.setattr(item_rows.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 20_000}))
-    with pytest.raises(InputError, match=r"rows of 40 items.*policy\.items\.dims=17 fits"):
+    with pytest.raises(InputError, match=r"rows of 40 items.*policy\.items\.dims=8 fits"):
         ItemRows(Items(), CATALOG, 32, sids)
