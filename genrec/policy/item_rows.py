@@ -39,7 +39,7 @@ COPIES = 7
 START = 0.02
 """Standard deviation of new rows, as of GPT-2's embeddings."""
 
-NEIGHBOURS = 5
+NEIGHBOURS = 10
 """Trained items whose rows an inserted item's are the mean of."""
 
 
@@ -71,7 +71,7 @@ class Known:
 
 
 class ItemRows(nn.Module):
-    """The rows of the items of one catalogue.
+    """The rows of the items of one catalogue, as it was assigned or with later inserts.
 
     Args:
         hidden: D of the policy.
@@ -84,7 +84,7 @@ class ItemRows(nn.Module):
     def __init__(self, settings: Items, catalog: Catalog, hidden: int, sids: SidTokens) -> None:
         super().__init__()
         dims = min(settings.dims, hidden)
-        self._dropout, self._negatives, self._items = settings.dropout, settings.negatives, len(catalog)
+        self._dropout, self._negatives, self._items = settings.dropout, settings.negatives, catalog.assigned
         self._is_whole = settings.tokens == "item"
         self.weight = settings.weight
         uses_vectors, has_own = settings.input in ("vectors", "both"), settings.input in ("own", "both")
@@ -93,11 +93,11 @@ class ItemRows(nn.Module):
                 f"policy.items.input={settings.input} needs the vectors that semantic IDs are made from, and published "
                 "ones have none; take policy.items.input=own"
             )
-        _require_memory(len(catalog), dims, int(has_own) + int(settings.head))
-        self.own = _table(len(catalog), dims) if has_own else None
+        _require_memory(self._items, dims, int(has_own) + int(settings.head))
+        self.own = _table(self._items, dims) if has_own else None
         self.content = nn.Linear(_width(catalog), dims, bias=False) if uses_vectors else None
         self.up = nn.Linear(dims, hidden, bias=False) if settings.input != "none" else None
-        self.head = _table(len(catalog), dims) if settings.head else None
+        self.head = _table(self._items, dims) if settings.head else None
         self.query = nn.Linear(hidden, dims, bias=False) if settings.head else None
         if self.up is not None:  # A pretrained model begins as it would without rows.
             nn.init.zeros_(self.up.weight)

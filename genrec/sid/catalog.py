@@ -48,6 +48,11 @@ class Catalog:
         return len(self.codes_NL)
 
     @property
+    def assigned(self) -> int:
+        """Number of items before any insert, which are those that policies are trained on."""
+        return self.grown_from[0] if self.grown_from else len(self)
+
+    @property
     def levels(self) -> int:
         """L, the number of codes in a SID."""
         return len(self.level_sizes)
