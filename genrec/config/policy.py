@@ -34,9 +34,10 @@ class Items(Section):
     dropout: float = Field(
         default=0.0, ge=0, lt=1, description="input, in training: share of the learned rows that are left out"
     )
-    tokens: Literal["codes", "item"] = Field(
-        default="codes",
-        description="scratch: an item of the history is its L codes, the last with the item's row; or one position",
+    tokens: Literal["auto", "codes", "item"] = Field(
+        default="auto",
+        description="an item of the history is its L codes, the last with the item's row, or one position; auto: one "
+        "position where the policy knows no text",
     )
     weight: float = Field(default=1.0, gt=0, description="of the head's cross-entropy, beside 1 for each code")
     negatives: PositiveInt = Field(
@@ -81,3 +82,9 @@ class PolicyConfig(Section):
     def knows_text(self) -> bool:
         """Whether it reads and writes more than semantic IDs."""
         return self.kind == "pretrained" or self.tokenizer != "none"
+
+    @property
+    def has_whole_items(self) -> bool:
+        """Whether an item of the history is one position."""
+        items = self.items
+        return items.input != "none" and (items.tokens == "item" or (items.tokens == "auto" and not self.knows_text))

@@ -76,16 +76,17 @@ class ItemRows(nn.Module):
     Args:
         hidden: D of the policy.
         sids: the block of SID tokens.
+        whole: an item of the history is one position, whose embedding has all of its codes.
 
     Raises:
         InputError: rows of vectors for a catalogue without, or rows that memory cannot hold.
     """
 
-    def __init__(self, settings: Items, catalog: Catalog, hidden: int, sids: SidTokens) -> None:
+    def __init__(self, settings: Items, catalog: Catalog, hidden: int, sids: SidTokens, *, whole: bool = False) -> None:
         super().__init__()
         dims = min(settings.dims, hidden)
         self._dropout, self._negatives, self._items = settings.dropout, settings.negatives, catalog.assigned
-        self._is_whole = settings.tokens == "item"
+        self._is_whole = whole
         self.weight = settings.weight
         uses_vectors, has_own = settings.input in ("vectors", "both"), settings.input in ("own", "both")
         if uses_vectors and catalog.vectors_NF is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from genrec.config import Items, PolicyConfig
+from genrec.config import PolicyConfig
 from genrec.errors import InputError
 from genrec.policy.chat.byte_tokenizer import byte_tokenizer
 from genrec.policy.item_rows import ItemRows
@@ -41,17 +41,12 @@ def build_scratch(settings: PolicyConfig, catalog: Catalog, max_history: int) ->
     if settings.tokenizer != "none":
         positions = max(positions, TEXT_POSITIONS)
     model = (_gpt2 if settings.arch == "gpt2" else _qwen3)(settings, base + sids.count, positions)
-    items = ItemRows(settings.items, catalog, settings.hidden, sids) if settings.items.is_on else None
+    whole, items = settings.has_whole_items, None
+    if settings.items.is_on:
+        items = ItemRows(settings.items, catalog, settings.hidden, sids, whole=whole)
     policy = Policy(model, sids, precision=getattr(torch, settings.dtype), items=items)
-    form = item_form(settings.items)
+    form: ItemTokens = "whole" if whole else "codes" if settings.items.input == "none" else "last"
     return policy, Prompts(catalog, sids, [BOS], [], PAD, max_history, form)
-
-
-def item_form(settings: Items) -> ItemTokens:
-    """How the prompts of a policy from scratch write an item."""
-    if settings.input == "none":
-        return "codes"
-    return "whole" if settings.tokens == "item" else "last"
 
 
 def _gpt2(settings: PolicyConfig, vocabulary: int, positions: int) -> PreTrainedModel:

@@ -88,7 +88,7 @@ def ids(recommender, history, k=10) -> list[str]:
     return [found.id for found in recommender.recommend(history, k)]
 
 
-@pytest.mark.parametrize(("name", "place"), [("alone", 6), ("mixed", 25)])
+@pytest.mark.parametrize(("name", "place"), [("alone", 12), ("mixed", 25)])
 def test_a_new_item_is_recommended_where_its_likes_are_and_may_stand_in_a_history(shop, name, place):
     """Without the prior it stands beside its likes; ItemKNN has never seen it, so mixed it stands behind them."""
     before = ids(shop.load(name), ["i3", "i4", "i5"])
