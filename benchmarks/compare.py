@@ -127,16 +127,18 @@ def _scored(config: Config, variant: Variant, policy: Artifact) -> RunScore:
 def _score(config: Config, data: Path, catalog: Path, policy: Path, out: Path) -> Mapping[str, Any]:
     """Item-level metrics of the test queries, of all and by popularity of the target; coverage and category entropy.
 
-    As in ``evaluate``, seen items are masked where the log never repeats.
+    As in ``evaluate``, seen items are masked where the log never repeats. An item head has the weight of validation.
     """
     from genrec.baselines.buckets import popularity_bucket
     from genrec.baselines.train_log import train_log
     from genrec.evaluation.slices import by_bucket, category_entropy, category_numbers, coverage
+    from genrec.inference.batch import own_answering
     from genrec.metrics import means, per_query, target_ranks
 
     items = read_items(data)
     log = train_log(read_sequences(data), items.num_rows)
-    beams = predict(config, data, catalog, policy, out / "answers", mask_seen=log.repeat_share == 0.0)
+    ways = {"own": own_answering(config)}
+    beams = predict(config, data, catalog, policy, out / "answers", ways, mask_seen=log.repeat_share == 0.0)["own"]
     targets_Q = read_queries(data, "test")["target"].to_numpy().astype("int64")
     ranks_Q, bucket_N = target_ranks(beams.items_QK, targets_Q), popularity_bucket(log.counts_N)
     values = per_query(ranks_Q, (10, 50))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness import Bench, interleaved_timings, random_catalog, ratio, timed
+from benchmarks.harness import WITHOUT_ROWS, Bench, interleaved_timings, random_catalog, ratio, timed
 from cluster.artifacts import Artifact
 from genrec.config import Config, PolicyConfig
 
@@ -90,7 +90,13 @@ class _DecodeSetup:
         self.trie = self.catalog.trie.to(device)
         dtype = "float32" if device == "cpu" else "bfloat16"
         shape = PolicyConfig(
-            arch="qwen3", hidden=size.hidden, layers=size.layers, heads=size.heads, dropout=0.0, dtype=dtype
+            arch="qwen3",
+            hidden=size.hidden,
+            layers=size.layers,
+            heads=size.heads,
+            dropout=0.0,
+            dtype=dtype,
+            items=WITHOUT_ROWS,
         )
         self.policy, self.prompts = build(shape, self.catalog, max_history=history, seed=config.seed)
         self.policy.eval().to(device)

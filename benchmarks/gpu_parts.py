@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.decode import DecodeSize, measure
-from benchmarks.harness import in_process, random_catalog, timed
+from benchmarks.harness import WITHOUT_ROWS, in_process, random_catalog, timed
 from cluster import pipeline
 from cluster.artifacts import Artifact, finished_artifact
 from cluster.session import configure_process
@@ -115,7 +115,8 @@ def _random_policy(arch: str, catalog: Catalog) -> tuple[Policy, Prompts]:
 
     from genrec.policy.backbone import build
 
-    settings = PolicyConfig.model_validate({"arch": arch, "hidden": 128, "layers": 4, "heads": 4, "dropout": 0.0})
+    shape = {"arch": arch, "hidden": 128, "layers": 4, "heads": 4, "dropout": 0.0}
+    settings = PolicyConfig.model_validate(shape).replace(items=WITHOUT_ROWS)
     policy, prompts = build(settings, catalog, max_history=10, seed=1)
     with torch.no_grad():
         for parameter in policy.parameters():

@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from genrec.config import Config
+from genrec.config import Config, Items
 from genrec.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
     from genrec.sid.catalog import Catalog
+
+
+WITHOUT_ROWS = Items(input="none", head=False)
+"""No rows of items: a policy whose prompts any other implementation can run."""
 
 
 @dataclass

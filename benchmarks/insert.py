@@ -22,6 +22,8 @@ from genrec.config import Config
 from genrec.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from genrec.metrics import IntArray
     from genrec.sid.catalog import Catalog
     from genrec.sid.vectors import Floats
@@ -83,17 +85,28 @@ class PrecomputedEncoder:
 def _measure(config: Config, reduced: Path, assigned: Path, policy: Path, out: Path) -> Mapping[str, Any]:
     from genrec.baselines.train_log import train_log
     from genrec.data.tables import read_queries, read_sequences
+    from genrec.inference.batch import own_answering
     from genrec.sid.catalog import Catalog
 
-    catalog = Catalog.load(assigned)
+    catalog, nearest = Catalog.load(assigned), _insert_nearest(config, reduced, assigned, out)
+    vectors_NF = Catalog.load(nearest).vectors_NF
     catalogs = {
         "absent": assigned,
-        "nearest": _insert_nearest(config, reduced, assigned, out),
-        "random": _insert_random(catalog, reduced, config.seed, out),
+        "nearest": nearest,
+        "random": _insert_random(catalog, vectors_NF, reduced, config.seed, out),
     }
     mask_seen = train_log(read_sequences(reduced / "data"), len(catalog)).repeat_share == 0.0
     ranked = {
-        name: predict(config, reduced / "asked", path, policy, out / "answers" / name, mask_seen=mask_seen, label=name)
+        name: predict(
+            config,
+            reduced / "asked",
+            path,
+            policy,
+            out / "answers" / name,
+            {"own": own_answering(config)},
+            mask_seen=mask_seen,
+            label=name,
+        )["own"]
         for name, path in catalogs.items()
     }
     targets_Q = read_queries(reduced / "asked", "test")["target"].to_numpy().astype("int64")
@@ -120,8 +133,8 @@ def _insert_nearest(config: Config, reduced: Path, assigned: Path, out: Path) ->
     return catalog_updates.current(assigned, out / "live")
 
 
-def _insert_random(catalog: Catalog, reduced: Path, seed: int, out: Path) -> Path:
-    """The same items at SIDs drawn at random from all free ones: the control."""
+def _insert_random(catalog: Catalog, vectors_NF: Tensor | None, reduced: Path, seed: int, out: Path) -> Path:
+    """The same items and vectors (N, F) at SIDs drawn at random from all free ones: the control."""
     import math
 
     import numpy as np
@@ -140,7 +153,7 @@ def _insert_random(catalog: Catalog, reduced: Path, seed: int, out: Path) -> Pat
             drawn[number] = None
     codes_ML = prefix_codes(np.array(list(drawn)), sizes)
     codes_NL = torch.cat([catalog.codes_NL, torch.from_numpy(codes_ML).long()])
-    Catalog(codes_NL, sizes, grown_from=[len(catalog)]).save(out / "random")
+    Catalog(codes_NL, sizes, grown_from=[len(catalog)], vectors_NF=vectors_NF).save(out / "random")
     return out / "random"
 
 

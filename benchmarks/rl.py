@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.harness import Bench, interleaved_timings, random_catalog, ratio, timed
+from benchmarks.harness import WITHOUT_ROWS, Bench, interleaved_timings, random_catalog, ratio, timed
 from benchmarks.throughput_model import Service
 from cluster.artifacts import Artifact
 from cluster.train import RunSpec
@@ -63,7 +63,8 @@ def measure(config: Config, size: RlSize) -> Bench:
 
 def _sized(config: Config, size: RlSize) -> Config:
     """The config with this size's policy and requests, and actors of one thread."""
-    shape = PolicyConfig(arch="qwen3", hidden=size.hidden, layers=size.layers, heads=8, dropout=0.0)
+    own = PolicyConfig(arch="qwen3", dropout=0.0, items=WITHOUT_ROWS)
+    shape = own.replace(hidden=size.hidden, layers=size.layers, heads=8)
     changes = {"rollout_chunk": size.chunk, "lr": 1e-6, "min_lr": 0.0, "generation": "beam"}
     actors = {"compute.rollout_threads": 1, "compute.rollout_cpus": 0.5, "compute.rollout_gpus": 0.0}
     learning = Learning(rl=config.learning.rl.replace(changes))

@@ -21,7 +21,6 @@ from benchmarks.harness import in_process
 from benchmarks.tables import searches_page
 from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.pipeline import run_stage
-from cluster.policy_predictor import NODE_QUERIES, tune_node_weight
 from genrec.baselines.sparse import Sparse
 from genrec.baselines.train_log import recent_history
 from genrec.baselines.tuning import fit_baselines
@@ -33,7 +32,7 @@ from genrec.inference.batch import Split, make_node_prior, without_seen
 from genrec.inference.prior import RankedItems, mix, tune_weight
 from genrec.metrics import FloatArray, IntArray, measure
 from genrec.policy.backbone import load
-from genrec.policy.decoding.beam import Beams, beam, sample
+from genrec.policy.decoding.beam import HEAD_WEIGHT, Beams, beam, sample
 from genrec.policy.decoding.sampling import diverse_beam, stochastic_beam, unconstrained, validity_by_rank
 from genrec.sid.catalog import Catalog
 
@@ -41,6 +40,9 @@ DIRECTORY = "searches"
 NEEDS = ("prepare", "assign")
 GROUPS, PENALTY = 5, 1.0
 RANKS = (1, 5, 10, 20, 50)
+NODE_WEIGHTS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
+NODE_QUERIES = 1000
+"""Validation queries that a weight of the prior on the trie's nodes is tuned on: each weight is a search of its own."""
 
 Search = Callable[[Tensor, Tensor, slice], Beams]
 """From left-padded prompts (B, P), their mask, and which queries they are, to candidates."""
@@ -97,7 +99,11 @@ def _other_searches(evaluation: _SearchEvaluation) -> dict[str, Search]:
     def samples(tokens_BP: Tensor, mask_BP: Tensor, _: slice) -> Beams:
         return sample(policy, tokens_BP, mask_BP, trie, width, generator=generator)
 
-    return {"diverse beam": diverse, "stochastic beam": stochastic, "samples": samples}
+    def guided(tokens_BP: Tensor, mask_BP: Tensor, _: slice) -> Beams:
+        return beam(policy, tokens_BP, mask_BP, trie, width, head_weight=HEAD_WEIGHT)
+
+    own: dict[str, Search] = {"diverse beam": diverse, "stochastic beam": stochastic, "samples": samples}
+    return own | ({"beam, item head on nodes": guided} if policy.items is not None and policy.items.has_head else {})
 
 
 def _validity(evaluation: _SearchEvaluation) -> dict[str, float]:
@@ -166,7 +172,8 @@ class _SearchEvaluation:
             found = self.answers("valid", self._node_search("valid", weight), NODE_QUERIES)
             return self.metrics(found, "valid")["ndcg@10"]
 
-        best, _ = tune_node_weight(ndcg)
+        tried = {weight: ndcg(weight) for weight in NODE_WEIGHTS}
+        best = max(tried, key=lambda weight: (tried[weight], -weight))
         return self.answers("test", self._node_search("test", best)), best
 
     def metrics(self, found: RankedItems, split: Split = "test") -> dict[str, float]:

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.harness import Bench, interleaved_timings, random_catalog, ratio
+from benchmarks.harness import WITHOUT_ROWS, Bench, interleaved_timings, random_catalog, ratio
 from cluster.artifacts import Artifact
 from genrec.config import Config, Lora, PolicyConfig, Sft
 from genrec.learning.sft.batches import Dense, DenseExamples, Epochs, RowExamples, Rows
@@ -144,7 +144,7 @@ def dense_and_rows(size: SftSize, seed: int) -> tuple[Pass, Pass]:
         }
     )
     catalog = random_catalog(size.items, torch.Generator().manual_seed(seed))
-    policy, prompts = build(PolicyConfig(dropout=0.0), catalog, max_history=size.history, seed=seed)
+    policy, prompts = build(PolicyConfig(dropout=0.0, items=WITHOUT_ROWS), catalog, max_history=size.history, seed=seed)
 
     def one_pass(examples: DenseExamples | RowExamples) -> Pass:
         optimizer = torch.optim.AdamW(policy.trainable().values(), lr=1e-3, fused=True)
@@ -166,7 +166,8 @@ def _pretrained(bench: Bench, size: SftSize, seed: int, directory: Path) -> None
 
     _save_model(directory, size, seed)
     catalog = random_catalog(size.items, torch.Generator().manual_seed(seed))
-    settings = PolicyConfig(kind="pretrained", path=str(directory), lora=Lora(rank=16, alpha=32, dropout=0.0))
+    lora = Lora(rank=16, alpha=32, dropout=0.0)
+    settings = PolicyConfig(kind="pretrained", path=str(directory), lora=lora, items=WITHOUT_ROWS)
     policy, prompts = build(settings, catalog, max_history=size.lora_history, seed=seed)
     batch_size, steps = size.lora_batch, size.lora_steps
     shape = (batch_size * steps, size.lora_history + 1)

@@ -1,8 +1,9 @@
-"""A trained policy in evaluation: its answers on Ray Data, and the ItemKNN prior that it is served with."""
+"""A trained policy in evaluation: its answers on Ray Data, and what its search is fused with, tuned on validation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,26 +15,35 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from genrec.baselines.tuning import BaselineSuite
-    from genrec.inference.batch import KnnPrior, Split
+    from genrec.inference.batch import Answering, KnnPrior, Split
     from genrec.inference.prior import RankedItems
-    from genrec.metrics import IntArray
+    from genrec.metrics import FloatArray, IntArray
 
-NODE_WEIGHTS = (0.25, 0.5, 1.0, 1.5, 2.0)
-NODE_QUERIES = 1000
-"""Validation queries that a weight of the prior on the trie's nodes is tuned on: each weight is a search of its own."""
+TUNED_AT = 1.0
+"""Weights of the item head and of ItemKNN in the searches whose candidates the weights are tuned on."""
 
 
-def tune_node_weight(
-    ndcg: Callable[[float], float], weights: Sequence[float] = (0.0, *NODE_WEIGHTS)
-) -> tuple[float, float]:
-    """The weight of a prior on the trie's nodes with the best NDCG@10, and that NDCG@10. Ties: the smaller weight.
+@dataclass(frozen=True)
+class TunedSearch:
+    """What validation chose.
 
-    Args:
-        ndcg: from a weight to the NDCG@10 of ``NODE_QUERIES`` validation queries.
+    ``alone``: weight of the item head in the policy's own search; ``head_weight``: in the model's, with the prior of
+    this ``kind``, ``weight`` and ``power`` (see ``ServedPrior``; weight 0 is none); ``ndcg``: the model's NDCG@10 on
+    validation, None where nothing was tuned.
     """
-    tried = {weight: ndcg(weight) for weight in weights}
-    best = max(tried, key=lambda weight: (tried[weight], -weight))
-    return best, tried[best]
+
+    alone: float
+    head_weight: float
+    kind: str = "none"
+    weight: float = 0.0
+    power: float = 1.0
+    ndcg: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``metrics.json`` and ``recommender.json``."""
+        measured = {} if self.ndcg is None else {"valid_ndcg@10": self.ndcg}
+        about = {"kind": self.kind, "weight": self.weight, "power": self.power, "head_weight": self.head_weight}
+        return about | measured
 
 
 class PolicyPredictor:
@@ -45,63 +55,78 @@ class PolicyPredictor:
         self._config, self._stages, self._name = config, stages, name
         self._suite, self._where = suite, where / name
 
-    def answers(self, split: Split, prior: KnnPrior | None = None, count: int | None = None) -> RankedItems:
-        """Its ``decode.width`` best items per query; masked seen items come from a wider beam."""
-        steered = f" with a prior of {prior.weight:g}" if prior is not None else ""
+    def answers(self, split: Split, ways: Mapping[str, Answering]) -> dict[str, RankedItems]:
+        """Its ``decode.width`` best items per query, for each way; masked seen items come from a wider beam."""
         return predict(
             self._config,
             self._stages["prepare"].path,
             self._stages["assign"].path,
             self._stages[self._name].path,
-            self._where / (split if prior is None else f"{split}-nodes-{prior.weight:g}"),
+            self._where / split,
+            ways,
             split=split,
             mask_seen=self._suite.mask_seen,
-            prior=prior,
-            count=count,
-            label=f"{self._name} on {split}{steered}",
+            label=f"{self._name} on {split}",
         )
 
-    def tuned_prior(self, valid: pa.Table) -> dict[str, Any]:
-        """The kind and weight of the prior that the model is served with; weight 0 when there is none."""
+    def on_nodes(self, weight: float) -> KnnPrior | None:
+        """The tuned ItemKNN as a prior on the trie's nodes; None for weight 0."""
+        from genrec.inference.batch import KnnPrior
+
+        return KnnPrior(self._suite.itemknn.settings, weight, self._suite.mask_seen) if weight else None
+
+    def tuned(self, valid: pa.Table) -> TunedSearch:
+        """The weights of the item head and of the prior that answer the validation queries best."""
         import numpy as np
 
         from genrec.baselines.train_log import recent_history
+        from genrec.inference.batch import Answering
+        from genrec.inference.fusion import HEAD_WEIGHTS, PRIOR_WEIGHTS, tune_fusion
         from genrec.inference.prior import WEIGHTS, tune_weight
 
-        decode = self._config.decode
+        decode, has_head = self._config.decode, self._config.policy.items.head
+        head_weights = _grid(decode.head_weight, HEAD_WEIGHTS) if has_head else (0.0,)
+        if decode.prior == "none" and len(head_weights) == 1:
+            return TunedSearch(head_weights[0], head_weights[0])
+        on_nodes = decode.prior == "itemknn_nodes"
+        ways = {"guided": Answering(head_weight=TUNED_AT if has_head else 0.0)}
+        if on_nodes:
+            ways["guided-itemknn"] = Answering(ways["guided"].head_weight, prior=self.on_nodes(TUNED_AT))
+        found = self.answers("valid", ways)
         targets_Q = valid["target"].to_numpy().astype(np.int64)
+        recent_QH = recent_history(valid, self._config.data.max_history)
+        candidates = list(found.values())
+        prior_log = self._prior_log(candidates, recent_QH) if on_nodes else None
+        weights = _grid(decode.prior_weight, PRIOR_WEIGHTS)
+        alone = tune_fusion(candidates, targets_Q, head_weights=head_weights)
         if decode.prior == "none":
-            return {"kind": "none", "weight": 0.0, "power": 1.0}
-        if decode.prior == "itemknn_nodes":
-            return self._tuned_on_nodes(targets_Q)
-        beams, scores = self.answers("valid"), self._suite.scores(recent_history(valid, self._config.data.max_history))
-        weights = WEIGHTS if decode.prior_weight == "tuned" else (float(decode.prior_weight),)
-        found = tune_weight(beams.items_QK, beams.logp_QK, scores, targets_Q, weights=weights)
-        return {"kind": "itemknn", "weight": found.weight, "power": found.power, "valid_ndcg@10": found.ndcg}
+            return TunedSearch(alone.head_weight, alone.head_weight, ndcg=alone.ndcg)
+        if on_nodes:
+            both = tune_fusion(candidates, targets_Q, prior_log, head_weights=head_weights, prior_weights=weights)
+            chosen = (both.head_weight, decode.prior, both.prior_weight)
+            return TunedSearch(alone.head_weight, *chosen, ndcg=both.ndcg)
+        policy, scores = candidates[0].fused(alone.head_weight), self._suite.scores(recent_QH)
+        mixed = tune_weight(
+            policy.items_QK, policy.logp_QK, scores, targets_Q, weights=_grid(decode.prior_weight, WEIGHTS)
+        )
+        head_weight = alone.head_weight
+        return TunedSearch(head_weight, head_weight, decode.prior, mixed.weight, mixed.power, mixed.ndcg)
 
-    def with_prior(self, beams: RankedItems, recent_QH: IntArray, prior: Mapping[str, Any]) -> IntArray:
-        """The items (Q, K) of the test queries under the prior; ``beams`` are the policy's own answers."""
+    def mixed(self, policy: RankedItems, recent_QH: IntArray, tuned: TunedSearch) -> IntArray:
+        """The items (Q, K) of queries under a prior that is mixed with the policy's own answers."""
         from genrec.inference.prior import mix
 
-        if prior["kind"] == "itemknn_nodes":
-            return self.answers("test", self._on_nodes(prior["weight"])).items_QK
-        width, scores = self._config.decode.width, self._suite.scores(recent_QH)
-        return mix(beams.items_QK, beams.logp_QK, scores, prior["weight"], power=prior["power"], k=width)
+        scores, width = self._suite.scores(recent_QH), self._config.decode.width
+        return mix(policy.items_QK, policy.logp_QK, scores, tuned.weight, power=tuned.power, k=width)
 
-    def _tuned_on_nodes(self, targets_Q: IntArray) -> dict[str, Any]:
-        from genrec.metrics import measure
+    def _prior_log(self, candidates: Sequence[RankedItems], recent_QH: IntArray) -> list[FloatArray]:
+        from genrec.inference.batch import SMOOTH
+        from genrec.inference.fusion import leaf_log_prior
 
-        def ndcg(weight: float) -> float:
-            prior = self._on_nodes(weight) if weight else None
-            items_QK = self.answers("valid", prior, NODE_QUERIES).items_QK
-            return measure(items_QK, targets_Q[: len(items_QK)], (10,))["ndcg@10"]
+        scores = self._suite.scores(recent_QH)
+        return [leaf_log_prior(scores, found.items_QK, SMOOTH) for found in candidates]
 
-        fixed = self._config.decode.prior_weight
-        weights = (0.0, *NODE_WEIGHTS) if fixed == "tuned" else (float(fixed),)
-        best, found = tune_node_weight(ndcg, weights)
-        return {"kind": "itemknn_nodes", "weight": best, "valid_ndcg@10": found}
 
-    def _on_nodes(self, weight: float) -> KnnPrior:
-        from genrec.inference.batch import KnnPrior
-
-        return KnnPrior(self._suite.itemknn.settings, weight, self._suite.mask_seen)
+def _grid(fixed: float | str, tried: Sequence[float]) -> tuple[float, ...]:
+    """The weights to try: all, or the one that the config gives."""
+    return tuple(tried) if isinstance(fixed, str) else (float(fixed),)

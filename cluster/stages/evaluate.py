@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cluster.artifacts import Artifact, shown_path
-from cluster.policy_predictor import PolicyPredictor
+from cluster.policy_predictor import PolicyPredictor, TunedSearch
 from cluster.stages.plan import Plan, StageRun
 from cluster.train import read_summary
 from genrec.config import Config, to_yaml
@@ -101,12 +101,16 @@ class _Test:
 
 @dataclass(frozen=True)
 class _Answers:
-    """What the policies answered: ``alone`` by name; ``model_QK`` what the best one answers with its ``prior``."""
+    """What the policies answered: ``alone`` by name, ``parts`` the best one's semantic IDs and item head by themselves.
+
+    ``model_QK``: what the best one answers with its prior, as ``tuned``.
+    """
 
     best: str
     alone: Mapping[str, RankedItems]
+    parts: Mapping[str, RankedItems]
     model_QK: IntArray
-    prior: Mapping[str, Any]
+    tuned: TunedSearch
 
 
 def _evaluate(config: Config, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
@@ -131,16 +135,27 @@ def _read_test(config: Config, inputs: Mapping[str, Artifact]) -> _Test:
 
 
 def _predict(config: Config, inputs: Mapping[str, Artifact], test: _Test, out: Path) -> _Answers:
-    """The policies' own answers, and those of the best policy mixed with its prior, whose weight validation tunes."""
+    """The policies' own answers, their parts, and those of the best policy with its prior, as validation tuned it."""
+    from genrec.inference.batch import Answering
+
     policies = [name for name in ("grpo", "sft") if name in inputs]
     best = policies[0]
     predictors = {name: PolicyPredictor(config, inputs, name, test.suite, out / "predictions") for name in policies}
-    alone = {name: predictor.answers("test") for name, predictor in predictors.items()}
-    prior = predictors[best].tuned_prior(test.valid)
-    model_QK = alone[best].items_QK
-    if prior["weight"]:
-        model_QK = predictors[best].with_prior(alone[best], test.recent_QH, prior)
-    return _Answers(best, alone, model_QK, prior)
+    tuned = predictors[best].tuned(test.valid)
+    own = {"policy": Answering(tuned.alone)}
+    ways = dict(own)
+    if config.policy.items.head:
+        ways |= {"sid_path": Answering(), "item_head": Answering(head_alone=True)}
+    on_nodes = tuned.kind == "itemknn_nodes" and tuned.weight > 0
+    if on_nodes:
+        ways["model"] = Answering(tuned.head_weight, prior=predictors[best].on_nodes(tuned.weight))
+    found = predictors[best].answers("test", ways)
+    alone = {best: found.pop("policy")}
+    alone |= {name: predictors[name].answers("test", own)["policy"] for name in policies[1:]}
+    model_QK = found.pop("model").items_QK if on_nodes else alone[best].items_QK
+    if tuned.kind == "itemknn" and tuned.weight:
+        model_QK = predictors[best].mixed(alone[best].fused(tuned.alone), test.recent_QH, tuned)
+    return _Answers(best, alone, found, model_QK, tuned)
 
 
 def _summarise(config: Config, inputs: Mapping[str, Artifact], test: _Test, answers: _Answers) -> dict[str, Any]:
@@ -151,8 +166,9 @@ def _summarise(config: Config, inputs: Mapping[str, Artifact], test: _Test, answ
 
     ks, draws, suite = config.evaluation.ks, config.evaluation.bootstrap, test.suite
     others = {"sft": answers.alone["sft"].items_QK} if answers.best != "sft" else {}
-    if answers.prior["weight"]:
+    if answers.tuned.weight:
         others |= {"policy": answers.alone[answers.best].items_QK}
+    others |= {name: part.items_QK for name, part in answers.parts.items()}
     rankings = Rankings(
         targets_Q=test.targets_Q,
         model_QK=answers.model_QK,
@@ -165,12 +181,12 @@ def _summarise(config: Config, inputs: Mapping[str, Artifact], test: _Test, answ
     costs = {name: {k: made.metrics[k] for k in ("wall_s", "peak_rss_mb")} for name, made in inputs.items()}
     details = {
         "baseline_settings": dict(suite.settings),
-        "prior": answers.prior,
+        "prior": answers.tuned.as_json(),
         "seen_items_masked": suite.mask_seen,
     }
     metrics = summarise(rankings, ks=ks, resamples=draws, seed=config.seed, stages=costs, details=details)
-    if answers.prior["weight"]:
-        add_prior(metrics, "policy", answers.prior["weight"])
+    if answers.tuned.weight:
+        add_prior(metrics, "policy", answers.tuned.weight)
     if answers.best == "grpo":
 
         def values(name: str) -> dict[str, FloatArray]:
@@ -226,7 +242,7 @@ def _write_pointer(
     """What ``genrec.load`` needs: where the parts lie under the storage root, and how the prior was tuned."""
     parts = {"data": inputs["prepare"], "catalog": inputs["assign"], "policy": inputs[answers.best]}
     knn = {k: v for k, v in suite.settings["itemknn"].items() if k not in ("valid_ndcg@10", "tried", "seconds")}
-    prior = dict(answers.prior)
+    prior = answers.tuned.as_json()
     about = {
         "parts": {name: f"{artifact.name}/{artifact.key}" for name, artifact in parts.items()},
         "prior": prior | ({"settings": knn} if prior["weight"] else {}),

@@ -261,4 +261,4 @@ def make_chat_format(config: Config, prompts: Prompts, catalog: Catalog) -> Chat
     """The conversations of the config's policy as tokens."""
     from genrec.policy.chat.chat_format import ChatFormat, load_tokenizer
 
-    return ChatFormat(load_tokenizer(config.policy, config.backbones_path), prompts.sids, catalog)
+    return ChatFormat(load_tokenizer(config.policy, config.backbones_path), prompts.sids, catalog, prompts.form)

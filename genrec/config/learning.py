@@ -55,7 +55,14 @@ class Sft(Section):
     )
     loss: Loss = Loss()
     max_steps: int = Field(default=0, ge=0, description="optimizer steps after which training stops; 0 = all epochs")
+    ema_decay: float = Field(
+        default=0.999,
+        ge=0,
+        lt=1,
+        description="decay of a running mean of the weights, which is validated and kept; 0: no mean",
+    )
     eval_every: PositiveInt = Field(default=1, description="epochs between validations")
+    eval_steps: int = Field(default=0, ge=0, description="optimizer steps between validations instead; 0 = eval_every")
     eval_queries: PositiveInt = Field(default=1000, description="validation queries per check")
     checkpoint_every: PositiveInt = Field(
         default=100, json_schema_extra=SPEED, description="optimizer steps between checkpoints"

@@ -18,6 +18,38 @@ class Lora(Section):
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
 
 
+class Items(Section):
+    """Items as rows of their own beside the codes of their semantic IDs: what a SID shares, an item may keep apart."""
+
+    input: Literal["none", "own", "vectors", "both"] = Field(
+        default="own",
+        description="added to an item of the history: a learned row, its item vector (projected), or both; "
+        "published SIDs have no vectors",
+    )
+    head: bool = Field(
+        default=True,
+        description="a second head scores every item by a learned row, from the state that predicts the first code",
+    )
+    dims: PositiveInt = Field(default=128, description="width of a row (at most policy.hidden)")
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="input, in training: share of the learned rows that are left out"
+    )
+    tokens: Literal["auto", "codes", "item"] = Field(
+        default="auto",
+        description="an item of the history is its L codes, the last with the item's row, or one position; auto: one "
+        "position where the policy knows no text",
+    )
+    weight: float = Field(default=1.0, gt=0, description="of the head's cross-entropy, beside 1 for each code")
+    negatives: PositiveInt = Field(
+        default=1024, description="head, in training: items drawn per step for a catalogue of more than 20,000"
+    )
+
+    @property
+    def is_on(self) -> bool:
+        """Whether items have rows at all."""
+        return self.head or self.input != "none"
+
+
 class PolicyConfig(Section):
     """The language model that writes semantic IDs."""
 
@@ -41,6 +73,7 @@ class PolicyConfig(Section):
         default="text",
         description="pretrained: SID rows start as the mean of their items' title tokens, of all tokens, or as noise",
     )
+    items: Items = Items()
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="of frozen weights and matrix products; what trains is kept in float32"
     )
@@ -49,3 +82,9 @@ class PolicyConfig(Section):
     def knows_text(self) -> bool:
         """Whether it reads and writes more than semantic IDs."""
         return self.kind == "pretrained" or self.tokenizer != "none"
+
+    @property
+    def has_whole_items(self) -> bool:
+        """Whether an item of the history is one position."""
+        items = self.items
+        return items.input != "none" and (items.tokens == "item" or (items.tokens == "auto" and not self.knows_text))

@@ -69,6 +69,7 @@ class Config(Section):
             ),
             "policy.finetuning=qlora is for pretrained policies": not pretrained and self.policy.finetuning == "qlora",
             **_strategy_fits(self),
+            **_items_fit(self),
             "policy.hidden must be a multiple of policy.heads": not pretrained
             and self.policy.hidden % self.policy.heads,
             f"learning.rl.queries must be a multiple of the {workers} workers": grpo.queries % workers,
@@ -104,8 +105,25 @@ def _strategy_fits(config: Config) -> dict[str, bool]:
         and not workers,
         "compute.strategy=zero3 cannot shard the packed weights of policy.finetuning=qlora; take zero2 or ddp": sharded
         and config.policy.finetuning == "qlora",
+        "compute.strategy=zero3 shards the weights and keeps no average of them: set learning.sft.ema_decay=0": sharded
+        and bool(config.learning.sft.ema_decay),
         "compute.strategy=zero3 trains in one stage; take zero2 or ddp for learning.stages": sharded
         and bool(config.learning.stages.on()),
+    }
+
+
+def _items_fit(config: Config) -> dict[str, bool]:
+    """What is wrong with the rows of items: message -> whether it applies."""
+    items, policy = config.policy.items, config.policy
+    one_position = items.tokens == "item"
+    return {
+        "policy.items.tokens=item needs policy.items.input: an item's one position is made of its row": one_position
+        and items.input == "none",
+        "policy.items.tokens=item is for policies of semantic IDs alone; text has the codes of an item": one_position
+        and policy.knows_text,
+        f"policy.items.input={items.input}: sid.quantizer={config.sid.quantizer} has no vectors; take own": (
+            items.input in ("vectors", "both") and config.sid.quantizer in ("given", "title")
+        ),
     }
 
 

@@ -29,6 +29,11 @@ class Decode(Section):
         default="tuned", description="weight of the prior, at most 1 except for itemknn_nodes; tuned on validation"
     )
 
+    head_weight: Annotated[float, Field(ge=0)] | Literal["tuned"] = Field(
+        default="tuned",
+        description="weight of the policy's item head in its search, p * head ^ w; tuned on validation, 0: none",
+    )
+
     @model_validator(mode="after")
     def _weight_is_a_share(self) -> Decode:
         if self.prior != "itemknn_nodes" and self.prior_weight != "tuned" and self.prior_weight > 1:

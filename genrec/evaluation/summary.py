@@ -22,6 +22,8 @@ NAMES = {
     "itemknn": "ItemKNN",
     "sft": "the SFT policy",
     "policy": "the policy without the prior",
+    "sid_path": "the policy's semantic IDs alone",
+    "item_head": "the policy's item head alone",
     "model": "the model",
 }
 HEADLINE_METRICS = ("ndcg@10", "hr@10")

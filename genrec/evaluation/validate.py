@@ -18,7 +18,7 @@ from genrec.data.tables import to_queries
 from genrec.inference.batch import without_seen
 from genrec.inference.prior import RankedItems
 from genrec.metrics import IntArray
-from genrec.policy.decoding.beam import beam
+from genrec.policy.decoding.beam import HEAD_WEIGHT, beam
 from genrec.policy.model import Policy
 from genrec.policy.prompts import Prompts
 from genrec.sid.trie import Trie
@@ -46,7 +46,8 @@ def target_ranks(policy: Policy, prompts: Prompts, trie: Trie, queries: Sequence
     policy.eval()
     histories, targets_Q = [query.history for query in queries], np.array([query.target for query in queries])
     tokens_BP, mask_BP = (t.to(policy.device) for t in prompts.encode(histories))
-    beams = beam(policy, tokens_BP, mask_BP, trie, search.width + search.masked)
+    head_weight = HEAD_WEIGHT if policy.items is not None and policy.items.has_head else 0.0
+    beams = beam(policy, tokens_BP, mask_BP, trie, search.width + search.masked, head_weight=head_weight)
     found = RankedItems(beams.items_BW.cpu().numpy(), beams.logp_BW.cpu().numpy())
     if search.masked:
         table = pa.table({"history": pa.array(histories, pa.list_(pa.int64()))})

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -23,8 +23,10 @@ from genrec.data.tables import read_queries, read_sequences
 from genrec.inference.prior import RankedItems
 from genrec.metrics import IntArray
 from genrec.policy.backbone import load
-from genrec.policy.decoding.beam import Beams, beam
+from genrec.policy.decoding.beam import HEAD_WEIGHT, Beams, beam, head_log_probabilities
 from genrec.policy.decoding.node_prior import NodePrior
+from genrec.policy.decoding.prompt_cache import prefill
+from genrec.policy.model import Policy
 from genrec.sid.catalog import Catalog
 from genrec.sid.trie import Trie
 
@@ -73,10 +75,28 @@ def shard_file(directory: Path, shard: int) -> Path:
     return directory / f"part-{shard:05d}.parquet"
 
 
-def missing_shards(directory: Path, queries: int, shard_queries: int) -> list[int]:
-    """The shards of the first ``queries`` queries, ``shard_queries`` in each, that have no file yet."""
+def missing_shards(directories: Sequence[Path], queries: int, shard_queries: int) -> list[int]:
+    """The shards of ``queries`` queries, ``shard_queries`` in each, that lack a file in one of ``directories``."""
     shards = range(-(-queries // shard_queries))
-    return [shard for shard in shards if not shard_file(directory, shard).is_file()]
+    return [shard for shard in shards if not all(shard_file(place, shard).is_file() for place in directories)]
+
+
+@dataclass(frozen=True)
+class Answering:
+    """One way to answer a query.
+
+    ``head_weight``: of the policy's item head in the search of its SIDs; ``head_alone``: no search, the head's own best
+    items; ``prior``: guides the search, too.
+    """
+
+    head_weight: float = 0.0
+    head_alone: bool = False
+    prior: KnnPrior | None = None
+
+
+def own_answering(config: Config) -> Answering:
+    """A policy's own search before anything is tuned: its item head, if it has one, weighs as in its validation."""
+    return Answering(HEAD_WEIGHT if config.policy.items.head else 0.0)
 
 
 @dataclass(frozen=True)
@@ -84,7 +104,7 @@ class PredictionSpec:
     """What to predict; small and picklable, since it is sent to every actor.
 
     ``data``, ``catalog``, ``policy``: the directories of the queries, of the SIDs and of the policy; ``split``: which
-    queries; ``out``: the directory of the shard files; ``width``: items per query; ``prior``: guides the search.
+    queries; ``out``: holds a directory of shard files for each of ``answerings``; ``width``: items per query.
     """
 
     config: Config
@@ -94,14 +114,15 @@ class PredictionSpec:
     split: Split
     out: Path
     width: int
-    prior: KnnPrior | None = None
+    answerings: Mapping[str, Answering]
 
 
 class BatchPredictor:
-    """Loads a policy once, then predicts one shard of queries per call and writes its file.
+    """Loads a policy once, then predicts one shard of queries per call and writes a file for each way of answering.
 
-    Columns: ``id`` of the query; ``items``, its W best item rows in the order of the search (with a prior: by policy
-    and prior together); ``logp``, the log-probability of each item's SID under the policy alone.
+    The prompts of a batch run through the model once for all of them. Columns: ``id`` of the query; ``items``, its W
+    best item rows in the order of the search; ``logp``, the log-probability of each item's SID (``head_alone``: of the
+    item); ``head``, that of the item by the head, where it guided the search.
 
     Raises:
         InputError: data, catalogue or policy cannot be read, or do not fit each other.
@@ -122,48 +143,85 @@ class BatchPredictor:
             cache=config.backbones_path,
         )
         self._policy.to(self._device)
+        if self._policy.items is not None:
+            self._policy.items.freeze()
         self._trie = self._catalog.trie.to(self._device)
         self._queries = read_queries(spec.data, spec.split)
-        self._prior_scores = spec.prior.scorer(spec.data, len(self._catalog)) if spec.prior is not None else None
+        priors = {way.prior for way in spec.answerings.values() if way.prior is not None}
+        # ItemKNN is fitted once for all weights.
+        self._scorers = {
+            one: one.scorer(spec.data, len(self._catalog)) for one in {replace(p, weight=1.0) for p in priors}
+        }
 
     def __call__(self, shard: int) -> dict[str, int]:
-        """Predict shard ``shard``, write ``shard_file``, and return the number of queries."""
+        """Predict shard ``shard``, write its files, and return the number of queries."""
         config = self._spec.config
         size = config.evaluation.shard_queries
         queries = self._queries.slice(shard * size, size)
-        items: list[list[int]] = []
-        logp: list[list[float]] = []
+        found: dict[str, list[Beams]] = {name: [] for name in self._spec.answerings}
         for start in range(0, len(queries), config.decode.batch_size):
-            beams = self._search(queries.slice(start, config.decode.batch_size))
-            items += beams.items_BW.tolist()
-            logp += beams.logp_BW.tolist()
-        table = pa.table(
-            {
-                "id": queries["id"],
-                "items": pa.array(items, pa.list_(pa.int32())),
-                "logp": pa.array(logp, pa.list_(pa.float32())),
-            }
-        )
-        write_parquet(table, shard_file(self._spec.out, shard))
+            for name, beams in self._answer(queries.slice(start, config.decode.batch_size)).items():
+                found[name].append(beams)
+        for name, parts in found.items():
+            _write_shard(queries["id"], parts, shard_file(self._spec.out / name, shard))
         return {"queries": len(queries)}
 
-    def _search(self, queries: pa.Table) -> Beams:
-        tokens_BP, mask_BP = self._prompts.encode(queries["history"].to_pylist())
-        inputs = (tokens_BP.to(self._device), mask_BP.to(self._device))
-        return beam(self._policy, *inputs, self._trie, self._spec.width, prior=self._node_prior(queries))
-
-    def _node_prior(self, queries: pa.Table) -> NodePrior | None:
-        prior = self._spec.prior
-        if prior is None or self._prior_scores is None:
-            return None
+    def _answer(self, queries: pa.Table) -> dict[str, Beams]:
+        tokens_BP, mask_BP = (part.to(self._device) for part in self._prompts.encode(queries["history"].to_pylist()))
+        prefilled = prefill(self._policy, tokens_BP, mask_BP)
         recent_BH = recent_history(queries, self._spec.config.data.max_history)
-        return make_node_prior(self._trie, self._catalog.codes_NL, self._prior_scores(recent_BH), prior.weight)
+        found: dict[str, Beams] = {}
+        for name, way in self._spec.answerings.items():
+            if way.head_alone:
+                found[name] = best_by_head(self._policy, prefilled.hidden_B1D[:, 0], self._catalog, self._spec.width)
+                continue
+            found[name] = beam(
+                self._policy,
+                tokens_BP,
+                mask_BP,
+                self._trie,
+                self._spec.width,
+                prior=self._node_prior(way.prior, recent_BH),
+                head_weight=way.head_weight,
+                prefilled=prefilled.copy(),
+            )
+        return found
+
+    def _node_prior(self, prior: KnnPrior | None, recent_BH: IntArray) -> NodePrior | None:
+        if prior is None:
+            return None
+        scores = self._scorers[replace(prior, weight=1.0)](recent_BH)
+        return make_node_prior(self._trie, self._catalog.codes_NL, scores, prior.weight)
+
+
+def best_by_head(policy: Policy, hidden_BD: Tensor, catalog: Catalog, width: int) -> Beams:
+    """The ``width`` best items by the policy's item head alone, after the states of whole prompts.
+
+    Raises:
+        InputError: a policy without an item head.
+    """
+    logp_BN = head_log_probabilities(policy, hidden_BD)
+    best = logp_BN.topk(min(width, logp_BN.shape[1]), dim=-1)
+    items_BW = best.indices.masked_fill(best.values == -torch.inf, -1)
+    codes_BWL = catalog.codes_NL.to(items_BW.device)[items_BW.clamp(min=0)]
+    return Beams(items_BW, codes_BWL, best.values[..., None])
+
+
+def _write_shard(ids: pa.ChunkedArray, parts: Sequence[Beams], file: Path) -> None:
+    rows = {"items": [part.items_BW for part in parts], "logp": [part.logp_BW for part in parts]}
+    if parts and parts[0].head_BW is not None:
+        rows["head"] = [cast("Tensor", part.head_BW) for part in parts]
+    kinds = {"items": pa.int32()}
+    lists = {name: [row for part in column for row in part.tolist()] for name, column in rows.items()}
+    columns = {name: pa.array(values, pa.list_(kinds.get(name, pa.float32()))) for name, values in lists.items()}
+    write_parquet(pa.table({"id": ids, **columns}), file)
 
 
 def read_predictions(directory: Path) -> RankedItems:
     """The predictions of all shards in ``directory``, in query order."""
     table = pa.concat_tables(pq.read_table(file) for file in sorted(directory.glob("part-*.parquet")))
-    return RankedItems(_matrix(table["items"]).astype(np.int64), _matrix(table["logp"]))
+    head_QK = _matrix(table["head"]) if "head" in table.column_names else None
+    return RankedItems(_matrix(table["items"]).astype(np.int64), _matrix(table["logp"]), head_QK)
 
 
 def without_seen(beams: RankedItems, recent_QH: IntArray, width: int) -> RankedItems:
@@ -172,7 +230,8 @@ def without_seen(beams: RankedItems, recent_QH: IntArray, width: int) -> RankedI
     order_QK = np.argsort(seen_QK, axis=1, kind="stable")
     items_QK = np.where(seen_QK, -1, beams.items_QK)
     kept_QK = order_QK[:, :width]
-    return RankedItems(np.take_along_axis(items_QK, kept_QK, 1), np.take_along_axis(beams.logp_QK, kept_QK, 1))
+    head_QK = None if beams.head_QK is None else np.take_along_axis(beams.head_QK, kept_QK, 1)
+    return RankedItems(np.take_along_axis(items_QK, kept_QK, 1), np.take_along_axis(beams.logp_QK, kept_QK, 1), head_QK)
 
 
 def _matrix(column: pa.ChunkedArray) -> NDArray[Any]:

@@ -25,10 +25,25 @@ POWERS = (0.5, 1.0, 1.5, 2.0)
 
 @dataclass(frozen=True)
 class RankedItems:
-    """K candidates per query: item rows (Q, K), padded with -1, and the log-probabilities (Q, K) of their SIDs."""
+    """K candidates per query: item rows (Q, K), padded with -1, and the log-probabilities (Q, K) of their SIDs.
+
+    ``head_QK``: those of the items by the policy's item head, where it took part in the search.
+    """
 
     items_QK: IntArray
     logp_QK: FloatArray
+    head_QK: FloatArray | None = None
+
+    def fused(self, head_weight: float) -> RankedItems:
+        """The same candidates, best first by log p_sid + ``head_weight`` · log p_head, as shares of their total."""
+        if self.head_QK is None or not head_weight:
+            return self
+        score_QK = self.logp_QK + head_weight * np.where(self.items_QK >= 0, self.head_QK, 0.0)
+        largest_Q1 = score_QK.max(axis=1, keepdims=True, initial=-np.inf)
+        score_QK = score_QK - np.where(np.isfinite(largest_Q1), largest_Q1, 0.0)
+        score_QK = score_QK - np.log(np.exp(score_QK).sum(axis=1, keepdims=True).clip(min=1e-300))
+        order_QK = np.argsort(-score_QK, axis=1, kind="stable")
+        return RankedItems(np.take_along_axis(self.items_QK, order_QK, 1), np.take_along_axis(score_QK, order_QK, 1))
 
     def probabilities(self, n_items: int) -> Sparse:
         """Sparse probabilities (Q, N); of an item that is twice in a row the larger one counts.

@@ -87,6 +87,8 @@ class Recommender:
             seed=config.seed,
             cache=self._backbones,
         )
+        if self._policy.items is not None:
+            self._policy.items.freeze()
         self._digest = catalog.digest
         cache_bytes = config.decode.prompt_cache_mb * 2**20
         self._prompt_cache = PromptCache(self._policy, cache_bytes) if cache_bytes else None
@@ -154,7 +156,7 @@ class Recommender:
         view = self._view
         conversation = self._parse(messages, view)
         with self._chat_lock:
-            chat_format = ChatFormat(self._tokenizer, self._prompts.sids, view.catalog)
+            chat_format = ChatFormat(self._tokenizer, self._prompts.sids, view.catalog, self._prompts.form)
             reply = generate.generate_reply(self._policy, chat_format, view.catalog.trie, conversation, sampling)
         items = [view.ids[part.row] for part in reply.parts if isinstance(part, Item)]
         codes_NL, sizes = view.catalog.codes_NL, view.catalog.level_sizes
@@ -202,7 +204,10 @@ class Recommender:
         return assigned if self._live is None else catalog_updates.current(assigned, self._live)
 
     def _read_view(self, path: Path) -> CatalogView:
-        return CatalogView.read(path, self._items, self._prompts, self._digest)
+        view = CatalogView.read(path, self._items, self._prompts, self._digest)
+        if self._policy.items is not None:  # Before any request can name an item of the new catalogue.
+            self._policy.items.set_catalog(view.catalog, self._prompts.sids)
+        return view
 
     def _rank(self, view: CatalogView, rows: list[int], k: int, allowed_N: Tensor | None) -> list[tuple[int, float]]:
         """The k best (row, score), best first, after a history of ``rows``, oldest first."""
@@ -214,6 +219,7 @@ class Recommender:
         beams = self._search(view, rows, width, allowed_N, node_prior)
         if self._run.mask_seen:
             beams = without_seen(beams, recent_1H, width - len(rows))
+        beams = beams.fused(prior.head_weight)
         probabilities = beams.probabilities(len(view.ids))
         if node_prior is not None:
             probabilities = probabilities / (probabilities.sum() or 1.0)
@@ -239,12 +245,14 @@ class Recommender:
             masks=view.masks.masks([allowed_N]),
             prompt_cache=self._prompt_cache,
             prior=node_prior,
+            head_weight=self._run.prior.head_weight,
         )
         logp_BW = found.logp_BW
         if node_prior is not None:
             leaves_BW1 = trie.path(found.codes_BWL)[..., -1:]
             logp_BW = logp_BW + node_prior.log_prior(trie.depth - 1, leaves_BW1)[..., 0]
-        return RankedItems(found.items_BW.numpy(), logp_BW.numpy())
+        head_QK = None if found.head_BW is None else found.head_BW.numpy()
+        return RankedItems(found.items_BW.numpy(), logp_BW.numpy(), head_QK)
 
     def _prior_scores(self, view: CatalogView, recent_1H: IntArray) -> Sparse | None:
         """ItemKNN's scores (1, N) over the view's catalogue; None where the run has no prior."""

@@ -19,19 +19,22 @@ class ServedPrior:
 
     ``kind``: ``none``, ``itemknn`` (mixed with the policy's probabilities, see ``inference.prior``) or
     ``itemknn_nodes`` (on the nodes of the trie, see ``policy.decoding.node_prior``). A weight of 0 is no prior.
+    ``head_weight``: of the policy's own item head in its search.
     """
 
     kind: str = "none"
     weight: float = 0.0
     power: float = 1.0
     settings: KnnSettings | None = None
+    head_weight: float = 0.0
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ServedPrior:
         """The ``prior`` of ``recommender.json``; figures of its tuning are left out."""
         weight = float(content["weight"])
         settings = KnnSettings(**content["settings"]) if weight else None
-        return cls(content.get("kind", "none"), weight, float(content.get("power", 1.0)), settings)
+        kind, power = content.get("kind", "none"), float(content.get("power", 1.0))
+        return cls(kind, weight, power, settings, float(content.get("head_weight", 0.0)))
 
 
 @dataclass(frozen=True)

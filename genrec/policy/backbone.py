@@ -86,8 +86,19 @@ def load(
             f"{settings.path!r}, got {str(policy.base)[:12]} there now: its weights, tokenizer or template were "
             "changed. Put the old files back, or train again"
         )
+    _require_same_rows(policy, tensors, directory)
     policy.adopt(tensors)
     return policy.eval(), prompts
+
+
+def _require_same_rows(policy: Policy, tensors: Mapping[str, Tensor], directory: Path) -> None:
+    """Refuse a policy whose rows of items are others than the config asks for, such as one of before there were any."""
+    kept, wanted = ({name for name in names if name.startswith("items.")} for names in (tensors, policy.trainable()))
+    if kept != wanted:
+        raise InputError(
+            f"the policy in {directory} has the rows of items {sorted(kept)}, policy.items asks for {sorted(wanted)}; "
+            "set policy.items as it was at the training (input=none head=false: no rows), or train again"
+        )
 
 
 def _read(directory: Path, catalog: Catalog) -> tuple[dict[str, Tensor], dict[str, Any]]:

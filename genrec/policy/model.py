@@ -18,6 +18,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from genrec.errors import InputError
 from genrec.policy.decoding import last_layer
+from genrec.policy.item_rows import ItemRows
 from genrec.policy.prompts import SidTokens
 from genrec.types import Snapshot
 
@@ -31,6 +32,7 @@ class Policy(nn.Module):
         sid_in: the block's rows (C, D) of the input embedding, if they are a parameter of their own.
         sid_out: likewise of the output embedding; None where the embeddings are tied.
         precision: of the matrix products inside the model (bfloat16: by autocast).
+        items: rows of items, if the policy has them; they are trained with it.
 
     ``base`` identifies the content of the pretrained model that it was built from; None for one from scratch.
     """
@@ -45,9 +47,11 @@ class Policy(nn.Module):
         sid_out: nn.Parameter | None = None,
         *,
         precision: torch.dtype = torch.float32,
+        items: ItemRows | None = None,
     ) -> None:
         super().__init__()
         self.model = model
+        self.items = items
         self.sids = sids
         self.precision = precision
         # Lists keep these out of the module's own parameters: they belong to the model already.
@@ -133,8 +137,12 @@ class Policy(nn.Module):
         return tuple(name for name, parameter in self.model.named_parameters() if id(parameter) in held)
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters that require gradients, by name."""
-        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        """The parameters that require gradients, by name; those of the rows of items begin with ``items.``"""
+        found = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        if self.items is not None:
+            rows = self.items.named_parameters()
+            found |= {f"items.{name}": parameter for name, parameter in rows if parameter.requires_grad}
+        return found
 
     def sid_tables(self) -> list[tuple[nn.Parameter, slice]]:
         """The parameters with SID embeddings, each with the slice of its rows that these are."""
@@ -186,6 +194,11 @@ class Policy(nn.Module):
         return head.weight
 
     def _embed(self, tokens_BS: Tensor) -> Tensor:
+        if self.items is not None and self.items.has_input:
+            return self.items.embed(tokens_BS, self._embed_tokens)
+        return self._embed_tokens(tokens_BS)
+
+    def _embed_tokens(self, tokens_BS: Tensor) -> Tensor:
         table: Any = self.model.get_input_embeddings()
         rows = self._sid_in[0]
         if rows is None:

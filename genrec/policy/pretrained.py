@@ -24,6 +24,7 @@ from genrec.data.content import HashCache
 from genrec.data.files import share
 from genrec.data.model_files import LOADING, model_identity, require_model
 from genrec.errors import InputError
+from genrec.policy.item_rows import ItemRows
 from genrec.policy.model import Policy
 from genrec.policy.prompts import SYSTEM, Prompts, SidTokens, instruction, sid_names, token_ids
 from genrec.policy.sid_embeddings import add_rows
@@ -55,13 +56,16 @@ def build_pretrained(
     sids = _new_sid_block(tokenizer, model, catalog, settings.path)
     add_rows(model, tokenizer, sids, catalog.codes_NL, settings.sid_init, titles)
     _require_plain_embeddings(model, settings.path)
+    hidden = int(model.config.hidden_size)
+    items = ItemRows(settings.items, catalog, hidden, sids) if settings.items.is_on else None
     if settings.finetuning == "full":
-        policy = Policy(model, sids, precision=getattr(torch, settings.dtype))
+        policy = Policy(model, sids, precision=getattr(torch, settings.dtype), items=items)
     else:
-        policy = _with_adapters(model, sids, settings)
+        policy = _with_adapters(model, sids, settings, items)
     prefix, suffix = instruction(tokenizer)
     pad: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
-    prompts = Prompts(catalog, sids, prefix, suffix, int(pad), max_history)
+    form = "codes" if settings.items.input == "none" else "last"
+    prompts = Prompts(catalog, sids, prefix, suffix, int(pad), max_history, form)
     _require_room(model, prompts, settings.path)
     policy.base = model_identity(settings.path, HashCache(cache / "content.json") if cache is not None else None)
     return policy, prompts
@@ -80,7 +84,7 @@ def _new_sid_block(
     return SidTokens(max(len(tokenizer), int(model.config.vocab_size)), catalog.level_sizes)
 
 
-def _with_adapters(model: PreTrainedModel, sids: SidTokens, settings: PolicyConfig) -> Policy:
+def _with_adapters(model: PreTrainedModel, sids: SidTokens, settings: PolicyConfig, items: ItemRows | None) -> Policy:
     """LoRA (Hu et al. 2021) on the frozen ``model``; the SID embeddings are trainable parameters of their own.
 
     Both are kept in float32, whatever the type of the frozen weights.
@@ -108,7 +112,7 @@ def _with_adapters(model: PreTrainedModel, sids: SidTokens, settings: PolicyConf
         pack_embeddings(inner)
     rows_in = _sid_rows(inner.get_input_embeddings())
     rows_out = None if tied else _sid_rows(inner.get_output_embeddings())
-    return Policy(inner, sids, rows_in, rows_out, precision=getattr(torch, settings.dtype))
+    return Policy(inner, sids, rows_in, rows_out, precision=getattr(torch, settings.dtype), items=items)
 
 
 def _name_of(model: PreTrainedModel, module: nn.Module | None) -> str:

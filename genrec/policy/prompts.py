@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 SYSTEM = "You recommend the next item to a customer."
 BEFORE = "The customer chose these items, oldest first: "
 AFTER = "\nWhich item comes next? Answer with its semantic ID."
+
+ITEM_TOKEN = 2**32
+"""Token ids from here on stand for items: ``ITEM_TOKEN`` + row. Policies with ``ItemRows`` read them."""
+
+ItemTokens = Literal["codes", "last", "whole"]
+"""An item in a prompt: its L codes; the same with the item's own token as the last one; or its own token alone."""
 
 TEMPLATE_DATE = datetime(2025, 1, 1)
 """What a chat template that asks for today's date is told."""
@@ -59,6 +65,15 @@ class SidTokens:
         return codes_xL + self.base + torch.tensor(self.offsets, device=codes_xL.device)
 
 
+def item_tokens(sids: SidTokens, codes_NL: Tensor, form: ItemTokens) -> Tensor:
+    """The tokens (N, T) of each item in a prompt."""
+    own_N1 = ITEM_TOKEN + torch.arange(len(codes_NL))[:, None]
+    if form == "whole":
+        return own_N1
+    tokens_NL = sids.tokens(codes_NL)
+    return tokens_NL if form == "codes" else torch.cat([tokens_NL[:, :-1], own_N1], dim=1)
+
+
 def sid_names(level_sizes: Sequence[int]) -> list[str]:
     """Names of the SID tokens in vocabulary order: ``<a_0>`` … ``<a_255>``, ``<b_0>`` …"""
     return [f"<{chr(ord('a') + level)}_{code}>" for level, size in enumerate(level_sizes) for code in range(size)]
@@ -71,10 +86,18 @@ class Prompts:
         prefix, suffix: token ids before and after the history.
         pad: token id of the padding.
         max_items: the most items of a history that are used, its last ones.
+        form: of an item; what the policy's rows of items need.
     """
 
     def __init__(
-        self, catalog: Catalog, sids: SidTokens, prefix: Sequence[int], suffix: Sequence[int], pad: int, max_items: int
+        self,
+        catalog: Catalog,
+        sids: SidTokens,
+        prefix: Sequence[int],
+        suffix: Sequence[int],
+        pad: int,
+        max_items: int,
+        form: ItemTokens = "codes",
     ) -> None:
         if sids.level_sizes != catalog.level_sizes:
             raise InputError(
@@ -86,16 +109,19 @@ class Prompts:
         self.max_items = max_items
         self._prefix = torch.tensor(prefix, dtype=torch.long)
         self._suffix = torch.tensor(suffix, dtype=torch.long)
-        self._tokens_NL = sids.tokens(catalog.codes_NL)
+        self.form: ItemTokens = form
+        self.tokens_NT = item_tokens(sids, catalog.codes_NL, form)
+        """The tokens of each item in a prompt."""
 
     def for_catalog(self, catalog: Catalog) -> Prompts:
         """The same prompts for another catalogue with equal level sizes, such as this one after an insert."""
-        return Prompts(catalog, self.sids, self._prefix.tolist(), self._suffix.tolist(), self.pad, self.max_items)
+        ends = (self._prefix.tolist(), self._suffix.tolist())
+        return Prompts(catalog, self.sids, *ends, self.pad, self.max_items, self.form)
 
     @property
     def max_tokens(self) -> int:
         """P, the number of tokens, of the longest possible prompt."""
-        return len(self._prefix) + len(self._suffix) + self.max_items * len(self.sids.level_sizes)
+        return len(self._prefix) + len(self._suffix) + self.max_items * self.tokens_NT.shape[1]
 
     def encode(self, histories: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Left-padded prompts of item histories: rows of the catalogue, oldest first.
@@ -114,7 +140,7 @@ class Prompts:
 
     def _encode_one(self, history: Sequence[int]) -> Tensor:
         items = torch.as_tensor(history[-self.max_items :], dtype=torch.long)
-        return torch.cat([self._prefix, self._tokens_NL[items].flatten(), self._suffix])
+        return torch.cat([self._prefix, self.tokens_NT[items].flatten(), self._suffix])
 
 
 def instruction(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

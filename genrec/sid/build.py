@@ -32,7 +32,7 @@ from genrec.sid.inputs import FusedFiles, open_inputs
 from genrec.sid.published import published_codes, resolve_published
 from genrec.sid.quantizers import Quantizer, load_quantizer
 from genrec.sid.suffix import add_suffix
-from genrec.sid.vectors import Ints, shard_path
+from genrec.sid.vectors import Floats, Ints, shard_path
 from genrec.threads import limit_threads
 
 LOG = logging.getLogger(__name__)
@@ -72,7 +72,8 @@ def finish_quantized(data: Path, vectors: Path, out: Path, settings: Sid, thread
     if settings.quantizer == "title":
         inputs_ND = FusedFiles(vectors, out, settings).read(range(items.num_rows))
     health = measure(before_NL, codes_NL, sizes, read_sequences(data), inputs_ND, None if hashed else quantizer)
-    return _finish(items, codes_NL, health, out) | timing
+    vectors_ND = None if settings.quantizer == "title" else inputs_ND
+    return _finish(items, codes_NL, health, out, vectors_ND) | timing
 
 
 def finish_published(data: Path, out: Path, settings: Sid) -> dict[str, Any]:
@@ -92,14 +93,17 @@ def finish_published(data: Path, out: Path, settings: Sid) -> dict[str, Any]:
     return _finish(items, codes_NL, health, out)
 
 
-def _finish(items: pa.Table, codes_NL: Ints, health: dict[str, Any], out: Path) -> dict[str, Any]:
+def _finish(
+    items: pa.Table, codes_NL: Ints, health: dict[str, Any], out: Path, vectors_NF: Floats | None = None
+) -> dict[str, Any]:
     for warning in health["warnings"]:
         LOG.warning(warning)
     write_json(health, out / "sid_health.json")
     write_page(items, codes_NL, health, out / "sid_health.html")
     write_sids(items["id"], codes_NL, out / "sids.parquet")
     if health["collisions_after"]["items"] == 0:
-        Catalog(torch.from_numpy(codes_NL), health["level_sizes"]).save(out)
+        vectors = None if vectors_NF is None else torch.from_numpy(vectors_NF)
+        Catalog(torch.from_numpy(codes_NL), health["level_sizes"], vectors_NF=vectors).save(out)
     else:
         save_codes(torch.from_numpy(codes_NL), health["level_sizes"], out)
     return summary(health)

@@ -18,13 +18,15 @@ from genrec.errors import InputError
 from genrec.sid.trie import Trie
 from genrec.types import Codes
 
+VECTORS = "vectors.safetensors"
+
 
 class Catalog:
     """Every item's SID: ``codes_NL`` (N, L) int64, row i is item i; ``level_sizes`` holds K per level.
 
     ``removed`` are rows without a leaf in the trie, which keep their SID. ``grown_from`` holds the number of items
     before each insert: SIDs never change, so a model that was trained with the first n items fits the longer catalogue
-    too.
+    too. ``vectors_NF`` (N, F) float16 are the vectors that the SIDs were made from; None where these were given.
     """
 
     def __init__(
@@ -34,7 +36,9 @@ class Catalog:
         removed: Sequence[int] = (),
         grown_from: Sequence[int] = (),
         trie: Trie | None = None,
+        vectors_NF: Tensor | None = None,
     ) -> None:
+        self.vectors_NF = vectors_NF
         self.codes_NL = codes_NL.long().contiguous()
         self.level_sizes = tuple(int(size) for size in level_sizes)
         self.removed, self.grown_from = tuple(removed), tuple(grown_from)
@@ -42,6 +46,11 @@ class Catalog:
 
     def __len__(self) -> int:
         return len(self.codes_NL)
+
+    @property
+    def assigned(self) -> int:
+        """Number of items before any insert, which are those that policies are trained on."""
+        return self.grown_from[0] if self.grown_from else len(self)
 
     @property
     def levels(self) -> int:
@@ -61,7 +70,10 @@ class Catalog:
         return None if item < 0 else item
 
     def save(self, directory: Path) -> None:
-        """Write ``trie.safetensors``, ``catalog.safetensors`` and, last, ``catalog.json``."""
+        """Write ``trie.safetensors``, ``vectors.safetensors``, ``catalog.safetensors`` and, last, ``catalog.json``."""
+        if self.vectors_NF is not None:
+            tensors = {"vectors_NF": self.vectors_NF.half().contiguous()}
+            write_atomically(directory / VECTORS, lambda path: save_file(tensors, path))
         self.trie.save(directory / "trie.safetensors", _trie_metadata(self.digest, self.removed))
         save_codes(self.codes_NL, self.level_sizes, directory, self.removed, self.grown_from)
 
@@ -77,7 +89,9 @@ class Catalog:
             codes_NL = load_file(directory / "catalog.safetensors")["codes_NL"]
             removed, grown_from = about.get("removed", ()), about.get("grown_from", ())
             trie = Trie.load(directory / "trie.safetensors", _trie_metadata(about["digest"], removed))
-            catalog = cls(codes_NL, about["level_sizes"], removed, grown_from, trie)
+            has_vectors = (directory / VECTORS).is_file()
+            vectors_NF = load_file(directory / VECTORS)["vectors_NF"] if has_vectors else None
+            catalog = cls(codes_NL, about["level_sizes"], removed, grown_from, trie, vectors_NF)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise InputError(
                 f"no readable catalogue in {directory}: {error}; run `python -m workflows.assign`"

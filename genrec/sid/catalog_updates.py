@@ -5,6 +5,7 @@ never changed. Each update writes a new numbered directory, atomically (under an
 the highest number is the current catalogue:
 
     00001/  catalog.*       all SIDs, the first assigned ones first; removed items keep theirs but have no leaf
+            vectors.*       the vectors that they were made from
             sids.parquet    item, id, codes of all items
             added.parquet   all items inserted so far: id, title, description, brand, categories
             change.json     what was changed, and a SHA-256 of the inserted items
@@ -103,13 +104,17 @@ def insert(
     fresh = items.filter(pa.array([item_id not in rows for item_id in new_ids]))
     back = {rows[item_id] for item_id in new_ids if item_id in rows}
     codes_NL, grown = catalog.codes_NL.numpy().astype(np.int32), catalog.grown_from
+    vectors_NF = catalog.vectors_NF
     if fresh.num_rows:
         refuse_full(len(catalog) + fresh.num_rows, catalog.level_sizes)
         quantizer = _quantizer(assigned)
         inputs_MD = _inputs(fresh, encode, quantizer, assigned, vectors, embed)
         codes_NL = np.concatenate([codes_NL, _assign_free(fresh, inputs_MD, codes_NL, quantizer, catalog.level_sizes)])
         added, grown = [*added, fresh.select(TEXT)], (*grown, len(catalog))
-    changed = Catalog(torch.from_numpy(codes_NL), catalog.level_sizes, sorted(gone - back), grown)
+        if vectors_NF is not None:
+            vectors_NF = torch.cat([vectors_NF, torch.from_numpy(inputs_MD).to(vectors_NF)])
+    removed = sorted(gone - back)
+    changed = Catalog(torch.from_numpy(codes_NL), catalog.level_sizes, removed, grown, vectors_NF=vectors_NF)
     about = {"change": "insert", "source": digest, "inserted": fresh.num_rows, "returned": len(back)}
     path = _write(live, changed, [*ids, *fresh["id"].to_pylist()], added, about)
     return {**about, "items": len(changed), "catalog": str(path)}
@@ -133,7 +138,8 @@ def remove(assigned: Path, live: Path, ids: Sequence[str]) -> dict[str, Any]:
     gone = sorted(set(catalog.removed) | {rows[item_id] for item_id in ids})
     if gone == list(catalog.removed):
         return {"removed": 0, "items": len(catalog), "catalog": str(current(assigned, live))}
-    changed = Catalog(catalog.codes_NL, catalog.level_sizes, gone, catalog.grown_from)
+    sizes, vectors_NF = catalog.level_sizes, catalog.vectors_NF
+    changed = Catalog(catalog.codes_NL, sizes, gone, catalog.grown_from, vectors_NF=vectors_NF)
     about = {"change": "remove", "removed": len(gone) - len(catalog.removed)}
     path = _write(live, changed, known, added, about)
     return {**about, "items": len(changed), "catalog": str(path)}

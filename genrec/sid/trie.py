@@ -186,6 +186,14 @@ class Trie:
             counts.append(before[level.starts[1:].long()] - before[level.starts[:-1].long()])
         return tuple(reversed(counts))
 
+    def ancestors(self) -> tuple[Tensor, ...]:
+        """Per depth 1 … L the node that each leaf lies under, (n_L,) int64; computed once."""
+        return self._ancestors
+
+    @cached_property
+    def _ancestors(self) -> tuple[Tensor, ...]:
+        return tuple(torch.arange(len(n), device=n.device).repeat_interleave(n) for n in self._leaves)
+
     @cached_property
     def _single_leaf(self) -> tuple[Tensor, ...]:
         return tuple(count_n == 1 for count_n in self._leaves)

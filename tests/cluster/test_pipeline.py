@@ -17,7 +17,6 @@ from support.synthetic import chain_shop, tiny_config
 import genrec
 from cluster import pipeline
 from cluster.artifacts import Artifact, Recipe, make_artifact
-from cluster.policy_predictor import NODE_WEIGHTS
 from cluster.stages.grpo import grpo_loop
 from cluster.stages.sft import sft_loop
 from cluster.train import RunSpec, run_training
@@ -25,6 +24,7 @@ from genrec.config import Config, to_yaml
 from genrec.data.tables import read_items, read_queries
 from genrec.errors import InputError
 from genrec.inference.batch import read_predictions
+from genrec.inference.fusion import HEAD_WEIGHTS, PRIOR_WEIGHTS
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,14 +112,19 @@ def test_a_prior_on_nodes_is_tuned_judged_and_served_alike(config: Config, repor
     judged = made(steered, "evaluate")
     metrics = json.loads((judged.path / "metrics.json").read_text())
     prior = metrics["prior"]
-    searched = {path.name for path in (judged.path / "predictions" / "grpo").iterdir()}
-    assert {f"valid-nodes-{weight:g}" for weight in NODE_WEIGHTS} | {"valid", "test"} <= searched
-    assert prior["kind"] == "itemknn_nodes" and 0 < prior["weight"] <= max(NODE_WEIGHTS)
-    assert metrics["policy"]["item"] == json.loads((report.path / "metrics.json").read_text())["model"]["item"]
+    where = judged.path / "predictions" / "grpo"
+    searched = {f"{path.parent.name}/{path.name}" for path in where.glob("*/*")}
+    assert searched == {
+        *("valid/guided", "valid/guided-itemknn"),
+        *("test/policy", "test/sid_path", "test/item_head", "test/model"),
+    }
+    assert prior["kind"] == "itemknn_nodes" and 0 < prior["weight"] <= max(PRIOR_WEIGHTS)
+    assert prior["head_weight"] in HEAD_WEIGHTS
+    assert {"policy", "sid_path", "item_head"} <= set(metrics["paired"])
     recommender = genrec.load(Path(config.storage) / "runs" / "steered")
     data = made(config, "prepare").path
     ids, queries = read_items(data)["id"].to_pylist(), read_queries(data, "test")
-    beams = read_predictions(judged.path / "predictions" / "grpo" / f"test-nodes-{prior['weight']:g}")
+    beams = read_predictions(where / "test" / "model")
     for history, items_K in zip(queries["history"].to_pylist()[:5], beams.items_QK, strict=False):
         found = recommender.recommend([ids[item] for item in history], k=3)
         scores = [one.score for one in found]

@@ -1,6 +1,7 @@
 """Batch prediction: the shard files hold what one search over all queries finds, from a spec that survives pickling."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from genrec.baselines.itemknn import KnnSettings
 from genrec.baselines.train_log import recent_history
 from genrec.data.tables import read_queries
 from genrec.inference.batch import (
+    Answering,
     BatchPredictor,
     KnnPrior,
     PredictionSpec,
@@ -43,10 +45,11 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> PredictionSpec:
     catalog.save(directory / "catalog")
     policy, _ = build(config.policy, catalog, max_history=5, seed=3)
     save(policy, dict(policy.snapshot(0).tensors), catalog, {}, directory / "policy")
-    return PredictionSpec(config, data, directory / "catalog", directory / "policy", "test", directory / "out", WIDTH)
+    places = (data, directory / "catalog", directory / "policy")
+    return PredictionSpec(config, *places, "test", directory / "out", WIDTH, {"own": Answering()})
 
 
-def whole(spec: PredictionSpec, prior: KnnPrior | None = None) -> RankedItems:
+def whole(spec: PredictionSpec, prior: KnnPrior | None = None, head_weight: float = 0.0) -> RankedItems:
     """One search over all queries at once."""
     catalog = Catalog.load(spec.catalog)
     policy, prompts = build(spec.config.policy, catalog, max_history=5, seed=3)
@@ -55,19 +58,22 @@ def whole(spec: PredictionSpec, prior: KnnPrior | None = None) -> RankedItems:
     if prior is not None:
         scores = prior.scorer(spec.data, 24)(recent_history(queries, 5))
         nodes = make_node_prior(catalog.trie, catalog.codes_NL, scores, prior.weight)
-    found = beam(policy.eval(), *prompts.encode(queries["history"].to_pylist()), catalog.trie, WIDTH, prior=nodes)
+    inputs = prompts.encode(queries["history"].to_pylist())
+    found = beam(policy.eval(), *inputs, catalog.trie, WIDTH, prior=nodes, head_weight=head_weight)
     return RankedItems(found.items_BW.numpy(), found.logp_BW.numpy())
 
 
 def test_shards_hold_what_one_search_over_all_queries_finds_in_query_order(spec: PredictionSpec) -> None:
     predictor = BatchPredictor(pickle.loads(pickle.dumps(spec)))
-    assert missing_shards(spec.out, 60, 32) == [0, 1]
+    own = spec.out / "own"
+    assert missing_shards([own], 60, 32) == [0, 1]
     assert [predictor(shard)["queries"] for shard in (1, 0)] == [28, 32]
-    assert missing_shards(spec.out, 60, 32) == [] and missing_shards(spec.out, 65, 32) == [2]
-    found, expected = read_predictions(spec.out), whole(spec)
+    assert missing_shards([own], 60, 32) == [] and missing_shards([own], 65, 32) == [2]
+    assert missing_shards([own, spec.out / "other"], 60, 32) == [0, 1]
+    found, expected = read_predictions(own), whole(spec)
     assert np.array_equal(found.items_QK, expected.items_QK)
     np.testing.assert_allclose(found.logp_QK, expected.logp_QK, atol=1e-5)
-    ids = pa.concat_tables(pq.read_table(shard_file(spec.out, shard)) for shard in (0, 1))["id"]
+    ids = pa.concat_tables(pq.read_table(shard_file(own, shard)) for shard in (0, 1))["id"]
     assert ids.to_pylist() == read_queries(spec.data, "test")["id"].to_pylist()
 
 
@@ -75,11 +81,20 @@ def test_a_prior_guides_the_search_and_leaves_the_log_probabilities_the_policys_
     spec: PredictionSpec, tmp_path: Path
 ) -> None:
     prior = KnnPrior(KnnSettings(), 2.0, mask_seen=False)
-    guided = PredictionSpec(spec.config, spec.data, spec.catalog, spec.policy, "test", tmp_path, WIDTH, prior)
-    predictor = BatchPredictor(guided)
-    for shard in missing_shards(tmp_path, 60, 32):
+    ways = {
+        "guided": Answering(prior=prior),
+        "both": Answering(head_weight=0.5, prior=prior),
+        "head": Answering(head_alone=True),
+        "plain": Answering(),
+    }
+    predictor = BatchPredictor(replace(spec, out=tmp_path, answerings=ways))
+    for shard in (0, 1):
         predictor(shard)
-    found, expected, plain = read_predictions(tmp_path), whole(spec, prior), whole(spec)
+    read = {name: read_predictions(tmp_path / name) for name in ways}
+    found, expected, plain = read["guided"], whole(spec, prior), whole(spec)
+    assert np.array_equal(read["plain"].items_QK, plain.items_QK)
+    assert np.array_equal(read["both"].items_QK, whole(spec, prior, head_weight=0.5).items_QK)
+    assert read["both"].head_QK is not None and (np.diff(read["head"].logp_QK, axis=1) <= 0).all()
     assert np.array_equal(found.items_QK, expected.items_QK)
     np.testing.assert_allclose(found.logp_QK, expected.logp_QK, atol=1e-5)
     assert not np.array_equal(found.items_QK, plain.items_QK)

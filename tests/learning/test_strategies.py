@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.synthetic import random_catalog
+from support.synthetic import NO_ROWS, random_catalog
 from test_finetuning import tiny_backbone
 from torch import distributed, multiprocessing
 
@@ -37,7 +37,7 @@ class Case:
 
 
 def cases(backbone: str) -> list[Case]:
-    adapters = PolicyConfig(kind="pretrained", path=backbone, lora=Lora(rank=4, dropout=0.0))
+    adapters = PolicyConfig(kind="pretrained", path=backbone, lora=Lora(rank=4, dropout=0.0), items=NO_ROWS)
     return [
         Case("ddp", "ddp", SCRATCH),
         Case("zero2", "zero2", SCRATCH),
@@ -86,7 +86,8 @@ def train(rank: int, root: Path, case: Case) -> None:
         "history": [list(range(i % 5 + 1)) for i in range(27)],
         "target": [*range(1, 28)],
     }
-    settings = Sft(example_format="rows", epochs=2, lr=1e-2, batch_size=9, micro_batch=4, checkpoint_every=1)
+    shape = {"epochs": 2, "lr": 1e-2, "batch_size": 9, "micro_batch": 4, "checkpoint_every": 1}
+    settings = Sft.model_validate({"example_format": "rows", "ema_decay": 0.0, **shape})
     accelerator = Accelerator(cpu=True)
     start = root / case.start / "step-3" if case.start else None
     state = SftTrainer(

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 import yaml
-from support.synthetic import random_catalog
+from support.synthetic import NO_ROWS, random_catalog
 from support.tiny_lm import tiny_lm, tiny_tokenizer
 from torch import Tensor
 
@@ -245,7 +245,8 @@ def loss_by_hand(policy: Any, own: ChatFormat, messages: Sequence[Message]) -> T
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_loss_is_that_of_the_plain_model_token_by_token(tmp_path: Path, tied: bool) -> None:
-    settings = PolicyConfig(kind="pretrained", path=str(tiny_lm(tmp_path, tied=tied)), lora=Lora(rank=2, dropout=0.0))
+    path, lora = str(tiny_lm(tmp_path, tied=tied)), Lora(rank=2, dropout=0.0)
+    settings = PolicyConfig(kind="pretrained", path=path, lora=lora, items=NO_ROWS)
     policy, prompts = build(settings, CATALOG, max_history=5, seed=0)
     own = ChatFormat(load_tokenizer(settings, None), policy.sids, CATALOG)
     tasks = Tasks(

@@ -1,13 +1,14 @@
 """SID rows of pretrained models, with tied and with untied heads: what they start from, and that they learn."""
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 import torch
 from accelerate import Accelerator
 from support.pipeline import made
-from support.synthetic import chain_shop, random_catalog, tiny_config, tiny_pretrained
+from support.synthetic import NO_ROWS, chain_shop, random_catalog, tiny_config, tiny_pretrained
 from torch import Tensor
 
 from cluster.train import RunSpec
@@ -33,9 +34,9 @@ def catalog() -> Catalog:
 
 
 def built(directory: Path, catalog: Catalog, tied: bool, sid_init: str = "text") -> tuple[Model, Prompts]:
-    path = tiny_pretrained(directory, tied=tied)
-    lora = Lora(rank=4, alpha=8, dropout=0.0)
-    settings = PolicyConfig(kind="pretrained", path=str(path), lora=lora, sid_init=sid_init)  # type: ignore[arg-type]
+    path, lora = str(tiny_pretrained(directory, tied=tied)), Lora(rank=4, alpha=8, dropout=0.0)
+    chosen: dict[str, Any] = {"path": path, "lora": lora, "sid_init": sid_init, "items": NO_ROWS}
+    settings = PolicyConfig(kind="pretrained", **chosen)
     return build(settings, catalog, max_history=4, seed=0, titles=TITLES)
 
 

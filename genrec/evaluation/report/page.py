@@ -16,6 +16,8 @@ TITLES = {
     "model": "Model",
     "sft": "SFT policy",
     "policy": "Policy without prior",
+    "sid_path": "… its semantic IDs alone",
+    "item_head": "… its item head alone",
     "popularity": "Popularity",
     "transition": "Last-item transitions",
     "itemknn": "ItemKNN, tuned",

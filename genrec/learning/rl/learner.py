@@ -13,13 +13,13 @@ from torch import Tensor
 from genrec.config import Rl
 from genrec.learning.checkpoints import TrainingState
 from genrec.learning.divergence import require_finite
+from genrec.learning.ema import WeightAverage
 from genrec.learning.rewards import RewardFunction
 from genrec.learning.rl.advantages import EPSILON, advantages
 from genrec.learning.rl.critic import CriticTrainer, gae, normalised
 from genrec.learning.rl.diagnostics import check_agreement, credit_as_shares, term_shares, zero_advantage_share
-from genrec.learning.rl.ema import WeightAverage
 from genrec.learning.rl.objectives import OBJECTIVES
-from genrec.learning.rl.scorer import GroupScorer
+from genrec.learning.rl.scorer import GroupScorer, GroupScores
 from genrec.learning.rl.update_loss import MicroBatch, Targets, UpdateLoss, informative_tokens
 from genrec.learning.schedule import learning_rate
 from genrec.learning.sft.strategies import gradient_norm, read_moments, write_moments
@@ -148,10 +148,19 @@ class GrpoLearner:
         needs_reference = bool(self._settings.kl) or self._objective.reference
         reference = self._scorer.reference_scores(groups) if needs_reference else None
         values_BGL = None if self._critic is None else self._critic.values(scores)
-        batch = MicroBatch(groups, targets, scores, reference, values_BGL)
+        batch = MicroBatch(groups, targets, scores, reference, values_BGL, self._head_loss(groups, scores))
         if self.version == self._first_version == groups[0].version:
             check_agreement(scores.logp_BGL, batch.old_BGL, batch.items_BG >= 0, self.policy.precision)
         return batch
+
+    def _head_loss(self, groups: Sequence[Group], scores: GroupScores) -> Tensor | None:
+        """Weighted cross-entropy (B,) of the targets under the policy's item head; None where it has none."""
+        items = self.policy.items
+        if items is None or not items.has_head:
+            return None
+        state_BD = scores.hidden[0][:, 0]
+        target_B = torch.tensor([group.query.target for group in groups], device=state_BD.device)
+        return items.weight * items.loss(state_BD, target_B)
 
     def _step(self, loss: float, batch: Sequence[str]) -> None:
         settings = self._settings

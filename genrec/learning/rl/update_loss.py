@@ -35,7 +35,7 @@ class Targets:
 class MicroBatch:
     """Some queries of an update: their groups, targets, and scores under the policy and the reference.
 
-    ``values_BGL`` are the critic's, for PPO.
+    ``values_BGL`` are the critic's, for PPO; ``head_B`` is the loss of the target under the policy's item head.
     """
 
     groups: Sequence[Group]
@@ -43,6 +43,7 @@ class MicroBatch:
     scores: GroupScores
     reference: GroupScores | None = None
     values_BGL: Tensor | None = None
+    head_B: Tensor | None = None
 
     @property
     def items_BG(self) -> Tensor:
@@ -59,8 +60,9 @@ class UpdateLoss:
     """L = J / units + (w_sft · CE - w_entropy · H + w_kl · KL + w_value · V) / queries.
 
     J is the objective's loss, summed; ``units`` the number of queries or, for an objective per token, of informative
-    tokens. CE is the cross-entropy of the target, H the entropy of the policy, KL its divergence from the reference,
-    each summed over levels and queries; V is the value loss of PPO. The weights are those of ``learning.rl``.
+    tokens. CE is the cross-entropy of the target (with that of the item head), H the entropy of the policy, KL its
+    divergence from the reference, each summed over levels and queries; V is the value loss of PPO. The weights are
+    those of ``learning.rl``.
 
     Args:
         buckets: masks (N,) of the items of each popularity bucket, for the measurements.
@@ -82,6 +84,8 @@ class UpdateLoss:
         visited_BG = F.pad(valid_BG, (0, 1), value=True)
         surrogate = self._objective.loss(_policy_batch(batch, valid_BG), settings)
         sft = -scores.target_logp_BL.sum()
+        if batch.head_B is not None:
+            sft = sft + batch.head_B.sum()
         entropy_L = exact_entropy(scores.steps, visited_BG)
         loss = surrogate / units + (settings.sft * sft - settings.entropy * entropy_L.sum()) / queries
         measured = {"surrogate": surrogate * queries / units, "sft_loss": sft, "entropy": entropy_L.sum()}

@@ -6,6 +6,7 @@ import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from genrec.config import Loss
@@ -14,7 +15,7 @@ from genrec.policy.backbone import BOS
 from genrec.policy.decoding.beam import masked_log_softmax
 from genrec.policy.decoding.score import states
 from genrec.policy.model import Policy
-from genrec.policy.prompts import Prompts
+from genrec.policy.prompts import ITEM_TOKEN, Prompts
 from genrec.sid.catalog import Catalog
 
 NEAR_ZERO = 1e-9
@@ -24,7 +25,8 @@ NEAR_ZERO = 1e-9
 class SftLoss:
     """Σ_targets Σ_levels w · [-(1 - s) log p(code) - s · mean over allowed codes of log p]; one forward per batch.
 
-    s is the label smoothing (Szegedy et al. 2016, §7), w the weights of ``weighted``.
+    s is the label smoothing (Szegedy et al. 2016, §7), w the weights of ``weighted``. A policy with an item head adds
+    ``policy.items.weight`` · -log p_head(target) for each target.
 
     Args:
         softmax: the codes that p is normalised over: ``trie``, those that exist under the prefix (as in decoding);
@@ -67,19 +69,53 @@ class SftLoss:
             for level in range(self._trie.depth)
         ]
         logp_ML, loss_ML = (torch.stack(columns, dim=-1) for columns in zip(*levels, strict=True))
-        return weighted(loss_ML, logp_ML, self._rare_N[items_M].to(policy.device), self._weights)
+        total = weighted(loss_ML, logp_ML, self._rare_N[items_M].to(policy.device), self._weights)
+        if policy.items is None or not policy.items.has_head:
+            return total
+        return total + policy.items.weight * policy.items.loss(hidden_LMD[0], items_M.to(policy.device)).sum()
 
     def _dense(self, policy: Policy, batch: Dense) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The M scored items, (M,), and per level the hidden states (M, D) that predict its code."""
-        codes_BIL = self._codes_NL[batch.items_BI.clamp(min=0)]
-        tokens_BS = policy.sids.tokens(codes_BIL).flatten(1)[:, :-1]
-        tokens_BS = torch.nn.functional.pad(tokens_BS, (1, 0), value=BOS).to(policy.device)
+        if self._prompts.form == "whole":
+            return self._dense_whole(policy, batch)
+        tokens_BIL = self._prompts.tokens_NT[batch.items_BI.clamp(min=0)]
+        tokens_BS = F.pad(tokens_BIL.flatten(1)[:, :-1], (1, 0), value=BOS).to(policy.device)
         rows, length = tokens_BS.shape
         causal_11SS = torch.ones(1, 1, length, length, dtype=torch.bool, device=policy.device).tril()
         positions_BS = torch.arange(length, device=policy.device).expand(rows, -1)
         hidden_BSD = policy.hidden(tokens_BS, positions_BS, causal_11SS)
-        hidden_MLD = hidden_BSD.unflatten(1, codes_BIL.shape[1:])[batch.target_BI.to(policy.device)]
+        hidden_MLD = hidden_BSD.unflatten(1, tokens_BIL.shape[1:])[batch.target_BI.to(policy.device)]
         return batch.items_BI[batch.target_BI], hidden_MLD.unbind(1)
+
+    def _dense_whole(self, policy: Policy, batch: Dense) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """As ``_dense`` where an item of the history is one position.
+
+        The codes of each target branch off the state before it, as in decoding: they see the items before the target
+        and their own earlier codes.
+        """
+        device, levels = policy.device, self._codes_NL.shape[1]
+        items_BI, target_BI = batch.items_BI.to(device), batch.target_BI.to(device)
+        rows, length = items_BI.shape
+        history_BI = F.pad(ITEM_TOKEN + items_BI.clamp(min=0)[:, :-1], (1, 0), value=BOS)
+        # T: the targets of a row, in front of other positions where it has fewer than the longest.
+        at_BT = target_BI.long().argsort(dim=1, descending=True, stable=True)[:, : int(target_BI.sum(1).max())]
+        codes_BTL = self._codes_NL.to(device)[items_BI.gather(1, at_BT).clamp(min=0)]
+        place_I, count = torch.arange(length, device=device), at_BT.shape[1]
+        branches = [policy.sids.token(level, codes_BTL[..., level]) for level in range(levels - 1)]
+        tokens_BS = torch.cat([history_BI, *branches], 1)
+        positions_BS = torch.cat([place_I.expand(rows, -1), *(at_BT + 1 + level for level in range(levels - 1))], 1)
+        before_BTI = place_I <= at_BT[..., None]
+        own_TT = torch.eye(count, dtype=torch.bool, device=device)
+        blocks = [F.pad(torch.ones(length, length, dtype=torch.bool, device=device).tril(), (0, count * (levels - 1)))]
+        mask_BSS = [blocks[0].expand(rows, -1, -1)]
+        for level in range(levels - 1):
+            own_TX = F.pad(own_TT.repeat(1, level + 1), (0, count * (levels - 2 - level)))
+            mask_BSS.append(torch.cat([before_BTI, own_TX.expand(rows, -1, -1)], -1))
+        hidden_BSD = policy.hidden(tokens_BS, positions_BS, torch.cat(mask_BSS, 1)[:, None])
+        history_BID, *branched = hidden_BSD.split([length, *[count] * (levels - 1)], 1)
+        first_BTD = history_BID.gather(1, at_BT[..., None].expand(-1, -1, history_BID.shape[-1]))
+        real_BT = target_BI.gather(1, at_BT)
+        return items_BI.gather(1, at_BT)[real_BT].cpu(), tuple(part[real_BT] for part in (first_BTD, *branched))
 
     def _rows(self, policy: Policy, batch: Rows) -> tuple[Tensor, tuple[Tensor, ...]]:
         """As ``_dense``, with one target per row: M = B."""

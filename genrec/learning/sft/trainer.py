@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from genrec.config import Sft
 from genrec.learning.checkpoints import Checkpoints, TrainingState
 from genrec.learning.divergence import require_finite
+from genrec.learning.ema import WeightAverage
 from genrec.learning.schedule import learning_rate
 from genrec.learning.sft.batches import Epochs
 from genrec.learning.sft.losses import SftLoss
@@ -62,6 +64,7 @@ class SftTrainer:
         self._accelerator, self._checkpoints, self._validate = accelerator, checkpoints, validate
         self._policy = policy.to(accelerator.device)
         self._sid_check = EmbeddingUpdateCheck(policy)
+        self._average: WeightAverage | None = None
         self.state = TrainingState()
         total = settings.epochs * epochs.steps
         self.total_steps = min(total, settings.max_steps) if settings.max_steps else total
@@ -102,6 +105,11 @@ class SftTrainer:
             if directory is not None:
                 tensors, moments = self.state.read(directory)
                 self._policy.adopt(tensors)
+            if self._settings.ema_decay:
+                start = {name: weight.detach() for name, weight in self._policy.trainable().items()}
+                self._average = WeightAverage(start, self._settings.ema_decay)
+                if directory is not None:
+                    self._average.read(directory)
         groups = parameter_groups(self._policy, self._settings.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=self._settings.lr, betas=(0.9, 0.98), fused=True)
         clip = self._settings.clip
@@ -137,6 +145,8 @@ class SftTrainer:
         loss = float(gathered)
         self._require_finite(step, loss=loss)
         self._require_finite(step, gradient_norm=self._strategy.step(rate))
+        if self._average is not None:
+            self._average.update(self._policy.trainable(), step)
         return {"step": step + 1, "loss": loss, "lr": rate}
 
     def _require_finite(self, step: int, **figures: float) -> None:
@@ -145,13 +155,14 @@ class SftTrainer:
         require_finite(step + 1, self._epochs.names(step), remedy, **figures)
 
     def _is_validation_step(self, step: int) -> bool:
-        every = self._settings.eval_every * self._epochs.steps
+        every = self._settings.eval_steps or self._settings.eval_every * self._epochs.steps
         return step % every == 0 or step == self.total_steps
 
     def _validated(self) -> dict[str, float]:
-        """Validate the policy and update the best version; returns the metrics."""
+        """Validate the policy, or the average of its weights, and update the best version; returns the metrics."""
         self._policy.eval()
-        with self._strategy.gathered():
+        averaged = {} if self._average is None else self._average.tensors
+        with self._strategy.gathered(), self._policy.using(averaged):
             metrics = self._validate(self._policy)
             tensors = dict(self._policy.snapshot(self.state.step).tensors)
         if metrics["ndcg@10"] > self.state.best_score:
@@ -170,7 +181,13 @@ class SftTrainer:
         with self._strategy.gathered():
             tensors = self._policy.snapshot(self.state.step).tensors
         moments = self._strategy.moments()
-        self._checkpoints.save(lambda path: self.state.write(tensors, moments, path), metrics)
+
+        def write(path: Path) -> None:
+            self.state.write(tensors, moments, path)
+            if self._average is not None:
+                self._average.write(path)
+
+        self._checkpoints.save(write, metrics)
 
     def _report(self, record: dict[str, float], step_s: float) -> None:
         if not self._accelerator.is_main_process:

@@ -48,6 +48,8 @@ class MixedLoss:
         device = policy.device
         tokens_CS, mask_CS, label_CS = (t.to(device) for t in (batch.tokens_CS, batch.mask_CS, batch.label_CS))
         hidden_CSD = policy.hidden(tokens_CS, prompt_positions(mask_CS), prompt_mask(mask_CS))
+        if policy.items is not None:
+            tokens_CS = policy.items.plain_tokens(tokens_CS)
         learned_C = label_CS.sum(-1)
         weight_C = batch.factor_C.to(device) * self._trie.depth / learned_C.clamp(min=1)
         is_text_CS = label_CS & (tokens_CS < policy.sids.base)
@@ -89,4 +91,7 @@ class MixedLoss:
             total = (
                 total - (chosen_M * weight_C[row_M]).sum() + 0.0 * policy.level_logits(hidden_CSD[:1, :1], level).sum()
             )
-        return total
+        if policy.items is None or not policy.items.has_head:
+            return total
+        head_M = policy.items.loss(hidden_CSD[row_M, column_M - 1], trie.find(codes_ML))
+        return total + policy.items.weight * (head_M * weight_C[row_M]).sum()

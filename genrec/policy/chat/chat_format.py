@@ -22,7 +22,7 @@ from genrec.errors import InputError
 from genrec.policy.chat.byte_tokenizer import byte_tokenizer
 from genrec.policy.chat.templates import Item, Message
 from genrec.policy.pretrained import packaged_smollm2, require_vocabulary
-from genrec.policy.prompts import SidTokens, apply_template
+from genrec.policy.prompts import ItemTokens, SidTokens, apply_template, item_tokens
 from genrec.sid.catalog import Catalog
 
 OPEN, CLOSE = "[[", "]]"
@@ -47,11 +47,14 @@ class ChatFormat:
 
     Args:
         tokenizer: if it has no chat template, role and text of a message are written on lines of their own.
+        form: of an item, that of the policy's prompts; with ``last`` the last of its tokens is the item's own.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, sids: SidTokens, catalog: Catalog) -> None:
-        self.tokenizer, self.sids = tokenizer, sids
-        self._tokens_NL = sids.tokens(catalog.codes_NL)
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, sids: SidTokens, catalog: Catalog, form: ItemTokens = "codes"
+    ) -> None:
+        self.tokenizer, self.sids, self.form = tokenizer, sids, form
+        self._tokens_NL = item_tokens(sids, catalog.codes_NL, form)
         self._text = lru_cache(maxsize=2**16)(self._tokenise)
         self._frame = lru_cache(maxsize=256)(self._tokenise_frame)
         self.open, self.close = self._text(OPEN), self._text(CLOSE)

@@ -21,7 +21,7 @@ from genrec.errors import InputError
 from genrec.policy.chat.chat_format import CLOSE, OPEN, ChatFormat
 from genrec.policy.chat.templates import Item, Message, Parts
 from genrec.policy.model import Policy
-from genrec.policy.prompts import sid_names
+from genrec.policy.prompts import ITEM_TOKEN, sid_names
 from genrec.sid.catalog import Catalog
 from genrec.sid.trie import Trie
 
@@ -172,6 +172,8 @@ class _ChatGenerator:
             last = level == self._trie.depth - 1
             tokens = [token, *(self._format.close if last else ())]
             reply.tokens += tokens
+            if last and self._format.form == "last":
+                tokens[0] = ITEM_TOKEN + int(self._trie.leaf_items[node])
             hidden_D = self._forward(tokens)
         reply.parts.append(Item(int(self._trie.leaf_items[node])))
         return hidden_D

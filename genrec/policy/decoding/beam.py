@@ -12,19 +12,23 @@ Shapes: B queries, P prompt tokens, W beams, K codes of a level, L levels, D hid
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from genrec.policy.decoding.node_prior import NodePrior
+from genrec.errors import InputError
+from genrec.policy.decoding.node_prior import HeadPrior, NodePrior, Prior
 from genrec.policy.decoding.noise import Source, uniform
 from genrec.policy.decoding.prompt_cache import Prefilled, PromptCache, prefill
 from genrec.policy.decoding.tree import MergedNodes, merge_nodes, node_mask
 from genrec.policy.decoding.trie_masks import LeafMasks
 from genrec.policy.model import Policy
 from genrec.sid.trie import CompleteTrie, Trie
+
+HEAD_WEIGHT = 1.0
+"""Weight of a policy's item head in a search as long as nothing tuned it."""
 
 Scale = Literal["trie", "vocabulary"]
 """Over what a step's softmax runs: the codes that exist under the prefix, or the whole vocabulary."""
@@ -60,12 +64,14 @@ class Beams:
     """W candidates per query, best first.
 
     ``items_BW`` item rows, -1 where the catalogue had fewer candidates than W; ``codes_BWL`` their SIDs;
-    ``logp_BWL`` log-probability of each step.
+    ``logp_BWL`` log-probability of each step; ``head_BW`` that of the item by the policy's item head, where it took
+    part.
     """
 
     items_BW: Tensor
     codes_BWL: Tensor
     logp_BWL: Tensor
+    head_BW: Tensor | None = None
 
     @property
     def logp_BW(self) -> Tensor:
@@ -80,8 +86,12 @@ class Beams:
     def ordered(self, order_BW: Tensor) -> Beams:
         """The candidates with these indices, in this order."""
         rows_B1 = torch.arange(len(order_BW), device=order_BW.device)[:, None]
+        head_BW = None if self.head_BW is None else self.head_BW[rows_B1, order_BW]
         return Beams(
-            self.items_BW[rows_B1, order_BW], self.codes_BWL[rows_B1, order_BW], self.logp_BWL[rows_B1, order_BW]
+            self.items_BW[rows_B1, order_BW],
+            self.codes_BWL[rows_B1, order_BW],
+            self.logp_BWL[rows_B1, order_BW],
+            head_BW,
         )
 
 
@@ -96,6 +106,8 @@ def beam(
     scale: Scale = "trie",
     prompt_cache: PromptCache | None = None,
     prior: NodePrior | None = None,
+    head_weight: float = 0.0,
+    prefilled: Prefilled | None = None,
 ) -> Beams:
     """The ``width`` most probable items by beam search; identical to HF ``generate`` with ``num_beams=width``,
     ``prefix_allowed_tokens_fn`` and ``renormalize_logits=True`` (``scale="vocabulary"``: without it).
@@ -108,15 +120,41 @@ def beam(
         scale: over what each step's softmax runs.
         prompt_cache: of this policy; its prefixes are reused, and the prompt is added to it.
         prior: item scores that guide the search at every level; the returned log-probabilities are the policy's alone.
+        head_weight: of the policy's item head, which guides the search in the same way; 0 leaves it out.
+        prefilled: the prompts after their forward pass, if it was made already; the search uses it up.
     """
+    if prefilled is None:
+        prefilled = (
+            prefill(policy, tokens_BP, mask_BP) if prompt_cache is None else prompt_cache.prefill(tokens_BP, mask_BP)
+        )
+    priors: list[Prior] = [] if prior is None else [prior]
+    logp_BN = None
+    if head_weight:
+        logp_BN = head_log_probabilities(policy, prefilled.hidden_B1D[:, 0])
+        priors.append(HeadPrior(cast("Trie", trie), logp_BN, head_weight))
 
     def best(frontier: Frontier) -> Chosen:
         scores_BWK = frontier.total_BW[..., None] + frontier.step_BWK
-        if prior is not None:
-            scores_BWK = scores_BWK + prior.log_prior(frontier.level, frontier.children_BWK)
+        for one in priors:
+            scores_BWK = scores_BWK + one.log_prior(frontier.level, frontier.children_BWK)
         return pick(scores_BWK, width)
 
-    return search(policy, tokens_BP, mask_BP, trie, best, roots=1, masks=masks, scale=scale, prompt_cache=prompt_cache)
+    found = search(policy, tokens_BP, mask_BP, trie, best, roots=1, masks=masks, scale=scale, prefilled=prefilled)
+    if logp_BN is None:
+        return found
+    return replace(found, head_BW=logp_BN.gather(1, found.items_BW.clamp(min=0)))
+
+
+@torch.no_grad()
+def head_log_probabilities(policy: Policy, hidden_BD: Tensor) -> Tensor:
+    """Log-probability (B, N) of every item by the policy's item head, after the states of whole prompts.
+
+    Raises:
+        InputError: a policy without an item head.
+    """
+    if policy.items is None or not policy.items.has_head:
+        raise InputError("the policy has no item head; train one with policy.items.head=true, or search without it")
+    return policy.items.log_probabilities(hidden_BD)
 
 
 def pick(scores_BWK: Tensor, width: int) -> Chosen:
@@ -169,15 +207,13 @@ def search(
     roots: int,
     masks: LeafMasks | None = None,
     scale: Scale = "trie",
-    prompt_cache: PromptCache | None = None,
+    prefilled: Prefilled | None = None,
 ) -> Beams:
     """Any search down the trie, from ``roots`` equal beams: at each level ``choose`` selects children of the frontier.
 
-    The other arguments are those of ``beam``.
+    The other arguments are those of ``beam``. ``prefilled`` is of the same prompts, and is used up by the search.
     """
-    prefilled = (
-        prefill(policy, tokens_BP, mask_BP) if prompt_cache is None else prompt_cache.prefill(tokens_BP, mask_BP)
-    )
+    prefilled = prefilled or prefill(policy, tokens_BP, mask_BP)
     batch, hidden_BWD = len(tokens_BP), prefilled.hidden_B1D.expand(-1, roots, -1)
     nodes_BW = torch.zeros(batch, roots, dtype=torch.long, device=tokens_BP.device)
     codes_BWL = nodes_BW.new_empty(batch, roots, 0)

@@ -9,16 +9,56 @@ it. With s_i the score of item i and n the number of items in the trie,
 
     p_prior(i) = (1 - smooth) · s_i / Σ_j s_j + smooth / n,
 
-so that no item has probability 0; a request without any score has p_prior(i) = 1 / n.
+so that no item has probability 0; a request without any score has p_prior(i) = 1 / n. Guiding a search of semantic IDs
+by the scores of another recommender is known from ISD (2607.24995).
+
+The policy's own item head is such a prior too (``HeadPrior``), from the same forward pass of the prompt.
 """
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from genrec.errors import InputError
 from genrec.sid.trie import Trie
+
+SMALLEST = 1e-300
+"""Floor of a node's share, so that a search may still take the last items of all."""
+
+
+class Prior(Protocol):
+    """Scores of the trie's nodes for a batch of requests."""
+
+    def log_prior(self, level: int, nodes_BWK: Tensor) -> Tensor:
+        """What a search adds to the log-probability (B, W, K) of nodes of depth ``level`` + 1; finite at -1."""
+        ...
+
+
+class HeadPrior:
+    """weight · log p_head(node), where p_head of a node is the sum over the items under it.
+
+    Args:
+        logp_BN: log-probability of each item by the policy's item head, -inf where it must not be found.
+    """
+
+    def __init__(self, trie: Trie, logp_BN: Tensor, weight: float) -> None:
+        self.weight = weight
+        leaf_Bn = logp_BN[:, trie.leaf_items.long()]
+        shift_B1 = leaf_Bn.amax(1, keepdim=True)
+        mass_Bn = (leaf_Bn - shift_B1).double().exp()
+        self._logp: list[Tensor] = []
+        for level, above_n in enumerate(trie.ancestors()):
+            nodes = len(trie.leaves_under()[level])
+            summed_Bn = mass_Bn.new_zeros(len(mass_Bn), nodes).index_add(1, above_n, mass_Bn)
+            self._logp.append((summed_Bn.clamp(min=SMALLEST).log() + shift_B1).float())
+
+    def log_prior(self, level: int, nodes_BWK: Tensor) -> Tensor:
+        """See ``Prior``."""
+        found_BX = self._logp[level].gather(1, nodes_BWK.clamp(min=0).long().flatten(1))
+        return self.weight * found_BX.view(nodes_BWK.shape)
 
 
 class NodePrior:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 from transformers import DynamicCache
@@ -21,6 +21,13 @@ class Prefilled(NamedTuple):
 
     hidden_B1D: Tensor
     cache: DynamicCache
+
+    def copy(self) -> Prefilled:
+        """The same for one more search: a search extends its cache by longer tensors and leaves these as they are."""
+        cache, layers = DynamicCache(), cast("Any", self.cache).layers
+        for index, layer in enumerate(layers):
+            cache.update(layer.keys, layer.values, index)
+        return Prefilled(self.hidden_B1D, cache)
 
 
 class CachedPrompt(NamedTuple):

@@ -30,10 +30,21 @@ class WeightAverage:
         self._decay = decay
 
     @torch.no_grad()
-    def update(self, weights: Mapping[str, Tensor]) -> None:
-        """Move the average towards ``weights``."""
+    def update(self, weights: Mapping[str, Tensor], step: int | None = None) -> None:
+        """Move the average towards ``weights``.
+
+        Args:
+            step: number of the update, from 0, where the start is random: the decay is then at most
+                (1 + step) / (10 + step), so that the start is forgotten.
+        """
+        decay = self._decay if step is None else min(self._decay, (1 + step) / (10 + step))
         for name, mean in self._mean.items():
-            mean.lerp_(weights[name].detach(), 1 - self._decay)
+            mean.lerp_(weights[name].detach(), 1 - decay)
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The average itself, by name."""
+        return self._mean
 
     def snapshot(self, version: int) -> Snapshot:
         """A copy of the average on the CPU, as ``version``."""

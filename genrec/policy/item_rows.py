@@ -1,0 +1,261 @@
+"""Rows of items of their own: at the input of the policy, and as a second head on it.
+
+A semantic ID says what an item shares with others; a row says what it is alone. Rows are used twice:
+
+- input: U · e_i is added to the embedding of an item i of the history (LIGER, Yang et al. 2024; COBRA, Yang et al.
+  2025), where e_i is a learned row, a projection of the item's vector, or the sum of both;
+- head: log p(i) = log softmax_i(o_i · Q h), where o_i is another learned row and h the state that predicts the first
+  code. It costs one product more per prompt, and the search reads it as a prior on the trie's nodes (MemGen-GR
+  2603.19809).
+
+An item that was inserted after the training has the mean of the rows of the trained items whose vectors are nearest.
+
+Shapes: N items, F vector, d row, D hidden units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import cast
+
+import psutil
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genrec.config import Items
+from genrec.errors import InputError
+from genrec.policy.prompts import ITEM_TOKEN, SidTokens
+from genrec.sid.catalog import Catalog
+
+FULL_SOFTMAX = 20_000
+"""Most items whose logits are all computed in training; beyond, ``policy.items.negatives`` of them are drawn."""
+
+COPIES = 7
+"""Float32 copies of the rows that training holds at most: weights, gradient, two moments, average, best, snapshot."""
+
+START = 0.02
+"""Standard deviation of new rows, as of GPT-2's embeddings."""
+
+NEIGHBOURS = 10
+"""Trained items whose rows an inserted item's are the mean of."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is fixed of a catalogue: the tokens (N, L) of each item, which items are there, and their vectors (N, F).
+
+    ``near_MX``: the trained items nearest to each of the M inserted ones; ``head_Nd``: the head's rows of all items,
+    where they were computed beforehand. None of them is a parameter or a buffer: DDP would send those to every worker
+    before each forward.
+    """
+
+    tokens_NL: Tensor
+    present_N: Tensor
+    vectors_NF: Tensor | None = None
+    near_MX: Tensor | None = None
+    head_Nd: Tensor | None = None
+
+    @property
+    def all_N(self) -> Tensor:
+        """The number of each item."""
+        return torch.arange(len(self.tokens_NL), device=self.tokens_NL.device)
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Known:
+        """The same with ``move`` applied to every tensor."""
+        tensors = (self.tokens_NL, self.present_N, self.vectors_NF, self.near_MX, self.head_Nd)
+        tokens_NL, present_N, *rest = (None if tensor is None else move(tensor) for tensor in tensors)
+        return Known(cast("Tensor", tokens_NL), cast("Tensor", present_N), *rest)
+
+
+class ItemRows(nn.Module):
+    """The rows of the items of one catalogue, as it was assigned or with later inserts.
+
+    Args:
+        hidden: D of the policy.
+        sids: the block of SID tokens.
+        whole: an item of the history is one position, whose embedding has all of its codes.
+
+    Raises:
+        InputError: rows of vectors for a catalogue without, or rows that memory cannot hold.
+    """
+
+    def __init__(self, settings: Items, catalog: Catalog, hidden: int, sids: SidTokens, *, whole: bool = False) -> None:
+        super().__init__()
+        dims = min(settings.dims, hidden)
+        self._dropout, self._negatives, self._items = settings.dropout, settings.negatives, catalog.assigned
+        self._is_whole = whole
+        self.weight = settings.weight
+        uses_vectors, has_own = settings.input in ("vectors", "both"), settings.input in ("own", "both")
+        if uses_vectors and catalog.vectors_NF is None:
+            raise InputError(
+                f"policy.items.input={settings.input} needs the vectors that semantic IDs are made from, and published "
+                "ones have none; take policy.items.input=own"
+            )
+        _require_memory(self._items, dims, int(has_own) + int(settings.head))
+        self.own = _table(self._items, dims) if has_own else None
+        self.content = nn.Linear(_width(catalog), dims, bias=False) if uses_vectors else None
+        self.up = nn.Linear(dims, hidden, bias=False) if settings.input != "none" else None
+        self.head = _table(self._items, dims) if settings.head else None
+        self.query = nn.Linear(hidden, dims, bias=False) if settings.head else None
+        if self.up is not None:  # A pretrained model begins as it would without rows.
+            nn.init.zeros_(self.up.weight)
+        if self.query is not None:
+            nn.init.normal_(self.query.weight, std=hidden**-0.5)
+        self._frozen = False
+        self.set_catalog(catalog, sids)
+
+    def set_catalog(self, catalog: Catalog, sids: SidTokens) -> None:
+        """Serve a catalogue that grew from the one of the training; it must have vectors if that had."""
+        present_N = torch.ones(len(catalog), dtype=torch.bool)
+        present_N[list(catalog.removed)] = False
+        vectors_NF = None if self.content is None else catalog.vectors_NF
+        known = Known(sids.tokens(catalog.codes_NL), present_N, vectors_NF, _nearest(catalog, self._items))
+        device = next(self.parameters()).device
+        # One assignment, so that requests of other threads see one catalogue or the other.
+        self._known = self._with_head(known.moved(lambda tensor: tensor.to(device)), self._frozen)
+
+    def freeze(self) -> None:
+        """Compute the head's rows once, for weights that do not change any more."""
+        self._frozen = True
+        self._known = self._with_head(self._known, True)
+
+    @torch.no_grad()
+    def _with_head(self, known: Known, wanted: bool) -> Known:
+        wanted = wanted and self.head is not None
+        return replace(known, head_Nd=self._head_rows(known.all_N, known) if wanted else None)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ItemRows:
+        super()._apply(fn, recurse)
+        self._known = self._known.moved(fn)
+        return self
+
+    @property
+    def has_input(self) -> bool:
+        """Whether items of the history get their rows."""
+        return self.up is not None
+
+    @property
+    def has_head(self) -> bool:
+        """Whether there is a head over items."""
+        return self.head is not None
+
+    def embed(self, tokens_BS: Tensor, table: Callable[[Tensor], Tensor]) -> Tensor:
+        """Embeddings (B, S, D) of tokens, items among them (``ITEM_TOKEN`` + row).
+
+        Args:
+            table: the policy's own embedding of tokens.
+        """
+        row_BS = tokens_BS - ITEM_TOKEN
+        is_item_BS = row_BS >= 0
+        row_BS = row_BS.clamp(min=0)
+        codes_BSL = self._known.tokens_NL[row_BS]
+        embedded_BSD = table(torch.where(is_item_BS, codes_BSL[..., -1], tokens_BS))
+        if self._is_whole:
+            others_BSD = table(codes_BSL[..., :-1]).sum(-2)
+            embedded_BSD = embedded_BSD + others_BSD * is_item_BS[..., None]
+        if self.up is None:
+            return embedded_BSD
+        return embedded_BSD + (self.up(self._input(row_BS)) * is_item_BS[..., None]).to(embedded_BSD.dtype)
+
+    def plain_tokens(self, tokens_BS: Tensor) -> Tensor:
+        """The tokens with each item's last code in its place."""
+        last_BS = self._known.tokens_NL[(tokens_BS - ITEM_TOKEN).clamp(min=0)][..., -1]
+        return torch.where(tokens_BS >= ITEM_TOKEN, last_BS, tokens_BS)
+
+    def log_probabilities(self, hidden_xD: Tensor) -> Tensor:
+        """log p (…, N) of every item, in float32; -inf at removed ones."""
+        return self._logits(hidden_xD).log_softmax(-1)
+
+    def loss(self, hidden_MD: Tensor, items_M: Tensor) -> Tensor:
+        """-log p of the targets ``items_M`` after the states ``hidden_MD``, (M,).
+
+        Beyond ``FULL_SOFTMAX`` items the partition sum is estimated from n items drawn uniformly for the whole batch,
+        those equal to the target left out: exp(s_t) + (N - 1) / n · Σ exp(s_j).
+        """
+        if self._items <= FULL_SOFTMAX:
+            return F.cross_entropy(self._logits(hidden_MD), items_M, reduction="none")
+        asked_Md, known = self._asked(hidden_MD), self._known
+        drawn_n = torch.randint(self._items, (self._negatives,), device=items_M.device)
+        target_M = (asked_Md * self._head_rows(items_M, known)).sum(-1).float()
+        others_Mn = F.linear(asked_Md, self._head_rows(drawn_n, known)).float()
+        others_Mn = others_Mn + math.log((self._items - 1) / self._negatives)
+        others_Mn = others_Mn.masked_fill(drawn_n == items_M[:, None], -torch.inf)
+        return torch.cat([target_M[:, None], others_Mn], -1).logsumexp(-1) - target_M
+
+    def _asked(self, hidden_xD: Tensor) -> Tensor:
+        query = cast("nn.Linear", self.query)
+        return query(hidden_xD.to(query.weight.dtype))
+
+    def _logits(self, hidden_xD: Tensor) -> Tensor:
+        """Logits (…, N) of all items in float32, -inf at removed ones."""
+        known = self._known
+        head_Nd = self._head_rows(known.all_N, known) if known.head_Nd is None else known.head_Nd
+        return F.linear(self._asked(hidden_xD), head_Nd).float().masked_fill(~known.present_N, -torch.inf)
+
+    def _head_rows(self, items_x: Tensor, known: Known) -> Tensor:
+        """The head's rows (…, d) of ``items_x``."""
+        return _rows(cast("nn.Embedding", self.head), items_x, known.near_MX)
+
+    def _input(self, items_x: Tensor) -> Tensor:
+        """The input's rows (…, d) of ``items_x``; in training some of the learned ones are left out."""
+        known, parts = self._known, list[Tensor]()
+        if self.own is not None:
+            own_xd = _rows(self.own, items_x, known.near_MX)
+            if self.training and self._dropout:
+                own_xd = own_xd * (torch.rand(items_x.shape, device=items_x.device) >= self._dropout)[..., None]
+            parts.append(own_xd)
+        if self.content is not None and known.vectors_NF is not None:
+            parts.append(self.content(known.vectors_NF[items_x].to(self.content.weight.dtype)))
+        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+
+def _table(items: int, dims: int) -> nn.Embedding:
+    table = nn.Embedding(items, dims)
+    nn.init.normal_(table.weight, std=START)
+    return table
+
+
+def _width(catalog: Catalog) -> int:
+    return cast("Tensor", catalog.vectors_NF).shape[1]
+
+
+def _rows(table: nn.Embedding, items_x: Tensor, near_MX: Tensor | None) -> Tensor:
+    """Rows (…, d) of a table of trained items; of inserted ones the mean of their neighbours' (zeros without)."""
+    trained = table.num_embeddings
+    is_new_x = items_x >= trained
+    if not bool(is_new_x.any()):
+        return table(items_x)
+    rows_xd = table(torch.where(is_new_x, 0, items_x)) * ~is_new_x[..., None]
+    if near_MX is None:
+        return rows_xd
+    near_xX = near_MX[(items_x - trained).clamp(min=0)]
+    return rows_xd + table(near_xX).mean(-2) * is_new_x[..., None]
+
+
+def _nearest(catalog: Catalog, trained: int) -> Tensor | None:
+    """The trained items (M, ``NEIGHBOURS``) whose vectors have the largest cosines with each inserted item's."""
+    if len(catalog) == trained or catalog.vectors_NF is None:
+        return None
+    unit_NF = F.normalize(catalog.vectors_NF.float(), dim=-1)
+    found = [part @ unit_NF[:trained].T for part in unit_NF[trained:].split(1024)]
+    return torch.cat([cosine.topk(min(NEIGHBOURS, trained), dim=-1).indices for cosine in found])
+
+
+def _require_memory(items: int, dims: int, tables: int) -> None:
+    """Refuse rows that training could not hold.
+
+    Raises:
+        InputError: ``COPIES`` of them are more than the memory that is free.
+    """
+    free = psutil.virtual_memory().available
+    need = items * dims * tables * 4 * COPIES
+    if need > free:
+        fits = free // (items * tables * 4 * COPIES)
+        remedy = f"policy.items.dims={fits} fits" if fits else "take policy.items.input=vectors and head=false"
+        raise InputError(
+            f"rows of {items:,} items with policy.items.dims={dims} take {need / 2**30:.1f} GiB in training, got "
+            f"{free / 2**30:.1f} GiB of free memory; {remedy}"
+        )
