@@ -117,3 +117,9 @@ def test_one_level_cannot_give_each_item_a_code_and_says_so_before_any_work(tmp_
     world = sid_world(tmp_path)
     with pytest.raises(InputError, match=r"120 items and 4 codes: sid.quantizer=vq .*set sid.collisions=suffix"):
         build(world, world / "out", quick("vq"))
+
+
+@pytest.mark.parametrize("kind", ["rqvae", "rqkmeans_plus"])
+def test_an_autoencoder_that_diverges_is_refused_with_its_epoch(kind):
+    with pytest.raises(InputError, match=r"after epoch 1 the reconstruction error is (nan|inf).*lower sid\.lr="):
+        make_quantizer(quick(kind, lr=1e30), device="cpu").fit(inputs_of(kind))

@@ -14,7 +14,7 @@ from genrec.config import Sid
 from genrec.seeds import seed_of
 from genrec.sid.distributed.collectives import CheckpointTimer, ProcessGroup, broadcast, sum_all
 from genrec.sid.distributed.vector_stream import Stream, VectorBatch
-from genrec.sid.quantizers.autoencoder import RESTART_UNTIL, Codebook, Losses, make_optimizer
+from genrec.sid.quantizers.autoencoder import RESTART_UNTIL, Codebook, Losses, make_optimizer, require_finite_error
 from genrec.sid.vectors import Floats
 
 LOG = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ class ParallelTraining:
                 losses_2, residuals = self._step(batch)
                 totals_2 += losses_2.cpu() * batch.size / len(self._stream)
                 last = batch, residuals
+            require_finite_error(self._epoch + 1, totals_2, self._settings.lr)
             if last is not None and self._epoch < RESTART_UNTIL * epochs:
                 self._restarted += self._restart(*last)
             self._epoch, self._totals_2 = self._epoch + 1, totals_2

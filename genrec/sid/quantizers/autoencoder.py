@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from genrec.errors import InputError
+
 Losses = tuple[Tensor, Tensor, list[Tensor], list[Tensor]]
 """Reconstruction error, commitment, and per level the residuals (B, d) and their codes (B,)."""
 RESTART_UNTIL = 0.8
@@ -201,3 +203,17 @@ def make_optimizer(
     learned = [book.rows_Kd for book in books if book.learns_by_gradient]
     optimizer = torch.optim.AdamW([*net.parameters(), *learned], lr=lr, weight_decay=0.0)
     return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+
+
+def require_finite_error(epoch: int, totals_2: Tensor, lr: float) -> None:
+    """Refuse an epoch (from 1) whose error and commitment (2,) are not finite.
+
+    Raises:
+        InputError: one of them is NaN or infinite.
+    """
+    if not bool(totals_2.isfinite().all()):
+        error, commitment = totals_2.tolist()
+        raise InputError(
+            f"sid.quantizer: after epoch {epoch} the reconstruction error is {error:g} and the commitment loss "
+            f"{commitment:g}, wanted finite numbers; lower sid.lr={lr:g}"
+        )

@@ -19,6 +19,7 @@ from genrec.sid.quantizers.autoencoder import (
     assign_codes,
     make_optimizer,
     pass_gradient,
+    require_finite_error,
 )
 from genrec.sid.quantizers.base import BLOCK, ResidualQuantizer, Tensors, nearest
 from genrec.sid.quantizers.kmeans import kmeans
@@ -153,6 +154,7 @@ class RqVae(ResidualQuantizer):
                 optimizer.step()
                 schedule.step()
                 totals_2 += torch.stack([error, commitment]).detach().cpu() * len(rows) / len(data_ND)
+            require_finite_error(epoch + 1, totals_2, settings.lr)
             if epoch < RESTART_UNTIL * settings.epochs:
                 restarted += sum(b.restart_dead(r, generator) for b, r in zip(books, residuals, strict=True))
         self._keep(books)
