@@ -80,12 +80,20 @@ def test_two_ray_train_workers_fit_what_one_fits_though_one_of_them_dies(tmp_pat
         assert agreement(one, two, inputs(world)) > 0.99
 
 
-@pytest.mark.ray
-@pytest.mark.timeout(600)
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_catalogue_is_assigned_by_a_quantizer_that_a_worker_fitted(tmp_path):
+def test_a_catalogue_is_assigned_by_a_quantizer_that_a_worker_fitted(tmp_path, monkeypatch):
     world = sid_world(tmp_path)
     config, out = rqvae(world, 1), world / "out"
+
+    def train_here(loop, config, out, name, workers):
+        (out / "train" / name).mkdir(parents=True)
+
+        def work(process):
+            monkeypatch.setattr(assign, "RayProcessGroup", lambda config: process)
+            loop()
+
+        FakeProcessGroup(workers, out / "train" / "checkpoint").run(work)
+
+    monkeypatch.setattr(assign, "train_on_ray", train_here)
     metrics = assign._quantize(config, world / "data", world / "vectors", out)
     (alone,), measures = fit_by(FakeProcessGroup(1), config.sid, inputs(world))
     assert drift(alone, load_quantizer(out / "quantizer")) < 1e-4
