@@ -1,6 +1,7 @@
 # make demo        install, and the whole pipeline on a year of retail purchases; ends in storage/runs/demo/report.html
 # make test        the tests, without those of the benchmarks
 # make quick       the tests that start no Ray cluster
+#                  both run in two processes; PROCESSES=0 runs them in one
 # make bench-test  the tests of the benchmarks alone
 # make lint        ruff (rules and format) and pyright
 # make docs        the documentation as a site, in build/site; a broken link or reference is an error
@@ -18,6 +19,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Decides which wheels are installed, and where the demo runs.
 MACHINE := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+PROCESSES ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test quick bench-test lint docs gpu-bundle clean
@@ -26,10 +29,10 @@ demo: $(VENV)/.demo
 	$(BIN)/genrec full demo $(if $(filter gpu,$(MACHINE)),a100,cpu)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 quick: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not ray and not benchmark"
+	$(PYTEST) -m "not ray and not benchmark"
 
 bench-test: $(VENV)/.test
 	$(BIN)/python -m pytest -m benchmark

@@ -20,7 +20,7 @@ from support.pipeline import made
 from support.synthetic import chain_shop, tiny_config
 
 from cluster.stages.grpo import grpo_loop
-from cluster.train import RayCheckpoints, RunSpec, run_training
+from cluster.train import RayCheckpoints, RunSpec
 from genrec.data.tables import read_queries, to_queries
 from genrec.errors import InputError
 from genrec.learning.checkpoints import DirectoryCheckpoints, TrainingState
@@ -110,52 +110,66 @@ def test_what_is_judged_is_the_running_mean_of_the_weights_and_a_checkpoint_keep
     assert resumed.ema_snapshot().digest == learner.ema_snapshot().digest
 
 
+@pytest.fixture(scope="module")
+def on_ray(job: RunSpec) -> RunSpec:
+    return elsewhere(job, job.out, rollout_cpus=0.25, rollout_timeout_s=2.0)
+
+
+@pytest.fixture(scope="module")
+def actors(on_ray: RunSpec, ray_cluster: None) -> list[Any]:
+    """Two rollout actors; a test may kill them, but must leave none of them stopped."""
+    from cluster.rollouts import start_actors
+
+    return start_actors(on_ray, 2)
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_rollout_actor_that_dies_mid_batch_leaves_the_weights_as_they_would_be(job: RunSpec) -> None:
-    from cluster.rollouts import RayRollouts, start_actors
+@pytest.mark.parametrize("staleness", [0, 2])
+def test_a_rollout_actor_that_dies_mid_batch_leaves_the_weights_as_they_would_be(
+    staleness: int, job: RunSpec, actors: list[Any]
+) -> None:
+    from cluster.rollouts import RayRollouts
 
-    on_ray = elsewhere(job, job.out, rollout_cpus=0.25)
+    patient = elsewhere(job, job.out)
     queries = to_queries(read_queries(job.data, "train"))[:32]
-    rollouts = RayRollouts(on_ray, start_actors(on_ray, 2))
-    for staleness in (0, 1, 2):
-        digests = []
-        deadly = KillingRollouts(rollouts, victim=staleness % 2)
-        for chosen in ("here", "there"):
-            learner, local = learner_of(job)
-            where = local if chosen == "here" else deadly
-            list(train_async(learner, where, lambda step: queries, steps=4, max_staleness=staleness))
-            digests.append(learner.snapshot().digest)
-        assert deadly.killed == 1
-        assert digests[0] == digests[1], f"staleness {staleness}"
+    digests = []
+    deadly = KillingRollouts(RayRollouts(patient, actors), victim=staleness // 2)
+    for chosen in ("here", "there"):
+        learner, local = learner_of(job)
+        where = local if chosen == "here" else deadly
+        list(train_async(learner, where, lambda step: queries, steps=4, max_staleness=staleness))
+        digests.append(learner.snapshot().digest)
+    assert deadly.killed == 1
+    assert digests[0] == digests[1]
 
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-@pytest.mark.usefixtures("ray_cluster")
 def test_a_rollout_actor_that_hangs_is_found_by_its_deadline_and_replaced(
-    job: RunSpec, monkeypatch: pytest.MonkeyPatch
+    job: RunSpec, on_ray: RunSpec, actors: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cluster import rollouts as module
 
-    on_ray = elsewhere(job, job.out, rollout_cpus=0.25, rollout_timeout_s=2.0)
     policy, _, _ = job.build()
     queries = to_queries(read_queries(job.data, "train"))[:32]
-    rollouts = module.RayRollouts(on_ray, module.start_actors(on_ray, 2))
-    pids = [pid_of(actor) for actor in rollouts.actors]
+    rollouts = module.RayRollouts(on_ray, actors)
+    pids = [pid_of(actor) for actor in actors]
     expected = rollouts.collect(rollouts.submit(queries, policy.snapshot(0)))
     os.kill(pids[0], signal.SIGSTOP)
     groups = rollouts.collect(rollouts.submit(queries, policy.snapshot(0)))
     for ours, theirs in zip(groups, expected, strict=True):
         assert ours.query == theirs.query
         assert torch.equal(ours.items_G, theirs.items_G) and torch.equal(ours.logp_GL, theirs.logp_GL)
-    assert pid_of(rollouts.actors[0]) != pids[0], "the actor was replaced"
+    assert pid_of(actors[0]) != pids[0], "the actor was replaced"
     monkeypatch.setattr(module, "TRIES", 1)
-    os.kill(pid_of(rollouts.actors[1]), signal.SIGSTOP)
-    alone = module.RayRollouts(on_ray, rollouts.actors[1:])
-    with pytest.raises(InputError, match=r"answered nothing for 2 s.*raise compute\.rollout_timeout_s"):
-        alone.collect(alone.submit(queries, policy.snapshot(1)))
+    alone = module.RayRollouts(on_ray, actors[1:])
+    os.kill(stopped := pid_of(actors[1]), signal.SIGSTOP)
+    try:
+        with pytest.raises(InputError, match=r"answered nothing for 2 s.*raise compute\.rollout_timeout_s"):
+            alone.collect(alone.submit(queries, policy.snapshot(1)))
+    finally:
+        os.kill(stopped, signal.SIGCONT)
 
 
 @pytest.mark.ray
@@ -171,37 +185,6 @@ def test_a_rollout_actor_that_cannot_be_built_is_one_message(job: RunSpec, tmp_p
         rollouts.collect(rollouts.submit(queries, Snapshot(0, {})))
     assert str(found.value).startswith("a rollout actor could not be built: ") and str(tmp_path) in str(found.value)
     assert "Traceback" not in str(found.value) and "InputError" not in str(found.value)
-
-
-@pytest.mark.ray
-@pytest.mark.timeout(600)
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_learner_that_is_killed_is_started_again_and_ends_with_the_same_weights(job: RunSpec, tmp_path: Path) -> None:
-    alone, killed = tmp_path / "alone", tmp_path / "killed"
-    alone.mkdir()
-    killed.mkdir()
-    grpo_loop(elsewhere(job, alone))
-
-    def dying(job: RunSpec) -> None:
-        import os
-        import signal
-        import threading
-        import time
-
-        def die() -> None:
-            while not list((job.out / "train").glob("*/checkpoint_*")):
-                time.sleep(0.01)
-            (job.out / "died").touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-
-        if not (job.out / "died").exists():
-            threading.Thread(target=die, daemon=True).start()
-        grpo_loop(job)
-
-    run_training(dying, elsewhere(job, killed, workers=1, rollout_actors=1, rollout_cpus=0.25), "grpo")
-    assert (killed / "died").exists()
-    assert (killed / "policy.safetensors").read_bytes() == (alone / "policy.safetensors").read_bytes()
-    assert (killed / "curve.json").read_text() == (alone / "curve.json").read_text()
 
 
 @contextmanager

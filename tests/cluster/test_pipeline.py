@@ -3,28 +3,32 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from safetensors.torch import load_file
 from support.pipeline import made
 from support.synthetic import chain_shop, tiny_config
 
 import genrec
-from cluster import pipeline
 from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.stages.grpo import grpo_loop
 from cluster.stages.sft import sft_loop
-from cluster.train import RunSpec, run_training
+from cluster.train import REFUSED, RunSpec, _worker_entry, run_training
 from genrec.config import Config, to_yaml
 from genrec.data.tables import read_items, read_queries
 from genrec.errors import InputError
 from genrec.inference.batch import read_predictions
 from genrec.inference.fusion import HEAD_WEIGHTS, PRIOR_WEIGHTS
+from genrec.sid.catalog import Catalog
 
 ROOT = Path(__file__).parents[2]
 
@@ -173,6 +177,8 @@ def test_training_killed_with_sigkill_ends_with_the_weights_of_an_undisturbed_ru
     config: Config, report: Artifact, shop: Path, tmp_path: Path
 ) -> None:
     killed = tiny_config(tmp_path / "storage", shop)
+    for stage in ("prepare", "embed", "assign"):
+        shutil.copytree(Path(config.storage) / stage, tmp_path / "storage" / stage)
     run = command(killed, "grpo", tmp_path / "config.yaml")
     for stage, number in (("sft", 2), ("grpo", 1)):
         process = subprocess.Popen(run, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -190,18 +196,52 @@ def test_training_killed_with_sigkill_ends_with_the_weights_of_an_undisturbed_ru
         assert weights[0] == weights[1]
 
 
+@pytest.fixture(scope="module")
+def on_ray(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    numbers = ("compute.workers=1", "compute.rollout_actors=2", "compute.rollout_cpus=0.25", "compute.data_actors=1")
+    return tiny_config(tmp_path_factory.mktemp("ray"), shop, *numbers)
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
-def test_ray_train_and_rollout_actors_give_the_weights_of_one_process(
-    config: Config, report: Artifact, shop: Path, tmp_path: Path
+def test_actors_of_ray_data_make_the_catalogue_of_one_process(config: Config, on_ray: Config) -> None:
+    here, there = (Catalog.load(made(one, "assign").path) for one in (config, on_ray))
+    assert here.digest == there.digest
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_on_ray_whose_learner_is_killed_gives_the_weights_of_one_process(
+    config: Config, on_ray: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    on_ray = tiny_config(tmp_path, shop, "compute.workers=1", "compute.rollout_actors=2", "compute.data_actors=1")
-    shared = on_ray.replace({"compute.rollout_cpus": 0.25})
-    settings = [json.loads((made(c, "grpo").path / "curve.json").read_text()) for c in (config, shared)]
-    assert settings[0]["curve"][1:] == settings[1]["curve"][1:]
+    def dies_once(spec: RunSpec) -> None:
+        import ray.train
+
+        from cluster.stages.grpo import grpo_loop
+        from cluster.train import RayCheckpoints
+
+        save, died = RayCheckpoints.save, spec.out / "died"
+        if died.exists() and ray.train.get_checkpoint():
+            (spec.out / "resumed").touch()
+
+        def save_or_die(self: RayCheckpoints, write: Callable[[Path], None], metrics: Mapping[str, Any]) -> None:
+            if metrics["step"] == 6 and not died.exists():
+                died.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            save(self, write, metrics)
+
+        RayCheckpoints.save = save_or_die
+        grpo_loop(spec)
+
+    monkeypatch.setattr("cluster.stages.grpo.grpo_loop", dies_once)
+    there = made(on_ray, "grpo").path
+    assert (there / "died").exists() and (there / "resumed").exists()
+    curves = [json.loads((path / "curve.json").read_text()) for path in (made(config, "grpo").path, there)]
+    assert curves[0]["curve"][1:] == curves[1]["curve"][1:]
     for stage in ("sft", "grpo"):
-        weights = [(made(c, stage).path / "policy.safetensors").read_bytes() for c in (config, shared)]
+        weights = [(made(c, stage).path / "policy.safetensors").read_bytes() for c in (config, on_ray)]
         assert weights[0] == weights[1]
 
 
@@ -209,61 +249,37 @@ def test_ray_train_and_rollout_actors_give_the_weights_of_one_process(
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
 def test_bad_input_in_a_training_worker_is_one_clear_error(config: Config, report: Artifact, tmp_path: Path) -> None:
-    data = made(config, "prepare").path
-    for workers in (2, 1):
-        on_ray = config.replace({"compute.workers": workers})
-        lost = RunSpec(on_ray, data, tmp_path / "nowhere", tmp_path / str(workers))
-        with pytest.raises(InputError, match="no readable catalogue"):
-            run_training(sft_loop, lost, "sft")
-    with pytest.raises(InputError, match="asks for 64 CPUs"):
-        run_training(
-            sft_loop, RunSpec(on_ray.replace({"compute.worker_cpus": 64.0}), lost.data, lost.catalog, tmp_path), "sft"
-        )
+    pair = config.replace({"compute.workers": 2, "compute.max_failures": 0})
+    lost = RunSpec(pair, made(config, "prepare").path, tmp_path / "nowhere", tmp_path / "out")
+    with pytest.raises(InputError, match="no readable catalogue"):
+        run_training(sft_loop, lost, "sft")
+    large = replace(lost, config=pair.replace({"compute.worker_cpus": 64.0}))
+    with pytest.raises(InputError, match="asks for 128 CPUs"):
+        run_training(sft_loop, large, "sft")
 
 
-@pytest.mark.ray
-@pytest.mark.timeout(600)
-@pytest.mark.usefixtures("ray_cluster")
-def test_two_workers_learn_what_one_learns(config: Config, report: Artifact, shop: Path, tmp_path: Path) -> None:
-    exact = ("policy.dropout=0.0", "compute.rollout_actors=0")
-    one = tiny_config(tmp_path / "one", shop, "compute.workers=0", *exact)
-    pair = tiny_config(tmp_path / "pair", shop, "compute.workers=2", *exact)
-    losses = [
-        [p["loss"] for p in json.loads((made(c, "sft").path / "curve.json").read_text())["curve"]] for c in (one, pair)
-    ]
-    assert losses[0] == pytest.approx(losses[1], rel=2e-2)
-    start = pipeline.run(one, "sft")
-    weights = [load_file(pipeline.run_stage(c, "grpo", start).path / "policy.safetensors") for c in (one, pair)]
-    before = load_file(start["sft"].path / "policy.safetensors")
-    moved = sum((weights[0][name] - before[name]).square().sum() for name in before) ** 0.5
-    apart = sum((weights[0][name] - weights[1][name]).square().sum() for name in before) ** 0.5
-    assert moved > 0 and apart < 0.05 * moved, f"apart by {apart:.2g}, moved by {moved:.2g}"
+def refuses() -> None:
+    raise InputError("no such catalogue")
 
 
-@pytest.mark.ray
-@pytest.mark.timeout(600)
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_killed_rollout_actor_is_replaced_and_its_work_replayed(report: Artifact, config: Config) -> None:
-    import ray
-    import torch
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_refusal_is_left_in_a_file_and_raised_where_other_workers_wait(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray.train
 
-    from cluster.rollouts import RayRollouts, start_actors
-    from genrec.data.tables import read_queries, to_queries
+    monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_world_size=lambda: workers))
+    if workers == 1:
+        _worker_entry(refuses, tmp_path)
+    else:
+        with pytest.raises(InputError):
+            _worker_entry(refuses, tmp_path)
+    assert (tmp_path / REFUSED).read_text() == "no such catalogue"
 
-    paths = [made(config, stage).path for stage in ("prepare", "assign", "sft")]
-    spec = RunSpec(config, paths[0], paths[1], paths[2], start=paths[2])
-    policy, _, _ = spec.build()
-    queries = to_queries(read_queries(paths[0], "train"))[:40]
-    rollouts = RayRollouts(spec, start_actors(spec, 2))
-    expected = rollouts.collect(rollouts.submit(queries, policy.snapshot(0)))
-    ticket = rollouts.submit(queries, policy.snapshot(1))
-    ray.kill(rollouts.actors[0], no_restart=False)
-    groups = rollouts.collect(ticket)
-    assert [group.query for group in groups] == queries
-    assert {group.version for group in groups} == {1}
-    for ours, theirs in zip(groups, expected, strict=True):
-        assert torch.equal(ours.items_G, theirs.items_G)
-        assert torch.equal(ours.logp_GL, theirs.logp_GL)
+
+def test_workers_that_are_started_after_a_refusal_end_at_once(tmp_path: Path) -> None:
+    (tmp_path / REFUSED).write_text("no such catalogue")
+    _worker_entry(lambda: pytest.fail("the work began again"), tmp_path)
 
 
 @pytest.mark.ray
