@@ -27,7 +27,7 @@ from genrec.config import Config, to_yaml
 from genrec.data.tables import read_items, read_queries
 from genrec.errors import InputError
 from genrec.inference.batch import read_predictions
-from genrec.inference.fusion import HEAD_WEIGHTS, PRIOR_WEIGHTS
+from genrec.inference.fusion import HEAD_WEIGHTS
 from genrec.sid.catalog import Catalog
 
 ROOT = Path(__file__).parents[2]
@@ -111,8 +111,8 @@ def test_the_policy_alone_is_judged_before_the_mixture(config: Config, report: A
     assert found[0].id == "i6"
 
 
-def test_a_prior_on_nodes_is_tuned_judged_and_served_alike(config: Config, report: Artifact) -> None:
-    steered = config.replace({"name": "steered", "decode.prior": "itemknn_nodes"})
+def test_a_prior_on_nodes_is_judged_and_served_alike(config: Config, report: Artifact) -> None:
+    steered = config.replace({"name": "steered", "decode.prior": "itemknn_nodes", "decode.prior_weight": 0.5})
     judged = made(steered, "evaluate")
     metrics = json.loads((judged.path / "metrics.json").read_text())
     prior = metrics["prior"]
@@ -122,7 +122,7 @@ def test_a_prior_on_nodes_is_tuned_judged_and_served_alike(config: Config, repor
         *("valid/guided", "valid/guided-itemknn"),
         *("test/policy", "test/sid_path", "test/item_head", "test/model"),
     }
-    assert prior["kind"] == "itemknn_nodes" and 0 < prior["weight"] <= max(PRIOR_WEIGHTS)
+    assert prior["kind"] == "itemknn_nodes" and prior["weight"] == 0.5
     assert prior["head_weight"] in HEAD_WEIGHTS
     assert {"policy", "sid_path", "item_head"} <= set(metrics["paired"])
     recommender = genrec.load(Path(config.storage) / "runs" / "steered")

@@ -36,7 +36,7 @@ from genrec.policy.chat.chat_format import ChatFormat, load_tokenizer
 from genrec.policy.chat.templates import Item, Message
 from genrec.policy.decoding.tree import prompt_mask
 from genrec.policy.model import Policy as Model
-from genrec.policy.prompts import Prompts
+from genrec.policy.prompts import ITEM_TOKEN, Prompts
 
 ANCHORS = Tasks(semantic_anchoring=TaskWeight(weight=0.5), attribute_mapping=TaskWeight(weight=0.5))
 JOINT = Tasks(next_item=TaskWeight(weight=0.7, repeat=4), semantic_anchoring=TaskWeight(weight=0.3))
@@ -60,7 +60,7 @@ class Cut(Exception):
 def train(settings: PolicyConfig, directory: Path, cut_after: int = 10**9) -> tuple[Model, TrainingState]:
     """Three short stages; stops with ``Cut`` after ``cut_after`` checkpoints."""
     policy, prompts = built(settings)
-    form = ChatFormat(load_tokenizer(settings, None), policy.sids, CATALOG)
+    form = ChatFormat(load_tokenizer(settings, None), policy.sids, CATALOG, prompts.form)
     loss = MixedLoss(SftLoss(prompts, CATALOG), CATALOG.trie)
     last = Sft(
         example_format="tasks", epochs=1, lr=1e-3, batch_size=16, micro_batch=8, checkpoint_every=2, weight_decay=0.1
@@ -162,7 +162,7 @@ def test_of_a_whole_table_the_sid_rows_alone_get_a_gradient(settings: PolicyConf
 @torch.no_grad()
 def slowly(policy: Model, form: ChatFormat, prompt_P: Tensor, max_tokens: int) -> list[int]:
     """Greedy decoding without a cache, a whole forward per token."""
-    tokens, codes, in_span = prompt_P.tolist(), list[int](), False
+    tokens, written, codes, in_span = prompt_P.tolist(), list[int](), list[int](), False
     for _ in range(max_tokens * 8):
         mask_1S = torch.ones(1, len(tokens), dtype=torch.bool)
         hidden_D = policy.hidden(torch.tensor([tokens]), torch.arange(len(tokens))[None], prompt_mask(mask_1S))[0, -1]
@@ -172,18 +172,24 @@ def slowly(policy: Model, form: ChatFormat, prompt_P: Tensor, max_tokens: int) -
             logits_K = policy.level_logits(hidden_D, len(codes))
             codes.append(int(allowed[logits_K[allowed].argmax()]))
             tokens.append(int(policy.sids.token(len(codes) - 1, torch.tensor(codes[-1]))))
+            written.append(tokens[-1])
             if len(codes) == len(CATALOG.level_sizes):
+                item = CATALOG.item_of(tuple(codes))
+                assert item is not None
+                tokens[-1] = ITEM_TOKEN + item
                 tokens += form.close
+                written += form.close
                 codes, in_span = [], False
             continue
         logits_V = policy.vocabulary_logits(hidden_D)[: policy.sids.base].masked_fill(
             ~form.text_token_mask(), -torch.inf
         )
         tokens.append(int(logits_V.argmax()))
+        written.append(tokens[-1])
         in_span = tokens[-1] == form.open[0]
         if tokens[-1] == form.end or len(tokens) > len(prompt_P) + max_tokens:
             break
-    return tokens[len(prompt_P) :]
+    return written
 
 
 def test_chat_with_a_cache_writes_what_it_writes_without_and_items_are_of_the_catalogue(
@@ -191,10 +197,10 @@ def test_chat_with_a_cache_writes_what_it_writes_without_and_items_are_of_the_ca
 ) -> None:
     policy, _ = train(settings, tmp_path)
     policy.eval()
-    form = ChatFormat(load_tokenizer(settings, None), policy.sids, CATALOG)
+    form = ChatFormat(load_tokenizer(settings, None), policy.sids, CATALOG, "last")
     with torch.no_grad():  # the untrained model hardly ever opens a span by itself
         head: Any = policy.model.get_output_embeddings()
-        head.token_adapter.base_layer.weight[form.open[0]] *= 4
+        head.token_adapter.base_layer.weight[form.open[0]] *= 8
     said = [Message("user", ("After ", Item(3), ", what?"))]
     written = generate.generate_reply(policy, form, CATALOG.trie, said, generate.Sampling(max_tokens=24))
     assert len(written.tokens) >= 24 or written.ended

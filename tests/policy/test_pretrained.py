@@ -110,6 +110,7 @@ def test_the_tree_decoder_gives_the_probabilities_of_the_plain_model(
 ) -> None:
     policy, prompts = built
     policy.eval()
+    prompts.tokens_NT = policy.sids.tokens(catalog.codes_NL)  # The plain model knows no rows of items.
     tokens_BP, mask_BP = prompts.encode([HISTORIES[1]])
     found = beam(policy, tokens_BP, mask_BP, catalog.trie, 5)
     for codes_L, logp in zip(found.codes_BWL[0], found.logp_BW[0], strict=True):
