@@ -235,8 +235,9 @@ def test_a_run_on_ray_whose_learner_is_killed_gives_the_weights_of_one_process(
         RayCheckpoints.save = save_or_die
         grpo_loop(spec)
 
-    monkeypatch.setattr("cluster.stages.grpo.grpo_loop", dies_once)
-    there = made(on_ray, "grpo").path
+    with monkeypatch.context() as patch:  # The run in this process below is not to die.
+        patch.setattr("cluster.stages.grpo.grpo_loop", dies_once)
+        there = made(on_ray, "grpo").path
     assert (there / "died").exists() and (there / "resumed").exists()
     curves = [json.loads((path / "curve.json").read_text()) for path in (made(config, "grpo").path, there)]
     assert curves[0]["curve"][1:] == curves[1]["curve"][1:]
