@@ -47,6 +47,7 @@ LOG = logging.getLogger(__name__)
 DIRECTORY = "chaos"
 NEEDS = ()
 POLL_S = 0.25
+BEGIN = "──── the command is started\n"
 TRIES = 3
 """Ends in a row without a kill: a busy machine is at times too slow for Ray to start."""
 
@@ -261,9 +262,6 @@ class Attempts:
         """The stage at work: the first without a complete artifact."""
         open_ = (name for name in self._stages if not any((self._storage / name).glob(f"*/{MANIFEST}")))
         return next(open_, "end")
-
-
-BEGIN = "──── the command is started\n"
 
 
 def changes(storage: Path) -> frozenset[tuple[str, int]]:

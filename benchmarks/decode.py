@@ -234,7 +234,8 @@ def _prompt_cache(setup: _DecodeSetup, bench: Bench) -> None:
     def request(histories: Sequence[Sequence[int]], cache: PromptCache | None) -> None:
         for history in histories:
             tokens_BP, mask_BP = (part.to(setup.tokens_BP.device) for part in setup.prompts.encode([history]))
-            beam(setup.policy, tokens_BP, mask_BP, setup.trie, setup.width, prompt_cache=cache)
+            prefilled = None if cache is None else cache.prefill(tokens_BP, mask_BP)
+            beam(setup.policy, tokens_BP, mask_BP, setup.trie, setup.width, prefilled=prefilled)
 
     found: dict[str, list[float]] = {"whole": [], "cached": []}
     for _ in range(setup.size.rounds + 1):

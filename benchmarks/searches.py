@@ -103,7 +103,7 @@ def _other_searches(evaluation: _SearchEvaluation) -> dict[str, Search]:
         return beam(policy, tokens_BP, mask_BP, trie, width, head_weight=HEAD_WEIGHT)
 
     own: dict[str, Search] = {"diverse beam": diverse, "stochastic beam": stochastic, "samples": samples}
-    return own | ({"beam, item head on nodes": guided} if policy.items is not None and policy.items.has_head else {})
+    return own | ({} if policy.item_head is None else {"beam, item head on nodes": guided})
 
 
 def _validity(evaluation: _SearchEvaluation) -> dict[str, float]:

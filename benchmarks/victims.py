@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import psutil
 
+from cluster.interruption import is_alive
+
 KINDS: Mapping[str, str] = {
     "learner": r"^ray::(\S*RayTrainWorker|\S*_wrapped_loop)",
     "rollout_actor": r"^ray::\S*RolloutWorker",
@@ -43,7 +45,7 @@ def session_members(session: int) -> Iterator[psutil.Process]:
     """The living processes of ``session``, the process id of the command that was started in it."""
     for process in psutil.process_iter():
         with suppress(psutil.Error, ProcessLookupError):
-            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+            if os.getsid(process.pid) == session and is_alive(process):
                 yield process
 
 

@@ -12,7 +12,7 @@ from genrec.config import Config
 from genrec.data.tables import read_queries
 
 if TYPE_CHECKING:
-    from genrec.inference.batch import Answering, Split
+    from genrec.inference.batch import Answering, KnnPrior, Split
     from genrec.inference.prior import RankedItems
 
 
@@ -26,6 +26,7 @@ def predict(
     *,
     split: Split = "test",
     mask_seen: bool = False,
+    prior: KnnPrior | None = None,
     label: str = "answers",
 ) -> dict[str, RankedItems]:
     """The ``decode.width`` best items of each query of ``split``, in query order, for each way of ``answerings``.
@@ -33,6 +34,7 @@ def predict(
     Args:
         data, catalog, policy: directories of the queries, of the SIDs that may be answered, and of the policy.
         where: directory of the answers, a folder for each way; shards that exist are not computed again.
+        prior: ItemKNN, for ways that give it a weight.
         mask_seen: leave out items of a query's own history (a wider beam makes up for them).
     """
     from genrec.baselines.train_log import recent_history
@@ -41,7 +43,7 @@ def predict(
     width, history = config.decode.width, config.data.max_history
     queries = read_queries(data, split)
     wide = width + history if mask_seen else width
-    make = partial(BatchPredictor, PredictionSpec(config, data, catalog, policy, split, where, wide, answerings))
+    make = partial(BatchPredictor, PredictionSpec(config, data, catalog, policy, split, where, wide, answerings, prior))
     places = {name: where / name for name in answerings}
     shards = missing_shards(list(places.values()), len(queries), config.evaluation.shard_queries)
     parallel_map(config, make, shards, label=label)

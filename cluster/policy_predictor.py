@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from genrec.baselines.tuning import BaselineSuite
-    from genrec.inference.batch import Answering, KnnPrior, Split
+    from genrec.inference.batch import Answering, Split
     from genrec.inference.prior import RankedItems
     from genrec.metrics import FloatArray, IntArray
 
-TUNED_AT = 1.0
-"""Weights of the item head and of ItemKNN in the searches whose candidates the weights are tuned on."""
+PRIOR_WEIGHT = 1.0
+"""Of ItemKNN in the search whose candidates the weights are tuned on."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class PolicyPredictor:
 
     def answers(self, split: Split, ways: Mapping[str, Answering]) -> dict[str, RankedItems]:
         """Its ``decode.width`` best items per query, for each way; masked seen items come from a wider beam."""
+        from genrec.inference.batch import KnnPrior
+
         return predict(
             self._config,
             self._stages["prepare"].path,
@@ -66,51 +68,45 @@ class PolicyPredictor:
             ways,
             split=split,
             mask_seen=self._suite.mask_seen,
+            prior=KnnPrior(self._suite.itemknn.settings, self._suite.mask_seen),
             label=f"{self._name} on {split}",
         )
-
-    def on_nodes(self, weight: float) -> KnnPrior | None:
-        """The tuned ItemKNN as a prior on the trie's nodes; None for weight 0."""
-        from genrec.inference.batch import KnnPrior
-
-        return KnnPrior(self._suite.itemknn.settings, weight, self._suite.mask_seen) if weight else None
 
     def tuned(self, valid: pa.Table) -> TunedSearch:
         """The weights of the item head and of the prior that answer the validation queries best."""
         import numpy as np
 
         from genrec.baselines.train_log import recent_history
-        from genrec.inference.batch import Answering
+        from genrec.inference.batch import own_answering
         from genrec.inference.fusion import HEAD_WEIGHTS, PRIOR_WEIGHTS, tune_fusion
         from genrec.inference.prior import WEIGHTS, tune_weight
 
-        decode, has_head = self._config.decode, self._config.policy.items.head
-        head_weights = _grid(decode.head_weight, HEAD_WEIGHTS) if has_head else (0.0,)
+        decode = self._config.decode
+        head_weights = _grid(decode.head_weight, HEAD_WEIGHTS) if self._config.policy.items.head else (0.0,)
         if decode.prior == "none" and len(head_weights) == 1:
             return TunedSearch(head_weights[0], head_weights[0])
         on_nodes = decode.prior == "itemknn_nodes"
-        ways = {"guided": Answering(head_weight=TUNED_AT if has_head else 0.0)}
+        ways = {"guided": own_answering(self._config)}
         if on_nodes:
-            ways["guided-itemknn"] = Answering(ways["guided"].head_weight, prior=self.on_nodes(TUNED_AT))
+            ways["guided-itemknn"] = replace(ways["guided"], prior_weight=PRIOR_WEIGHT)
         found = self.answers("valid", ways)
         targets_Q = valid["target"].to_numpy().astype(np.int64)
         recent_QH = recent_history(valid, self._config.data.max_history)
         candidates = list(found.values())
-        prior_log = self._prior_log(candidates, recent_QH) if on_nodes else None
-        weights = _grid(decode.prior_weight, PRIOR_WEIGHTS)
         alone = tune_fusion(candidates, targets_Q, head_weights=head_weights)
         if decode.prior == "none":
             return TunedSearch(alone.head_weight, alone.head_weight, ndcg=alone.ndcg)
         if on_nodes:
-            both = tune_fusion(candidates, targets_Q, prior_log, head_weights=head_weights, prior_weights=weights)
+            weights = {"head_weights": head_weights, "prior_weights": _grid(decode.prior_weight, PRIOR_WEIGHTS)}
+            both = tune_fusion(candidates, targets_Q, self._prior_log(candidates, recent_QH), **weights)
             chosen = (both.head_weight, decode.prior, both.prior_weight)
             return TunedSearch(alone.head_weight, *chosen, ndcg=both.ndcg)
         policy, scores = candidates[0].fused(alone.head_weight), self._suite.scores(recent_QH)
         mixed = tune_weight(
             policy.items_QK, policy.logp_QK, scores, targets_Q, weights=_grid(decode.prior_weight, WEIGHTS)
         )
-        head_weight = alone.head_weight
-        return TunedSearch(head_weight, head_weight, decode.prior, mixed.weight, mixed.power, mixed.ndcg)
+        chosen = (decode.prior, mixed.weight, mixed.power, mixed.ndcg)
+        return TunedSearch(alone.head_weight, alone.head_weight, *chosen)
 
     def mixed(self, policy: RankedItems, recent_QH: IntArray, tuned: TunedSearch) -> IntArray:
         """The items (Q, K) of queries under a prior that is mixed with the policy's own answers."""

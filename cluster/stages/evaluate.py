@@ -148,7 +148,7 @@ def _predict(config: Config, inputs: Mapping[str, Artifact], test: _Test, out: P
         ways |= {"sid_path": Answering(), "item_head": Answering(head_alone=True)}
     on_nodes = tuned.kind == "itemknn_nodes" and tuned.weight > 0
     if on_nodes:
-        ways["model"] = Answering(tuned.head_weight, prior=predictors[best].on_nodes(tuned.weight))
+        ways["model"] = Answering(tuned.head_weight, tuned.weight)
     found = predictors[best].answers("test", ways)
     alone = {best: found.pop("policy")}
     alone |= {name: predictors[name].answers("test", own)["policy"] for name in policies[1:]}

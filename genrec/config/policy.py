@@ -44,11 +44,6 @@ class Items(Section):
         default=1024, description="head, in training: items drawn per step for a catalogue of more than 20,000"
     )
 
-    @property
-    def is_on(self) -> bool:
-        """Whether items have rows at all."""
-        return self.head or self.input != "none"
-
 
 class PolicyConfig(Section):
     """The language model that writes semantic IDs."""

@@ -46,7 +46,7 @@ def target_ranks(policy: Policy, prompts: Prompts, trie: Trie, queries: Sequence
     policy.eval()
     histories, targets_Q = [query.history for query in queries], np.array([query.target for query in queries])
     tokens_BP, mask_BP = (t.to(policy.device) for t in prompts.encode(histories))
-    head_weight = HEAD_WEIGHT if policy.items is not None and policy.items.has_head else 0.0
+    head_weight = 0.0 if policy.item_head is None else HEAD_WEIGHT
     beams = beam(policy, tokens_BP, mask_BP, trie, search.width + search.masked, head_weight=head_weight)
     found = RankedItems(beams.items_BW.cpu().numpy(), beams.logp_BW.cpu().numpy())
     if search.masked:

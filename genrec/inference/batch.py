@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -38,13 +38,12 @@ SMOOTH = 0.1
 
 @dataclass(frozen=True)
 class KnnPrior:
-    """An ItemKNN prior on the trie's nodes, given by its settings: small enough to send, and fitted where it is used.
+    """ItemKNN as a prior on the trie's nodes, given by its settings: small enough to send, and fitted where it is used.
 
     ``mask_seen``: items of a query's own history get no score.
     """
 
     settings: KnnSettings
-    weight: float
     mask_seen: bool
 
     def scorer(self, data: Path, n_items: int) -> Callable[[IntArray], Sparse]:
@@ -85,13 +84,13 @@ def missing_shards(directories: Sequence[Path], queries: int, shard_queries: int
 class Answering:
     """One way to answer a query.
 
-    ``head_weight``: of the policy's item head in the search of its SIDs; ``head_alone``: no search, the head's own best
-    items; ``prior``: guides the search, too.
+    ``head_weight``: of the policy's item head in the search of its SIDs; ``prior_weight``: of ItemKNN; ``head_alone``:
+    no search, the head's own best items.
     """
 
     head_weight: float = 0.0
+    prior_weight: float = 0.0
     head_alone: bool = False
-    prior: KnnPrior | None = None
 
 
 def own_answering(config: Config) -> Answering:
@@ -104,7 +103,8 @@ class PredictionSpec:
     """What to predict; small and picklable, since it is sent to every actor.
 
     ``data``, ``catalog``, ``policy``: the directories of the queries, of the SIDs and of the policy; ``split``: which
-    queries; ``out``: holds a directory of shard files for each of ``answerings``; ``width``: items per query.
+    queries; ``out``: holds a directory of shard files for each of ``answerings``; ``width``: items per query;
+    ``prior``: what a ``prior_weight`` weighs.
     """
 
     config: Config
@@ -115,6 +115,7 @@ class PredictionSpec:
     out: Path
     width: int
     answerings: Mapping[str, Answering]
+    prior: KnnPrior | None = None
 
 
 class BatchPredictor:
@@ -143,15 +144,10 @@ class BatchPredictor:
             cache=config.backbones_path,
         )
         self._policy.to(self._device)
-        if self._policy.items is not None:
-            self._policy.items.freeze()
         self._trie = self._catalog.trie.to(self._device)
         self._queries = read_queries(spec.data, spec.split)
-        priors = {way.prior for way in spec.answerings.values() if way.prior is not None}
-        # ItemKNN is fitted once for all weights.
-        self._scorers = {
-            one: one.scorer(spec.data, len(self._catalog)) for one in {replace(p, weight=1.0) for p in priors}
-        }
+        uses_prior = any(way.prior_weight for way in spec.answerings.values())
+        self._scorer = spec.prior.scorer(spec.data, len(self._catalog)) if spec.prior and uses_prior else None
 
     def __call__(self, shard: int) -> dict[str, int]:
         """Predict shard ``shard``, write its files, and return the number of queries."""
@@ -169,7 +165,9 @@ class BatchPredictor:
     def _answer(self, queries: pa.Table) -> dict[str, Beams]:
         tokens_BP, mask_BP = (part.to(self._device) for part in self._prompts.encode(queries["history"].to_pylist()))
         prefilled = prefill(self._policy, tokens_BP, mask_BP)
-        recent_BH = recent_history(queries, self._spec.config.data.max_history)
+        scores = None
+        if self._scorer is not None:
+            scores = self._scorer(recent_history(queries, self._spec.config.data.max_history))
         found: dict[str, Beams] = {}
         for name, way in self._spec.answerings.items():
             if way.head_alone:
@@ -181,17 +179,16 @@ class BatchPredictor:
                 mask_BP,
                 self._trie,
                 self._spec.width,
-                prior=self._node_prior(way.prior, recent_BH),
+                prior=self._node_prior(scores, way.prior_weight),
                 head_weight=way.head_weight,
                 prefilled=prefilled.copy(),
             )
         return found
 
-    def _node_prior(self, prior: KnnPrior | None, recent_BH: IntArray) -> NodePrior | None:
-        if prior is None:
+    def _node_prior(self, scores: Sparse | None, weight: float) -> NodePrior | None:
+        if scores is None or not weight:
             return None
-        scores = self._scorers[replace(prior, weight=1.0)](recent_BH)
-        return make_node_prior(self._trie, self._catalog.codes_NL, scores, prior.weight)
+        return make_node_prior(self._trie, self._catalog.codes_NL, scores, weight)
 
 
 def best_by_head(policy: Policy, hidden_BD: Tensor, catalog: Catalog, width: int) -> Beams:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from genrec.baselines.sparse import Sparse, row_of_entry, values_at
-from genrec.inference.prior import RankedItems
+from genrec.baselines.sparse import Sparse, values_at
+from genrec.inference.prior import RankedItems, normalise
 from genrec.metrics import FloatArray, IntArray, means, per_query
 
 HEAD_WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
@@ -34,12 +34,10 @@ class Fusion:
 
 def leaf_log_prior(scores: Sparse, items_QK: IntArray, smooth: float) -> FloatArray:
     """log p_knn (Q, K) of candidates as ``NodePrior`` computes it, from scores (Q, N); any finite number at -1."""
-    shares = scores.tocsr().astype(np.float64)
-    row_E = row_of_entry(shares)
-    total_Q = np.bincount(row_E, shares.data, minlength=shares.shape[0])
-    found_QK = values_at(shares, np.repeat(np.arange(len(items_QK)), items_QK.shape[1]), items_QK.clip(min=0).ravel())
-    own_QK = found_QK.reshape(items_QK.shape) / np.where(total_Q > 0, total_Q, 1.0)[:, None]
-    spread_Q1 = np.where(total_Q > 0, smooth, 1.0)[:, None]
+    shares = normalise(scores)
+    query_X = np.repeat(np.arange(len(items_QK)), items_QK.shape[1])
+    own_QK = values_at(shares, query_X, items_QK.clip(min=0).ravel()).reshape(items_QK.shape)
+    spread_Q1 = np.where(np.diff(shares.indptr) > 0, smooth, 1.0)[:, None]
     return np.log((1 - spread_Q1) * own_QK + spread_Q1 / shares.shape[1])
 
 

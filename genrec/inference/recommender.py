@@ -87,8 +87,6 @@ class Recommender:
             seed=config.seed,
             cache=self._backbones,
         )
-        if self._policy.items is not None:
-            self._policy.items.freeze()
         self._digest = catalog.digest
         cache_bytes = config.decode.prompt_cache_mb * 2**20
         self._prompt_cache = PromptCache(self._policy, cache_bytes) if cache_bytes else None
@@ -236,6 +234,7 @@ class Recommender:
         """``width`` candidates (1, W) with log p_policy(item), plus weight · log p_prior(item) under a node prior."""
         trie = view.catalog.trie
         tokens_BP, mask_BP = view.prompts.encode([rows])
+        cache = self._prompt_cache
         found = beam(
             self._policy,
             tokens_BP,
@@ -243,9 +242,9 @@ class Recommender:
             trie,
             width,
             masks=view.masks.masks([allowed_N]),
-            prompt_cache=self._prompt_cache,
             prior=node_prior,
             head_weight=self._run.prior.head_weight,
+            prefilled=None if cache is None else cache.prefill(tokens_BP, mask_BP),
         )
         logp_BW = found.logp_BW
         if node_prior is not None:

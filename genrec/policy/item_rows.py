@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import psutil
@@ -25,10 +25,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genrec.config import Items
+from genrec.config import Items, PolicyConfig
 from genrec.errors import InputError
-from genrec.policy.prompts import ITEM_TOKEN, SidTokens
+from genrec.policy.prompts import ITEM_TOKEN, ItemTokens, SidTokens
 from genrec.sid.catalog import Catalog
+from genrec.sid.vectors import nearest_rows
 
 FULL_SOFTMAX = 20_000
 """Most items whose logits are all computed in training; beyond, ``policy.items.negatives`` of them are drawn."""
@@ -39,33 +40,23 @@ COPIES = 7
 START = 0.02
 """Standard deviation of new rows, as of GPT-2's embeddings."""
 
-NEIGHBOURS = 10
-"""Trained items whose rows an inserted item's are the mean of."""
-
 
 @dataclass(frozen=True)
 class Known:
     """What is fixed of a catalogue: the tokens (N, L) of each item, which items are there, and their vectors (N, F).
 
-    ``near_MX``: the trained items nearest to each of the M inserted ones; ``head_Nd``: the head's rows of all items,
-    where they were computed beforehand. None of them is a parameter or a buffer: DDP would send those to every worker
-    before each forward.
+    ``near_MX``: the trained items nearest to each of the M inserted ones. None of them is a parameter or a buffer: DDP
+    would send those to every worker before each forward.
     """
 
     tokens_NL: Tensor
     present_N: Tensor
     vectors_NF: Tensor | None = None
     near_MX: Tensor | None = None
-    head_Nd: Tensor | None = None
-
-    @property
-    def all_N(self) -> Tensor:
-        """The number of each item."""
-        return torch.arange(len(self.tokens_NL), device=self.tokens_NL.device)
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Known:
         """The same with ``move`` applied to every tensor."""
-        tensors = (self.tokens_NL, self.present_N, self.vectors_NF, self.near_MX, self.head_Nd)
+        tensors = (self.tokens_NL, self.present_N, self.vectors_NF, self.near_MX)
         tokens_NL, present_N, *rest = (None if tensor is None else move(tensor) for tensor in tensors)
         return Known(cast("Tensor", tokens_NL), cast("Tensor", present_N), *rest)
 
@@ -87,16 +78,18 @@ class ItemRows(nn.Module):
         dims = min(settings.dims, hidden)
         self._dropout, self._negatives, self._items = settings.dropout, settings.negatives, catalog.assigned
         self._is_whole = whole
-        self.weight = settings.weight
-        uses_vectors, has_own = settings.input in ("vectors", "both"), settings.input in ("own", "both")
-        if uses_vectors and catalog.vectors_NF is None:
-            raise InputError(
-                f"policy.items.input={settings.input} needs the vectors that semantic IDs are made from, and published "
-                "ones have none; take policy.items.input=own"
-            )
+        self._weight = settings.weight
+        has_own = settings.input in ("own", "both")
+        self.content = None
+        if settings.input in ("vectors", "both"):
+            if catalog.vectors_NF is None:
+                raise InputError(
+                    f"policy.items.input={settings.input} needs the vectors that semantic IDs are made from, and "
+                    "published ones have none; take policy.items.input=own"
+                )
+            self.content = nn.Linear(catalog.vectors_NF.shape[1], dims, bias=False)
         _require_memory(self._items, dims, int(has_own) + int(settings.head))
         self.own = _table(self._items, dims) if has_own else None
-        self.content = nn.Linear(_width(catalog), dims, bias=False) if uses_vectors else None
         self.up = nn.Linear(dims, hidden, bias=False) if settings.input != "none" else None
         self.head = _table(self._items, dims) if settings.head else None
         self.query = nn.Linear(hidden, dims, bias=False) if settings.head else None
@@ -104,7 +97,6 @@ class ItemRows(nn.Module):
             nn.init.zeros_(self.up.weight)
         if self.query is not None:
             nn.init.normal_(self.query.weight, std=hidden**-0.5)
-        self._frozen = False
         self.set_catalog(catalog, sids)
 
     def set_catalog(self, catalog: Catalog, sids: SidTokens) -> None:
@@ -115,17 +107,7 @@ class ItemRows(nn.Module):
         known = Known(sids.tokens(catalog.codes_NL), present_N, vectors_NF, _nearest(catalog, self._items))
         device = next(self.parameters()).device
         # One assignment, so that requests of other threads see one catalogue or the other.
-        self._known = self._with_head(known.moved(lambda tensor: tensor.to(device)), self._frozen)
-
-    def freeze(self) -> None:
-        """Compute the head's rows once, for weights that do not change any more."""
-        self._frozen = True
-        self._known = self._with_head(self._known, True)
-
-    @torch.no_grad()
-    def _with_head(self, known: Known, wanted: bool) -> Known:
-        wanted = wanted and self.head is not None
-        return replace(known, head_Nd=self._head_rows(known.all_N, known) if wanted else None)
+        self._known = known.moved(lambda tensor: tensor.to(device))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ItemRows:
         super()._apply(fn, recurse)
@@ -141,6 +123,10 @@ class ItemRows(nn.Module):
     def has_head(self) -> bool:
         """Whether there is a head over items."""
         return self.head is not None
+
+    def own_rows(self) -> list[nn.Parameter]:
+        """The table that ``log_probabilities`` and ``loss`` use as a whole."""
+        return [] if self.head is None else list(self.head.parameters())
 
     def embed(self, tokens_BS: Tensor, table: Callable[[Tensor], Tensor]) -> Tensor:
         """Embeddings (B, S, D) of tokens, items among them (``ITEM_TOKEN`` + row).
@@ -170,20 +156,20 @@ class ItemRows(nn.Module):
         return self._logits(hidden_xD).log_softmax(-1)
 
     def loss(self, hidden_MD: Tensor, items_M: Tensor) -> Tensor:
-        """-log p of the targets ``items_M`` after the states ``hidden_MD``, (M,).
+        """``policy.items.weight`` · -log p of the targets ``items_M`` after the states ``hidden_MD``, (M,).
 
         Beyond ``FULL_SOFTMAX`` items the partition sum is estimated from n items drawn uniformly for the whole batch,
         those equal to the target left out: exp(s_t) + (N - 1) / n · Σ exp(s_j).
         """
         if self._items <= FULL_SOFTMAX:
-            return F.cross_entropy(self._logits(hidden_MD), items_M, reduction="none")
-        asked_Md, known = self._asked(hidden_MD), self._known
+            return self._weight * F.cross_entropy(self._logits(hidden_MD), items_M, reduction="none")
+        asked_Md, head = self._asked(hidden_MD), cast("nn.Embedding", self.head)
         drawn_n = torch.randint(self._items, (self._negatives,), device=items_M.device)
-        target_M = (asked_Md * self._head_rows(items_M, known)).sum(-1).float()
-        others_Mn = F.linear(asked_Md, self._head_rows(drawn_n, known)).float()
+        target_M = (asked_Md * head(items_M)).sum(-1).float()
+        others_Mn = F.linear(asked_Md, head(drawn_n)).float()
         others_Mn = others_Mn + math.log((self._items - 1) / self._negatives)
         others_Mn = others_Mn.masked_fill(drawn_n == items_M[:, None], -torch.inf)
-        return torch.cat([target_M[:, None], others_Mn], -1).logsumexp(-1) - target_M
+        return self._weight * (torch.cat([target_M[:, None], others_Mn], -1).logsumexp(-1) - target_M)
 
     def _asked(self, hidden_xD: Tensor) -> Tensor:
         query = cast("nn.Linear", self.query)
@@ -191,13 +177,13 @@ class ItemRows(nn.Module):
 
     def _logits(self, hidden_xD: Tensor) -> Tensor:
         """Logits (…, N) of all items in float32, -inf at removed ones."""
-        known = self._known
-        head_Nd = self._head_rows(known.all_N, known) if known.head_Nd is None else known.head_Nd
-        return F.linear(self._asked(hidden_xD), head_Nd).float().masked_fill(~known.present_N, -torch.inf)
-
-    def _head_rows(self, items_x: Tensor, known: Known) -> Tensor:
-        """The head's rows (…, d) of ``items_x``."""
-        return _rows(cast("nn.Embedding", self.head), items_x, known.near_MX)
+        known, head, asked_xd = self._known, cast("nn.Embedding", self.head), self._asked(hidden_xD)
+        logits_xN = F.linear(asked_xd, head.weight)
+        inserted_M = torch.arange(self._items, len(known.tokens_NL), device=logits_xN.device)
+        if len(inserted_M):
+            inserted_Md = _rows(head, inserted_M, known.near_MX)
+            logits_xN = torch.cat([logits_xN, F.linear(asked_xd, inserted_Md)], -1)
+        return logits_xN.float().masked_fill(~known.present_N, -torch.inf)
 
     def _input(self, items_x: Tensor) -> Tensor:
         """The input's rows (…, d) of ``items_x``; in training some of the learned ones are left out."""
@@ -212,14 +198,25 @@ class ItemRows(nn.Module):
         return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
 
+def make_item_rows(
+    settings: PolicyConfig, catalog: Catalog, hidden: int, sids: SidTokens
+) -> tuple[ItemRows | None, ItemTokens]:
+    """The rows of items of a policy, None where it has none, and how its prompts write an item; errors of ``ItemRows``.
+
+    Args:
+        hidden: D of the policy.
+    """
+    whole = settings.has_whole_items
+    form: ItemTokens = "whole" if whole else "codes" if settings.items.input == "none" else "last"
+    if settings.items.input == "none" and not settings.items.head:
+        return None, form
+    return ItemRows(settings.items, catalog, hidden, sids, whole=whole), form
+
+
 def _table(items: int, dims: int) -> nn.Embedding:
     table = nn.Embedding(items, dims)
     nn.init.normal_(table.weight, std=START)
     return table
-
-
-def _width(catalog: Catalog) -> int:
-    return cast("Tensor", catalog.vectors_NF).shape[1]
 
 
 def _rows(table: nn.Embedding, items_x: Tensor, near_MX: Tensor | None) -> Tensor:
@@ -236,12 +233,11 @@ def _rows(table: nn.Embedding, items_x: Tensor, near_MX: Tensor | None) -> Tenso
 
 
 def _nearest(catalog: Catalog, trained: int) -> Tensor | None:
-    """The trained items (M, ``NEIGHBOURS``) whose vectors have the largest cosines with each inserted item's."""
+    """The trained items (M, 10) whose vectors are nearest to each inserted item's; None without vectors or inserts."""
     if len(catalog) == trained or catalog.vectors_NF is None:
         return None
-    unit_NF = F.normalize(catalog.vectors_NF.float(), dim=-1)
-    found = [part @ unit_NF[:trained].T for part in unit_NF[trained:].split(1024)]
-    return torch.cat([cosine.topk(min(NEIGHBOURS, trained), dim=-1).indices for cosine in found])
+    vectors_NF = catalog.vectors_NF.float().numpy()
+    return torch.from_numpy(nearest_rows(vectors_NF[:trained], vectors_NF[trained:]))
 
 
 def _require_memory(items: int, dims: int, tables: int) -> None:

@@ -74,9 +74,18 @@ class Policy(nn.Module):
         """The device of the weights."""
         return next(self.model.parameters()).device
 
+    @property
+    def item_head(self) -> ItemRows | None:
+        """The rows of items, if they have a head; None otherwise."""
+        return self.items if self.items is not None and self.items.has_head else None
+
     def own_rows(self) -> list[nn.Parameter]:
-        """The SID embeddings that are parameters of their own; ``hidden`` and ``level_logits`` use them directly."""
-        return [rows for rows in (*self._sid_in, *self._sid_out) if rows is not None]
+        """The parameters that are used directly, not by the forward of a module that holds them.
+
+        These are SID embeddings that are parameters of their own, and the rows of the item head.
+        """
+        head = self.item_head.own_rows() if self.item_head is not None else []
+        return [*(rows for rows in (*self._sid_in, *self._sid_out) if rows is not None), *head]
 
     def recompute_activations(self) -> None:
         """Turn on gradient checkpointing: training stores only the inputs of layers and runs each forward twice."""

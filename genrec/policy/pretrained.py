@@ -24,7 +24,7 @@ from genrec.data.content import HashCache
 from genrec.data.files import share
 from genrec.data.model_files import LOADING, model_identity, require_model
 from genrec.errors import InputError
-from genrec.policy.item_rows import ItemRows
+from genrec.policy.item_rows import ItemRows, make_item_rows
 from genrec.policy.model import Policy
 from genrec.policy.prompts import SYSTEM, Prompts, SidTokens, instruction, sid_names, token_ids
 from genrec.policy.sid_embeddings import add_rows
@@ -56,15 +56,13 @@ def build_pretrained(
     sids = _new_sid_block(tokenizer, model, catalog, settings.path)
     add_rows(model, tokenizer, sids, catalog.codes_NL, settings.sid_init, titles)
     _require_plain_embeddings(model, settings.path)
-    hidden = int(model.config.hidden_size)
-    items = ItemRows(settings.items, catalog, hidden, sids) if settings.items.is_on else None
+    items, form = make_item_rows(settings, catalog, int(model.config.hidden_size), sids)
     if settings.finetuning == "full":
         policy = Policy(model, sids, precision=getattr(torch, settings.dtype), items=items)
     else:
         policy = _with_adapters(model, sids, settings, items)
     prefix, suffix = instruction(tokenizer)
     pad: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
-    form = "codes" if settings.items.input == "none" else "last"
     prompts = Prompts(catalog, sids, prefix, suffix, int(pad), max_history, form)
     _require_room(model, prompts, settings.path)
     policy.base = model_identity(settings.path, HashCache(cache / "content.json") if cache is not None else None)

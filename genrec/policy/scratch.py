@@ -8,9 +8,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen3Conf
 from genrec.config import PolicyConfig
 from genrec.errors import InputError
 from genrec.policy.chat.byte_tokenizer import byte_tokenizer
-from genrec.policy.item_rows import ItemRows
+from genrec.policy.item_rows import make_item_rows
 from genrec.policy.model import Policy
-from genrec.policy.prompts import ItemTokens, Prompts, SidTokens
+from genrec.policy.prompts import Prompts, SidTokens
 from genrec.sid.catalog import Catalog
 
 PAD, BOS, SPECIALS = 0, 1, 2
@@ -41,11 +41,8 @@ def build_scratch(settings: PolicyConfig, catalog: Catalog, max_history: int) ->
     if settings.tokenizer != "none":
         positions = max(positions, TEXT_POSITIONS)
     model = (_gpt2 if settings.arch == "gpt2" else _qwen3)(settings, base + sids.count, positions)
-    whole, items = settings.has_whole_items, None
-    if settings.items.is_on:
-        items = ItemRows(settings.items, catalog, settings.hidden, sids, whole=whole)
+    items, form = make_item_rows(settings, catalog, settings.hidden, sids)
     policy = Policy(model, sids, precision=getattr(torch, settings.dtype), items=items)
-    form: ItemTokens = "whole" if whole else "codes" if settings.items.input == "none" else "last"
     return policy, Prompts(catalog, sids, [BOS], [], PAD, max_history, form)
 
 

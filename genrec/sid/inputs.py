@@ -14,12 +14,11 @@ from genrec.config import Sid
 from genrec.data.tables import SPLIT_CODES
 from genrec.errors import InputError
 from genrec.sid.distributed.vector_stream import Reader
-from genrec.sid.vectors import Floats, Longs, VectorFiles, check_vectors, unit_rows
+from genrec.sid.vectors import Floats, Longs, VectorFiles, check_vectors, nearest_rows, unit_rows
 
 BLOCK = 65536
 """Items that are read at once, so that all vectors are in memory once, not three times."""
 TRAIN = (SPLIT_CODES["first"], SPLIT_CODES["train"])
-NEIGHBOURS = 10
 
 
 def fuse(text_ND: Floats | None, cf_ND: Floats | None, text_weight: float, cf_weight: float) -> Floats:
@@ -187,9 +186,4 @@ def neighbour_factors(factors_ND: Floats, text_ND: Floats, cold_MD: Floats) -> F
         factors_ND: factors of the warm items; text_ND: their text vectors (N, D_text).
         cold_MD: text vectors (M, D_text) of the cold items.
     """
-    text_ND, cold_MD = unit_rows(text_ND), unit_rows(cold_MD)
-    found_MD = np.empty((len(cold_MD), factors_ND.shape[1]), np.float32)
-    for start in range(0, len(cold_MD), 4096):
-        near = np.argsort(-(cold_MD[start : start + 4096] @ text_ND.T), axis=1, kind="stable")[:, :NEIGHBOURS]
-        found_MD[start : start + 4096] = unit_rows(factors_ND[near].mean(axis=1))
-    return found_MD
+    return unit_rows(factors_ND[nearest_rows(text_ND, cold_MD)].mean(axis=1))

@@ -113,6 +113,20 @@ def missing_shards(directory: Path, items: int, shard_items: int) -> list[int]:
     return [s for s in range(-(-items // shard_items)) if not shard_path(directory, s).is_file()]
 
 
+NEIGHBOURS = 10
+"""Known items that stand for a new one."""
+
+
+def nearest_rows(known_ND: Floats, new_MD: Floats) -> Longs:
+    """The ``NEIGHBOURS`` known items (M, ≤ 10) whose vectors have the largest cosines with each new one's."""
+    known_ND, new_MD = unit_rows(known_ND), unit_rows(new_MD)
+    found = [
+        np.argsort(-(new_MD[start : start + 4096] @ known_ND.T), axis=1, kind="stable")[:, :NEIGHBOURS]
+        for start in range(0, len(new_MD), 4096)
+    ]
+    return np.concatenate(found) if found else np.empty((0, min(NEIGHBOURS, len(known_ND))), np.int64)
+
+
 def check_vectors(vectors_ND: Floats, start: int = 0) -> None:
     """Check that vectors (n, D) can be quantized; ``start`` is the item row of the first.
 

@@ -32,6 +32,8 @@ from genrec.policy.decoding.beam import beam
 from genrec.sid.catalog import Catalog
 
 WIDTH = 6
+WEIGHT = 2.0
+"""Of the prior."""
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def whole(spec: PredictionSpec, prior: KnnPrior | None = None, head_weight: floa
     nodes = None
     if prior is not None:
         scores = prior.scorer(spec.data, 24)(recent_history(queries, 5))
-        nodes = make_node_prior(catalog.trie, catalog.codes_NL, scores, prior.weight)
+        nodes = make_node_prior(catalog.trie, catalog.codes_NL, scores, WEIGHT)
     inputs = prompts.encode(queries["history"].to_pylist())
     found = beam(policy.eval(), *inputs, catalog.trie, WIDTH, prior=nodes, head_weight=head_weight)
     return RankedItems(found.items_BW.numpy(), found.logp_BW.numpy())
@@ -80,14 +82,14 @@ def test_shards_hold_what_one_search_over_all_queries_finds_in_query_order(spec:
 def test_a_prior_guides_the_search_and_leaves_the_log_probabilities_the_policys_own(
     spec: PredictionSpec, tmp_path: Path
 ) -> None:
-    prior = KnnPrior(KnnSettings(), 2.0, mask_seen=False)
+    prior = KnnPrior(KnnSettings(), mask_seen=False)
     ways = {
-        "guided": Answering(prior=prior),
-        "both": Answering(head_weight=0.5, prior=prior),
+        "guided": Answering(prior_weight=WEIGHT),
+        "both": Answering(head_weight=0.5, prior_weight=WEIGHT),
         "head": Answering(head_alone=True),
         "plain": Answering(),
     }
-    predictor = BatchPredictor(replace(spec, out=tmp_path, answerings=ways))
+    predictor = BatchPredictor(replace(spec, out=tmp_path, answerings=ways, prior=prior))
     for shard in (0, 1):
         predictor(shard)
     read = {name: read_predictions(tmp_path / name) for name in ways}

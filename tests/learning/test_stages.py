@@ -10,12 +10,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from support.pipeline import made
-from support.synthetic import NO_ROWS, chain_shop, tiny_config
+from support.synthetic import chain_shop, tiny_config
 from support.tiny_lm import tiny_lm
 from test_tasks import CATALOG, example_builder, queries
 from torch import Tensor
 
 import genrec
+from benchmarks.harness import WITHOUT_ROWS
 from cluster import teacher
 from genrec.config import Config, Lora, PolicyConfig, Sft, StageSettings, Tasks, TaskWeight
 from genrec.errors import InputError
@@ -148,7 +149,7 @@ def test_in_the_first_stage_the_sid_rows_alone_learn(settings: PolicyConfig) -> 
 
 
 def test_of_a_whole_table_the_sid_rows_alone_get_a_gradient(settings: PolicyConfig) -> None:
-    adapted, prompts = built(settings.replace(items=NO_ROWS))
+    adapted, prompts = built(settings.replace(items=WITHOUT_ROWS))
     model = type(adapted.model)(adapted.model.config)
     whole = Model(model, adapted.sids)
     with train_only_sid_embeddings(whole):

@@ -14,10 +14,11 @@ import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.synthetic import NO_ROWS, random_catalog
+from support.synthetic import random_catalog
 from test_finetuning import tiny_backbone
 from torch import distributed, multiprocessing
 
+from benchmarks.harness import WITHOUT_ROWS
 from genrec.config import Config, Lora, PolicyConfig, Sft
 from genrec.errors import InputError
 
@@ -37,7 +38,7 @@ class Case:
 
 
 def cases(backbone: str) -> list[Case]:
-    adapters = PolicyConfig(kind="pretrained", path=backbone, lora=Lora(rank=4, dropout=0.0), items=NO_ROWS)
+    adapters = PolicyConfig(kind="pretrained", path=backbone, lora=Lora(rank=4, dropout=0.0), items=WITHOUT_ROWS)
     return [
         Case("ddp", "ddp", SCRATCH),
         Case("zero2", "zero2", SCRATCH),

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pytest
 import torch
 import yaml
-from support.synthetic import NO_ROWS, random_catalog
+from support.synthetic import random_catalog
 from support.tiny_lm import tiny_lm, tiny_tokenizer
 from torch import Tensor
 
+from benchmarks.harness import WITHOUT_ROWS
 from genrec.config import Instruction, Lora, PolicyConfig, Tasks, TaskWeight, load_config
 from genrec.errors import InputError
 from genrec.learning.sft.batches import RowExamples
@@ -246,7 +247,7 @@ def loss_by_hand(policy: Any, own: ChatFormat, messages: Sequence[Message]) -> T
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_loss_is_that_of_the_plain_model_token_by_token(tmp_path: Path, tied: bool) -> None:
     path, lora = str(tiny_lm(tmp_path, tied=tied)), Lora(rank=2, dropout=0.0)
-    settings = PolicyConfig(kind="pretrained", path=path, lora=lora, items=NO_ROWS)
+    settings = PolicyConfig(kind="pretrained", path=path, lora=lora, items=WITHOUT_ROWS)
     policy, prompts = build(settings, CATALOG, max_history=5, seed=0)
     own = ChatFormat(load_tokenizer(settings, None), policy.sids, CATALOG)
     tasks = Tasks(

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.synthetic import NO_ROWS, random_catalog, small_policy
+from support.synthetic import random_catalog, small_policy
 
+from benchmarks.harness import WITHOUT_ROWS
 from genrec.config import Items, PolicyConfig
 from genrec.errors import InputError
 from genrec.learning.sft.batches import Dense, Rows
@@ -95,7 +96,7 @@ def test_a_cached_prompt_gives_the_answer_of_a_prompt_read_whole(form: str) -> N
     cache = PromptCache(policy, 2**24)
     for history in ([1, 2], [1, 2, 3], [1, 2, 3, 4], [7]):
         inputs = prompts.encode([history])
-        cached = beam(policy, *inputs, CATALOG.trie, 10, prompt_cache=cache, head_weight=1.0)
+        cached = beam(policy, *inputs, CATALOG.trie, 10, prefilled=cache.prefill(*inputs), head_weight=1.0)
         whole = beam(policy, *inputs, CATALOG.trie, 10, head_weight=1.0)
         assert torch.equal(cached.items_BW, whole.items_BW)
         torch.testing.assert_close(cached.logp_BWL, whole.logp_BWL, atol=1e-5, rtol=0)
@@ -135,8 +136,8 @@ def test_an_inserted_item_is_known_by_its_vector_and_changes_no_other() -> None:
     assert rows.own is not None and rows.own.num_embeddings == 40 and rows.head is not None
     near = torch.nn.functional.cosine_similarity(grown.vectors_NF[:40].float(), grown.vectors_NF[50].float(), dim=-1)
     expected_d = rows.head(near.topk(10).indices).mean(0)
-    torch.testing.assert_close(rows._head_rows(torch.tensor(50), rows._known), expected_d)
-    rows.freeze()
+    found_BN = rows._logits(state_BD)
+    torch.testing.assert_close(found_BN[:, 50], rows._asked(state_BD) @ expected_d)
     torch.testing.assert_close(rows.log_probabilities(state_BD), after_BN)
     rows.set_catalog(CATALOG, prompts.sids)
     torch.testing.assert_close(rows.log_probabilities(state_BD), before_BN)
@@ -185,7 +186,7 @@ def test_rows_travel_in_snapshots_and_files_and_a_policy_without_them_is_told_ap
     again, _ = load(settings, CATALOG, tmp_path, max_history=5, seed=4)
     assert again.snapshot(0).digest == policy.snapshot(0).digest
     with pytest.raises(InputError, match=r"rows of items.*policy\.items"):
-        load(settings.replace(items=NO_ROWS), CATALOG, tmp_path, max_history=5, seed=3)
+        load(settings.replace(items=WITHOUT_ROWS), CATALOG, tmp_path, max_history=5, seed=3)
 
 
 def test_what_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +195,7 @@ def test_what_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"policy\.items\.input=own"):
         ItemRows(Items(input="both"), bare, 32, sids)
     assert ItemRows(Items(), bare, 32, sids).content is None
-    policy, prompts = made(NO_ROWS)
+    policy, prompts = made(WITHOUT_ROWS)
     with pytest.raises(InputError, match=r"no item head.*policy\.items\.head=true"):
         beam(policy, *prompts.encode(HISTORIES), CATALOG.trie, 5, head_weight=1.0)
     monkeypatch.setattr(item_rows.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 20_000}))

@@ -19,7 +19,7 @@ def test_a_history_that_grew_gets_the_answer_of_a_prompt_read_whole(arch: str) -
     cache = PromptCache(policy, 2**24)
     for history in GROWING:
         tokens_BP, mask_BP = prompts.encode([history])
-        cached = beam(policy, tokens_BP, mask_BP, CATALOG.trie, 10, prompt_cache=cache)
+        cached = beam(policy, tokens_BP, mask_BP, CATALOG.trie, 10, prefilled=cache.prefill(tokens_BP, mask_BP))
         whole = beam(policy, tokens_BP, mask_BP, CATALOG.trie, 10)
         assert torch.equal(cached.items_BW, whole.items_BW)
         torch.testing.assert_close(cached.logp_BWL, whole.logp_BWL, atol=1e-5, rtol=0)
@@ -61,7 +61,8 @@ def test_threads_share_it() -> None:
     def ask(turn: int) -> None:
         for number in range(24):
             place = (turn + number) % len(GROWING)
-            found = beam(policy, *prompts.encode([GROWING[place]]), CATALOG.trie, 5, prompt_cache=cache)
+            inputs = prompts.encode([GROWING[place]])
+            found = beam(policy, *inputs, CATALOG.trie, 5, prefilled=cache.prefill(*inputs))
             if not torch.equal(found.items_BW, wanted[place]):
                 wrong.append(place)
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from support.pipeline import made
-from support.synthetic import NO_ROWS, chain_shop, random_catalog, tiny_config, tiny_pretrained
+from support.synthetic import chain_shop, random_catalog, tiny_config, tiny_pretrained
 from torch import Tensor
 
+from benchmarks.harness import WITHOUT_ROWS
 from cluster.train import RunSpec
 from genrec.config import Lora, PolicyConfig, Sft
 from genrec.errors import InputError
@@ -35,7 +36,7 @@ def catalog() -> Catalog:
 
 def built(directory: Path, catalog: Catalog, tied: bool, sid_init: str = "text") -> tuple[Model, Prompts]:
     path, lora = str(tiny_pretrained(directory, tied=tied)), Lora(rank=4, alpha=8, dropout=0.0)
-    chosen: dict[str, Any] = {"path": path, "lora": lora, "sid_init": sid_init, "items": NO_ROWS}
+    chosen: dict[str, Any] = {"path": path, "lora": lora, "sid_init": sid_init, "items": WITHOUT_ROWS}
     settings = PolicyConfig(kind="pretrained", **chosen)
     return build(settings, catalog, max_history=4, seed=0, titles=TITLES)
 

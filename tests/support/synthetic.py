@@ -9,14 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from benchmarks.harness import WITHOUT_ROWS
 from genrec.config import Config, Items, PolicyConfig, load_config
 from genrec.policy.backbone import build
 from genrec.policy.model import Policy as Model
 from genrec.policy.prompts import Prompts
 from genrec.sid.catalog import Catalog
-
-NO_ROWS = Items(input="none", head=False)
-"""No rows of items: the prompts are tokens of the model's vocabulary, as ``generate`` takes them."""
 
 TINY = PolicyConfig(hidden=32, layers=1, heads=2, dropout=0.0)
 
@@ -28,7 +26,9 @@ def random_catalog(items: int, sizes: tuple[int, ...], seed: int = 0) -> Catalog
     return Catalog(torch.tensor(np.stack(np.unravel_index(flat, sizes), axis=1)), sizes)
 
 
-def small_policy(catalog: Catalog, arch: str = "gpt2", seed: int = 1, items: Items = NO_ROWS) -> tuple[Model, Prompts]:
+def small_policy(
+    catalog: Catalog, arch: str = "gpt2", seed: int = 1, items: Items = WITHOUT_ROWS
+) -> tuple[Model, Prompts]:
     """An untrained policy with weights large enough that its answers differ from item to item."""
     settings = PolicyConfig(arch=arch, hidden=32, layers=2, heads=4, dropout=0.0, items=items)  # type: ignore[arg-type]
     policy, prompts = build(settings, catalog, max_history=6, seed=seed)

@@ -155,12 +155,12 @@ class GrpoLearner:
 
     def _head_loss(self, groups: Sequence[Group], scores: GroupScores) -> Tensor | None:
         """Weighted cross-entropy (B,) of the targets under the policy's item head; None where it has none."""
-        items = self.policy.items
-        if items is None or not items.has_head:
+        head = self.policy.item_head
+        if head is None:
             return None
         state_BD = scores.hidden[0][:, 0]
         target_B = torch.tensor([group.query.target for group in groups], device=state_BD.device)
-        return items.weight * items.loss(state_BD, target_B)
+        return head.loss(state_BD, target_B)
 
     def _step(self, loss: float, batch: Sequence[str]) -> None:
         settings = self._settings

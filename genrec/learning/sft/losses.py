@@ -15,7 +15,7 @@ from genrec.policy.backbone import BOS
 from genrec.policy.decoding.beam import masked_log_softmax
 from genrec.policy.decoding.score import states
 from genrec.policy.model import Policy
-from genrec.policy.prompts import ITEM_TOKEN, Prompts
+from genrec.policy.prompts import Prompts
 from genrec.sid.catalog import Catalog
 
 NEAR_ZERO = 1e-9
@@ -70,9 +70,9 @@ class SftLoss:
         ]
         logp_ML, loss_ML = (torch.stack(columns, dim=-1) for columns in zip(*levels, strict=True))
         total = weighted(loss_ML, logp_ML, self._rare_N[items_M].to(policy.device), self._weights)
-        if policy.items is None or not policy.items.has_head:
+        if policy.item_head is None:
             return total
-        return total + policy.items.weight * policy.items.loss(hidden_LMD[0], items_M.to(policy.device)).sum()
+        return total + policy.item_head.loss(hidden_LMD[0], items_M.to(policy.device)).sum()
 
     def _dense(self, policy: Policy, batch: Dense) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The M scored items, (M,), and per level the hidden states (M, D) that predict its code."""
@@ -93,29 +93,29 @@ class SftLoss:
         The codes of each target branch off the state before it, as in decoding: they see the items before the target
         and their own earlier codes.
         """
-        device, levels = policy.device, self._codes_NL.shape[1]
-        items_BI, target_BI = batch.items_BI.to(device), batch.target_BI.to(device)
+        items_BI, target_BI, levels = batch.items_BI, batch.target_BI, self._codes_NL.shape[1]
         rows, length = items_BI.shape
-        history_BI = F.pad(ITEM_TOKEN + items_BI.clamp(min=0)[:, :-1], (1, 0), value=BOS)
+        history_BI = F.pad(self._prompts.tokens_NT[items_BI.clamp(min=0)].flatten(1)[:, :-1], (1, 0), value=BOS)
         # T: the targets of a row, in front of other positions where it has fewer than the longest.
         at_BT = target_BI.long().argsort(dim=1, descending=True, stable=True)[:, : int(target_BI.sum(1).max())]
-        codes_BTL = self._codes_NL.to(device)[items_BI.gather(1, at_BT).clamp(min=0)]
-        place_I, count = torch.arange(length, device=device), at_BT.shape[1]
+        target_BT, count = items_BI.gather(1, at_BT), at_BT.shape[1]
+        codes_BTL = self._codes_NL[target_BT.clamp(min=0)]
         branches = [policy.sids.token(level, codes_BTL[..., level]) for level in range(levels - 1)]
         tokens_BS = torch.cat([history_BI, *branches], 1)
+        place_I = torch.arange(length)
         positions_BS = torch.cat([place_I.expand(rows, -1), *(at_BT + 1 + level for level in range(levels - 1))], 1)
-        before_BTI = place_I <= at_BT[..., None]
-        own_TT = torch.eye(count, dtype=torch.bool, device=device)
-        blocks = [F.pad(torch.ones(length, length, dtype=torch.bool, device=device).tril(), (0, count * (levels - 1)))]
-        mask_BSS = [blocks[0].expand(rows, -1, -1)]
+        history_II, own_TT = (torch.ones(length, length, dtype=torch.bool).tril(), torch.eye(count, dtype=torch.bool))
+        masks_BXS = [F.pad(history_II, (0, count * (levels - 1))).expand(rows, -1, -1)]
         for level in range(levels - 1):
             own_TX = F.pad(own_TT.repeat(1, level + 1), (0, count * (levels - 2 - level)))
-            mask_BSS.append(torch.cat([before_BTI, own_TX.expand(rows, -1, -1)], -1))
-        hidden_BSD = policy.hidden(tokens_BS, positions_BS, torch.cat(mask_BSS, 1)[:, None])
+            masks_BXS.append(torch.cat([place_I <= at_BT[..., None], own_TX.expand(rows, -1, -1)], -1))
+        mask_B1SS = torch.cat(masks_BXS, 1)[:, None]
+        tokens_BS, positions_BS, mask_B1SS = (part.to(policy.device) for part in (tokens_BS, positions_BS, mask_B1SS))
+        hidden_BSD = policy.hidden(tokens_BS, positions_BS, mask_B1SS)
         history_BID, *branched = hidden_BSD.split([length, *[count] * (levels - 1)], 1)
-        first_BTD = history_BID.gather(1, at_BT[..., None].expand(-1, -1, history_BID.shape[-1]))
-        real_BT = target_BI.gather(1, at_BT)
-        return items_BI.gather(1, at_BT)[real_BT].cpu(), tuple(part[real_BT] for part in (first_BTD, *branched))
+        row_M, target_M = target_BI.gather(1, at_BT).nonzero(as_tuple=True)
+        first_MD = history_BID[row_M, at_BT[row_M, target_M]]
+        return target_BT[row_M, target_M], (first_MD, *(part_BTD[row_M, target_M] for part_BTD in branched))
 
     def _rows(self, policy: Policy, batch: Rows) -> tuple[Tensor, tuple[Tensor, ...]]:
         """As ``_dense``, with one target per row: M = B."""

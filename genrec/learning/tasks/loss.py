@@ -91,7 +91,7 @@ class MixedLoss:
             total = (
                 total - (chosen_M * weight_C[row_M]).sum() + 0.0 * policy.level_logits(hidden_CSD[:1, :1], level).sum()
             )
-        if policy.items is None or not policy.items.has_head:
+        if policy.item_head is None:
             return total
-        head_M = policy.items.loss(hidden_CSD[row_M, column_M - 1], trie.find(codes_ML))
-        return total + policy.items.weight * (head_M * weight_C[row_M]).sum()
+        head_M = policy.item_head.loss(hidden_CSD[row_M, column_M - 1], trie.find(codes_ML))
+        return total + (head_M * weight_C[row_M]).sum()

@@ -21,7 +21,7 @@ from torch import Tensor
 from genrec.errors import InputError
 from genrec.policy.decoding.node_prior import HeadPrior, NodePrior, Prior
 from genrec.policy.decoding.noise import Source, uniform
-from genrec.policy.decoding.prompt_cache import Prefilled, PromptCache, prefill
+from genrec.policy.decoding.prompt_cache import Prefilled, prefill
 from genrec.policy.decoding.tree import MergedNodes, merge_nodes, node_mask
 from genrec.policy.decoding.trie_masks import LeafMasks
 from genrec.policy.model import Policy
@@ -104,7 +104,6 @@ def beam(
     *,
     masks: LeafMasks | None = None,
     scale: Scale = "trie",
-    prompt_cache: PromptCache | None = None,
     prior: NodePrior | None = None,
     head_weight: float = 0.0,
     prefilled: Prefilled | None = None,
@@ -118,15 +117,12 @@ def beam(
         masks: the items that each request allows. The probabilities stay those of the whole catalogue; a request
             that allows fewer than ``width`` items gets fewer.
         scale: over what each step's softmax runs.
-        prompt_cache: of this policy; its prefixes are reused, and the prompt is added to it.
         prior: item scores that guide the search at every level; the returned log-probabilities are the policy's alone.
         head_weight: of the policy's item head, which guides the search in the same way; 0 leaves it out.
-        prefilled: the prompts after their forward pass, if it was made already; the search uses it up.
+        prefilled: the prompts after their forward pass, if it was made already, as by a ``PromptCache``; the search
+            uses it up.
     """
-    if prefilled is None:
-        prefilled = (
-            prefill(policy, tokens_BP, mask_BP) if prompt_cache is None else prompt_cache.prefill(tokens_BP, mask_BP)
-        )
+    prefilled = prefilled or prefill(policy, tokens_BP, mask_BP)
     priors: list[Prior] = [] if prior is None else [prior]
     logp_BN = None
     if head_weight:
@@ -152,9 +148,9 @@ def head_log_probabilities(policy: Policy, hidden_BD: Tensor) -> Tensor:
     Raises:
         InputError: a policy without an item head.
     """
-    if policy.items is None or not policy.items.has_head:
+    if policy.item_head is None:
         raise InputError("the policy has no item head; train one with policy.items.head=true, or search without it")
-    return policy.items.log_probabilities(hidden_BD)
+    return policy.item_head.log_probabilities(hidden_BD)
 
 
 def pick(scores_BWK: Tensor, width: int) -> Chosen:
