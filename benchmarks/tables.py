@@ -155,6 +155,57 @@ def searches_page(
     return "\n".join(lines) + "\n"
 
 
+POLICY_SCORES = ("hr@10", "ndcg@10", "hr@50", "hr@50/tail", "coverage@10")
+
+
+def policy_page(variants: Mapping[str, Mapping[str, Any]]) -> str:
+    """Three tables: how the first variant answers in each way, its differences to ItemKNN by seed, and all variants.
+
+    Args:
+        variants: by name and seed, what ``benchmarks.policy`` measured.
+    """
+    from genrec.evaluation.intervals import over_runs
+
+    first, *others = variants.values()
+    seeds = list(first.values())
+    rows = [row for row in seeds[0]["rows"] if all(row in one["rows"] for one in seeds)]
+    scores = [score for score in POLICY_SCORES if score in seeds[0]["rows"][rows[0]]]
+
+    def mean(runs: Iterable[Mapping[str, Any]], row: str, score: str) -> str:
+        return _estimate(over_runs([one["rows"][row][score] for one in runs]), ".4f")
+
+    answered = ([row, *(mean(seeds, row, score) for score in scores)] for row in rows)
+    lines = [*_table(("answered by", *(score.upper() for score in scores)), answered), ""]
+    lines += [f"Test split, item level: mean of {len(seeds)} seeds [95 % t interval].", ""]
+    compared = (
+        [f"{row}, seed {seed}", *(_difference(one["minus_itemknn"][row], score) for score in ("hr@10", "ndcg@10"))]
+        for seed, one in first.items()
+        for row in ("policy", "model")
+    )
+    lines += [*_table(("minus ItemKNN", "HR@10", "NDCG@10"), compared), ""]
+    lines += ["Paired bootstrap over queries, 95 %.", ""]
+    if others:
+        shown = [(row, score) for row in ("sid_path", "item_head", "policy", "model") for score in ("hr@10", "ndcg@10")]
+        body = (
+            [
+                name,
+                *(
+                    mean(runs.values(), row, score) if all(row in one["rows"] for one in runs.values()) else "–"
+                    for row, score in shown
+                ),
+                f"{sum(one['train_s'] for one in runs.values()) / len(runs):.0f}",
+            ]
+            for name, runs in variants.items()
+        )
+        lines += [*_table(("variant", *(f"{row} {score.upper()}" for row, score in shown), "training s"), body), ""]
+    return "\n".join(lines) + "\n"
+
+
+def _difference(found: Mapping[str, Any], name: str) -> str:
+    one = found.get(name)
+    return "–" if one is None else f"{one['difference']:+.4f} [{one['low']:+.4f}, {one['high']:+.4f}]"
+
+
 def _gain(row: Mapping[str, Any], base: Mapping[str, Any], name: str) -> str:
     found = row["paired"].get(name)
     if found is None:
@@ -169,7 +220,7 @@ def _shares(audit: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share)
 
 
-def _estimate(estimate: Mapping[str, float | None], form: str) -> str:
+def _estimate(estimate: Mapping[str, Any], form: str) -> str:
     mean, low, high = estimate["mean"], estimate["low"], estimate["high"]
     return f"{mean:{form}}" if low is None else f"{mean:{form}} [{low:{form}}, {high:{form}}]"
 

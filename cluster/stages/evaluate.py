@@ -84,7 +84,7 @@ def _made(directory: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class _Test:
+class TestData:
     """The data of the evaluation: items, test and validation queries, the catalogue, and the fitted baselines.
 
     Of the test queries: ``targets_Q``, and the end of each history, newest first, as ``recent_QH``.
@@ -100,7 +100,7 @@ class _Test:
 
 
 @dataclass(frozen=True)
-class _Answers:
+class PolicyAnswers:
     """What the policies answered: ``alone`` by name, ``parts`` the best one's semantic IDs and item head by themselves.
 
     ``model_QK``: what the best one answers with its prior, as ``tuned``.
@@ -115,14 +115,15 @@ class _Answers:
 
 def _evaluate(config: Config, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
     """Predict, summarise and write; returns the deciding figures."""
-    test = _read_test(config, inputs)
-    answers = _predict(config, inputs, test, out)
+    test = read_test(config, inputs)
+    answers = predict_test(config, inputs, test, out)
     metrics = _summarise(config, inputs, test, answers)
     _write(config, inputs, test, answers, metrics, out)
     return {"headline": metrics["headline"], "model": metrics["model"]["item"]}
 
 
-def _read_test(config: Config, inputs: Mapping[str, Artifact]) -> _Test:
+def read_test(config: Config, inputs: Mapping[str, Artifact]) -> TestData:
+    """The data of an evaluation from the stages "prepare" and "assign"; the baselines are fitted and tuned."""
     from genrec.baselines.train_log import recent_history
     from genrec.baselines.tuning import fit_baselines
     from genrec.sid.catalog import Catalog
@@ -131,10 +132,10 @@ def _read_test(config: Config, inputs: Mapping[str, Artifact]) -> _Test:
     items, test, valid = read_items(data), read_queries(data, "test"), read_queries(data, "valid")
     suite = fit_baselines(read_sequences(data), valid, len(items), config.data.max_history, seed=config.seed)
     targets_Q = test["target"].to_numpy().astype(np.int64)
-    return _Test(items, test, valid, catalog, suite, targets_Q, recent_history(test, config.data.max_history))
+    return TestData(items, test, valid, catalog, suite, targets_Q, recent_history(test, config.data.max_history))
 
 
-def _predict(config: Config, inputs: Mapping[str, Artifact], test: _Test, out: Path) -> _Answers:
+def predict_test(config: Config, inputs: Mapping[str, Artifact], test: TestData, out: Path) -> PolicyAnswers:
     """The policies' own answers, their parts, and those of the best policy with its prior, as validation tuned it."""
     from genrec.inference.batch import Answering
 
@@ -155,10 +156,12 @@ def _predict(config: Config, inputs: Mapping[str, Artifact], test: _Test, out: P
     model_QK = found.pop("model").items_QK if on_nodes else alone[best].items_QK
     if tuned.kind == "itemknn" and tuned.weight:
         model_QK = predictors[best].mixed(alone[best].fused(tuned.alone), test.recent_QH, tuned)
-    return _Answers(best, alone, found, model_QK, tuned)
+    return PolicyAnswers(best, alone, found, model_QK, tuned)
 
 
-def _summarise(config: Config, inputs: Mapping[str, Artifact], test: _Test, answers: _Answers) -> dict[str, Any]:
+def _summarise(
+    config: Config, inputs: Mapping[str, Artifact], test: TestData, answers: PolicyAnswers
+) -> dict[str, Any]:
     """The metrics of the model, its parts and the baselines, with intervals, and what reinforcement learning gained."""
     from genrec.evaluation.slices import category_numbers
     from genrec.evaluation.summary import Rankings, add_gain, add_prior, summarise
@@ -199,8 +202,8 @@ def _summarise(config: Config, inputs: Mapping[str, Artifact], test: _Test, answ
 def _write(
     config: Config,
     inputs: Mapping[str, Artifact],
-    test: _Test,
-    answers: _Answers,
+    test: TestData,
+    answers: PolicyAnswers,
     metrics: dict[str, Any],
     out: Path,
 ) -> None:
@@ -237,7 +240,7 @@ def _samples(items: pa.Table, test: pa.Table, model_QK: IntArray) -> list[dict[s
 
 
 def _write_pointer(
-    config: Config, inputs: Mapping[str, Artifact], suite: BaselineSuite, answers: _Answers, out: Path
+    config: Config, inputs: Mapping[str, Artifact], suite: BaselineSuite, answers: PolicyAnswers, out: Path
 ) -> None:
     """What ``genrec.load`` needs: where the parts lie under the storage root, and how the prior was tuned."""
     parts = {"data": inputs["prepare"], "catalog": inputs["assign"], "policy": inputs[answers.best]}

@@ -144,9 +144,13 @@ def _make_loss(spec: RunSpec, prompts: Prompts, catalog: Catalog, device: torch.
     """The loss of ``learning.sft``; how rare an item is, is counted in the train targets."""
     import torch
 
+    from genrec.learning.sft.knn_teacher import KnnTeacher
     from genrec.learning.sft.losses import SftLoss, rare_items
 
-    settings, rare_N = spec.config.learning.sft, None
+    settings, rare_N, knn = spec.config.learning.sft, None, None
+    if spec.config.policy.items.head and settings.distill:
+        sequences = read_sequences(spec.data)
+        knn = KnnTeacher(sequences, len(catalog), spec.config.data.max_history, settings.distill)
     if "rare" in settings.loss.weights:
         targets = torch.from_numpy(read_queries(spec.data, "train")["target"].to_numpy().astype("int64"))
         rare_N = rare_items(targets.bincount(minlength=len(catalog.codes_NL)), settings.loss.rare_share)
@@ -157,6 +161,7 @@ def _make_loss(spec: RunSpec, prompts: Prompts, catalog: Catalog, device: torch.
         smoothing=settings.label_smoothing,
         weights=settings.loss,
         rare_N=rare_N,
+        teacher=knn,
         device=device,
     )
 

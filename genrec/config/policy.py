@@ -26,9 +26,15 @@ class Items(Section):
         description="added to an item of the history: a learned row, its item vector (projected), or both; "
         "published SIDs have no vectors",
     )
+    mean: bool = Field(
+        default=True, description="input: an item also gets the decaying mean of the rows up to it, decays are learned"
+    )
     head: bool = Field(
         default=True,
         description="a second head scores every item by a learned row, from the state that predicts the first code",
+    )
+    score: Literal["cosine", "dot"] = Field(
+        default="cosine", description="head: an item's logit is a learned scale times the cosine, or the product"
     )
     dims: PositiveInt = Field(default=128, description="width of a row (at most policy.hidden)")
     dropout: float = Field(
@@ -39,7 +45,7 @@ class Items(Section):
         description="an item of the history is its L codes, the last with the item's row, or one position; auto: one "
         "position where the policy knows no text",
     )
-    weight: float = Field(default=1.0, gt=0, description="of the head's cross-entropy, beside 1 for each code")
+    weight: float = Field(default=3.0, gt=0, description="of the head's cross-entropy, beside 1 for each code")
     negatives: PositiveInt = Field(
         default=1024, description="head, in training: items drawn per step for a catalogue of more than 20,000"
     )

@@ -65,12 +65,13 @@ class BenchConfig(Section):
 
     variants: tuple[str, ...] = Field(
         default=(),
-        description="tokenizers, losses, tasks, rewards: rows that policies are trained for, compared with the first; "
-        "empty: none of the tokenizers, all of the others",
+        description="tokenizers, policy, losses, tasks, rewards: rows that policies are trained for, compared with the "
+        "first; empty: none of the tokenizers, all of the others",
     )
     seeds: PositiveInt = Field(
         default=3,
-        description="tokenizers, losses, tasks, rewards, searches: policies per row, trained from seed, seed + 1, …",
+        description="tokenizers, policy, losses, tasks, rewards, searches: policies per row, trained from seed, "
+        "seed + 1, …",
     )
     items: PositiveInt = Field(default=200, description="insert: items that are held out")
     minutes: float = Field(default=30.0, gt=0, description="chaos: in which processes are killed")

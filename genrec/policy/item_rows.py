@@ -3,14 +3,16 @@
 A semantic ID says what an item shares with others; a row says what it is alone. Rows are used twice:
 
 - input: U · e_i is added to the embedding of an item i of the history (LIGER, Yang et al. 2024; COBRA, Yang et al.
-  2025), where e_i is a learned row, a projection of the item's vector, or the sum of both;
-- head: log p(i) = log softmax_i(o_i · Q h), where o_i is another learned row and h the state that predicts the first
-  code. It costs one product more per prompt, and the search reads it as a prior on the trie's nodes (MemGen-GR
-  2603.19809).
+  2025), where e_i is a learned row, a projection of the item's vector, or the sum of both. The t-th item gets V · m_t
+  too, m_t = Σ_{s ≤ t} γ^(t - s) e_s / (Σ_{s ≤ t} γ^(t - s))^½ with learned γ: what attention has to learn to average is
+  there at once (the low-pass filter of BSARec, Shin et al. 2024);
+- head: log p(i) = log softmax_i(s · cos(o_i, Q h)), where o_i is another learned row, h the state that predicts the
+  first code, and s a learned scale (NormFace, Wang et al. 2017); or o_i · Q h. It costs one product more per prompt,
+  and the search reads it as a prior on the trie's nodes (MemGen-GR 2603.19809).
 
 An item that was inserted after the training has the mean of the rows of the trained items whose vectors are nearest.
 
-Shapes: N items, F vector, d row, D hidden units.
+Shapes: N items, F vector, d row, D hidden units, I items of a history.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import psutil
 import torch
@@ -39,6 +41,32 @@ COPIES = 7
 
 START = 0.02
 """Standard deviation of new rows, as of GPT-2's embeddings."""
+
+SCALE = 20.0
+"""Scale of the cosines before the training: one right item among 10^4 can then have nearly all of the probability."""
+
+
+DECAYS = 8
+"""Different γ of the means of a history, each for an equal share of a row's units."""
+
+DECAY_START = 0.4
+"""γ before the training."""
+
+
+class SoftTargets(NamedTuple):
+    """Distributions over items that the head learns beside its targets: Σ_e share_e = 1 over the entries of each row.
+
+    ``row_E``: the target that an entry belongs to (some have none); ``weight``: of these distributions, in [0, 1].
+    """
+
+    row_E: Tensor
+    item_E: Tensor
+    share_E: Tensor
+    weight: float
+
+    def to(self, device: torch.device) -> SoftTargets:
+        """The same on a device."""
+        return SoftTargets(self.row_E.to(device), self.item_E.to(device), self.share_E.to(device), self.weight)
 
 
 @dataclass(frozen=True)
@@ -91,10 +119,17 @@ class ItemRows(nn.Module):
         _require_memory(self._items, dims, int(has_own) + int(settings.head))
         self.own = _table(self._items, dims) if has_own else None
         self.up = nn.Linear(dims, hidden, bias=False) if settings.input != "none" else None
+        has_mean = settings.mean and settings.input != "none"
+        self.mean_up = nn.Linear(dims, hidden, bias=False) if has_mean else None
+        decays = torch.full((math.gcd(DECAYS, dims),), math.log(DECAY_START / (1 - DECAY_START)))
+        self.decay_G = nn.Parameter(decays) if has_mean else None
         self.head = _table(self._items, dims) if settings.head else None
         self.query = nn.Linear(hidden, dims, bias=False) if settings.head else None
-        if self.up is not None:  # A pretrained model begins as it would without rows.
-            nn.init.zeros_(self.up.weight)
+        has_scale = settings.head and settings.score == "cosine"
+        self.log_scale = nn.Parameter(torch.full((1,), math.log(SCALE))) if has_scale else None
+        for up in (self.up, self.mean_up):
+            if up is not None:  # A pretrained model begins as it would without rows.
+                nn.init.zeros_(up.weight)
         if self.query is not None:
             nn.init.normal_(self.query.weight, std=hidden**-0.5)
         self.set_catalog(catalog, sids)
@@ -125,15 +160,20 @@ class ItemRows(nn.Module):
         return self.head is not None
 
     def own_rows(self) -> list[nn.Parameter]:
-        """The table that ``log_probabilities`` and ``loss`` use as a whole."""
-        return [] if self.head is None else list(self.head.parameters())
+        """The parameters that no module's own forward uses: the head's table, its scale, the decays of the mean."""
+        table = [] if self.head is None else list(self.head.parameters())
+        return [*table, *(one for one in (self.log_scale, self.decay_G) if one is not None)]
 
-    def embed(self, tokens_BS: Tensor, table: Callable[[Tensor], Tensor]) -> Tensor:
+    def embed(self, tokens_BS: Tensor, table: Callable[[Tensor], Tensor], earlier_BP: Tensor | None = None) -> Tensor:
         """Embeddings (B, S, D) of tokens, items among them (``ITEM_TOKEN`` + row).
 
         Args:
             table: the policy's own embedding of tokens.
+            earlier_BP: the P tokens before them, whose items count in the means of the history.
         """
+        new = tokens_BS.shape[1]
+        if self.mean_up is not None and earlier_BP is not None:
+            tokens_BS = torch.cat([earlier_BP, tokens_BS], 1)
         row_BS = tokens_BS - ITEM_TOKEN
         is_item_BS = row_BS >= 0
         row_BS = row_BS.clamp(min=0)
@@ -144,7 +184,16 @@ class ItemRows(nn.Module):
             embedded_BSD = embedded_BSD + others_BSD * is_item_BS[..., None]
         if self.up is None:
             return embedded_BSD
-        return embedded_BSD + (self.up(self._input(row_BS)) * is_item_BS[..., None]).to(embedded_BSD.dtype)
+        input_BSd = self._input(row_BS)
+        rows_BSD = self.up(input_BSd) * is_item_BS[..., None]
+        if self.mean_up is not None and (longest := int(is_item_BS.sum(1).max())):
+            # The items of each row in front: their distances are then the same in all rows.
+            at_BI = is_item_BS.long().argsort(dim=1, descending=True, stable=True)[:, :longest]
+            is_item_BI1 = is_item_BS.gather(1, at_BI)[..., None]
+            at_BId = at_BI[..., None].expand(-1, -1, input_BSd.shape[-1])
+            mean_BID = self.mean_up(self._means(input_BSd.gather(1, at_BId) * is_item_BI1)) * is_item_BI1
+            rows_BSD = rows_BSD.scatter_add(1, at_BI[..., None].expand_as(mean_BID), mean_BID)
+        return (embedded_BSD + rows_BSD.to(embedded_BSD.dtype))[:, -new:]
 
     def plain_tokens(self, tokens_BS: Tensor) -> Tensor:
         """The tokens with each item's last code in its place."""
@@ -155,35 +204,66 @@ class ItemRows(nn.Module):
         """log p (…, N) of every item, in float32; -inf at removed ones."""
         return self._logits(hidden_xD).log_softmax(-1)
 
-    def loss(self, hidden_MD: Tensor, items_M: Tensor) -> Tensor:
+    def loss(self, hidden_MD: Tensor, items_M: Tensor, soft: SoftTargets | None = None) -> Tensor:
         """``policy.items.weight`` · -log p of the targets ``items_M`` after the states ``hidden_MD``, (M,).
 
         Beyond ``FULL_SOFTMAX`` items the partition sum is estimated from n items drawn uniformly for the whole batch,
         those equal to the target left out: exp(s_t) + (N - 1) / n · Σ exp(s_j).
+
+        Args:
+            soft: the loss becomes (1 - w) · -log p(target) - w · Σ_e share_e log p(item_e) where a target has entries.
         """
-        if self._items <= FULL_SOFTMAX:
-            return self._weight * F.cross_entropy(self._logits(hidden_MD), items_M, reduction="none")
         asked_Md, head = self._asked(hidden_MD), cast("nn.Embedding", self.head)
-        drawn_n = torch.randint(self._items, (self._negatives,), device=items_M.device)
-        target_M = (asked_Md * head(items_M)).sum(-1).float()
-        others_Mn = F.linear(asked_Md, head(drawn_n)).float()
-        others_Mn = others_Mn + math.log((self._items - 1) / self._negatives)
-        others_Mn = others_Mn.masked_fill(drawn_n == items_M[:, None], -torch.inf)
-        return self._weight * (torch.cat([target_M[:, None], others_Mn], -1).logsumexp(-1) - target_M)
+        if self._items <= FULL_SOFTMAX:
+            logp_MN = self._logits(hidden_MD).log_softmax(-1)
+            logp_M = logp_MN.gather(1, items_M[:, None])[:, 0]
+            logp_E = None if soft is None else logp_MN[soft.row_E, soft.item_E]
+        else:
+            drawn_n = torch.randint(self._items, (self._negatives,), device=items_M.device)
+            target_M = (asked_Md * self._compared(head(items_M))).sum(-1).float()
+            others_Mn = F.linear(asked_Md, self._compared(head(drawn_n))).float()
+            others_Mn = others_Mn + math.log((self._items - 1) / self._negatives)
+            others_Mn = others_Mn.masked_fill(drawn_n == items_M[:, None], -torch.inf)
+            sum_M = torch.cat([target_M[:, None], others_Mn], -1).logsumexp(-1)
+            logp_M, logp_E = target_M - sum_M, None
+            if soft is not None:
+                logit_E = (asked_Md[soft.row_E] * self._compared(head(soft.item_E))).sum(-1).float()
+                logp_E = logit_E - sum_M[soft.row_E]
+        if soft is None or logp_E is None:
+            return -self._weight * logp_M
+        zeros_M = torch.zeros_like(logp_M)
+        expected_M = zeros_M.index_add(0, soft.row_E, soft.share_E * logp_E)
+        weight_M = zeros_M.index_fill(0, soft.row_E, soft.weight)
+        return -self._weight * torch.lerp(logp_M, expected_M, weight_M)
 
     def _asked(self, hidden_xD: Tensor) -> Tensor:
+        """What a state asks for, (…, d): its product with an item's compared row is the item's logit."""
         query = cast("nn.Linear", self.query)
-        return query(hidden_xD.to(query.weight.dtype))
+        asked_xd = query(hidden_xD.to(query.weight.dtype))
+        return asked_xd if self.log_scale is None else F.normalize(asked_xd, dim=-1) * self.log_scale.exp()
+
+    def _compared(self, rows_xd: Tensor) -> Tensor:
+        return rows_xd if self.log_scale is None else F.normalize(rows_xd, dim=-1)
 
     def _logits(self, hidden_xD: Tensor) -> Tensor:
         """Logits (…, N) of all items in float32, -inf at removed ones."""
         known, head, asked_xd = self._known, cast("nn.Embedding", self.head), self._asked(hidden_xD)
-        logits_xN = F.linear(asked_xd, head.weight)
+        logits_xN = F.linear(asked_xd, self._compared(head.weight))
         inserted_M = torch.arange(self._items, len(known.tokens_NL), device=logits_xN.device)
         if len(inserted_M):
-            inserted_Md = _rows(head, inserted_M, known.near_MX)
+            inserted_Md = self._compared(_rows(head, inserted_M, known.near_MX))
             logits_xN = torch.cat([logits_xN, F.linear(asked_xd, inserted_Md)], -1)
         return logits_xN.float().masked_fill(~known.present_N, -torch.inf)
+
+    def _means(self, input_BId: Tensor) -> Tensor:
+        """m (B, I, d) of the module's formula, from the rows of the items of each history, oldest first."""
+        decay_G, length = cast("Tensor", self.decay_G), input_BId.shape[1]
+        place_I = torch.arange(length, device=input_BId.device)
+        age_II = place_I[:, None] - place_I
+        weight_IIG = torch.exp(age_II.clamp(min=0)[..., None] * F.logsigmoid(decay_G)) * (age_II >= 0)[..., None]
+        weight_IIG = weight_IIG / weight_IIG.sum(1, keepdim=True).sqrt()
+        input_BIGu = input_BId.unflatten(-1, (len(decay_G), -1))
+        return torch.einsum("tsg,bsgu->btgu", weight_IIG.to(input_BId.dtype), input_BIGu).flatten(2)
 
     def _input(self, items_x: Tensor) -> Tensor:
         """The input's rows (…, d) of ``items_x``; in training some of the learned ones are left out."""

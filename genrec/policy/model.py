@@ -96,7 +96,14 @@ class Policy(nn.Module):
         return DynamicCache()
 
     def hidden(
-        self, tokens_BS: Tensor, positions_BS: Tensor, mask_B1SK: Tensor, cache: Cache | None = None, *, start: int = 0
+        self,
+        tokens_BS: Tensor,
+        positions_BS: Tensor,
+        mask_B1SK: Tensor,
+        cache: Cache | None = None,
+        *,
+        start: int = 0,
+        earlier_BP: Tensor | None = None,
     ) -> Tensor:
         """Last hidden states (B, S, D) of S new tokens.
 
@@ -105,12 +112,13 @@ class Policy(nn.Module):
             mask_B1SK: bool, True where a new token may attend; K counts the cached tokens, then the S new ones.
             cache: the KV cache, extended in place; None for none.
             start: the first of the S tokens whose state is needed; states before it are undefined.
+            earlier_BP: the cached tokens before them, needed where there are items among the S.
         """
         body: Any = self.model.base_model
         autocast = torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
         with autocast, last_layer.skip_states_before(start):
             return body(
-                inputs_embeds=self._embed(tokens_BS),
+                inputs_embeds=self._embed(tokens_BS, earlier_BP),
                 position_ids=positions_BS,
                 attention_mask=mask_B1SK,
                 past_key_values=cache,
@@ -202,9 +210,9 @@ class Policy(nn.Module):
         head: Any = self.model.get_output_embeddings()
         return head.weight
 
-    def _embed(self, tokens_BS: Tensor) -> Tensor:
+    def _embed(self, tokens_BS: Tensor, earlier_BP: Tensor | None) -> Tensor:
         if self.items is not None and self.items.has_input:
-            return self.items.embed(tokens_BS, self._embed_tokens)
+            return self.items.embed(tokens_BS, self._embed_tokens, earlier_BP)
         return self._embed_tokens(tokens_BS)
 
     def _embed_tokens(self, tokens_BS: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from genrec.policy.backbone import build, load, save
 from genrec.policy.decoding.beam import beam, head_log_probabilities
 from genrec.policy.decoding.prompt_cache import PromptCache, prefill
 from genrec.policy.decoding.score import score
-from genrec.policy.item_rows import ItemRows
+from genrec.policy.item_rows import ItemRows, SoftTargets
 from genrec.policy.model import Policy
 from genrec.policy.prompts import ITEM_TOKEN, Prompts, SidTokens
 from genrec.sid.catalog import Catalog
@@ -68,7 +68,9 @@ def test_a_wide_search_guided_by_the_head_is_the_product_of_both_over_all_items(
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("items", [{}, {"input": "both"}, {"input": "vectors"}, {"head": False}])
+@pytest.mark.parametrize(
+    "items", [{}, {"input": "both"}, {"input": "vectors"}, {"head": False}, {"score": "dot"}, {"mean": False}]
+)
 def test_whole_sequences_and_rows_have_one_loss_and_one_gradient(form: str, items: dict[str, object]) -> None:
     policy, prompts = made(Items(dropout=0.0, tokens=form, **items))  # type: ignore[arg-type]
     loss = SftLoss(prompts, CATALOG)
@@ -137,7 +139,7 @@ def test_an_inserted_item_is_known_by_its_vector_and_changes_no_other() -> None:
     near = torch.nn.functional.cosine_similarity(grown.vectors_NF[:40].float(), grown.vectors_NF[50].float(), dim=-1)
     expected_d = rows.head(near.topk(10).indices).mean(0)
     found_BN = rows._logits(state_BD)
-    torch.testing.assert_close(found_BN[:, 50], rows._asked(state_BD) @ expected_d)
+    torch.testing.assert_close(found_BN[:, 50], rows._asked(state_BD) @ rows._compared(expected_d))
     torch.testing.assert_close(rows.log_probabilities(state_BD), after_BN)
     rows.set_catalog(CATALOG, prompts.sids)
     torch.testing.assert_close(rows.log_probabilities(state_BD), before_BN)
@@ -153,14 +155,64 @@ def test_a_removed_item_has_no_probability_and_may_stand_in_a_history() -> None:
     assert logp_BN[0, [3, 5]].tolist() == [-math.inf] * 2 and logp_BN.exp().sum() == pytest.approx(1)
 
 
-def test_drawn_negatives_estimate_the_full_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
-    policy, prompts = made(Items(dropout=0.0, negatives=20_000))
+@pytest.mark.parametrize("score", ["cosine", "dot"])
+def test_drawn_negatives_estimate_the_full_softmax(monkeypatch: pytest.MonkeyPatch, score: str) -> None:
+    policy, prompts = made(Items(dropout=0.0, negatives=20_000, weight=1.0, score=score))  # type: ignore[arg-type]
     state_BD, target_B = prefill(policy, *prompts.encode(HISTORIES)).hidden_B1D[:, 0].detach(), torch.tensor([1, 8, 39])
     full_B = rows_of(policy).loss(state_BD, target_B)
     torch.testing.assert_close(full_B, -head_log_probabilities(policy, state_BD).gather(1, target_B[:, None])[:, 0])
     monkeypatch.setattr(item_rows, "FULL_SOFTMAX", 10)
     torch.manual_seed(0)
     torch.testing.assert_close(rows_of(policy).loss(state_BD, target_B), full_B, atol=0.05, rtol=0.02)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_mean_of_a_history_is_that_of_its_formula(form: str) -> None:
+    policy, prompts = made(Items(dropout=0.0, tokens=form))  # type: ignore[arg-type]
+    rows = rows_of(policy)
+    assert rows.own is not None and rows.up is not None and rows.mean_up is not None and rows.decay_G is not None
+    with torch.no_grad():
+        for parameter in (rows.up.weight, rows.mean_up.weight, rows.decay_G):
+            parameter.normal_(generator=torch.Generator().manual_seed(1))
+        tokens_BP, _ = prompts.encode(HISTORIES)
+        zeros = lambda tokens: torch.zeros(*tokens.shape, rows.up.out_features)  # noqa: E731
+        found_BPD = rows.embed(tokens_BP, zeros)
+        for tokens_P, found_PD, history in zip(tokens_BP, found_BPD, HISTORIES, strict=True):
+            item_ID = rows.own(torch.tensor(history))
+            gamma_d = rows.decay_G.sigmoid().repeat_interleave(item_ID.shape[1] // len(rows.decay_G))
+            for t, place in enumerate((tokens_P >= ITEM_TOKEN).nonzero()[:, 0]):
+                weights_td = torch.stack([gamma_d ** (t - s) for s in range(t + 1)])
+                mean_d = (weights_td * item_ID[: t + 1]).sum(0) / weights_td.sum(0).sqrt()
+                expected_D = rows.up(item_ID[t]) + rows.mean_up(mean_d)
+                torch.testing.assert_close(found_PD[place], expected_D, atol=1e-5, rtol=1e-4)
+            assert not found_PD[tokens_P < ITEM_TOKEN].any()
+        cut = tokens_BP.shape[1] // 2
+        rest_BSD = rows.embed(tokens_BP[:, cut:], zeros, tokens_BP[:, :cut])
+    torch.testing.assert_close(rest_BSD, found_BPD[:, cut:], atol=1e-5, rtol=1e-4)
+
+
+def test_soft_targets_are_mixed_with_the_targets_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, prompts = made(Items(dropout=0.0, negatives=20_000, weight=2.0))
+    rows, state_BD = rows_of(policy), prefill(policy, *prompts.encode(HISTORIES)).hidden_B1D[:, 0].detach()
+    logp_BN, target_B = head_log_probabilities(policy, state_BD), torch.tensor([1, 8, 39])
+    soft = SoftTargets(torch.tensor([0, 0, 2]), torch.tensor([4, 5, 6]), torch.tensor([0.25, 0.75, 1.0]), 0.3)
+    expected_B = -2 * logp_BN.gather(1, target_B[:, None])[:, 0]
+    expected_B[0] = 0.7 * expected_B[0] - 2 * 0.3 * (0.25 * logp_BN[0, 4] + 0.75 * logp_BN[0, 5])
+    expected_B[2] = 0.7 * expected_B[2] - 2 * 0.3 * logp_BN[2, 6]
+    torch.testing.assert_close(rows.loss(state_BD, target_B, soft), expected_B)
+    monkeypatch.setattr(item_rows, "FULL_SOFTMAX", 10)
+    torch.manual_seed(0)
+    torch.testing.assert_close(rows.loss(state_BD, target_B, soft), expected_B, atol=0.1, rtol=0.02)
+
+
+def test_a_cosine_does_not_see_how_long_a_row_is() -> None:
+    policy, prompts = made(Items(dropout=0.0, score="cosine"))
+    state_BD, rows = prefill(policy, *prompts.encode(HISTORIES)).hidden_B1D[:, 0], rows_of(policy)
+    before_BN = rows._logits(state_BD).detach()
+    assert rows.head is not None and before_BN.abs().max() <= item_rows.SCALE
+    with torch.no_grad():
+        rows.head.weight.mul_(torch.arange(1, 41)[:, None])
+    torch.testing.assert_close(rows._logits(state_BD), before_BN)
 
 
 def test_own_parts_are_left_out_in_training_only() -> None:

@@ -32,8 +32,11 @@ def small_policy(
     """An untrained policy with weights large enough that its answers differ from item to item."""
     settings = PolicyConfig(arch=arch, hidden=32, layers=2, heads=4, dropout=0.0, items=items)  # type: ignore[arg-type]
     policy, prompts = build(settings, catalog, max_history=6, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in policy.parameters():
+            if parameter.ndim > 1 and not parameter.any():  # What begins at zero would take no part.
+                parameter.normal_(std=0.1, generator=generator)
             parameter.mul_(4.0 if parameter.ndim > 1 else 1.0)
     return policy.eval(), prompts
 

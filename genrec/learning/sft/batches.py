@@ -26,10 +26,14 @@ BUCKET = 8
 
 @dataclass(frozen=True)
 class Dense:
-    """Windows of item sequences: ``items_BI`` padded with -1 on the right, ``target_BI`` True at scored items."""
+    """Windows of item sequences: ``items_BI`` padded with -1 on the right, ``target_BI`` True at scored items.
+
+    ``users``: whose they are, B ids; empty where nobody knows.
+    """
 
     items_BI: Tensor
     target_BI: Tensor
+    users: Sequence[str] = ()
 
     @property
     def targets(self) -> int:
@@ -39,10 +43,11 @@ class Dense:
 
 @dataclass(frozen=True)
 class Rows:
-    """Queries: item histories and their targets."""
+    """Queries: item histories, their targets, and whose they are (B ids; empty where nobody knows)."""
 
     histories: list[Sequence[int]]
     target_B: Tensor
+    users: Sequence[str] = ()
 
     @property
     def targets(self) -> int:
@@ -94,7 +99,7 @@ class DenseExamples:
         self._windows: list[tuple[np.ndarray, np.ndarray]] = []
         self._users: list[str] = []
         named = "user_id" in sequences.column_names
-        users = sequences["user_id"].to_pylist() if named else range(sequences.num_rows)
+        users = sequences["user_id"].to_pylist() if named else [str(row) for row in range(sequences.num_rows)]
         columns = (sequences[name].to_pylist() for name in ("items", "split"))
         for user, items, split in zip(users, *columns, strict=True):
             scored = np.array(split) == TRAIN
@@ -121,7 +126,7 @@ class DenseExamples:
         for row, (items, scored) in enumerate(chosen):
             items_BI[row, : len(items)] = torch.from_numpy(items)
             target_BI[row, : len(items)] = torch.from_numpy(scored)
-        return Dense(items_BI, target_BI)
+        return Dense(items_BI, target_BI, [self._users[i] for i in index])
 
     def targets(self, index: np.ndarray) -> int:
         """Number of scored items in the windows ``index`` (B,)."""
@@ -153,6 +158,7 @@ class RowExamples:
         if queries.num_rows == 0:
             raise InputError("got no training query, wanted at least one; check data.split and data.filters")
         self._histories: list[list[int]] = queries["history"].to_pylist()
+        self._users: list[str] = queries["user_id"].to_pylist() if "user_id" in queries.column_names else []
         self._ids_N = queries["id"].to_numpy() if "id" in queries.column_names else np.arange(queries.num_rows)
         self._targets = torch.from_numpy(queries["target"].to_numpy().astype(np.int64))
 
@@ -162,7 +168,8 @@ class RowExamples:
 
     def take(self, index: np.ndarray) -> Rows:
         """Rows ``index`` (B,)."""
-        return Rows([self._histories[i] for i in index], self._targets[torch.from_numpy(index)])
+        users = [self._users[i] for i in index] if self._users else []
+        return Rows([self._histories[i] for i in index], self._targets[torch.from_numpy(index)], users)
 
     def targets(self, index: np.ndarray) -> int:
         """Number of the rows ``index`` (B,): B."""

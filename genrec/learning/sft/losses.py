@@ -11,6 +11,7 @@ from torch import Tensor
 
 from genrec.config import Loss
 from genrec.learning.sft.batches import Dense, Rows
+from genrec.learning.sft.knn_teacher import KnnTeacher
 from genrec.policy.backbone import BOS
 from genrec.policy.decoding.beam import masked_log_softmax
 from genrec.policy.decoding.score import states
@@ -34,6 +35,7 @@ class SftLoss:
         smoothing: s.
         weights: the weights of the cross-entropy (see ``weighted``).
         rare_N: True for the items that the weight ``rare`` applies to (see ``rare_items``).
+        teacher: gives the item head soft targets, too.
         device: of the policy.
     """
 
@@ -46,6 +48,7 @@ class SftLoss:
         smoothing: float = 0.0,
         weights: Loss | None = None,
         rare_N: Tensor | None = None,
+        teacher: KnnTeacher | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self._prompts = prompts
@@ -54,6 +57,7 @@ class SftLoss:
         self._softmax = softmax
         self._smoothing = smoothing
         self._weights = weights or Loss()
+        self._teacher = teacher
         self._rare_N = torch.zeros(len(catalog.codes_NL), dtype=torch.bool) if rare_N is None else rare_N
 
     def __call__(self, policy: Policy, batch: Dense | Rows) -> Tensor:
@@ -72,7 +76,8 @@ class SftLoss:
         total = weighted(loss_ML, logp_ML, self._rare_N[items_M].to(policy.device), self._weights)
         if policy.item_head is None:
             return total
-        return total + policy.item_head.loss(hidden_LMD[0], items_M.to(policy.device)).sum()
+        soft = None if self._teacher is None else self._teacher(batch).to(policy.device)
+        return total + policy.item_head.loss(hidden_LMD[0], items_M.to(policy.device), soft).sum()
 
     def _dense(self, policy: Policy, batch: Dense) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The M scored items, (M,), and per level the hidden states (M, D) that predict its code."""

@@ -139,7 +139,7 @@ class _ChatGenerator:
         self._policy, self._format, self._trie, self._sampling = policy, chat_format, trie, sampling
         self._text_tokens_V = chat_format.text_token_mask().to(policy.device)
         self._cache: Any = policy.new_cache()
-        self._length = 0
+        self._tokens = list[int]()
         self._generator = torch.Generator(policy.device).manual_seed(sampling.seed)
 
     def generate(self, prompt_P: Tensor) -> GeneratedReply:
@@ -190,12 +190,13 @@ class _ChatGenerator:
 
     def _forward(self, tokens: list[int]) -> Tensor:
         """The hidden state (D,) after ``tokens``, which continue the conversation so far."""
-        device, before, after = self._policy.device, self._length, self._length + len(tokens)
+        device, before, after = self._policy.device, len(self._tokens), len(self._tokens) + len(tokens)
         mask_SK = torch.ones(len(tokens), after, dtype=torch.bool, device=device).tril(before)
         positions_1S = torch.arange(before, after, device=device)[None]
-        tokens_1S = torch.tensor([tokens], device=device)
-        self._length = after
-        return self._policy.hidden(tokens_1S, positions_1S, mask_SK[None, None], self._cache)[0, -1]
+        tokens_1S, earlier_1P = (torch.tensor([part], device=device).long() for part in (tokens, self._tokens))
+        self._tokens += tokens
+        mask_11SK = mask_SK[None, None]
+        return self._policy.hidden(tokens_1S, positions_1S, mask_11SK, self._cache, earlier_BP=earlier_1P)[0, -1]
 
     def _append_text(self, reply: GeneratedReply, tokens: list[int]) -> None:
         if tokens:

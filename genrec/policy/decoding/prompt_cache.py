@@ -83,7 +83,8 @@ class PromptCache:
                 cache.update(keys[:, :, :known], values[:, :, :known], layer)
         rest_BS, positions_BS = tokens_BP[:, known:], prompt_positions(mask_BP)[:, known:]
         mask_B1SP, last = prompt_mask(mask_BP)[:, :, known:], rest_BS.shape[1] - 1
-        hidden_BSD = self._policy.hidden(rest_BS, positions_BS, mask_B1SP, cache, start=last)
+        earlier_BP = tokens_BP[:, :known]
+        hidden_BSD = self._policy.hidden(rest_BS, positions_BS, mask_B1SP, cache, start=last, earlier_BP=earlier_BP)
         # A search extends the cache by making longer tensors, so the tensors kept here do not change.
         filled: Any = cache.layers
         layers = [(layer.keys, layer.values) for layer in filled]

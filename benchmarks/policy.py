@@ -1,0 +1,104 @@
+"""The policy beside tuned ItemKNN, whole and with each of its parts left out.
+
+Every variant is the config with one part of the policy or of its training off; ``bench.variants`` chooses some of them,
+``bench.seeds`` the number of policies of each. Each policy answers the test queries by its semantic IDs alone, by its
+item head alone, by both (the policy), and by both with ItemKNN (the model), as validation tuned the weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.compare import Comparison
+from benchmarks.harness import WITHOUT_ROWS, chosen_variants, in_process
+from benchmarks.tables import policy_page
+from cluster.artifacts import Artifact, Recipe, make_artifact
+from cluster.pipeline import run_stage
+from cluster.progress import STAGE
+from cluster.stages.evaluate import TestData, predict_test, read_test
+from genrec.config import Config
+
+LOG = logging.getLogger(__name__)
+
+DIRECTORY = "policy"
+NEEDS = ("prepare", "assign")
+
+WHOLE: Mapping[str, Any] = {}
+PARTS: Mapping[str, Mapping[str, Any]] = {
+    "whole": WHOLE,
+    "without_rows": {"policy.items": WITHOUT_ROWS},
+    "without_input": {"policy.items.input": "none"},
+    "without_mean": {"policy.items.mean": False},
+    "without_head": {"policy.items.head": False},
+    "without_cosine": {"policy.items.score": "dot"},
+    "without_itemknns_soft_targets": {"learning.sft.distill": 0.0},
+    "without_averaged_weights": {"learning.sft.ema_decay": 0.0},
+}
+"""What is changed in the config, by the name of the variant."""
+
+
+def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
+    """Train and score the chosen variants, all from one seed before any from the next.
+
+    Raises:
+        InputError: ``bench.variants`` names one that does not exist.
+    """
+    names = chosen_variants(config, PARTS)
+    test = read_test(in_process(config, DIRECTORY), artifacts)
+    comparison, found = Comparison(DIRECTORY), dict[str, dict[str, Any]]()
+    pairs = [(seed, name) for seed in range(config.seed, config.seed + config.bench.seeds) for name in names]
+    for number, (seed, name) in enumerate(pairs, start=1):
+        variant = in_process(config.replace({"seed": seed, **PARTS[name]}), DIRECTORY)
+        policy = run_stage(variant, "sft", artifacts)
+        inputs = {**artifacts, "sft": policy}
+        settings = {"decode": variant.decode.result_settings(), "seed": seed}
+        work = partial(_score, variant, inputs, test)
+        made = make_artifact(variant, Recipe("parts", settings, (__name__,), list(inputs.values())), work)
+        one = {**made.metrics["parts"], "train_s": policy.metrics["wall_s"]}
+        found.setdefault(name, {})[str(seed)] = one
+        shown = "  ".join(f"{row} {one['rows'][row]['ndcg@10']:.4f}" for row in one["rows"])
+        LOG.info("%d/%d %s, seed %d: NDCG@10 %s", number, len(pairs), name, seed, shown, extra={STAGE: DIRECTORY})
+        comparison.text = policy_page(found)
+        comparison.figures = {
+            f"{variant_name}.{row}.{metric}": sum(one["rows"][row][metric] for one in seeds.values()) / len(seeds)
+            for variant_name, seeds in found.items()
+            for row in next(iter(seeds.values()))["rows"]
+            for metric in ("ndcg@10", "hr@10")
+        }
+        comparison.write(config, found)
+    return comparison
+
+
+def _score(config: Config, inputs: Mapping[str, Artifact], test: TestData, out: Path) -> Mapping[str, Any]:
+    """Metrics of each way to answer and of ItemKNN, and the paired intervals of the differences to ItemKNN."""
+    from genrec.baselines.buckets import popularity_bucket
+    from genrec.evaluation.intervals import paired
+    from genrec.evaluation.slices import by_bucket, coverage
+    from genrec.metrics import means, per_query, target_ranks
+
+    started = time.perf_counter()
+    answers = predict_test(config, inputs, test, out)
+    seconds = time.perf_counter() - started
+    rankings = {name: part.items_QK for name, part in answers.parts.items()}
+    rankings |= {"policy": answers.alone[answers.best].items_QK, "model": answers.model_QK}
+    rankings |= {"itemknn": test.suite.rank(test.recent_QH, config.decode.width)["itemknn"]}
+    values = {
+        name: per_query(target_ranks(ranked_QK, test.targets_Q), (10, 50)) for name, ranked_QK in rankings.items()
+    }
+    bucket_N = popularity_bucket(test.suite.log.counts_N)
+    rows: dict[str, dict[str, float]] = {}
+    for name, ranked_QK in rankings.items():
+        tail = by_bucket(values[name], test.targets_Q, bucket_N).get("tail", {})
+        rows[name] = means(values[name]) | {"coverage@10": coverage(ranked_QK, len(test.items))}
+        rows[name] |= {"hr@50/tail": tail["hr@50"]} if tail else {}
+    draws = config.evaluation.bootstrap
+    differences = {
+        name: paired(values[name], values["itemknn"], draws, config.seed) for name in rankings if name != "itemknn"
+    }
+    tuned = answers.tuned.as_json() | {"alone": answers.tuned.alone}
+    return {"parts": {"rows": rows, "minus_itemknn": differences, "tuned": tuned, "answer_s": seconds}}

@@ -1,0 +1,95 @@
+"""What other users of the same recent history chose, as soft targets for the item head.
+
+The head of a policy learns from one item per history; ItemKNN knows from counts what else often follows. Its
+distribution q is learned beside the targets (distillation, Hinton et al. 2015):
+
+    loss = (1 - w) · -log p(target) - w · Σ_j q(j) log p(j)
+
+ItemKNN has to be cross-fitted: with a user's own events in its counts, q would give the targets away. So the users are
+divided into folds, and the q of a fold comes from the train events of the others.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from genrec.baselines.itemknn import ItemKNN, KnnSettings, Pairs
+from genrec.baselines.sparse import Sparse, keep_largest, mask_seen_items, row_of_entry
+from genrec.baselines.train_log import train_log
+from genrec.inference.prior import normalise
+from genrec.learning.sft.batches import Dense, Rows
+from genrec.metrics import IntArray
+from genrec.policy.item_rows import SoftTargets
+
+FOLDS = 4
+
+ENTRIES = 100
+"""Items of q at most, the most probable ones."""
+
+
+class KnnTeacher:
+    """Soft targets from ItemKNN, with its default settings: they need no validation query.
+
+    Args:
+        sequences: of all users, with their ``user_id``; the train positions count.
+        n_items: N.
+        max_history: items of a history that are used, its last ones.
+        weight: w of the module's formula.
+    """
+
+    def __init__(self, sequences: pa.Table, n_items: int, max_history: int, weight: float) -> None:
+        log = train_log(sequences, n_items)
+        fold_U = user_folds(sequences["user_id"].to_pylist())
+        fold_E = fold_U[log.users_E]
+        self._by_fold = list[ItemKNN]()
+        for fold in range(FOLDS):
+            others_E = fold_E != fold
+            columns = {name: getattr(log, name)[others_E] for name in ("items_E", "users_E", "times_E")}
+            self._by_fold.append(ItemKNN(Pairs(replace(log, **columns)), KnnSettings()))
+        self._mask_seen, self._max_history, self._weight = log.mask_seen, max_history, weight
+
+    def __call__(self, batch: Dense | Rows) -> SoftTargets:
+        """The soft targets of the M targets of ``batch``, in the order of the loss; without users, none."""
+        recent_MH, row_M = _histories(batch, self._max_history)
+        row_E, item_E, share_E = list[IntArray](), list[IntArray](), list[NDArray[np.float64]]()
+        if batch.users:
+            fold_M = user_folds(batch.users)[row_M]
+            for fold in np.unique(fold_M):
+                (at_m,) = (fold_M == fold).nonzero()
+                shares = self._shares(self._by_fold[fold], recent_MH[at_m])
+                row_E.append(at_m[row_of_entry(shares)])
+                item_E.append(shares.indices.astype(np.int64))
+                share_E.append(shares.data)
+        rows_E, items_E = (torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *part])) for part in (row_E, item_E))
+        shares_E = torch.from_numpy(np.concatenate([np.zeros(0), *share_E])).float()
+        return SoftTargets(rows_E, items_E, shares_E, self._weight)
+
+    def _shares(self, knn: ItemKNN, recent_MH: IntArray) -> Sparse:
+        scores = knn.scores(recent_MH)
+        return normalise(keep_largest(mask_seen_items(scores, recent_MH) if self._mask_seen else scores, ENTRIES))
+
+
+def _histories(batch: Dense | Rows, length: int) -> tuple[IntArray, IntArray]:
+    """The items before each target (M, H), newest first and padded with -1, and the row of the batch it is in (M,)."""
+    if isinstance(batch, Rows):
+        recent_MH = np.full((len(batch.histories), length), -1, dtype=np.int64)
+        for row, history in enumerate(batch.histories):
+            last = list(history)[-length:][::-1]
+            recent_MH[row, : len(last)] = last
+        return recent_MH, np.arange(len(recent_MH))
+    row_M, place_M = (part.numpy() for part in batch.target_BI.nonzero(as_tuple=True))
+    index_MH = place_M[:, None] - 1 - np.arange(length)
+    items_BI = batch.items_BI.numpy()
+    return np.where(index_MH >= 0, items_BI[row_M[:, None], index_MH.clip(min=0)], -1), row_M
+
+
+def user_folds(users: Sequence[str]) -> NDArray[np.int64]:
+    """The fold of each user."""
+    return np.array([zlib.crc32(str(user).encode()) % FOLDS for user in users], dtype=np.int64)
