@@ -1,6 +1,7 @@
 """The pipeline, declared once: which stages there are, what each reads, what its result depends on, who does the work.
 
-    prepare ─ embed ─ assign ─ sft ─ grpo ─ evaluate        (tune searches the rewards of grpo, from the same sft)
+    prepare ─ embed ─ assign ─ sft ─ grpo ─ evaluate        (tune searches the rewards of grpo, from the same sft;
+                                                             refit repeats sft before evaluate)
 
 Adding a stage is one entry in ``STAGES`` and one file in ``cluster/stages/``.
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.content import require_models
 from cluster.lost_ray import explaining_lost_ray
-from cluster.stages import assign, embed, evaluate, grpo, prepare, sft, tune
+from cluster.stages import assign, embed, evaluate, grpo, prepare, refit, sft, tune
 from cluster.stages.plan import Plan, StageRun
 from genrec.config import Config
 from genrec.data.files import explaining_failed_writes
@@ -44,6 +45,11 @@ def rewards_similarity(config: Config) -> bool:
 def searches_similarity(config: Config) -> bool:
     """The search, or the config that it starts from, uses ``rewards.semantic``."""
     return rewards_similarity(config) or "semantic" in config.tune.space
+
+
+def refits(config: Config) -> bool:
+    """``learning.refit`` is on."""
+    return config.learning.refit
 
 
 @dataclass(frozen=True)
@@ -113,10 +119,24 @@ STAGES: Mapping[str, Stage] = {
             publish=tune.publish,
         ),
         Stage(
+            "refit",
+            about="the policy learns from the log and the validation events",
+            writes="policy.safetensors, curve.json, data/",
+            reads={"prepare": always, "assign": always, "sft": always},
+            plan=refit.plan,
+        ),
+        Stage(
             "evaluate",
             about="the test compared with the baselines",
             writes="metrics.json, report.html, recommender.json; copied to <storage>/runs/<name>-<key>/",
-            reads={"prepare": always, "embed": fits_a_quantizer, "assign": always, "sft": always, "grpo": always},
+            reads={
+                "prepare": always,
+                "embed": fits_a_quantizer,
+                "assign": always,
+                "sft": always,
+                "grpo": always,
+                "refit": refits,
+            },
             plan=evaluate.plan,
             publish=evaluate.publish,
         ),

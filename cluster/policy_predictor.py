@@ -23,6 +23,10 @@ PRIOR_WEIGHT = 1.0
 """Of ItemKNN in the search whose candidates the weights are tuned on."""
 
 
+OWN = "policy"
+"""The name of a policy's answers without a prior."""
+
+
 @dataclass(frozen=True)
 class TunedSearch:
     """What validation chose.
@@ -108,7 +112,28 @@ class PolicyPredictor:
         chosen = (decode.prior, mixed.weight, mixed.power, mixed.ndcg)
         return TunedSearch(alone.head_weight, alone.head_weight, *chosen)
 
-    def mixed(self, policy: RankedItems, recent_QH: IntArray, tuned: TunedSearch) -> IntArray:
+    def tested(
+        self, tuned: TunedSearch, recent_QH: IntArray, ways: Mapping[str, Answering] | None = None
+    ) -> tuple[dict[str, RankedItems], IntArray]:
+        """Its answers to the test queries without the prior (``OWN``) and in further ``ways``; and with it, (Q, K).
+
+        Args:
+            recent_QH: the histories of the test queries, newest item first.
+        """
+        from genrec.inference.batch import Answering
+
+        all_ways, on_nodes = {OWN: Answering(tuned.alone), **(ways or {})}, tuned.kind == "itemknn_nodes"
+        if on_nodes and tuned.weight:
+            all_ways["model"] = Answering(tuned.head_weight, tuned.weight)
+        found = self.answers("test", all_ways)
+        own = found[OWN]
+        if "model" in found:
+            return found, found.pop("model").items_QK
+        if tuned.kind == "itemknn" and tuned.weight:
+            return found, self._mixed(own.fused(tuned.alone), recent_QH, tuned)
+        return found, own.items_QK
+
+    def _mixed(self, policy: RankedItems, recent_QH: IntArray, tuned: TunedSearch) -> IntArray:
         """The items (Q, K) of queries under a prior that is mixed with the policy's own answers."""
         from genrec.inference.prior import mix
 

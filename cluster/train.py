@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Generator, Mapping
@@ -222,7 +223,9 @@ def save_result(
     from genrec.policy.backbone import save
 
     save(policy, state.best, catalog, {"settings": spec.config.policy.model_dump(mode="json")}, spec.out)
-    about = {"steps": state.step, "best_step": state.best_step, "valid_ndcg@10": state.best_score}
+    about: dict[str, Any] = {"steps": state.step, "best_step": state.best_step}
+    if math.isfinite(state.best_score):
+        about["valid_ndcg@10"] = state.best_score
     write_json({**about, "stopped": state.stopped, "curve": state.curve}, spec.out / CURVE)
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cluster.artifacts import Artifact, shown_path
-from cluster.policy_predictor import PolicyPredictor, TunedSearch
+from cluster.policy_predictor import OWN, PolicyPredictor, TunedSearch
+from cluster.stages import refit
 from cluster.stages.plan import Plan, StageRun
 from cluster.train import read_summary
 from genrec.config import Config, to_yaml
@@ -103,7 +104,8 @@ class TestData:
 class PolicyAnswers:
     """What the policies answered: ``alone`` by name, ``parts`` the best one's semantic IDs and item head by themselves.
 
-    ``model_QK``: what the best one answers with its prior, as ``tuned``.
+    ``model_QK``: what the best one answers with its prior, as ``tuned``; ``refitted``: the same, its prior alone and
+    ItemKNN, after the training on train and validation events.
     """
 
     best: str
@@ -111,12 +113,15 @@ class PolicyAnswers:
     parts: Mapping[str, RankedItems]
     model_QK: IntArray
     tuned: TunedSearch
+    refitted: Mapping[str, IntArray] = field(default_factory=dict[str, "IntArray"])
 
 
 def _evaluate(config: Config, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
     """Predict, summarise and write; returns the deciding figures."""
     test = read_test(config, inputs)
     answers = predict_test(config, inputs, test, out)
+    if "refit" in inputs:
+        answers = replace(answers, refitted=_refitted(config, inputs, test, answers.tuned, out))
     metrics = _summarise(config, inputs, test, answers)
     _write(config, inputs, test, answers, metrics, out)
     return {"headline": metrics["headline"], "model": metrics["model"]["item"]}
@@ -143,20 +148,25 @@ def predict_test(config: Config, inputs: Mapping[str, Artifact], test: TestData,
     best = policies[0]
     predictors = {name: PolicyPredictor(config, inputs, name, test.suite, out / "predictions") for name in policies}
     tuned = predictors[best].tuned(test.valid)
-    own = {"policy": Answering(tuned.alone)}
-    ways = dict(own)
-    if config.policy.items.head:
-        ways |= {"sid_path": Answering(), "item_head": Answering(head_alone=True)}
-    on_nodes = tuned.kind == "itemknn_nodes" and tuned.weight > 0
-    if on_nodes:
-        ways["model"] = Answering(tuned.head_weight, tuned.weight)
-    found = predictors[best].answers("test", ways)
-    alone = {best: found.pop("policy")}
-    alone |= {name: predictors[name].answers("test", own)["policy"] for name in policies[1:]}
-    model_QK = found.pop("model").items_QK if on_nodes else alone[best].items_QK
-    if tuned.kind == "itemknn" and tuned.weight:
-        model_QK = predictors[best].mixed(alone[best].fused(tuned.alone), test.recent_QH, tuned)
+    ways = {"sid_path": Answering(), "item_head": Answering(head_alone=True)} if config.policy.items.head else {}
+    found, model_QK = predictors[best].tested(tuned, test.recent_QH, ways)
+    alone = {best: found.pop(OWN)}
+    for name in policies[1:]:
+        alone[name] = predictors[name].answers("test", {OWN: Answering(tuned.alone)})[OWN]
     return PolicyAnswers(best, alone, found, model_QK, tuned)
+
+
+def _refitted(
+    config: Config, inputs: Mapping[str, Artifact], test: TestData, tuned: TunedSearch, out: Path
+) -> dict[str, IntArray]:
+    """What the refitted policy and ItemKNN answer, with the weights that were tuned before."""
+    data = replace(inputs["prepare"], path=inputs["refit"].path / refit.DATA)
+    suite = test.suite.refitted(read_sequences(data.path))
+    predictor = PolicyPredictor(config, {**inputs, "prepare": data}, "refit", suite, out / "predictions")
+    found, model_QK = predictor.tested(tuned, test.recent_QH)
+    itemknn_QK = suite.rank(test.recent_QH, config.decode.width)["itemknn"]
+    own = {"refit_policy": found[OWN].items_QK} if tuned.weight else {}
+    return {"refit_model": model_QK, **own, "refit_itemknn": itemknn_QK}
 
 
 def _summarise(
@@ -171,7 +181,7 @@ def _summarise(
     others = {"sft": answers.alone["sft"].items_QK} if answers.best != "sft" else {}
     if answers.tuned.weight:
         others |= {"policy": answers.alone[answers.best].items_QK}
-    others |= {name: part.items_QK for name, part in answers.parts.items()}
+    others |= {name: part.items_QK for name, part in answers.parts.items()} | dict(answers.refitted)
     rankings = Rankings(
         targets_Q=test.targets_Q,
         model_QK=answers.model_QK,
@@ -243,11 +253,13 @@ def _write_pointer(
     config: Config, inputs: Mapping[str, Artifact], suite: BaselineSuite, answers: PolicyAnswers, out: Path
 ) -> None:
     """What ``genrec.load`` needs: where the parts lie under the storage root, and how the prior was tuned."""
-    parts = {"data": inputs["prepare"], "catalog": inputs["assign"], "policy": inputs[answers.best]}
+    served = inputs.get("refit", inputs[answers.best])
+    parts = {"catalog": inputs["assign"], "policy": served}
     knn = {k: v for k, v in suite.settings["itemknn"].items() if k not in ("valid_ndcg@10", "tried", "seconds")}
     prior = answers.tuned.as_json()
+    data = f"refit/{served.key}/{refit.DATA}" if "refit" in inputs else f"prepare/{inputs['prepare'].key}"
     about = {
-        "parts": {name: f"{artifact.name}/{artifact.key}" for name, artifact in parts.items()},
+        "parts": {name: f"{artifact.name}/{artifact.key}" for name, artifact in parts.items()} | {"data": data},
         "prior": prior | ({"settings": knn} if prior["weight"] else {}),
         "mask_seen": suite.mask_seen,
         "config": config.model_dump(mode="json"),

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from genrec.evaluation.validate import Search
-    from genrec.learning.checkpoints import TrainingState
     from genrec.learning.sft.batches import Examples, RowExamples
     from genrec.learning.sft.losses import SftLoss
     from genrec.learning.sft.stages import TrainingStage
@@ -92,9 +91,8 @@ def sft_loop(spec: RunSpec) -> None:
 
     settings, accelerator = config.learning.sft, make_accelerator(config)
     policy, prompts, catalog = spec.build()
-    examples, valid, search = _examples(spec.data, settings.example_format, config.data.max_history, len(catalog))
-    if config.compute.gradient_checkpointing:
-        policy.recompute_activations()
+    examples = make_examples(spec.data, settings.example_format, config.data.max_history)
+    valid, search = _validation(spec.data, config.data.max_history, len(catalog))
     validator = Validator(
         valid,
         prompts,
@@ -104,20 +102,11 @@ def sft_loop(spec: RunSpec) -> None:
         search=search,
         batch_size=config.decode.batch_size,
     )
-    loss = _make_loss(spec, prompts, catalog, accelerator.device)
-    options: dict[str, Any] = {
-        "seed": config.seed,
-        "accelerator": accelerator,
-        "checkpoints": make_checkpoints(spec),
-        "validate": validator,
-        "deepspeed": deepspeed_config(config.compute.strategy),
-    }
-    state = _learn(spec, _SftParts(policy, prompts, catalog), loss, examples, options)
-    save_result(spec, policy, catalog, state, accelerator)
+    learn(spec, SftParts(policy, prompts, catalog), examples, accelerator, {"validate": validator})
 
 
 @dataclass(frozen=True)
-class _SftParts:
+class SftParts:
     """The policy in training, its prompts and its catalogue."""
 
     policy: Policy
@@ -125,19 +114,35 @@ class _SftParts:
     catalog: Catalog
 
 
-def _learn(
-    spec: RunSpec, built: _SftParts, loss: SftLoss, examples: Examples, options: Mapping[str, Any]
-) -> TrainingState:
-    """Next items alone, or every stage of ``learning.stages`` that is on and then ``learning.sft``."""
+def learn(
+    spec: RunSpec, built: SftParts, examples: Examples, accelerator: Accelerator, options: Mapping[str, Any]
+) -> None:
+    """Next items alone, or every stage of ``learning.stages`` that is on and then ``learning.sft``; keeps the result.
+
+    Args:
+        options: further ones of ``SftTrainer``.
+    """
     from genrec.learning.sft.batches import Epochs
     from genrec.learning.sft.stages import run_stages
     from genrec.learning.sft.trainer import SftTrainer
 
     config, settings = spec.config, spec.config.learning.sft
-    if not learns_tasks(config):
+    if config.compute.gradient_checkpointing:
+        built.policy.recompute_activations()
+    loss = _make_loss(spec, built.prompts, built.catalog, accelerator.device)
+    options = {
+        "seed": config.seed,
+        "accelerator": accelerator,
+        "checkpoints": make_checkpoints(spec),
+        "deepspeed": deepspeed_config(config.compute.strategy),
+        **options,
+    }
+    if learns_tasks(config):
+        state = run_stages(built.policy, _stages(spec, built, loss, accelerator), **options)
+    else:
         epochs = Epochs(examples, settings.batch_size, config.seed)
-        return SftTrainer(built.policy, loss, epochs, settings, **options).run()
-    return run_stages(built.policy, _stages(spec, built, loss, options["accelerator"]), **options)
+        state = SftTrainer(built.policy, loss, epochs, settings, **options).run()
+    save_result(spec, built.policy, built.catalog, state, accelerator)
 
 
 def _make_loss(spec: RunSpec, prompts: Prompts, catalog: Catalog, device: torch.device) -> SftLoss:
@@ -166,17 +171,22 @@ def _make_loss(spec: RunSpec, prompts: Prompts, catalog: Catalog, device: torch.
     )
 
 
-@lru_cache(maxsize=1)
-def _examples(data: Path, example_format: str, max_history: int, items: int) -> tuple[Examples, pa.Table, Search]:
-    """Training examples, validation queries and their search: items, not SIDs, so runs in one process share them."""
-    from genrec.evaluation.validate import Search
+@lru_cache(maxsize=2)
+def make_examples(data: Path, example_format: str, max_history: int) -> Examples:
+    """The training examples: of items, not of SIDs, so that runs in one process share them."""
     from genrec.learning.sft.batches import DenseExamples, RowExamples
 
-    valid, sequences = read_queries(data, "valid"), read_sequences(data)
-    search = Search.of(VALIDATION_WIDTH, sequences, items, max_history)
     if example_format == "dense":
-        return DenseExamples(sequences, max_history), valid, search
-    return RowExamples(read_queries(data, "train")), valid, search
+        return DenseExamples(read_sequences(data), max_history)
+    return RowExamples(read_queries(data, "train"))
+
+
+@lru_cache(maxsize=1)
+def _validation(data: Path, max_history: int, items: int) -> tuple[pa.Table, Search]:
+    """The validation queries and how they are searched."""
+    from genrec.evaluation.validate import Search
+
+    return read_queries(data, "valid"), Search.of(VALIDATION_WIDTH, read_sequences(data), items, max_history)
 
 
 def learns_tasks(config: Config) -> bool:
@@ -184,7 +194,7 @@ def learns_tasks(config: Config) -> bool:
     return config.learning.sft.example_format == "tasks" or bool(config.learning.stages.on())
 
 
-def _stages(spec: RunSpec, built: _SftParts, loss: SftLoss, accelerator: Accelerator) -> list[TrainingStage]:
+def _stages(spec: RunSpec, built: SftParts, loss: SftLoss, accelerator: Accelerator) -> list[TrainingStage]:
     """The stages in their order, each with its mixture; ``mixture.json`` counts what they show."""
     from genrec.learning.sft.batches import Epochs, RowExamples
     from genrec.learning.sft.stages import TrainingStage, settings_of
@@ -223,7 +233,7 @@ def _keep_statistics(statistics: Mapping[str, Any], out: Path) -> None:
         LOG.info("mixture of %s:\n%s", name, table(found))
 
 
-def _mixtures(spec: RunSpec, built: _SftParts, queries: RowExamples) -> Callable[[Tasks, int], Mixture]:
+def _mixtures(spec: RunSpec, built: SftParts, queries: RowExamples) -> Callable[[Tasks, int], Mixture]:
     """From weights of tasks and a seed to their mixture over the run's items and train queries."""
     from genrec.learning.tasks.mixture import Mixture
 

@@ -69,6 +69,16 @@ class BaselineSuite:
         assert isinstance(knn, ItemKNN)
         return knn
 
+    def refitted(self, sequences: pa.Table) -> BaselineSuite:
+        """The same baselines with the same settings, trained on other ``sequences`` of the same items."""
+        log = train_log(sequences, self.log.n_items)
+        models: dict[str, Baseline] = {
+            "popularity": Popularity(log, self.settings["popularity"]["recent"]),
+            "transition": Transition(log),
+            "itemknn": ItemKNN(Pairs(log), self.itemknn.settings),
+        }
+        return replace(self, log=log, models=models)
+
     def scores(self, recent_QH: IntArray) -> Sparse:
         """ItemKNN's scores (Q, N), without those of the history's items under ``mask_seen``."""
         scores = self.itemknn.scores(recent_QH)

@@ -157,6 +157,11 @@ class Learning(Section):
     tasks: Tasks = Tasks()
     instruction: Instruction = Instruction()
     rl: Rl = Rl()
+    refit: bool = Field(
+        default=False,
+        description="the SFT policy is trained again, on train and validation events, for the steps that validation "
+        "chose, and served; the report shows it beside the others",
+    )
 
 
 class RewardSettings(Section):

@@ -25,6 +25,9 @@ NAMES = {
     "sid_path": "the policy's semantic IDs alone",
     "item_head": "the policy's item head alone",
     "model": "the model",
+    "refit_policy": "the refitted policy without the prior",
+    "refit_model": "the refitted model",
+    "refit_itemknn": "the refitted ItemKNN",
 }
 HEADLINE_METRICS = ("ndcg@10", "hr@10")
 WON_IN_WORDS = {"level": "is level on", "ahead": "is ahead, within the noise, on", "leads": "leads on"}

@@ -21,7 +21,11 @@ TITLES = {
     "popularity": "Popularity",
     "transition": "Last-item transitions",
     "itemknn": "ItemKNN, tuned",
+    "refit_model": "Model, trained on train + valid",
+    "refit_policy": "Policy without prior, train + valid",
+    "refit_itemknn": "ItemKNN, tuned, train + valid",
 }
+REFITTED = "refit_"
 CHART = ("hr@10", "ndcg@10", "hr@50")
 SFT_PANELS = (("loss", "Training loss"), ("ndcg@10", "Validation NDCG@10"), ("lr", "Learning rate"))
 GRPO_PANELS = (
@@ -80,16 +84,22 @@ def write_report(
 
 
 def item_table(metrics: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Item level: ``{"value", "span", "best"}`` by ranking and metric; the policies first, then the baselines."""
+    """Item level: ``{"value", "span", "best"}`` by ranking and metric; the policies first, then the baselines.
+
+    Rankings that were refitted have seen more events than the others: they come last, with a best one of their own.
+    """
     rows = _rows(metrics, "item")
     for name, values in metrics["baselines"].items():
         spans = metrics["ci95"]["baselines"].get(name, {})
         rows[name] = {metric: {"value": value, "span": spans.get(metric)} for metric, value in values.items()}
+    refitted = {name: row for name, row in rows.items() if name.startswith(REFITTED)}
+    strict = {name: row for name, row in rows.items() if name not in refitted}
     for metric in metrics["model"]["item"]:
-        top = max(row[metric]["value"] for row in rows.values())
-        for row in rows.values():
-            row[metric]["best"] = row[metric]["value"] == top > 0
-    return rows
+        for group in filter(None, (strict, refitted)):
+            top = max(row[metric]["value"] for row in group.values())
+            for row in group.values():
+                row[metric]["best"] = row[metric]["value"] == top > 0
+    return strict | refitted
 
 
 def text_table(metrics: Mapping[str, Any]) -> str:

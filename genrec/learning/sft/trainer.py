@@ -41,6 +41,8 @@ class SftTrainer:
     killed and resumed ends with the same weights as one that was not.
 
     Args:
+        validate: None keeps the version after the last step.
+        last_step: where to stop; 0 goes to the end of the schedule.
         deepspeed: DeepSpeed's config for ZeRO; None trains with DDP, or alone.
         section: of the config that ``settings`` are from, for messages.
     """
@@ -55,7 +57,8 @@ class SftTrainer:
         seed: int,
         accelerator: Accelerator,
         checkpoints: Checkpoints,
-        validate: Validate,
+        validate: Validate | None,
+        last_step: int = 0,
         deepspeed: Mapping[str, Any] | None = None,
         section: str = "learning.sft",
     ) -> None:
@@ -68,6 +71,7 @@ class SftTrainer:
         self.state = TrainingState()
         total = settings.epochs * epochs.steps
         self.total_steps = min(total, settings.max_steps) if settings.max_steps else total
+        self._last_step = min(last_step or self.total_steps, self.total_steps)
 
     def run(self) -> TrainingState:
         """Train to the last step or until validation stops improving; resumes from the latest checkpoint.
@@ -77,7 +81,7 @@ class SftTrainer:
         """
         self._resume()
         started, first = time.monotonic(), self.state.step
-        while self.state.step < self.total_steps and not self.state.stopped:
+        while self.state.step < self._last_step and not self.state.stopped:
             record = self._step(self.state.step)
             self.state.step += 1
             validates = self._is_validation_step(self.state.step)
@@ -156,16 +160,18 @@ class SftTrainer:
 
     def _is_validation_step(self, step: int) -> bool:
         every = self._settings.eval_steps or self._settings.eval_every * self._epochs.steps
-        return step % every == 0 or step == self.total_steps
+        return step % every == 0 or step == self._last_step
 
     def _validated(self) -> dict[str, float]:
         """Validate the policy, or the average of its weights, and update the best version; returns the metrics."""
         self._policy.eval()
         averaged = {} if self._average is None else self._average.tensors
         with self._strategy.gathered(), self._policy.using(averaged):
-            metrics = self._validate(self._policy)
+            metrics = {} if self._validate is None else self._validate(self._policy)
             tensors = dict(self._policy.snapshot(self.state.step).tensors)
-        if metrics["ndcg@10"] > self.state.best_score:
+        if not metrics:
+            self.state.best, self.state.best_step = tensors, self.state.step
+        elif metrics["ndcg@10"] > self.state.best_score:
             self.state.best_score = metrics["ndcg@10"]
             self.state.best = tensors
             self.state.best_step = self.state.step
@@ -192,9 +198,9 @@ class SftTrainer:
     def _report(self, record: dict[str, float], step_s: float) -> None:
         if not self._accelerator.is_main_process:
             return
-        left = step_s * (self.total_steps - self.state.step)
+        left = step_s * (self._last_step - self.state.step)
         shown = {name: record[name] for name in ("loss", "ndcg@10", "hr@10") if name in record}
-        log_progress(LOG, Progress("step", self.state.step, self.total_steps, left, shown))
+        log_progress(LOG, Progress("step", self.state.step, self._last_step, left, shown))
 
 
 def parameter_groups(policy: Policy, decay: float) -> list[dict[str, Any]]:

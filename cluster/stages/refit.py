@@ -1,0 +1,61 @@
+"""refit: the SFT policy once more, on train and validation events, for the steps that validation chose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cluster.session import configure_process
+from cluster.stages import sft
+from cluster.stages.plan import Plan, StageRun
+from cluster.train import RunSpec, make_accelerator, read_summary, run_training, training_summary
+from genrec.config import Config
+from genrec.errors import InputError
+
+DATA = "data"
+"""Folder of the tables that are trained on, in the stage's directory."""
+
+
+def plan(run: StageRun) -> Plan:
+    """Train the policy of stage "sft" again.
+
+    Raises:
+        InputError: the config learns tasks.
+    """
+    if sft.learns_tasks(run.config):
+        raise InputError(
+            "learning.refit=true trains next items alone, and the config learns tasks or stages; set "
+            "learning.refit=false"
+        )
+    return Plan(
+        sft.plan(run).settings, partial(_train, run.config, run.path("prepare"), run.path("assign"), run.path("sft"))
+    )
+
+
+def _train(config: Config, data: Path, catalog: Path, chosen: Path, out: Path) -> Mapping[str, Any]:
+    from genrec.data.refit import write_refit_data
+
+    if not (out / DATA).is_dir():
+        partial_data = out / f"{DATA}.partial"
+        write_refit_data(data, partial_data)
+        partial_data.rename(out / DATA)
+    loop = partial(refit_loop, data, int(read_summary(chosen)["best_step"]))
+    run_training(loop, RunSpec(config, out / DATA, catalog, out), "refit")
+    return training_summary(out)
+
+
+def refit_loop(data: Path, best_step: int, spec: RunSpec) -> None:
+    """What every worker runs: as many epochs, parts of them included, as ``best_step`` steps on ``data`` were."""
+    config = spec.config
+    configure_process(config)
+    from genrec.learning.sft.batches import Epochs
+
+    settings, accelerator = config.learning.sft, make_accelerator(config)
+    before, examples = (
+        sft.make_examples(where, settings.example_format, config.data.max_history) for where in (data, spec.data)
+    )
+    steps, more = (Epochs(one, settings.batch_size, config.seed).steps for one in (before, examples))
+    options = {"validate": None, "last_step": max(1, round(best_step * more / steps))}
+    sft.learn(spec, sft.SftParts(*spec.build()), examples, accelerator, options)

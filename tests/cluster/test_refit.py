@@ -1,0 +1,87 @@
+"""The last training before serving: on validation events too, for the chosen steps, and never on the test."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support.pipeline import made
+from support.synthetic import chain_shop, tiny_config
+
+import genrec
+from cluster import pipeline
+from genrec.baselines.train_log import train_log
+from genrec.data.refit import refit_sequences, write_refit_data
+from genrec.data.tables import SEQUENCES, read_queries, read_sequences
+from genrec.errors import InputError
+from genrec.learning.sft.trainer import SftTrainer
+
+SETTINGS = ("sid.quantizer=title", "sid.cf_weight=0", "learning.refit=true", "decode.prior=itemknn_nodes")
+
+
+def test_sequences_end_before_the_test_and_validation_becomes_training() -> None:
+    row = {"user": 0, "user_id": "a", "items": [4, 2, 7, 1, 9], "split": [0, 1, 2, 3, 2], "times": [1, 2, 3, 4, 5]}
+    untested = {"user": 1, "user_id": "b", "items": [1, 2], "split": [0, 2], "times": [1, 2]}
+    columns = {name: [one[name] for one in (row, untested)] for name in row}
+    columns |= {"events": [list("abcde"), None], "values": [None, [1.0, 2.0]]}
+    found = refit_sequences(pa.table(columns, schema=SEQUENCES))
+    assert found["items"].to_pylist() == [[4, 2, 7], [1, 2]]
+    assert found["split"].to_pylist() == [[0, 1, 1], [0, 1]]
+    assert found["times"].to_pylist() == [[1, 2, 3], [1, 2]]
+    assert found["events"].to_pylist() == [list("abc"), None] and found["values"].to_pylist() == [None, [1.0, 2.0]]
+
+
+def test_a_refitted_run_is_reported_beside_the_strict_one_and_served(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "storage", chain_shop(tmp_path / "shop"), *SETTINGS)
+    report = pipeline.run(config, "evaluate")
+    strict = pipeline.run(config.replace({"learning.refit": False}), "evaluate")["evaluate"]
+    metrics, before = (json.loads((one.path / "metrics.json").read_text()) for one in (report["evaluate"], strict))
+    assert {"refit_model", "refit_itemknn"} <= set(metrics) and not any(name.startswith("refit") for name in before)
+    for name in ("model", "baselines", "headline", "sid_path"):
+        assert metrics[name] == before[name], "the strict rows do not depend on the refit"
+    data = report["refit"].path / "data"
+    targets = {split: read_queries(data, split).num_rows for split in ("train", "valid", "test")}
+    old = {split: read_queries(report["prepare"].path, split).num_rows for split in ("train", "valid", "test")}
+    assert targets == {"train": old["train"] + old["valid"], "valid": 0, "test": old["test"]}
+    events = [len(train_log(read_sequences(one), 24).items_E) for one in (report["prepare"].path, data)]
+    assert events[1] == events[0] + old["valid"]
+    html = (report["evaluate"].path / "report.html").read_text()
+    assert "Model, trained on train + valid" in html
+    about = json.loads((report["evaluate"].path / "recommender.json").read_text())
+    assert about["parts"]["policy"] == f"refit/{report['refit'].key}"
+    assert genrec.load(tmp_path / "storage" / "runs" / "tiny").recommend(["i3", "i4", "i5"], k=3)[0].id == "i6"
+
+
+def test_a_killed_refit_ends_with_the_weights_of_one_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = chain_shop(tmp_path / "shop")
+    whole, killed = (tiny_config(tmp_path / name, shop, *SETTINGS) for name in ("whole", "killed"))
+    expected = (made(whole, "refit").path / "policy.safetensors").read_bytes()
+    made(killed, "sft")
+    step = SftTrainer._step
+
+    def dies(self: SftTrainer, number: int) -> dict[str, float]:
+        if number == 5:
+            raise KeyboardInterrupt
+        return step(self, number)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SftTrainer, "_step", dies)
+        made(killed, "refit")
+    assert (made(killed, "refit").path / "policy.safetensors").read_bytes() == expected
+
+
+def test_without_validation_events_or_with_tasks_it_is_refused(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "storage", chain_shop(tmp_path / "shop"), *SETTINGS)
+    prepared = made(config, "prepare").path
+    for part in (prepared / "queries" / "valid").iterdir():
+        part.unlink()
+    pq.write_table(read_queries(prepared, "test").slice(0, 0), prepared / "queries" / "valid" / "part-00000.parquet")
+    with pytest.raises(InputError, match=r"learning\.refit=false"):
+        write_refit_data(prepared, tmp_path / "refit")
+    learned = {"learning.sft.example_format": "tasks", "learning.tasks.semantic_recovery.weight": 1.0}
+    tasks = config.replace({**learned, "policy.tokenizer": "bytes", "policy.arch": "qwen3"})
+    with pytest.raises(InputError, match=r"learning\.refit=true trains next items alone"):
+        pipeline.STAGES["refit"].plan(pipeline.StageRun(tasks, {}))
