@@ -2,7 +2,8 @@
 
 ``bench.items`` items are taken out of the catalogue, the log and all histories; SIDs are assigned to the others and a
 policy is trained on them. Then the same policy answers the test queries, with the same histories, three times: from
-the catalogue as assigned, with the held-out items at their nearest free SIDs, and with them at random ones.
+the catalogue as assigned, with the held-out items at their nearest free SIDs, and with them at random ones; each time
+alone, and with ItemKNN on the nodes.
 Everything lies under ``<storage>/bench/insert``, artifact by artifact, so a killed run continues.
 """
 
@@ -30,12 +31,15 @@ if TYPE_CHECKING:
 
 DIRECTORY = "insert"
 NEEDS = ("prepare", "embed")
+PRIOR_WEIGHT = 1.0
+"""Of ItemKNN, untuned, in the answers whose names end in ``_itemknn``."""
+
 REDUCED = {"prepare": "data", "embed": "vectors"}
 """Where the reduced data lie that stand for the artifacts of these stages."""
 
 
 def run(config: Config, artifacts: Mapping[str, Artifact]) -> Bench:
-    """HR of the queries for held-out items, and of the others, before and after the insert; without any prior.
+    """HR of the queries for held-out items, and of the others, before and after the insert; also with ItemKNN.
 
     Raises:
         InputError: published SIDs, which cannot place a new item, or more held-out items than half.
@@ -83,9 +87,10 @@ class PrecomputedEncoder:
 
 
 def _measure(config: Config, reduced: Path, assigned: Path, policy: Path, out: Path) -> Mapping[str, Any]:
+    from genrec.baselines.itemknn import KnnSettings
     from genrec.baselines.train_log import train_log
     from genrec.data.tables import read_queries, read_sequences
-    from genrec.inference.batch import own_answering
+    from genrec.inference.batch import KnnPrior, own_answering
     from genrec.sid.catalog import Catalog
 
     catalog, nearest = Catalog.load(assigned), _insert_nearest(config, reduced, assigned, out)
@@ -96,21 +101,24 @@ def _measure(config: Config, reduced: Path, assigned: Path, policy: Path, out: P
         "random": _insert_random(catalog, vectors_NF, reduced, config.seed, out),
     }
     mask_seen = train_log(read_sequences(reduced / "data"), len(catalog)).repeat_share == 0.0
-    ranked = {
-        name: predict(
+    own = own_answering(config)
+    ways = {"": own, "_itemknn": replace(own, prior_weight=PRIOR_WEIGHT)}
+    ranked: dict[str, IntArray] = {}
+    for name, path in catalogs.items():
+        answers = predict(
             config,
             reduced / "asked",
             path,
             policy,
             out / "answers" / name,
-            {"own": own_answering(config)},
+            {f"own{way}": answering for way, answering in ways.items()},
             mask_seen=mask_seen,
+            prior=KnnPrior(KnnSettings(), mask_seen),
             label=name,
-        )["own"]
-        for name, path in catalogs.items()
-    }
+        )
+        ranked |= {f"{name}{way}": answers[f"own{way}"].items_QK for way in ways}
     targets_Q = read_queries(reduced / "asked", "test")["target"].to_numpy().astype("int64")
-    return figures({name: beams.items_QK for name, beams in ranked.items()}, targets_Q, len(catalog), config)
+    return figures(ranked, targets_Q, len(catalog), config)
 
 
 def _insert_nearest(config: Config, reduced: Path, assigned: Path, out: Path) -> Path:

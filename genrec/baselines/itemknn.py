@@ -13,6 +13,7 @@ with n_i the train events of item i. The diagonal of S is what recommends an ite
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,6 +74,26 @@ class ItemKNN:
         self.similarity_NN = keep_largest(_similarity(pairs, settings), settings.neighbours)
         popularity_N = np.log1p(pairs.counts_N)
         self.backoff_N = settings.popularity * popularity_N / max(1.0, float(popularity_N.max()))
+
+    def grown(self, items: int, near_MX: IntArray | None) -> ItemKNN:
+        """The same for a catalogue of ``items`` items, of which the last M are new.
+
+        A new item is scored, and counts in a history, as the mean of the X known items that are most like it
+        (similarity of texts times co-occurrence, as in STAR, Lee et al. 2024, 2410.16458): ``near_MX``. Without these
+        it neither gets a score nor gives any.
+        """
+        known = len(self.backoff_N)
+        if items == known:
+            return self
+        near_MX = np.zeros((items - known, 0), dtype=np.int64) if near_MX is None else near_MX
+        new_MX = np.broadcast_to(np.arange(known, items)[:, None], near_MX.shape)
+        rows_E, columns_E = (np.concatenate([np.arange(known), new.ravel()]) for new in (new_MX, near_MX))
+        values_E = np.concatenate([np.ones(known), np.full(near_MX.size, 1 / max(1, near_MX.shape[1]))])
+        like_NK = csr(values_E, rows_E, columns_E, (items, known))
+        other = copy(self)
+        other.similarity_NN = (like_NK @ self.similarity_NN @ like_NK.T).tocsr()
+        other.backoff_N = like_NK @ self.backoff_N
+        return other
 
     def scores(self, recent_QH: IntArray) -> Sparse:
         """Scores (Q, N), sparse, without the popularity term: what a prior for a policy is made from.

@@ -66,9 +66,9 @@ def hold_out(data: Path, held: Ints, out: Path) -> dict[str, Any]:
             f"without {len(held)} items, {counts['train']} train and {counts['valid']} valid queries are left; "
             "hold out fewer items (bench.items)"
         )
-    write_parquet(
-        _sequences(read_sequences(data), row_of_item_N, kept), out / "data" / "sequences" / "part-00000.parquet"
-    )
+    sequences = _sequences(read_sequences(data), row_of_item_N, kept)
+    for part in ("data", "asked"):
+        write_parquet(sequences, out / part / "sequences" / "part-00000.parquet")
     write_parquet(ordered.slice(kept), out / "held.parquet")
     write_json(counts, out / "data" / "stats.json")
     write_parquet(ordered.slice(0, kept), out / "data" / "items.parquet")

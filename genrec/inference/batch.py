@@ -20,7 +20,7 @@ from genrec.baselines.train_log import recent_history, train_log
 from genrec.config import Config
 from genrec.data.files import write_parquet
 from genrec.data.tables import read_queries, read_sequences
-from genrec.inference.prior import RankedItems
+from genrec.inference.prior import RankedItems, grown_knn
 from genrec.metrics import IntArray
 from genrec.policy.backbone import load
 from genrec.policy.decoding.beam import HEAD_WEIGHT, Beams, beam, head_log_probabilities
@@ -46,9 +46,10 @@ class KnnPrior:
     settings: KnnSettings
     mask_seen: bool
 
-    def scorer(self, data: Path, n_items: int) -> Callable[[IntArray], Sparse]:
+    def scorer(self, data: Path, catalog: Catalog) -> Callable[[IntArray], Sparse]:
         """Fit ItemKNN on the train log in ``data``; returns the function from histories (Q, H) to scores (Q, N)."""
-        knn = ItemKNN(Pairs(train_log(read_sequences(data), n_items)), self.settings)
+        knn = ItemKNN(Pairs(train_log(read_sequences(data), catalog.assigned)), self.settings)
+        knn = grown_knn(knn, catalog)
         if not self.mask_seen:
             return knn.scores
         return lambda recent_QH: mask_seen_items(knn.scores(recent_QH), recent_QH)
@@ -147,7 +148,7 @@ class BatchPredictor:
         self._trie = self._catalog.trie.to(self._device)
         self._queries = read_queries(spec.data, spec.split)
         uses_prior = any(way.prior_weight for way in spec.answerings.values())
-        self._scorer = spec.prior.scorer(spec.data, len(self._catalog)) if spec.prior and uses_prior else None
+        self._scorer = spec.prior.scorer(spec.data, self._catalog) if spec.prior and uses_prior else None
 
     def __call__(self, shard: int) -> dict[str, int]:
         """Predict shard ``shard``, write its files, and return the number of queries."""

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from genrec.baselines.itemknn import ItemKNN
+from genrec.inference.prior import grown_knn
 from genrec.policy.decoding.request_constraints import ItemAttributes, read_item_attributes
 from genrec.policy.decoding.trie_masks import TrieMaskCache
 from genrec.policy.prompts import Prompts
@@ -29,15 +31,19 @@ class CatalogView:
     rows: dict[str, int]
     attributes: ItemAttributes
     masks: TrieMaskCache
+    knn: ItemKNN | None = None
 
     @classmethod
-    def read(cls, path: Path, items: pa.Table, prompts: Prompts, digest: str) -> CatalogView:
+    def read(
+        cls, path: Path, items: pa.Table, prompts: Prompts, digest: str, knn: ItemKNN | None = None
+    ) -> CatalogView:
         """The catalogue in the directory ``path``.
 
         Args:
             items: the item table of the assigned catalogue; items inserted later are read from ``path``.
             prompts: of the policy.
             digest: of the catalogue that the policy was trained for.
+            knn: of the assigned catalogue; the view has it for its own.
 
         Raises:
             InputError: no readable catalogue, or one that did not grow from the catalogue of the policy.
@@ -54,4 +60,5 @@ class CatalogView:
             rows,
             read_item_attributes(items, added, rows),
             TrieMaskCache(catalog.trie),
+            None if knn is None else grown_knn(knn, catalog),
         )

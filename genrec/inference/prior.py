@@ -15,9 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from genrec.baselines.itemknn import ItemKNN
 from genrec.baselines.sparse import Sparse, csr, row_of_entry, top_columns, values_at
 from genrec.errors import InputError
 from genrec.metrics import FloatArray, IntArray, means, per_query
+from genrec.sid.catalog import Catalog
 
 WEIGHTS = tuple(round(0.1 * step, 1) for step in range(11))
 POWERS = (0.5, 1.0, 1.5, 2.0)
@@ -71,6 +73,12 @@ class RankedItems:
             np.concatenate([self.items_QK, other.items_QK], axis=1),
             np.concatenate([self.logp_QK, other.logp_QK], axis=1),
         )
+
+
+def grown_knn(knn: ItemKNN, catalog: Catalog) -> ItemKNN:
+    """``knn`` of the assigned catalogue for ``catalog``, which may have grown from it."""
+    near_MX = catalog.nearest_assigned
+    return knn.grown(len(catalog), None if near_MX is None else near_MX.numpy())
 
 
 @dataclass(frozen=True)

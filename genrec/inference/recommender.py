@@ -90,12 +90,12 @@ class Recommender:
         self._digest = catalog.digest
         cache_bytes = config.decode.prompt_cache_mb * 2**20
         self._prompt_cache = PromptCache(self._policy, cache_bytes) if cache_bytes else None
-        self._view = self._read_view(self._current())
         self._chat_lock = threading.Lock()  # a tokenizer changes its own state at each call
         self._knn: ItemKNN | None = None
         if run.prior.weight and run.prior.settings is not None:
             log = train_log(read_sequences(run.data), self._items.num_rows)
             self._knn = ItemKNN(Pairs(log), run.prior.settings)
+        self._view = self._read_view(self._current())
 
     def recommend(
         self, history: Iterable[str], k: int = 10, constraint: Constraint | None = None
@@ -202,7 +202,7 @@ class Recommender:
         return assigned if self._live is None else catalog_updates.current(assigned, self._live)
 
     def _read_view(self, path: Path) -> CatalogView:
-        view = CatalogView.read(path, self._items, self._prompts, self._digest)
+        view = CatalogView.read(path, self._items, self._prompts, self._digest, self._knn)
         if self._policy.items is not None:  # Before any request can name an item of the new catalogue.
             self._policy.items.set_catalog(view.catalog, self._prompts.sids)
         return view
@@ -255,9 +255,11 @@ class Recommender:
 
     def _prior_scores(self, view: CatalogView, recent_1H: IntArray) -> Sparse | None:
         """ItemKNN's scores (1, N) over the view's catalogue; None where the run has no prior."""
-        if self._knn is None:
+        if view.knn is None:
             return None
-        scores = _catalog_scores(self._knn, view, recent_1H)
+        scores, removed = view.knn.scores(recent_1H), view.catalog.removed
+        if removed:
+            scores = mask_seen_items(scores, np.array([removed]))
         return mask_seen_items(scores, recent_1H) if self._run.mask_seen else scores
 
 
@@ -274,15 +276,6 @@ def _is_message(turn: object) -> bool:
     if not isinstance(role, str) or role not in ROLES or not isinstance(content, str):
         return False
     return not any(0xD800 <= ord(character) < 0xE000 for character in content)
-
-
-def _catalog_scores(knn: ItemKNN, view: CatalogView, recent_QH: IntArray) -> Sparse:
-    """ItemKNN's scores (Q, N) over the view's catalogue: inserted items neither give nor get any, removed get none."""
-    known = knn.similarity_NN.shape[0]
-    scores = knn.scores(np.where(recent_QH < known, recent_QH, -1))
-    scores.resize((len(recent_QH), len(view.ids)))
-    removed = view.catalog.removed
-    return mask_seen_items(scores, np.tile(removed, (len(recent_QH), 1))) if removed else scores
 
 
 def load(run: str | Path, *, live: bool = True) -> Recommender:

@@ -31,7 +31,6 @@ from genrec.config import Items, PolicyConfig
 from genrec.errors import InputError
 from genrec.policy.prompts import ITEM_TOKEN, ItemTokens, SidTokens
 from genrec.sid.catalog import Catalog
-from genrec.sid.vectors import nearest_rows
 
 FULL_SOFTMAX = 20_000
 """Most items whose logits are all computed in training; beyond, ``policy.items.negatives`` of them are drawn."""
@@ -139,7 +138,7 @@ class ItemRows(nn.Module):
         present_N = torch.ones(len(catalog), dtype=torch.bool)
         present_N[list(catalog.removed)] = False
         vectors_NF = None if self.content is None else catalog.vectors_NF
-        known = Known(sids.tokens(catalog.codes_NL), present_N, vectors_NF, _nearest(catalog, self._items))
+        known = Known(sids.tokens(catalog.codes_NL), present_N, vectors_NF, catalog.nearest_assigned)
         device = next(self.parameters()).device
         # One assignment, so that requests of other threads see one catalogue or the other.
         self._known = known.moved(lambda tensor: tensor.to(device))
@@ -310,14 +309,6 @@ def _rows(table: nn.Embedding, items_x: Tensor, near_MX: Tensor | None) -> Tenso
         return rows_xd
     near_xX = near_MX[(items_x - trained).clamp(min=0)]
     return rows_xd + table(near_xX).mean(-2) * is_new_x[..., None]
-
-
-def _nearest(catalog: Catalog, trained: int) -> Tensor | None:
-    """The trained items (M, 10) whose vectors are nearest to each inserted item's; None without vectors or inserts."""
-    if len(catalog) == trained or catalog.vectors_NF is None:
-        return None
-    vectors_NF = catalog.vectors_NF.float().numpy()
-    return torch.from_numpy(nearest_rows(vectors_NF[:trained], vectors_NF[trained:]))
 
 
 def _require_memory(items: int, dims: int, tables: int) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from genrec.data.files import write_atomically, write_json
 from genrec.errors import InputError
 from genrec.sid.trie import Trie
+from genrec.sid.vectors import nearest_rows
 from genrec.types import Codes
 
 VECTORS = "vectors.safetensors"
@@ -51,6 +52,14 @@ class Catalog:
     def assigned(self) -> int:
         """Number of items before any insert, which are those that policies are trained on."""
         return self.grown_from[0] if self.grown_from else len(self)
+
+    @cached_property
+    def nearest_assigned(self) -> Tensor | None:
+        """The assigned items (M, ≤ 10) with the vectors nearest to each inserted one's; None without any."""
+        if len(self) == self.assigned or self.vectors_NF is None:
+            return None
+        vectors_NF = self.vectors_NF.float().numpy()
+        return torch.from_numpy(nearest_rows(vectors_NF[: self.assigned], vectors_NF[self.assigned :]))
 
     @property
     def levels(self) -> int:

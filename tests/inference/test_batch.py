@@ -58,7 +58,7 @@ def whole(spec: PredictionSpec, prior: KnnPrior | None = None, head_weight: floa
     queries = read_queries(spec.data, spec.split)
     nodes = None
     if prior is not None:
-        scores = prior.scorer(spec.data, 24)(recent_history(queries, 5))
+        scores = prior.scorer(spec.data, Catalog.load(spec.catalog))(recent_history(queries, 5))
         nodes = make_node_prior(catalog.trie, catalog.codes_NL, scores, WEIGHT)
     inputs = prompts.encode(queries["history"].to_pylist())
     found = beam(policy.eval(), *inputs, catalog.trie, WIDTH, prior=nodes, head_weight=head_weight)
