@@ -73,6 +73,7 @@ def measure(config: Config, size: DecodeSize, device: str = "cpu") -> Bench:
             if place == 0:
                 _scoring(setup, bench)
                 _prompt_cache(setup, bench)
+                _item_head(setup, bench)
     return bench
 
 
@@ -89,7 +90,7 @@ class _DecodeSetup:
         self.catalog = random_catalog(size.items, self.generator)
         self.trie = self.catalog.trie.to(device)
         dtype = "float32" if device == "cpu" else "bfloat16"
-        shape = PolicyConfig(
+        self.shape = PolicyConfig(
             arch="qwen3",
             hidden=size.hidden,
             layers=size.layers,
@@ -98,7 +99,7 @@ class _DecodeSetup:
             dtype=dtype,
             items=WITHOUT_ROWS,
         )
-        self.policy, self.prompts = build(shape, self.catalog, max_history=history, seed=config.seed)
+        self.policy, self.prompts = build(self.shape, self.catalog, max_history=history, seed=config.seed)
         self.policy.eval().to(device)
         shape_BH = (size.batch, history)
         self.histories: list[list[int]] = torch.randint(size.items, shape_BH, generator=self.generator).tolist()
@@ -244,3 +245,35 @@ def _prompt_cache(setup: _DecodeSetup, bench: Bench) -> None:
         found["whole"].append(timed(lambda: request(setup.histories, None)))
         found["cached"].append(timed(lambda known=cache: request(setup.histories, known)))
     bench.ratios[f"prompt_cache{setup.suffix}"] = ratio(found["whole"][1:], found["cached"][1:])
+
+
+def _item_head(setup: _DecodeSetup, bench: Bench) -> None:
+    """The search of a policy with rows of items, guided by its head, compared with that of one without.
+
+    ``item``: an item of the history is one position; ``codes``: its codes. Seconds and bytes of keys and values are of
+    the whole batch.
+    """
+    from genrec.policy.backbone import build
+    from genrec.policy.decoding.beam import HEAD_WEIGHT, beam
+    from genrec.policy.decoding.prompt_cache import prefill
+
+    device = setup.policy.device
+    policies = {"without": (setup.policy, setup.prompts)}
+    for form in ("item", "codes"):
+        shape = setup.shape.replace({"items.tokens": form, "items.input": "own", "items.head": True})
+        policy, prompts = build(shape, setup.catalog, max_history=len(setup.histories[0]), seed=0)
+        policies[form] = (policy.eval().to(device), prompts)
+    work: dict[str, Callable[[], object]] = {}
+    for name, (policy, prompts) in policies.items():
+        tokens_BP, mask_BP = (part.to(device) for part in prompts.encode(setup.histories))
+        weight = HEAD_WEIGHT if policy.item_head is not None else 0.0
+        work[name] = partial(beam, policy, tokens_BP, mask_BP, setup.trie, setup.width, head_weight=weight)
+        cache: Any = prefill(policy, tokens_BP, mask_BP).cache
+        used = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+        bench.figures[f"prompt_kv_mb_{name}{setup.suffix}"] = used / 2**20
+    seconds = interleaved_timings(work, setup.size.rounds)
+    queries = len(setup.histories)
+    for name, values in seconds.items():
+        bench.figures[f"ms_per_query_{name}{setup.suffix}"] = 1000 * statistics.median(values) / queries
+        if name != "without":
+            bench.ratios[f"item_head_{name}_over_without{setup.suffix}"] = ratio(values, seconds["without"])

@@ -136,7 +136,7 @@ def test_no_class_name_is_used_twice() -> None:
 
 
 # A stage's file has the name of its stage: in cluster/stages what runs it, in workflows its verb, below the method.
-STAGE_NAMES = {"prepare", "embed", "assign", "sft", "grpo", "tune", "evaluate"}
+STAGE_NAMES = {"prepare", "embed", "assign", "sft", "grpo", "tune", "refit", "evaluate"}
 SAME_IN_ROOMS = {"stages", "losses", "rewards", "tasks", "decode", "trainer", "context", "generate", "batch", "bench"}
 
 

@@ -30,7 +30,7 @@ P = ParamSpec("P")
 Rows = Sequence[tuple[str, str]]
 
 LAST_STAGE = {
-    **{stage: stage for stage in ("prepare", "embed", "assign", "sft", "grpo", "tune", "evaluate")},
+    **{stage: stage for stage in ("prepare", "embed", "assign", "sft", "grpo", "tune", "refit", "evaluate")},
     "full": "evaluate",
 }
 """The verbs that run the pipeline, and the stage that each runs it to."""

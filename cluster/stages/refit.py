@@ -29,9 +29,8 @@ def plan(run: StageRun) -> Plan:
             "learning.refit=true trains next items alone, and the config learns tasks or stages; set "
             "learning.refit=false"
         )
-    return Plan(
-        sft.plan(run).settings, partial(_train, run.config, run.path("prepare"), run.path("assign"), run.path("sft"))
-    )
+    # All that the result depends on is in the key of the policy that stage "sft" made.
+    return Plan({}, partial(_train, run.config, run.path("prepare"), run.path("assign"), run.path("sft")))
 
 
 def _train(config: Config, data: Path, catalog: Path, chosen: Path, out: Path) -> Mapping[str, Any]:

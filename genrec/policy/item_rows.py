@@ -52,6 +52,10 @@ DECAY_START = 0.4
 """γ before the training."""
 
 
+NEW_ITEMS = 0.5
+"""How far the head's row of an inserted item is stretched: 0, the mean of its neighbours' rows; 1, of length 1."""
+
+
 class SoftTargets(NamedTuple):
     """Distributions over items that the head learns beside its targets: Σ_e share_e = 1 over the entries of each row.
 
@@ -247,12 +251,25 @@ class ItemRows(nn.Module):
     def _logits(self, hidden_xD: Tensor) -> Tensor:
         """Logits (…, N) of all items in float32, -inf at removed ones."""
         known, head, asked_xd = self._known, cast("nn.Embedding", self.head), self._asked(hidden_xD)
-        logits_xN = F.linear(asked_xd, self._compared(head.weight))
-        inserted_M = torch.arange(self._items, len(known.tokens_NL), device=logits_xN.device)
-        if len(inserted_M):
-            inserted_Md = self._compared(_rows(head, inserted_M, known.near_MX))
-            logits_xN = torch.cat([logits_xN, F.linear(asked_xd, inserted_Md)], -1)
+        rows_Nd = self._compared(head.weight)
+        if inserted := len(known.tokens_NL) - self._items:
+            rows_Nd = torch.cat([rows_Nd, self._new_rows(rows_Nd, inserted)])
+        logits_xN = F.linear(asked_xd, rows_Nd)
         return logits_xN.float().masked_fill(~known.present_N, -torch.inf)
+
+    def _new_rows(self, rows_Nd: Tensor, inserted: int) -> Tensor:
+        """The head's rows (M, d) of inserted items, from the compared rows of the trained ones.
+
+        Their mean m gives the mean of the neighbours' logits, too little for an item that is like them; m / |m| has
+        larger cosines than most trained rows, and takes the places of other items. Between them lies m / |m|^½.
+        """
+        near_MX = self._known.near_MX
+        if near_MX is None:
+            return rows_Nd.new_zeros(inserted, rows_Nd.shape[1])
+        mean_Md = rows_Nd[near_MX].mean(-2)
+        if self.log_scale is None:
+            return mean_Md
+        return mean_Md * mean_Md.norm(dim=-1, keepdim=True).clamp(min=1e-6) ** -NEW_ITEMS
 
     def _means(self, input_BId: Tensor) -> Tensor:
         """m (B, I, d) of the module's formula, from the rows of the items of each history, oldest first."""

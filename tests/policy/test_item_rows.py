@@ -137,9 +137,10 @@ def test_an_inserted_item_is_known_by_its_vector_and_changes_no_other() -> None:
     assert not torch.allclose(both[0], both[1])
     assert rows.own is not None and rows.own.num_embeddings == 40 and rows.head is not None
     near = torch.nn.functional.cosine_similarity(grown.vectors_NF[:40].float(), grown.vectors_NF[50].float(), dim=-1)
-    expected_d = rows.head(near.topk(10).indices).mean(0)
+    mean_d = rows._compared(rows.head(near.topk(10).indices)).mean(0)
+    expected_d = mean_d / mean_d.norm() ** item_rows.NEW_ITEMS
     found_BN = rows._logits(state_BD)
-    torch.testing.assert_close(found_BN[:, 50], rows._asked(state_BD) @ rows._compared(expected_d))
+    torch.testing.assert_close(found_BN[:, 50], rows._asked(state_BD) @ expected_d)
     torch.testing.assert_close(rows.log_probabilities(state_BD), after_BN)
     rows.set_catalog(CATALOG, prompts.sids)
     torch.testing.assert_close(rows.log_probabilities(state_BD), before_BN)

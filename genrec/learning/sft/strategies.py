@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -195,11 +196,21 @@ class ZeroStrategy:
     def restore(self, moments: Mapping[str, Tensor], step: int) -> None:
         """See ``Strategy``."""
         self._reset_moments(step)
-        write = self._deepspeed.utils.safe_set_full_optimizer_state
         for name, parameter in self._policy.trainable().items():
             for moment in MOMENTS:
                 if (value := moments.get(f"{name}/{moment}")) is not None:
-                    write(parameter, value.to(self._policy.device), moment)
+                    self._write(parameter, value.to(self._policy.device), moment)
+
+    def _write(self, parameter: Any, value: Tensor, moment: str) -> None:
+        """Set a moment of a parameter; ZeRO-3 wants this worker's part of it, the last ones padded."""
+        write = self._deepspeed.utils
+        if not hasattr(parameter, "ds_id"):
+            write.safe_set_full_optimizer_state(parameter, value, moment)
+            return
+        size, group = parameter.ds_tensor.numel(), parameter.ds_process_group
+        rank, world = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
+        padded = F.pad(value.flatten(), (0, size * world - value.numel()))
+        write.safe_set_local_optimizer_state(parameter, padded[rank * size : (rank + 1) * size], moment)
 
     def close(self) -> None:
         """See ``Strategy``; sharded weights remain sharded."""
