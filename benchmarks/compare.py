@@ -138,7 +138,7 @@ def _score(config: Config, data: Path, catalog: Path, policy: Path, out: Path) -
     items = read_items(data)
     log = train_log(read_sequences(data), items.num_rows)
     ways = {"own": own_answering(config)}
-    beams = predict(config, data, catalog, policy, out / "answers", ways, mask_seen=log.repeat_share == 0.0)["own"]
+    beams = predict(config, data, catalog, policy, out / "answers", ways, mask_seen=log.mask_seen)["own"]
     targets_Q = read_queries(data, "test")["target"].to_numpy().astype("int64")
     ranks_Q, bucket_N = target_ranks(beams.items_QK, targets_Q), popularity_bucket(log.counts_N)
     values = per_query(ranks_Q, (10, 50))

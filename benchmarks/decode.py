@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness import WITHOUT_ROWS, Bench, interleaved_timings, random_catalog, ratio, timed
 from cluster.artifacts import Artifact
-from genrec.config import Config, PolicyConfig
+from genrec.config import Config, Items, PolicyConfig
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
@@ -170,7 +170,7 @@ def _catalogue_and_memory(setup: _DecodeSetup, bench: Bench) -> None:
     bench.ratios[f"catalogue_1m_over_4k{setup.suffix}"] = ratio(seconds["many"], seconds["crowded"])
     bench.ratios[f"crowded_over_sparse{setup.suffix}"] = ratio(seconds["crowded"], seconds["few"])
     cache = _cache_of(setup)
-    used = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    used = _kv_bytes(cache)
     first = cache.layers[0]
     per_token = (first.keys.nbytes + first.values.nbytes) // first.keys.shape[2] * len(cache.layers)
     bench.ratios[f"kv_over_bound{setup.suffix}"] = used / (per_token * (setup.length + setup.width * setup.trie.depth))
@@ -189,6 +189,11 @@ def _cache_of(setup: _DecodeSetup) -> Any:
     setup.beam()
     setup.policy.new_cache = new_cache
     return caches[0]
+
+
+def _kv_bytes(cache: Any) -> int:
+    """Bytes of the keys and values in a cache."""
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
 
 def _crowded_catalog(items: int) -> Catalog:
@@ -260,7 +265,7 @@ def _item_head(setup: _DecodeSetup, bench: Bench) -> None:
     device = setup.policy.device
     policies = {"without": (setup.policy, setup.prompts)}
     for form in ("item", "codes"):
-        shape = setup.shape.replace({"items.tokens": form, "items.input": "own", "items.head": True})
+        shape = setup.shape.replace(items=Items().replace(tokens=form))
         policy, prompts = build(shape, setup.catalog, max_history=len(setup.histories[0]), seed=0)
         policies[form] = (policy.eval().to(device), prompts)
     work: dict[str, Callable[[], object]] = {}
@@ -268,8 +273,7 @@ def _item_head(setup: _DecodeSetup, bench: Bench) -> None:
         tokens_BP, mask_BP = (part.to(device) for part in prompts.encode(setup.histories))
         weight = HEAD_WEIGHT if policy.item_head is not None else 0.0
         work[name] = partial(beam, policy, tokens_BP, mask_BP, setup.trie, setup.width, head_weight=weight)
-        cache: Any = prefill(policy, tokens_BP, mask_BP).cache
-        used = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+        used = _kv_bytes(prefill(policy, tokens_BP, mask_BP).cache)
         bench.figures[f"prompt_kv_mb_{name}{setup.suffix}"] = used / 2**20
     seconds = interleaved_timings(work, setup.size.rounds)
     queries = len(setup.histories)

@@ -3,7 +3,7 @@
 ``bench.items`` items are taken out of the catalogue, the log and all histories; SIDs are assigned to the others and a
 policy is trained on them. Then the same policy answers the test queries, with the same histories, three times: from
 the catalogue as assigned, with the held-out items at their nearest free SIDs, and with them at random ones; each time
-alone, and with ItemKNN on the nodes.
+alone, and with ItemKNN, untuned, on the nodes (``_itemknn``).
 Everything lies under ``<storage>/bench/insert``, artifact by artifact, so a killed run continues.
 """
 
@@ -19,6 +19,7 @@ from benchmarks.harness import Bench, in_process
 from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.batch_inference import predict
 from cluster.pipeline import run_stage
+from cluster.policy_predictor import PRIOR_WEIGHT
 from genrec.config import Config
 from genrec.errors import InputError
 
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 
 DIRECTORY = "insert"
 NEEDS = ("prepare", "embed")
-PRIOR_WEIGHT = 1.0
-"""Of ItemKNN, untuned, in the answers whose names end in ``_itemknn``."""
-
 REDUCED = {"prepare": "data", "embed": "vectors"}
 """Where the reduced data lie that stand for the artifacts of these stages."""
 
@@ -100,7 +98,7 @@ def _measure(config: Config, reduced: Path, assigned: Path, policy: Path, out: P
         "nearest": nearest,
         "random": _insert_random(catalog, vectors_NF, reduced, config.seed, out),
     }
-    mask_seen = train_log(read_sequences(reduced / "data"), len(catalog)).repeat_share == 0.0
+    mask_seen = train_log(read_sequences(reduced / "data"), len(catalog)).mask_seen
     own = own_answering(config)
     ways = {"": own, "_itemknn": replace(own, prior_weight=PRIOR_WEIGHT)}
     ranked: dict[str, IntArray] = {}

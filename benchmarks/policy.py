@@ -28,9 +28,8 @@ LOG = logging.getLogger(__name__)
 DIRECTORY = "policy"
 NEEDS = ("prepare", "assign")
 
-WHOLE: Mapping[str, Any] = {}
 PARTS: Mapping[str, Mapping[str, Any]] = {
-    "whole": WHOLE,
+    "whole": {},
     "without_rows": {"policy.items": WITHOUT_ROWS},
     "without_input": {"policy.items.input": "none"},
     "without_mean": {"policy.items.mean": False},
@@ -77,6 +76,7 @@ def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
 def _score(config: Config, inputs: Mapping[str, Artifact], test: TestData, out: Path) -> Mapping[str, Any]:
     """Metrics of each way to answer and of ItemKNN, and the paired intervals of the differences to ItemKNN."""
     from genrec.baselines.buckets import popularity_bucket
+    from genrec.baselines.ranking import rank
     from genrec.evaluation.intervals import paired
     from genrec.evaluation.slices import by_bucket, coverage
     from genrec.metrics import means, per_query, target_ranks
@@ -86,11 +86,12 @@ def _score(config: Config, inputs: Mapping[str, Artifact], test: TestData, out: 
     seconds = time.perf_counter() - started
     rankings = {name: part.items_QK for name, part in answers.parts.items()}
     rankings |= {"policy": answers.alone[answers.best].items_QK, "model": answers.model_QK}
-    rankings |= {"itemknn": test.suite.rank(test.recent_QH, config.decode.width)["itemknn"]}
+    suite, width = test.suite, config.decode.width
+    rankings["itemknn"] = rank(suite.itemknn, test.recent_QH, width, mask_seen=suite.mask_seen)
     values = {
         name: per_query(target_ranks(ranked_QK, test.targets_Q), (10, 50)) for name, ranked_QK in rankings.items()
     }
-    bucket_N = popularity_bucket(test.suite.log.counts_N)
+    bucket_N = popularity_bucket(suite.log.counts_N)
     rows: dict[str, dict[str, float]] = {}
     for name, ranked_QK in rankings.items():
         tail = by_bucket(values[name], test.targets_Q, bucket_N).get("tail", {})

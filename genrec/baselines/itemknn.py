@@ -113,6 +113,21 @@ class ItemKNN:
         return self.scores(recent_QH).toarray() + self.backoff_N
 
 
+def cross_fitted(log: TrainLog, fold_U: IntArray, folds: int) -> list[ItemKNN]:
+    """For each fold, the ItemKNN with default settings that has seen the users of the other folds alone.
+
+    A user who is scored by the one of its own fold is scored by what others did: an ItemKNN that had counted the step
+    from the user's own history to its next item would give that item away.
+
+    Args:
+        fold_U: the fold of each user, 0 … ``folds`` - 1.
+    """
+    fold_E = fold_U[log.users_E]
+    kept = (fold_E != fold for fold in range(folds))
+    others = (TrainLog(log.items_E[E], log.users_E[E], log.times_E[E], log.n_items) for E in kept)
+    return [ItemKNN(Pairs(other), KnnSettings()) for other in others]
+
+
 def _similarity(pairs: Pairs, settings: KnnSettings) -> Sparse:
     counts_NN = pairs.weighted(settings).tocoo()
     size_N = np.maximum(pairs.counts_N, 1.0)

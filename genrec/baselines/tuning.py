@@ -70,14 +70,9 @@ class BaselineSuite:
         return knn
 
     def refitted(self, sequences: pa.Table) -> BaselineSuite:
-        """The same baselines with the same settings, trained on other ``sequences`` of the same items."""
+        """ItemKNN alone, with the same settings, trained on other ``sequences`` of the same items."""
         log = train_log(sequences, self.log.n_items)
-        models: dict[str, Baseline] = {
-            "popularity": Popularity(log, self.settings["popularity"]["recent"]),
-            "transition": Transition(log),
-            "itemknn": ItemKNN(Pairs(log), self.itemknn.settings),
-        }
-        return replace(self, log=log, models=models)
+        return replace(self, log=log, models={"itemknn": ItemKNN(Pairs(log), self.itemknn.settings)})
 
     def scores(self, recent_QH: IntArray) -> Sparse:
         """ItemKNN's scores (Q, N), without those of the history's items under ``mask_seen``."""

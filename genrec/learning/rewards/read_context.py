@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from genrec.baselines.buckets import BUCKETS, popularity_bucket
-from genrec.baselines.itemknn import ItemKNN, KnnSettings, Pairs
+from genrec.baselines.itemknn import ItemKNN, cross_fitted
 from genrec.baselines.train_log import TrainLog, train_log
 from genrec.config import RewardSettings
 from genrec.data.tables import read_items, read_queries, read_sequences
@@ -79,10 +79,7 @@ class Neighbours:
 
 
 def _neighbours(sequences: pa.Table, log: TrainLog) -> Neighbours:
-    fold_E = sequences["user"].to_numpy()[log.users_E] % FOLDS
-    kept = (fold_E != fold for fold in range(FOLDS))
-    others = (TrainLog(log.items_E[E], log.users_E[E], log.times_E[E], log.n_items) for E in kept)
-    return Neighbours([ItemKNN(Pairs(other), KnnSettings()) for other in others])
+    return Neighbours(cross_fitted(log, sequences["user"].to_numpy() % FOLDS, FOLDS))
 
 
 def _future_items(queries: pa.Table, terms: Collection[str], settings: RewardSettings) -> FutureItems:

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from genrec.baselines.itemknn import ItemKNN, KnnSettings, Pairs
+from genrec.baselines.itemknn import ItemKNN, cross_fitted
 from genrec.baselines.sparse import Sparse, keep_largest, mask_seen_items, row_of_entry
 from genrec.baselines.train_log import train_log
 from genrec.inference.prior import normalise
@@ -46,13 +45,7 @@ class KnnTeacher:
 
     def __init__(self, sequences: pa.Table, n_items: int, max_history: int, weight: float) -> None:
         log = train_log(sequences, n_items)
-        fold_U = user_folds(sequences["user_id"].to_pylist())
-        fold_E = fold_U[log.users_E]
-        self._by_fold = list[ItemKNN]()
-        for fold in range(FOLDS):
-            others_E = fold_E != fold
-            columns = {name: getattr(log, name)[others_E] for name in ("items_E", "users_E", "times_E")}
-            self._by_fold.append(ItemKNN(Pairs(replace(log, **columns)), KnnSettings()))
+        self._by_fold = cross_fitted(log, user_folds(sequences["user_id"].to_pylist()), FOLDS)
         self._mask_seen, self._max_history, self._weight = log.mask_seen, max_history, weight
 
     def __call__(self, batch: Dense | Rows) -> SoftTargets:

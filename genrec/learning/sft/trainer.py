@@ -160,7 +160,7 @@ class SftTrainer:
 
     def _is_validation_step(self, step: int) -> bool:
         every = self._settings.eval_steps or self._settings.eval_every * self._epochs.steps
-        return step % every == 0 or step == self._last_step
+        return step == self._last_step or (self._validate is not None and step % every == 0)
 
     def _validated(self) -> dict[str, float]:
         """Validate the policy, or the average of its weights, and update the best version; returns the metrics."""
