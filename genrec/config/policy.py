@@ -59,13 +59,16 @@ class PolicyConfig(Section):
     hidden: PositiveInt = 192
     layers: PositiveInt = 3
     heads: PositiveInt = 6
-    dropout: float = Field(
-        default=0.3, ge=0, lt=1, description="scratch: embeddings, attention, residuals (qwen3: attention)"
-    )
+    dropout: float = Field(default=0.3, ge=0, lt=1, description="scratch: of embeddings, attention and residuals")
     tokenizer: Literal["none", "bytes"] = Field(
         default="none", description="scratch: semantic IDs alone, or with the bytes of text, for tasks and chat (qwen3)"
     )
     path: UserPath = Field(default="smollm2", description="pretrained: 'smollm2' (packaged), or a model name or path")
+    prompt: Literal["question", "sequence"] = Field(
+        default="question",
+        description="pretrained: the history stands in a question, or it is the model's own answer, which goes on: "
+        "then example_format=dense learns all items of a sequence in one pass",
+    )
     finetuning: Literal["full", "lora", "qlora"] = Field(
         default="lora", description="pretrained: train all of it, adapters, or adapters on 4-bit weights"
     )

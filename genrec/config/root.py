@@ -61,8 +61,10 @@ class Config(Section):
         unknown = sorted(set(self.tune.space) - set(self.rewards.weights()))
         sid = self.sid
         wrong = {
-            "learning.sft.example_format=dense is for scratch policies; a pretrained one needs rows": dense
-            and pretrained,
+            "learning.sft.example_format=dense needs policy.prompt=sequence for a pretrained policy, since no question "
+            "can follow each item of a history; take that, or rows": dense
+            and pretrained
+            and self.policy.prompt == "question",
             **_tasks_fit(self.learning, self.policy.knows_text),
             "policy.tokenizer=bytes needs policy.arch=qwen3: conversations are longer than learned positions reach": (
                 self.policy.tokenizer == "bytes" and not pretrained and self.policy.arch != "qwen3"

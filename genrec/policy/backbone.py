@@ -17,8 +17,8 @@ from genrec.data.files import write_atomically, write_json
 from genrec.errors import InputError
 from genrec.policy.model import Policy
 from genrec.policy.pretrained import build_pretrained
-from genrec.policy.prompts import Prompts
-from genrec.policy.scratch import BOS, DENSE_WINDOW, PAD, build_scratch
+from genrec.policy.prompts import DENSE_WINDOW, Prompts
+from genrec.policy.scratch import BOS, PAD, build_scratch
 from genrec.sid.catalog import Catalog
 
 __all__ = ["BOS", "DENSE_WINDOW", "PAD", "build", "load", "save"]

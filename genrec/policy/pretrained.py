@@ -26,7 +26,7 @@ from genrec.data.model_files import LOADING, model_identity, require_model
 from genrec.errors import InputError
 from genrec.policy.item_rows import ItemRows, make_item_rows
 from genrec.policy.model import Policy
-from genrec.policy.prompts import SYSTEM, Prompts, SidTokens, instruction, sid_names, token_ids
+from genrec.policy.prompts import DENSE_WINDOW, SYSTEM, Prompts, SidTokens, instruction, sid_names, token_ids
 from genrec.policy.sid_embeddings import add_rows
 from genrec.sid.catalog import Catalog
 
@@ -61,10 +61,10 @@ def build_pretrained(
         policy = Policy(model, sids, precision=getattr(torch, settings.dtype), items=items)
     else:
         policy = _with_adapters(model, sids, settings, items)
-    prefix, suffix = instruction(tokenizer)
+    prefix, suffix = instruction(tokenizer, settings.prompt)
     pad: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     prompts = Prompts(catalog, sids, prefix, suffix, int(pad), max_history, form)
-    _require_room(model, prompts, settings.path)
+    _require_room(model, prompts, settings)
     policy.base = model_identity(settings.path, HashCache(cache / "content.json") if cache is not None else None)
     return policy, prompts
 
@@ -122,16 +122,19 @@ def _sid_rows(table: Any) -> nn.Parameter:
     return table.token_adapter.trainable_tokens_delta["default"]
 
 
-def _require_room(model: PreTrainedModel, prompts: Prompts, path: str) -> None:
-    """A prompt and its answer must fit the positions that the model knows."""
-    levels = len(prompts.sids.level_sizes)
+def _require_room(model: PreTrainedModel, prompts: Prompts, settings: PolicyConfig) -> None:
+    """A prompt and its answer must fit the positions that the model knows, and so must a window of dense training."""
+    levels, per_item = len(prompts.sids.level_sizes), len(prompts.sids.level_sizes)
     need = prompts.max_tokens + levels
+    if settings.prompt == "sequence":
+        per_item *= DENSE_WINDOW
+        need += (DENSE_WINDOW - 1) * levels * prompts.max_items
     limit, room = _context_length(model)
     if room is not None and need > room:
-        fixed = need - levels * prompts.max_items
+        fixed = need - per_item * prompts.max_items
         raise InputError(
-            f"prompts of data.max_history={prompts.max_items} items take up to {need} tokens, policy.path={path!r} "
-            f"has {limit}; data.max_history={max((room - fixed) // levels, 0)} fits"
+            f"prompts of data.max_history={prompts.max_items} items take up to {need} tokens, policy.path="
+            f"{settings.path!r} has {limit}; data.max_history={max((room - fixed) // per_item, 0)} fits"
         )
 
 

@@ -2,7 +2,8 @@
 
 A prompt is ``prefix + the history's SID tokens, oldest first + suffix``. For a policy from scratch the prefix is
 ``<bos>``; a pretrained one gets an instruction in its chat template, which is tokenised once: encoding a query is a
-table lookup.
+table lookup. The instruction asks a question about the history (``policy.prompt=question``), or the history is the
+model's own answer, which goes on (``sequence``, no suffix): then one sequence holds a target after each of its items.
 """
 
 from __future__ import annotations
@@ -22,9 +23,15 @@ from genrec.sid.catalog import Catalog
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+DENSE_WINDOW = 2
+"""Dense training reads windows of this many times ``max_history`` items, so positions reach that far."""
+
 SYSTEM = "You recommend the next item to a customer."
 BEFORE = "The customer chose these items, oldest first: "
 AFTER = "\nWhich item comes next? Answer with its semantic ID."
+
+ASK_SEQUENCE = "Which items does the customer choose, oldest first? Answer with their semantic IDs."
+"""The question that a whole history answers."""
 
 ITEM_TOKEN = 2**32
 """Token ids from here on stand for items: ``ITEM_TOKEN`` + row. Policies with ``ItemRows`` read them."""
@@ -107,7 +114,8 @@ class Prompts:
         self.sids = sids
         self.pad = pad
         self.max_items = max_items
-        self._prefix = torch.tensor(prefix, dtype=torch.long)
+        self.prefix_P = torch.tensor(prefix, dtype=torch.long)
+        """Token ids before the history, (P,)."""
         self._suffix = torch.tensor(suffix, dtype=torch.long)
         self.form: ItemTokens = form
         self.tokens_NT = item_tokens(sids, catalog.codes_NL, form)
@@ -115,13 +123,13 @@ class Prompts:
 
     def for_catalog(self, catalog: Catalog) -> Prompts:
         """The same prompts for another catalogue with equal level sizes, such as this one after an insert."""
-        ends = (self._prefix.tolist(), self._suffix.tolist())
+        ends = (self.prefix_P.tolist(), self._suffix.tolist())
         return Prompts(catalog, self.sids, *ends, self.pad, self.max_items, self.form)
 
     @property
     def max_tokens(self) -> int:
         """P, the number of tokens, of the longest possible prompt."""
-        return len(self._prefix) + len(self._suffix) + self.max_items * self.tokens_NT.shape[1]
+        return len(self.prefix_P) + len(self._suffix) + self.max_items * self.tokens_NT.shape[1]
 
     def encode(self, histories: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Left-padded prompts of item histories: rows of the catalogue, oldest first.
@@ -140,15 +148,25 @@ class Prompts:
 
     def _encode_one(self, history: Sequence[int]) -> Tensor:
         items = torch.as_tensor(history[-self.max_items :], dtype=torch.long)
-        return torch.cat([self._prefix, self.tokens_NT[items].flatten(), self._suffix])
+        return torch.cat([self.prefix_P, self.tokens_NT[items].flatten(), self._suffix])
 
 
-def instruction(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+def instruction(
+    tokenizer: PreTrainedTokenizerBase, form: Literal["question", "sequence"] = "question"
+) -> tuple[list[int], list[int]]:
     """Token ids before and after the history, in the model's chat template (plain text when it has none).
+
+    Args:
+        form: ``sequence``: none come after it.
 
     Raises:
         InputError: the template cannot be rendered, or drops the history.
     """
+    if form == "sequence":
+        asked = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": ASK_SEQUENCE}]
+        plain = f"{SYSTEM}\n{ASK_SEQUENCE}\n"
+        text = apply_template(tokenizer, asked, add_generation_prompt=True) if tokenizer.chat_template else plain
+        return token_ids(tokenizer, text), []
     history = "\x00"
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": f"{BEFORE}{history}{AFTER}"}]
     plain = f"{SYSTEM}\n{BEFORE}{history}{AFTER}\n"

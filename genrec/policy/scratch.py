@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from genrec.config import PolicyConfig
@@ -10,7 +14,7 @@ from genrec.errors import InputError
 from genrec.policy.chat.byte_tokenizer import byte_tokenizer
 from genrec.policy.item_rows import make_item_rows
 from genrec.policy.model import Policy
-from genrec.policy.prompts import Prompts, SidTokens
+from genrec.policy.prompts import DENSE_WINDOW, Prompts, SidTokens
 from genrec.sid.catalog import Catalog
 
 PAD, BOS, SPECIALS = 0, 1, 2
@@ -19,9 +23,6 @@ these, then the bytes of text (if the policy knows text), then the SID block."""
 
 TEXT_POSITIONS = 8192
 """Longest conversation in bytes; rotary positions need no table, so a large number costs nothing."""
-
-DENSE_WINDOW = 2
-"""Dense training reads windows of this many times ``max_history`` items, so positions reach that far."""
 
 
 def build_scratch(settings: PolicyConfig, catalog: Catalog, max_history: int) -> tuple[Policy, Prompts]:
@@ -66,7 +67,7 @@ def _gpt2(settings: PolicyConfig, vocabulary: int, positions: int) -> PreTrained
 
 
 def _qwen3(settings: PolicyConfig, vocabulary: int, positions: int) -> PreTrainedModel:
-    return Qwen3ForCausalLM(
+    model = Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=vocabulary,
             max_position_embeddings=positions,
@@ -83,3 +84,24 @@ def _qwen3(settings: PolicyConfig, vocabulary: int, positions: int) -> PreTraine
             pad_token_id=PAD,
         )
     )
+    _drop_where_gpt2_does(model, settings.dropout)
+    return model
+
+
+def _drop_where_gpt2_does(model: Qwen3ForCausalLM, share: float) -> None:
+    """Dropout on embeddings and on what attention and MLP add to the residual stream; Qwen3 has it in attention alone.
+
+    By hooks, which leave the names of the weights as they are.
+    """
+
+    def drop(module: nn.Module, _inputs: object, output_BSD: Tensor) -> Tensor:
+        return F.dropout(output_BSD, share, module.training)
+
+    def drop_embeddings(body: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, Any]:
+        return inputs, {**options, "inputs_embeds": F.dropout(options["inputs_embeds"], share, body.training)}
+
+    if share:
+        model.model.register_forward_pre_hook(drop_embeddings, with_kwargs=True)
+        for name, module in model.named_modules():
+            if name.endswith(("o_proj", "down_proj")):
+                module.register_forward_hook(drop)

@@ -15,6 +15,7 @@ from genrec.learning.sft.knn_teacher import KnnTeacher
 from genrec.policy.backbone import BOS
 from genrec.policy.decoding.beam import masked_log_softmax
 from genrec.policy.decoding.score import states
+from genrec.policy.decoding.shared_prefix import states_after
 from genrec.policy.model import Policy
 from genrec.policy.prompts import Prompts
 from genrec.sid.catalog import Catalog
@@ -84,11 +85,8 @@ class SftLoss:
         if self._prompts.form == "whole":
             return self._dense_whole(policy, batch)
         tokens_BIL = self._prompts.tokens_NT[batch.items_BI.clamp(min=0)]
-        tokens_BS = F.pad(tokens_BIL.flatten(1)[:, :-1], (1, 0), value=BOS).to(policy.device)
-        rows, length = tokens_BS.shape
-        causal_11SS = torch.ones(1, 1, length, length, dtype=torch.bool, device=policy.device).tril()
-        positions_BS = torch.arange(length, device=policy.device).expand(rows, -1)
-        hidden_BSD = policy.hidden(tokens_BS, positions_BS, causal_11SS)
+        tokens_BS = tokens_BIL.flatten(1)[:, :-1].to(policy.device)
+        hidden_BSD = states_after(policy, self._prompts.prefix_P.to(policy.device), tokens_BS)
         hidden_MLD = hidden_BSD.unflatten(1, tokens_BIL.shape[1:])[batch.target_BI.to(policy.device)]
         return batch.items_BI[batch.target_BI], hidden_MLD.unbind(1)
 
