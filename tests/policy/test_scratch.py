@@ -10,7 +10,6 @@ from genrec.config import PolicyConfig
 from genrec.policy.backbone import build
 from genrec.policy.decoding.tree import prompt_mask, prompt_positions
 
-
 RESIDUALS = {"gpt2": ("resid_dropout", "mlp.dropout"), "qwen3": ("o_proj", "down_proj")}
 """Modules whose outputs are added to the residual stream."""
 
