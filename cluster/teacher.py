@@ -1,4 +1,4 @@
-"""Reasons by a larger model: an OpenAI-compatible server answers once per train query, before training starts.
+"""Texts by a larger model: an OpenAI-compatible server writes reasons and tastes for train queries, before training.
 
 Several questions are asked at a time. Answers are kept as lines of ``teacher.jsonl`` in the stage's directory as they
 come, so a killed run, or one that a server ended, requests only the others. The key comes from the environment variable
@@ -12,7 +12,7 @@ import logging
 import os
 import random
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from http.client import HTTPException, HTTPMessage
 from pathlib import Path
@@ -29,77 +29,84 @@ from genrec.errors import InputError
 LOG = logging.getLogger(__name__)
 
 FILE = "teacher.jsonl"
-TASK = "recommendation_reasoning"
+QUESTIONS = {"recommendation_reasoning": "teacher", "preference_analysis": "teacher_taste"}
+"""The tasks that a teacher writes for, and the phrase that asks it."""
 LARGEST_ANSWER = 2**20
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
 
 
 def ask(config: Config, data: Path, out: Path) -> int:
-    """Ask for a reason for each of ``teacher.examples`` train queries, in each language in turn; returns their number.
+    """Ask for a text about ``teacher.examples`` train queries per task, in each language in turn; returns their number.
 
-    Does nothing without a URL, or when no task reads reasons.
+    Does nothing without a URL, or when no task reads the texts.
 
     Raises:
         InputError: the server cannot be reached, or answers with an error or in another form.
     """
     settings = config.learning.instruction.teacher
     mixtures = (config.learning.tasks, *(stage.tasks for stage in config.learning.stages.on().values()))
-    if settings.url is None or not any(TASK in tasks.chosen for tasks in mixtures):
+    tasks = [task for task in QUESTIONS if any(task in mixture.chosen for mixture in mixtures)]
+    if settings.url is None or not tasks:
         return 0
-    known, asked = read_reasons(out), 0
-    open_questions = [(row, name, text) for row, name, text in _questions(config, data) if (row, name) not in known]
+    known, asked = read_texts(out), 0
+    open_questions = [question for question in _questions(config, data, tasks) if question[:3] not in known]
     given_up = threading.Event()
     with ThreadPoolExecutor(settings.concurrency) as pool, (out / FILE).open("a", encoding="utf-8") as file:
         if known:
             file.write("\n")  # Ends a line that was cut off.
-        answers = {pool.submit(_answer, settings, text, given_up): (row, name) for row, name, text in open_questions}
+        answers = {pool.submit(_answer, settings, text, given_up): about for *about, text in open_questions}
         try:
             for answer in as_completed(answers):
-                row, language = answers[answer]
-                file.write(json.dumps({"row": row, "language": language, "text": answer.result()}) + "\n")
+                task, row, language = answers[answer]
+                line = {"task": task, "row": row, "language": language, "text": answer.result()}
+                file.write(json.dumps(line) + "\n")
                 file.flush()
                 asked += 1
                 if asked % 50 == 0:
-                    LOG.info("%d of %d reasons by %s", asked, len(answers), settings.model)
+                    LOG.info("%d of %d texts by %s", asked, len(answers), settings.model)
         finally:
             given_up.set()
             pool.shutdown(wait=False, cancel_futures=True)
     return asked
 
 
-def read_reasons(out: Path) -> dict[tuple[int, str], str]:
-    """(train query row, language) to the reason, as ``ask`` wrote them; a line that was cut off is left out."""
+def read_texts(out: Path) -> dict[tuple[str, int, str], str]:
+    """(task, train query row, language) to the text, as ``ask`` wrote them; a line that was cut off is left out."""
     if not (out / FILE).is_file():
         return {}
-    reasons: dict[tuple[int, str], str] = {}
+    texts: dict[tuple[str, int, str], str] = {}
     for line in (out / FILE).read_text(encoding="utf-8").splitlines():
         try:
             found = json.loads(line)
         except ValueError:
             continue
-        reasons[found["row"], found["language"]] = found["text"]
-    return reasons
+        texts[found["task"], found["row"], found["language"]] = found["text"]
+    return texts
 
 
-def _questions(config: Config, data: Path) -> list[tuple[int, str, str]]:
-    """(row, language, question) for a seeded sample of the queries whose items have titles."""
+def _questions(config: Config, data: Path, tasks: Sequence[str]) -> list[tuple[str, int, str, str]]:
+    """(task, row, language, question) for a seeded sample of the queries whose items have titles."""
     from genrec.data.tables import read_items, read_queries
+    from genrec.learning.tasks.history_fields import HistoryFields
     from genrec.learning.tasks.item_fields import ItemFields
     from genrec.policy.chat.templates import fill, load_language
 
     settings = config.learning.instruction
     languages = [load_language(name) for name in settings.languages]
-    shop, train = ItemFields(read_items(data), settings), read_queries(data, "train")
+    items, train = ItemFields(read_items(data), settings), read_queries(data, "train")
+    fields = HistoryFields(items, settings)
     order = np.random.default_rng([config.seed, 1]).permutation(train.num_rows)[: settings.teacher.examples]
     rows = train.take(order)
-    questions: list[tuple[int, str, str]] = []
+    questions: list[tuple[str, int, str, str]] = []
     for number, (row, history, target) in enumerate(
         zip(order.tolist(), rows["history"].to_pylist(), rows["target"].to_pylist(), strict=True)
     ):
         language = languages[number % len(languages)]
-        if {"titles", "target_title"} <= shop.has_about_query(history, target):
-            parts = fill(language.phrases["teacher"], shop.about_query(history, target, language, ""))
-            questions.append((row, language.name, "".join(str(part) for part in parts)))
+        titles = fields.titles(history, language)
+        if titles and items.titles[target]:
+            said = {"titles": (titles,), "target_title": (items.titles[target],)}
+            asked = {task: fill(language.phrases[QUESTIONS[task]], said) for task in tasks}
+            questions += [(task, row, language.name, str(parts[0])) for task, parts in asked.items()]
     return questions
 
 

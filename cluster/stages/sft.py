@@ -237,13 +237,14 @@ def _mixtures(spec: RunSpec, built: SftParts, queries: RowExamples) -> Callable[
     """From weights of tasks and a seed to their mixture over the run's items and train queries."""
     from genrec.learning.tasks.mixture import Mixture
 
-    config, reasons = spec.config, teacher.read_reasons(spec.out)
-    builder = make_example_builder(spec, built.catalog, "train", config.learning.instruction.languages, reasons)
+    config, taught = spec.config, teacher.read_texts(spec.out)
+    settings = config.learning.instruction
+    builder = make_example_builder(spec, built.catalog, "train", settings.languages, taught)
     chat_format = make_chat_format(config, built.prompts, built.catalog)
     room = int(built.policy.model.config.max_position_embeddings)
 
     def mixture(tasks: Tasks, seed: int) -> Mixture:
-        return Mixture(tasks, builder, queries, chat_format, seed=seed, max_tokens=room)
+        return Mixture(tasks, builder, queries, chat_format, seed=seed, max_tokens=room, balance=settings.balance)
 
     return mixture
 
@@ -253,23 +254,39 @@ def make_example_builder(
     catalog: Catalog,
     split: Split,
     languages: Sequence[str],
-    reasons: Mapping[tuple[int, str], str] | None = None,
+    taught: Mapping[tuple[str, int, str], str] | None = None,
 ) -> ExampleBuilder:
-    """Builds conversations about the run's items and the queries of ``split``."""
+    """Builds examples about the run's items, the queries of ``split`` and, for ``train``, windows of whole sequences.
+
+    Windows of another split are of its histories.
+    """
     from genrec.learning.tasks.examples import ExampleBuilder
     from genrec.learning.tasks.item_fields import ItemFields
     from genrec.policy.chat.templates import load_language
 
     settings, queries = spec.config.learning.instruction, read_queries(spec.data, split)
+    item_fields = ItemFields(read_items(spec.data), settings)
     return ExampleBuilder(
-        ItemFields(read_items(spec.data), settings),
+        item_fields,
         [load_language(name) for name in languages],
         settings,
         queries["history"].to_pylist(),
         queries["target"].to_pylist(),
+        sequences=_train_sequences(spec.data, len(item_fields)) if split == "train" else None,
         absent=catalog.removed,
-        reasons=reasons,
+        taught=taught,
     )
+
+
+def _train_sequences(data: Path, n_items: int) -> list[list[int]]:
+    """The train part of each user's sequence, oldest first."""
+    import numpy as np
+
+    from genrec.baselines.train_log import train_log
+
+    log = train_log(read_sequences(data), n_items)
+    ends = np.flatnonzero(np.diff(log.users_E)) + 1
+    return [part.tolist() for part in np.split(log.items_E, ends)]
 
 
 def make_chat_format(config: Config, prompts: Prompts, catalog: Catalog) -> ChatFormat:

@@ -18,32 +18,36 @@ class TaskWeight(Section):
 
 
 class Tasks(Section):
-    """The tasks by name. Those over queries have a row per train query, those over items a row per item."""
+    """The tasks by name. A row is a train query, an item, or a window of a user's train sequence."""
 
     next_item: TaskWeight = Field(
         default=TaskWeight(), description="queries; the very prompt of rollouts and evaluation"
     )
     sequence_prediction: TaskWeight = Field(default=TaskWeight(), description="queries; next_item in many words")
     category_analysis: TaskWeight = Field(
-        default=TaskWeight(), description="queries; the most frequent categories of a window"
+        default=TaskWeight(), description="windows; the most frequent categories of a window of a sequence"
     )
     category_based_recommendation: TaskWeight = Field(
-        default=TaskWeight(), description="queries; an item of a named category"
+        default=TaskWeight(), description="queries; a list of items for a category or a description, without a history"
     )
     multi_turn_dialogue_category: TaskWeight = Field(
-        default=TaskWeight(), description="queries; interests, then items of them"
+        default=TaskWeight(), description="queries; a list of items for one kind, then for another"
     )
     multi_turn_dialogue_sequence: TaskWeight = Field(
-        default=TaskWeight(), description="queries; recommend, get feedback, recommend again"
+        default=TaskWeight(), description="queries; recommend, hear that it is liked or not, recommend again"
     )
-    preference_analysis: TaskWeight = Field(default=TaskWeight(), description="queries; categories and brands, counted")
+    preference_analysis: TaskWeight = Field(default=TaskWeight(), description="queries; sentences on tastes")
     recommendation_reasoning: TaskWeight = Field(
-        default=TaskWeight(), description="queries; an item and what it shares"
+        default=TaskWeight(), description="queries; an item, then the reason for it"
     )
-    semantic_anchoring: TaskWeight = Field(default=TaskWeight(), description="items; SID to text and text to SID")
-    attribute_mapping: TaskWeight = Field(default=TaskWeight(), description="items; SID to title or category")
+    semantic_anchoring: TaskWeight = Field(default=TaskWeight(), description="items; SID to all details and back")
+    attribute_mapping: TaskWeight = Field(default=TaskWeight(), description="items; SID to title, category or synopsis")
     semantic_recovery: TaskWeight = Field(
-        default=TaskWeight(), description="items; half of a title to SID and whole title"
+        default=TaskWeight(), description="items; title, categories and synopsis to SID"
+    )
+    running_text: TaskWeight = Field(
+        default=TaskWeight(),
+        description="items; a passage with SID, title, categories and synopsis, every token learned",
     )
     document_to_id: TaskWeight = Field(default=TaskWeight(), description="items; all of the text to SID (indexing)")
     id_to_document: TaskWeight = Field(default=TaskWeight(), description="items; SID to all of the text (indexing)")
@@ -55,14 +59,14 @@ class Tasks(Section):
 
 
 class Teacher(Section):
-    """A larger model that writes the reasons of recommendation_reasoning; null as url leaves them to templates."""
+    """A larger model that writes reasons and tastes; null as url leaves them to templates."""
 
     url: str | None = Field(
         default=None, description="OpenAI-compatible base, such as https://host/v1; http for this machine alone"
     )
     model: str = ""
     key_variable: str = Field(default="GENREC_TEACHER_KEY", description="environment variable that holds the key")
-    examples: PositiveInt = Field(default=1000, description="train queries that get a reason from it")
+    examples: PositiveInt = Field(default=1000, description="train queries that get a text from it, per task")
     temperature: float = Field(default=0.7, ge=0)
     max_tokens: PositiveInt = 160
     timeout_s: float = Field(default=60.0, gt=0, json_schema_extra=SPEED)
@@ -96,9 +100,16 @@ class Instruction(Section):
     languages: tuple[UserPath, ...] = Field(
         default=("en", "zh"), min_length=1, description="packaged templates, or paths of YAML files of the same form"
     )
-    window: PositiveInt = Field(default=10, description="last items of the history whose categories are the interest")
-    interests: PositiveInt = Field(default=3, description="categories, or brands, that an interest names at most")
-    turns: int = Field(default=3, ge=2, description="recommendations of a dialogue, at most")
+    balance: Literal["weights", "examples"] = Field(
+        default="weights",
+        description="a task's share of the loss: its weight, or its share of the examples, so that all count alike",
+    )
+    window: PositiveInt = Field(default=10, description="items of a window, of category_analysis and of lately")
+    stride: PositiveInt = Field(default=5, description="items from one window of a sequence to the next")
+    interests: PositiveInt = Field(default=3, description="categories, or brands, that are named at most")
+    turns: int = Field(default=3, ge=2, description="answers of a dialogue, at most")
+    list_items: int = Field(default=5, ge=2, description="category_based_recommendation: items of its list")
+    dialogue_items: int = Field(default=3, ge=2, description="multi_turn_dialogue_category: items of each list")
     text_words: PositiveInt = Field(default=48, description="words of a description, at most (or signs, in Chinese)")
     teacher: Teacher = Teacher()
 
@@ -111,7 +122,7 @@ class StageSettings(Section):
     lr: float = Field(default=2e-5, gt=0)
     min_lr: float = Field(default=0.0, ge=0)
     warmup: float = Field(default=0.05, ge=0, lt=1)
-    tasks: Tasks = Tasks(semantic_anchoring=TaskWeight(weight=0.5), attribute_mapping=TaskWeight(weight=0.5))
+    tasks: Tasks = Tasks(running_text=TaskWeight(weight=0.5), attribute_mapping=TaskWeight(weight=0.5))
 
     @property
     def is_on(self) -> bool:

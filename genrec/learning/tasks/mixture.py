@@ -1,7 +1,8 @@
 """A mixture of tasks as a training set: every example is a function of (seed, epoch, task, row, visit).
 
 A task with weight w and repeat n uses each of its rows n times per epoch, each time with another template, and has the
-share w of the loss: the factor of its examples is f = w / (its share of the examples), so that the mean of f is 1.
+share w of the loss: the factor of its examples is f = w / (its share of the examples), so that the mean of f is 1. With
+``learning.instruction.balance=examples`` f is 1 for all: a task counts by its number of examples.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ from genrec.errors import InputError
 from genrec.learning.sft.batches import Epochs, RowExamples, Rows
 from genrec.learning.tasks.examples import ExampleBuilder
 from genrec.policy.chat.chat_format import ChatFormat, Encoded
-from genrec.policy.chat.templates import TASKS, Message
+from genrec.policy.chat.task_schema import TASKS
+from genrec.policy.chat.templates import Message
 from genrec.seeds import generator_of
 
 NEXT_ITEM = "next_item"
@@ -78,6 +80,7 @@ class Mixture:
         queries: the training queries, in the order in which ``builder`` has them.
         chat_format: turns conversations into tokens.
         max_tokens: the positions of the model, the longest conversation allowed.
+        balance: what a task's share of the loss is: its weight, or its share of the examples.
 
     Raises:
         InputError: a task has no usable row, or an example is longer than ``max_tokens``.
@@ -92,6 +95,7 @@ class Mixture:
         *,
         seed: int,
         max_tokens: int,
+        balance: Literal["weights", "examples"] = "weights",
     ) -> None:
         self._builder, self._queries, self._format = builder, queries, chat_format
         self._seed, self._max_tokens = seed, max_tokens
@@ -99,10 +103,11 @@ class Mixture:
         self._encoded = lru_cache(maxsize=CACHE)(self._encode)
         chosen = tasks.chosen
         rows = {name: self._rows(name) for name in chosen}
-        total = sum(len(rows[name]) * task.repeat for name, task in chosen.items())
-        weights = sum(task.weight for task in chosen.values())
+        counts = {name: len(rows[name]) * task.repeat for name, task in chosen.items()}
+        weights = {name: task.weight if balance == "weights" else counts[name] for name, task in chosen.items()}
+        scale = sum(counts.values()) / sum(weights.values())
         self.shares = tuple(
-            TaskShare(name, rows[name], task.repeat, task.weight / weights * total / (len(rows[name]) * task.repeat))
+            TaskShare(name, rows[name], task.repeat, weights[name] / counts[name] * scale)
             for name, task in chosen.items()
         )
         self._starts = np.cumsum([0, *(share.count for share in self.shares)])
@@ -112,13 +117,7 @@ class Mixture:
 
     def lengths(self) -> np.ndarray:
         """Items of history per example, 0 for examples about an item: the length of a conversation grows with it."""
-        history = self._queries.lengths()
-        parts = [
-            np.repeat(
-                history[share.rows_R] if _about_queries(share.name) else np.zeros_like(share.rows_R), share.repeat
-            )
-            for share in self.shares
-        ]
+        parts = [np.repeat(self._lengths(share.name, share.rows_R), share.repeat) for share in self.shares]
         return np.concatenate(parts)
 
     def take(self, index: np.ndarray) -> MixedBatch:
@@ -186,7 +185,11 @@ class Mixture:
         return {"examples": len(self), "sid_share": round(sids / labels, 4), "tasks": tasks}
 
     def _encode(self, task: str, row: int, epoch: int, visit: int) -> Encoded:
-        return self._format.encode(self.build(task, row, epoch, visit))
+        built = self.build(task, row, epoch, visit)
+        return self._format.encode_passage(built[0].parts) if TASKS[task].is_passage else self._format.encode(built)
+
+    def _lengths(self, name: str, rows_R: np.ndarray) -> np.ndarray:
+        return self._queries.lengths()[rows_R] if name == NEXT_ITEM else self._builder.lengths(name, rows_R)
 
     def _rows(self, name: str) -> np.ndarray:
         if name != NEXT_ITEM:
@@ -205,7 +208,7 @@ class Mixture:
             tokens = self._queries.lengths().mean() * levels
             return {"tokens": float(tokens), "label_tokens": float(levels), "sid_share": 1.0}
         rows = share.rows_R[np.linspace(0, len(share.rows_R) - 1, min(SAMPLE, len(share.rows_R))).astype(int)]
-        encoded = [self._format.encode(self.build(share.name, int(row), 0)) for row in rows]
+        encoded = [self._encode(share.name, int(row), 0, 0) for row in rows]
         learned = torch.cat([one.tokens_S[one.label_S] for one in encoded])
         return {
             "tokens": sum(len(one.tokens_S) for one in encoded) / len(rows),
@@ -217,7 +220,7 @@ class Mixture:
         if length > self._max_tokens:
             raise InputError(
                 f"{task} of row {row}: got {length} tokens, the model reads {self._max_tokens}; lower "
-                "data.max_history, learning.instruction.text_words or learning.instruction.turns"
+                "data.max_history, or window, text_words or turns in learning.instruction"
             )
 
 
@@ -245,10 +248,6 @@ def table(statistics: Mapping[str, Any]) -> str:
     ]
     last = f"{statistics['examples']} examples an epoch; {statistics['sid_share']:.1%} of the learned tokens are SIDs"
     return "\n".join([head, *rows, last])
-
-
-def _about_queries(name: str) -> bool:
-    return name == NEXT_ITEM or TASKS[name].source == "queries"
 
 
 def _padded(encoded: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:

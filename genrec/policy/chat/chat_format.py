@@ -20,7 +20,7 @@ from genrec.config import PolicyConfig
 from genrec.data.model_files import require_model
 from genrec.errors import InputError
 from genrec.policy.chat.byte_tokenizer import byte_tokenizer
-from genrec.policy.chat.templates import Item, Message
+from genrec.policy.chat.templates import Item, Message, Parts
 from genrec.policy.pretrained import packaged_smollm2, require_vocabulary
 from genrec.policy.prompts import ItemTokens, SidTokens, apply_template, item_tokens
 from genrec.sid.catalog import Catalog
@@ -30,10 +30,10 @@ OPEN, CLOSE = "[[", "]]"
 
 @dataclass(frozen=True)
 class Encoded:
-    """A conversation of S tokens: ``tokens_S`` int64, and ``label_S`` bool, True at the tokens to learn.
+    """An example of S tokens: ``tokens_S`` int64, and ``label_S`` bool, True at the tokens to learn.
 
-    Those are the tokens of the assistant's messages and the one that ends each, without the closing markers, which
-    generation forces.
+    In a conversation those are the tokens of the assistant's messages and the one that ends each, without the closing
+    markers, which generation forces; in a passage all of them, but for the first, which only begins it.
     """
 
     tokens_S: Tensor
@@ -72,6 +72,14 @@ class ChatFormat:
             tokens += after
             label += [learns, *[False] * (len(after) - 1)] if after else []
         return Encoded(torch.tensor(tokens), torch.tensor(label, dtype=torch.bool))
+
+    def encode_passage(self, parts: Parts) -> Encoded:
+        """Running text between the beginning-of-text token (else that of its end) and the end-of-text token."""
+        end = self._eos()
+        start = self.tokenizer.bos_token_id
+        own, _ = self._content(Message("assistant", parts))
+        tokens_S = torch.tensor([end if start is None else start, *own, end])
+        return Encoded(tokens_S, torch.arange(len(tokens_S)) > 0)
 
     def prompt(self, messages: Sequence[Message]) -> Tensor:
         """The tokens (P,) int64 up to where the assistant's next message begins."""

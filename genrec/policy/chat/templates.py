@@ -1,8 +1,8 @@
 """Templates of the instruction tasks: one YAML file per language, several templates per task.
 
-A template is a set of named lines with ``{fields}``; ``TASKS`` says which lines a task has, and which fields each line
-may and must contain. A filled line is a sequence of *parts*: text, and items, which become semantic IDs when the
-message is encoded.
+A template is a set of named lines with ``{fields}``; ``task_schema.TASKS`` says which lines a task has, and which
+fields each line may and must contain. A filled line is a sequence of *parts*: text, and items, which become semantic
+IDs when the message is encoded.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from genrec.errors import InputError
+from genrec.policy.chat.task_schema import FIELDS, PHRASES, TASKS, AnyOf
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -40,72 +41,6 @@ class Message:
 
     role: Role
     parts: Parts
-
-
-@dataclass(frozen=True)
-class TaskSchema:
-    """The rules for a task's templates.
-
-    ``source``: the kind of row that an example is about. ``lines``: the names of the lines. ``needs``: per line, or
-    ``*`` for all lines together, fields of which at least one must occur.
-    """
-
-    source: Literal["queries", "items"]
-    lines: tuple[str, ...]
-    needs: Mapping[str, tuple[str, ...]]
-
-
-PAIR = ("user", "assistant")
-SEEN = ("history", "titled", "titles")
-TARGET = {"user": SEEN, "assistant": ("target",)}
-FIELDS = {
-    "queries": frozenset(
-        [
-            "history",
-            "titled",
-            "titles",
-            "target",
-            "target_title",
-            "category",
-            "interests",
-            "categories",
-            "brands",
-            "reason",
-        ]
-    ),
-    "items": frozenset(["sid", "title", "category", "path", "brand", "description", "partial", "document"]),
-}
-TASKS = {
-    "sequence_prediction": TaskSchema("queries", PAIR, TARGET),
-    "category_analysis": TaskSchema("queries", PAIR, {"user": SEEN, "assistant": ("interests",)}),
-    "category_based_recommendation": TaskSchema("queries", PAIR, TARGET | {"*": ("category",)}),
-    "multi_turn_dialogue_category": TaskSchema(
-        "queries",
-        (*PAIR, "ask", "recommend", "more", "other"),
-        {"user": SEEN, "assistant": ("interests",), "ask": ("category",), "recommend": ("target",)},
-    ),
-    "multi_turn_dialogue_sequence": TaskSchema("queries", (*PAIR, "more", "other"), TARGET),
-    "preference_analysis": TaskSchema("queries", PAIR, {"user": SEEN, "assistant": ("categories", "brands")}),
-    "recommendation_reasoning": TaskSchema("queries", PAIR, TARGET | {"*": ("reason",)}),
-    "semantic_anchoring": TaskSchema("items", PAIR, {"*": ("sid",)}),
-    "attribute_mapping": TaskSchema("items", PAIR, {"user": ("sid",), "assistant": ("title", "category")}),
-    "semantic_recovery": TaskSchema("items", PAIR, {"user": ("partial",), "assistant": ("sid",)}),
-    "document_to_id": TaskSchema("items", PAIR, {"user": ("document",), "assistant": ("sid",)}),
-    "id_to_document": TaskSchema("items", PAIR, {"user": ("sid",), "assistant": ("document",)}),
-}
-PHRASES = {
-    "separator": (),
-    "titled": ("sid", "title"),
-    "counted": ("name", "count"),
-    "path": (),
-    "sentences": (),
-    "same_category": ("category", "other"),
-    "same_brand": ("brand", "other"),
-    "same_words": ("words", "other"),
-    "nothing_shared": (),
-    "teacher": ("titles", "target_title"),
-}
-"""The short texts from which fields are made, and the fields that each must contain."""
 
 
 @dataclass(frozen=True)
@@ -161,14 +96,16 @@ def _template(where: str, name: str, lines: object) -> Template:
         got = sorted(lines) if isinstance(lines, dict) else lines
         raise InputError(f"{where}: a template has the lines {got!r}, wanted {list(task.lines)}")
     for line, text in lines.items():
-        needs = [task.needs[line]] if line in task.needs else []
-        _check_line(f"{where}.{line}", text, FIELDS[task.source], needs)
-    whole = " ".join(lines.values())
-    _check_line(where, whole, FIELDS[task.source], [task.needs["*"]] if "*" in task.needs else [])
+        _check_line(f"{where}.{line}", text, FIELDS[task.source], task.needs.get(line, ()))
+    _check_line(where, " ".join(lines.values()), FIELDS[task.source], task.needs.get("*", ()))
+    said = [name for _, name, _, _ in Formatter().parse(lines[task.lines[-1]]) if name in task.order]
+    if said and list(dict.fromkeys(said)) != list(task.order):
+        wanted = " before ".join(f"{{{field}}}" for field in task.order)
+        raise InputError(f"{where}.assistant wants {wanted}: {lines['assistant']!r}")
     return Template(lines)
 
 
-def _check_line(where: str, text: object, known: frozenset[str], needs: Sequence[tuple[str, ...]]) -> None:
+def _check_line(where: str, text: object, known: frozenset[str], needs: Sequence[AnyOf]) -> None:
     if not isinstance(text, str):
         raise InputError(f"{where} is {text!r}, wanted a text")
     try:
@@ -192,11 +129,8 @@ def fill(text: str, fields: Mapping[str, Parts]) -> Parts:
     """``text`` with each ``{field}`` replaced by its parts."""
     parts: list[str | Item] = []
     for literal, name, _, _ in Formatter().parse(text):
-        if literal:
-            parts.append(literal)
-        if name is not None:
-            parts += fields[name]
-    return tuple(parts)
+        parts += [literal, *(fields[name] if name is not None else ())]
+    return _merged(parts)
 
 
 def join(pieces: Sequence[Parts], separator: str) -> Parts:
@@ -204,4 +138,15 @@ def join(pieces: Sequence[Parts], separator: str) -> Parts:
     parts: list[str | Item] = []
     for index, piece in enumerate(pieces):
         parts += ([separator] if index else []) + list(piece)
-    return tuple(parts)
+    return _merged(parts)
+
+
+def _merged(parts: Sequence[str | Item]) -> Parts:
+    """The same with one text between items: a tokenizer then sees words with the spaces before them."""
+    merged: list[str | Item] = []
+    for part in parts:
+        if isinstance(part, str) and merged and isinstance(merged[-1], str):
+            merged[-1] += part
+        elif part != "":
+            merged.append(part)
+    return tuple(merged)
