@@ -1,19 +1,28 @@
 """Conversations with a trained policy: one of each task that it learned, about what it was not trained on.
 
 The user's messages are written from the templates about test queries (or items); the assistant's are the policy's own,
-also where a later message refers to them. Per task there is a transcript, and over ``CONVERSATIONS`` the share of
-answers that ended, the share that hold an item exactly where the template's answer does, and the share whose first item
-is the template's.
+also where a later message refers to them. Per task there is a transcript, and the shares that
+``benchmarks.chat_measures`` describes over ``CONVERSATIONS``.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from benchmarks.chat_measures import (
+    MEASURES,
+    agreement,
+    answer_measures,
+    existing,
+    feedback_measures,
+    items_of,
+    list_measures,
+)
 from benchmarks.compare import Comparison
 from benchmarks.harness import chosen_variants
 from cluster.artifacts import Artifact
@@ -24,14 +33,17 @@ from genrec.config import Config
 from genrec.data.tables import read_items
 from genrec.errors import InputError
 from genrec.policy.chat import generate
-from genrec.policy.chat.templates import Item, Message, Parts
+from genrec.policy.chat.task_schema import TASKS
+from genrec.policy.chat.templates import Message, Parts, fill, load_language
 
 DIRECTORY = "chat"
 NEEDS = ("prepare", "assign")
 CONVERSATIONS = 20
 """Per task, spread evenly over its rows."""
 MAX_TOKENS = 400
-SHARES = ("ended", "item_where_wanted", "item_as_wanted")
+REWORDED = ("sequence_prediction", "multi_turn_dialogue_sequence", "recommendation_reasoning", "semantic_recovery")
+"""The tasks whose first request has one right item, however it is worded."""
+FEEDBACK = "multi_turn_dialogue_sequence"
 
 
 def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
@@ -40,7 +52,7 @@ def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
     Raises:
         InputError: no task of ``learning.tasks`` is a conversation, or ``bench.variants`` names another task.
     """
-    learned = [name for name in config.learning.tasks.chosen if name != "next_item"]
+    learned = [name for name in config.learning.tasks.chosen if name in TASKS and not TASKS[name].is_passage]
     chosen = chosen_variants(config, learned)
     if not learned:
         raise InputError("bench chat talks about what a policy learned; give learning.tasks weights")
@@ -69,59 +81,83 @@ class _ChatEvaluation:
         torch.set_num_threads(spec.config.compute.threads)
         self._policy, prompts, self._catalog = spec.build()
         self._format = make_chat_format(spec.config, prompts, self._catalog)
-        self._titles = [title or "" for title in read_items(spec.data)["title"].to_pylist()]
+        self._titles = [" ".join(title.split()) for title in read_items(spec.data)["title"].to_pylist()]
         languages = spec.config.learning.instruction.languages[:1]
+        self._titled = load_language(languages[0]).phrases["titled"]
         self._builder = make_example_builder(spec, self._catalog, "test", languages)
 
     def talk(self, task: str) -> TaskConversations:
         """``CONVERSATIONS`` about rows of ``task``, or fewer where it has fewer rows."""
         rows = self._builder.rows(task)
-        compared: list[tuple[bool, bool, bool | None]] = []
+        values: dict[str, list[float]] = defaultdict(list)
         shown: list[tuple[str, str]] = []
         for number, place in enumerate(np.linspace(0, len(rows) - 1, min(CONVERSATIONS, len(rows))).astype(int)):
-            template = self._builder.build(task, int(rows[place]), np.random.default_rng(number))
-            said = self._converse(template, compared)
+            row = int(rows[place])
+            template = self._builder.build(task, row, np.random.default_rng(number))
+            said = self._converse(template, values)
+            if task == FEEDBACK:
+                self._compare_feedback(said, template, values)
+            if task in REWORDED:
+                self._compare_wordings(task, row, number, values)
             if number == 0:
                 shown = [(message.role, self._shown(message.parts)) for message in said]
-        ended, where, right = (list(column) for column in zip(*compared, strict=True))
-        with_item = [one for one in right if one is not None]
-        shares = {"ended": float(np.mean(ended)), "item_where_wanted": float(np.mean(where))}
-        if with_item:
-            shares["item_as_wanted"] = float(np.mean(with_item))
-        return TaskConversations(len(compared), shares, shown)
+        shares = {name: float(np.mean(values[name])) for name in MEASURES if values[name]}
+        return TaskConversations(len(values["ended"]), shares, shown)
 
-    def _converse(self, template: Sequence[Message], compared: list[tuple[bool, bool, bool | None]]) -> list[Message]:
-        """The template's conversation with the policy's own answers; adds how each compares to ``compared``."""
+    def _converse(self, template: Sequence[Message], values: dict[str, list[float]]) -> list[Message]:
+        """The template's conversation with the policy's own answers; adds how each compares to ``values``."""
         said: list[Message] = []
         for message in template:
-            if message.role == "assistant":
-                written = self._write(said)
-                compared.append(compare_answer(written, message.parts))
-                said.append(Message("assistant", tuple(written.parts)))
-            else:
+            if message.role != "assistant":
                 said.append(message)
+                continue
+            written = self._write(said)
+            _extend(values, {name: [value] for name, value in answer_measures(written, message.parts).items()})
+            if len(items_of(message.parts)) > 1:
+                found = list_measures(written.parts, message.parts, self._builder.category, self._title)
+                _extend(values, found | {"existing": existing(self._write(said, constrained=False))})
+            said.append(Message("assistant", tuple(written.parts)))
         return said
 
-    def _write(self, said: Sequence[Message]) -> generate.GeneratedReply:
+    def _compare_feedback(
+        self, said: Sequence[Message], template: Sequence[Message], values: dict[str, list[float]]
+    ) -> None:
+        own, wanted = ([one.parts for one in messages if one.role == "assistant"] for messages in (said, template))
+        for at in range(len(own) - 1):
+            pair = (own[at], own[at + 1]), (wanted[at], wanted[at + 1])
+            found = feedback_measures(*pair, self._builder.category)
+            _extend(values, {name: [value] for name, value in found.items()})
+
+    def _compare_wordings(self, task: str, row: int, seed: int, values: dict[str, list[float]]) -> None:
+        first: list[int | None] = []
+        for wording in self._builder.wordings(task, row, seed):
+            first.append(next(iter(items_of(self._write(wording[:2]).parts)), None))
+        values["agreement"] += agreement(first)
+
+    def _write(self, said: Sequence[Message], *, constrained: bool = True) -> generate.GeneratedReply:
         sampling = generate.Sampling(max_tokens=MAX_TOKENS)
-        return generate.generate_reply(self._policy, self._format, self._catalog.trie, said, sampling)
+        trie = self._catalog.trie
+        return generate.generate_reply(self._policy, self._format, trie, said, sampling, constrained=constrained)
+
+    def _title(self, item: int) -> str:
+        """What the template writes after the semantic ID of an item."""
+        return "".join(map(str, fill(self._titled, {"sid": (), "title": (self._titles[item],)})))
 
     def _shown(self, parts: Parts) -> str:
         return generate.format_parts(parts, self._catalog.codes_NL, self._catalog.level_sizes, self._titles)
 
 
-def compare_answer(written: generate.GeneratedReply, wanted: Parts) -> tuple[bool, bool, bool | None]:
-    """Whether an answer ended, holds an item where one is wanted, and the wanted one first (None: none is wanted)."""
-    items, wanted_items = ([part.row for part in parts if isinstance(part, Item)] for parts in (written.parts, wanted))
-    first = items[:1] == wanted_items[:1] if wanted_items else None
-    return written.ended, bool(items) == bool(wanted_items), first
+def _extend(values: dict[str, list[float]], found: Mapping[str, Sequence[float]]) -> None:
+    for name, more in found.items():
+        values[name] += more
 
 
 def _page(found: Mapping[str, TaskConversations]) -> str:
-    lines = [f"| task | answers | {' | '.join(SHARES)} |", f"| --- |{' ---: |' * (len(SHARES) + 1)}"]
+    lines = [f"| task | answers | {' | '.join(MEASURES)} |", f"| --- |{' ---: |' * (len(MEASURES) + 1)}"]
     for task, one in found.items():
-        cells = [f"{one.shares[name]:.2f}" if name in one.shares else "–" for name in SHARES]
+        cells = [f"{one.shares[name]:.2f}" if name in one.shares else "–" for name in MEASURES]
         lines.append(f"| {task} | {one.answers} | {' | '.join(cells)} |")
+    lines += ["", *(f"- `{name}`: {text}" for name, text in MEASURES.items())]
     for task, one in found.items():
         lines += ["", f"**{task}**", ""]
         lines += [f"- {role}: {' '.join(text.split())}" for role, text in one.shown if role != "system"]

@@ -73,6 +73,11 @@ class BenchConfig(Section):
         description="tokenizers, policy, losses, tasks, rewards, searches: policies per row, trained from seed, "
         "seed + 1, …",
     )
+    equal: Literal["steps", "exposure"] = Field(
+        default="steps",
+        description="tasks: what mixtures have in common: learning.sft.max_steps, or learning.sft.epochs over the "
+        "train queries, to which other tasks add steps",
+    )
     items: PositiveInt = Field(default=200, description="insert: items that are held out")
     minutes: float = Field(default=30.0, gt=0, description="chaos: in which processes are killed")
     kills: float = Field(

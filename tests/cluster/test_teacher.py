@@ -13,6 +13,7 @@ from cluster import teacher
 from genrec.config import Config, load_config
 from genrec.errors import InputError
 
+TASK = "recommendation_reasoning"
 GOOD = json.dumps({"choices": [{"message": {"content": "Because."}}]}).encode()
 
 
@@ -50,7 +51,9 @@ def server() -> Iterator[Any]:
 
 
 def config_for(server: Any, monkeypatch: pytest.MonkeyPatch, questions: int = 4, **settings: Any) -> Config:
-    monkeypatch.setattr(teacher, "_questions", lambda *_: [(row, "en", f"why {row}?") for row in range(questions)])
+    monkeypatch.setattr(
+        teacher, "_questions", lambda *_: [(TASK, row, "en", f"why {row}?") for row in range(questions)]
+    )
     monkeypatch.setattr(teacher, "FIRST_PAUSE_S", 0.001)
     url = f"http://127.0.0.1:{server.server_port}/v1"
     changes = {f"learning.instruction.teacher.{name}": value for name, value in settings.items()}
@@ -69,7 +72,7 @@ def test_questions_are_asked_at_the_same_time(server: Any, monkeypatch: pytest.M
     server.together = threading.Barrier(4)
     assert teacher.ask(config_for(server, monkeypatch, concurrency=4), tmp_path, tmp_path) == 4
     assert not server.together.broken, "four requests were there at once"
-    assert teacher.read_reasons(tmp_path) == {(row, "en"): "Because." for row in range(4)}
+    assert teacher.read_texts(tmp_path) == {(TASK, row, "en"): "Because." for row in range(4)}
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 503])
@@ -94,7 +97,7 @@ def test_an_answer_that_no_retry_mends_is_one_message_and_what_was_answered_is_k
         teacher.ask(config, tmp_path, tmp_path)
     assert "very-secret" not in str(refused.value)
     assert not server.followed, "a redirect would carry the key to another server"
-    answered = len(teacher.read_reasons(tmp_path))
+    answered = len(teacher.read_texts(tmp_path))
     assert answered >= 2
     assert teacher.ask(config, tmp_path, tmp_path) == 4 - answered
 

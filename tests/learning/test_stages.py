@@ -39,7 +39,7 @@ from genrec.policy.decoding.tree import prompt_mask
 from genrec.policy.model import Policy as Model
 from genrec.policy.prompts import ITEM_TOKEN, Prompts
 
-ANCHORS = Tasks(semantic_anchoring=TaskWeight(weight=0.5), attribute_mapping=TaskWeight(weight=0.5))
+ANCHORS = Tasks(running_text=TaskWeight(weight=0.5), attribute_mapping=TaskWeight(weight=0.5))
 JOINT = Tasks(next_item=TaskWeight(weight=0.7, repeat=4), semantic_anchoring=TaskWeight(weight=0.3))
 
 
@@ -158,6 +158,19 @@ def test_of_a_whole_table_the_sid_rows_alone_get_a_gradient(settings: PolicyConf
     assert table.grad is not None
     assert not table.grad[: rows.start].any()
     assert table.grad[rows].any()
+
+
+def test_running_text_trains_all_weights_where_finetuning_is_full(settings: PolicyConfig) -> None:
+    policy, prompts = built(settings.replace({"finetuning": "full"}))
+    form = ChatFormat(load_tokenizer(settings, None), policy.sids, CATALOG, prompts.form)
+    loss = MixedLoss(SftLoss(prompts, CATALOG), CATALOG.trie)
+    tasks = Tasks(running_text=TaskWeight(weight=1), next_item=TaskWeight(weight=1))
+    mixed = Mixture(tasks, example_builder(), queries(), form, seed=0, max_tokens=1024)
+    loss(policy, mixed.take(torch.arange(len(mixed)).numpy())).backward()
+    weights = dict(policy.named_parameters())
+    assert len(policy.trainable()) == len(weights)
+    still = [name for name, weight in weights.items() if weight.grad is None or not weight.grad.any()]
+    assert not [name for name in still if "items." not in name], still
 
 
 @torch.no_grad()
@@ -326,10 +339,11 @@ def test_a_teacher_is_asked_once_per_query_and_its_key_is_written_nowhere(
     url = f"http://127.0.0.1:{server.server_port}/v1"
     shop = chain_shop(tmp_path / "shop", users=6)
     words = f"learning.instruction.teacher={{url: '{url}', model: big, examples: 6}}"
-    config = staged(tmp_path / "storage", shop, settings.path, words)
+    both = "learning.tasks.preference_analysis.weight=0.1"
+    config = staged(tmp_path / "storage", shop, settings.path, words, both)
     data = made(config, "prepare").path
     try:
-        assert teacher.ask(config, data, tmp_path) == 6
+        assert teacher.ask(config, data, tmp_path) == 12
         with (tmp_path / teacher.FILE).open("a") as file:
             file.write('{"row": 1, "langu')
         assert teacher.ask(config, data, tmp_path) == 0
@@ -339,9 +353,15 @@ def test_a_teacher_is_asked_once_per_query_and_its_key_is_written_nowhere(
     path, key, body = Server.seen[0]
     assert (path, key, body["model"]) == ("/v1/chat/completions", "Bearer very-secret", "big")
     assert "thing number" in body["messages"][0]["content"]
-    reasons = teacher.read_reasons(tmp_path)
-    assert "Reason number 1." in reasons.values()
-    assert {language for _, language in reasons} == {"en", "zh"}
+    texts = teacher.read_texts(tmp_path)
+    assert "Reason number 1." in texts.values()
+    assert {(task, language) for task, _, language in texts} == {
+        (task, language) for task in ("recommendation_reasoning", "preference_analysis") for language in ("en", "zh")
+    }
+    asked = [body["messages"][0]["content"] for _, _, body in Server.seen]
+    assert (
+        sum("describe the customer's taste" in question or "描述这位顾客的口味" in question for question in asked) == 6
+    )
     written = "".join(file.read_text() for file in tmp_path.rglob("*.json*"))
     assert "very-secret" not in written + capsys.readouterr().out
     (tmp_path / teacher.FILE).unlink()
@@ -352,4 +372,4 @@ def test_a_teacher_is_asked_once_per_query_and_its_key_is_written_nowhere(
 
 def test_without_a_teacher_nobody_is_asked(tmp_path: Path) -> None:
     assert teacher.ask(Config(), tmp_path, tmp_path) == 0
-    assert teacher.read_reasons(tmp_path) == {}
+    assert teacher.read_texts(tmp_path) == {}

@@ -24,7 +24,7 @@ from genrec.learning.tasks.item_fields import ItemFields
 from genrec.learning.tasks.loss import MixedLoss
 from genrec.learning.tasks.mixture import ORDER, Mixture, MixtureEpochs, table
 from genrec.policy.backbone import build
-from genrec.policy.chat.chat_format import ChatFormat, load_tokenizer
+from genrec.policy.chat.chat_format import ChatFormat, Encoded, load_tokenizer
 from genrec.policy.chat.task_schema import TASKS
 from genrec.policy.chat.templates import Item, Message, load_language
 from genrec.policy.prompts import SidTokens
@@ -201,9 +201,8 @@ def test_pieces_of_a_batch_hold_all_of_it_and_conversations_alike_in_length() ->
     assert spared > 0
 
 
-def loss_by_hand(policy: Any, own: ChatFormat, messages: Sequence[Message]) -> Tensor:
+def loss_by_hand(policy: Any, encoded: Encoded) -> Tensor:
     """Token by token from the plain model's logits: text among text, SIDs among the catalogue's."""
-    encoded = own.encode(messages)
     logits_SV = policy.model(input_ids=encoded.tokens_S[None]).logits[0]
     losses, codes = [], list[int]()
     for at in encoded.label_S.nonzero()[:, 0].tolist():
@@ -229,10 +228,11 @@ def test_the_loss_is_that_of_the_plain_model_token_by_token(tmp_path: Path, tied
         next_item=TaskWeight(weight=1),
         semantic_recovery=TaskWeight(weight=1),
         category_analysis=TaskWeight(weight=1),
+        running_text=TaskWeight(weight=1),
     )
     mixed = Mixture(tasks, example_builder(), queries(), own, seed=0, max_tokens=1024)
     next_item = SftLoss(prompts, CATALOG)
-    index = np.array([0, 1, 5, 8, len(mixed) - 1])
+    index = np.array([0, 1, 5, 8, len(mixed) - 3])
     batch = mixed.take(index)
     found = MixedLoss(next_item, CATALOG.trie)(policy, batch)
     found.backward()
@@ -240,8 +240,10 @@ def test_the_loss_is_that_of_the_plain_model_token_by_token(tmp_path: Path, tied
     with torch.no_grad():
         expected = batch.factor_R[0] * next_item(policy, queries().take(np.array([0, 1])))
         factors = {share.name: share.factor for share in mixed.shares}
-        for task, row in (("category_analysis", 1), ("semantic_recovery", 1), ("semantic_recovery", ITEMS - 1)):
-            expected += factors[task] * loss_by_hand(policy, own, mixed.build(task, row, 0))
+        for task, row in (("category_analysis", 1), ("semantic_recovery", 1)):
+            expected += factors[task] * loss_by_hand(policy, own.encode(mixed.build(task, row, 0)))
+        passage = own.encode_passage(mixed.build("running_text", ITEMS - 3, 0)[0].parts)
+        expected += factors["running_text"] * loss_by_hand(policy, passage)
     assert found.item() == pytest.approx(float(expected), rel=1e-4)
 
 

@@ -60,18 +60,28 @@ class Sampling:
 
 @dataclass
 class GeneratedReply:
-    """A message of the assistant: text and items in order, and its tokens; ``ended`` unless cut at ``max_tokens``."""
+    """A message of the assistant: text and items in order, and its tokens; ``ended`` unless cut at ``max_tokens``.
+
+    ``missing`` counts semantic IDs that no item has; they are text, and occur without the constraint alone.
+    """
 
     parts: list[str | Item] = field(default_factory=list[str | Item])
     tokens: list[int] = field(default_factory=list[int])
     ended: bool = False
+    missing: int = 0
 
 
 @torch.no_grad()
 def generate_reply(
-    policy: Policy, chat_format: ChatFormat, trie: Trie, messages: Sequence[Message], sampling: Sampling
+    policy: Policy,
+    chat_format: ChatFormat,
+    trie: Trie,
+    messages: Sequence[Message],
+    sampling: Sampling,
+    *,
+    constrained: bool = True,
 ) -> GeneratedReply:
-    """The assistant's next message.
+    """The assistant's next message; only with ``constrained`` is every semantic ID in it one of the catalogue.
 
     Raises:
         InputError: the last message is not the user's, or the conversation exceeds the model's positions.
@@ -87,7 +97,7 @@ def generate_reply(
             f"the conversation has {len(prompt_P)} tokens and max_tokens={sampling.max_tokens} may follow, but "
             f"the model has {room} positions; shorten one of them"
         )
-    return _ChatGenerator(policy, chat_format, trie, sampling).generate(prompt_P)
+    return _ChatGenerator(policy, chat_format, trie, sampling, constrained).generate(prompt_P)
 
 
 def parse_parts(text: str, rows: Mapping[str, int], catalog: Catalog) -> Parts:
@@ -135,8 +145,11 @@ def format_parts(
 class _ChatGenerator:
     """Generates one reply, token by token."""
 
-    def __init__(self, policy: Policy, chat_format: ChatFormat, trie: Trie, sampling: Sampling) -> None:
+    def __init__(
+        self, policy: Policy, chat_format: ChatFormat, trie: Trie, sampling: Sampling, constrained: bool
+    ) -> None:
         self._policy, self._format, self._trie, self._sampling = policy, chat_format, trie, sampling
+        self._constrained = constrained
         self._text_tokens_V = chat_format.text_token_mask().to(policy.device)
         self._cache: Any = policy.new_cache()
         self._tokens = list[int]()
@@ -162,20 +175,27 @@ class _ChatGenerator:
         return reply
 
     def _generate_sid(self, hidden_D: Tensor, reply: GeneratedReply) -> Tensor:
-        """Append a SID of the catalogue and the closing marker; returns the hidden state (D,) after them."""
+        """Append a SID and the closing marker; returns the hidden state (D,) after them."""
         node = torch.zeros((), dtype=torch.long, device=hidden_D.device)
+        codes: list[int] = []
         for level in range(self._trie.depth):
-            children_K = self._trie.step(level, node[None])[0]
-            code = self._choose(self._policy.level_logits(hidden_D, level), children_K >= 0)
-            node = children_K[code].long()
+            children_K = self._trie.step(level, node[None].clamp(min=0))[0]
+            allowed_K = children_K >= 0 if self._constrained else torch.ones_like(children_K, dtype=torch.bool)
+            code = self._choose(self._policy.level_logits(hidden_D, level), allowed_K)
+            node = children_K[code].long() if node >= 0 else node
+            codes.append(code)
             token = int(self._policy.sids.token(level, torch.tensor(code)))
             last = level == self._trie.depth - 1
             tokens = [token, *(self._format.close if last else ())]
             reply.tokens += tokens
-            if last and self._format.form == "last":
+            if last and self._format.form == "last" and node >= 0:
                 tokens[0] = ITEM_TOKEN + int(self._trie.leaf_items[node])
             hidden_D = self._forward(tokens)
-        reply.parts.append(Item(int(self._trie.leaf_items[node])))
+        if node >= 0:
+            reply.parts.append(Item(int(self._trie.leaf_items[node])))
+        else:
+            reply.parts.append("".join(f"<{chr(ord('a') + level)}_{code}>" for level, code in enumerate(codes)))
+            reply.missing += 1
         return hidden_D
 
     def _choose(self, logits_V: Tensor, allowed_V: Tensor) -> int:
