@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -65,7 +65,9 @@ def measure(config: Config, size: SftSize) -> Bench:
     bench = Bench("sft")
     _scratch(bench, size, config.seed)
     with tempfile.TemporaryDirectory() as directory:
-        _pretrained(bench, size, config.seed, Path(directory))
+        _save_model(Path(directory), size, config.seed)
+        _pretrained(bench, size, config.seed, directory)
+        _pretrained_dense(bench, size, config.seed, directory)
     _packed(bench, size, config.seed)
     return bench
 
@@ -130,8 +132,10 @@ def _scratch(bench: Bench, size: SftSize, seed: int) -> None:
     bench.ratios["share_of_matmul_rate"] = _flops(dense) / statistics.median(seconds["dense"]) / rate
 
 
-def dense_and_rows(size: SftSize, seed: int) -> tuple[Pass, Pass]:
-    """The same untrained scratch policy with whole sequences, and with a sample of the rows that they hold."""
+def dense_and_rows(size: SftSize, seed: int, settings: PolicyConfig | None = None) -> tuple[Pass, Pass]:
+    """The same untrained policy, a scratch one without ``settings``, with whole sequences, and with a sample of the
+    rows that they hold.
+    """
     rng = np.random.default_rng(seed)
     users = [rng.integers(size.items, size=n).tolist() for n in rng.integers(5, 2 * size.history + 2, size.users)]
     sequences = pa.table({"items": users, "split": [[0] + [1] * (len(items) - 1) for items in users]})
@@ -144,7 +148,8 @@ def dense_and_rows(size: SftSize, seed: int) -> tuple[Pass, Pass]:
         }
     )
     catalog = random_catalog(size.items, torch.Generator().manual_seed(seed))
-    policy, prompts = build(PolicyConfig(dropout=0.0, items=WITHOUT_ROWS), catalog, max_history=size.history, seed=seed)
+    settings = settings or PolicyConfig(dropout=0.0, items=WITHOUT_ROWS)
+    policy, prompts = build(settings, catalog, max_history=size.history, seed=seed)
 
     def one_pass(examples: DenseExamples | RowExamples) -> Pass:
         optimizer = torch.optim.AdamW(policy.trainable().values(), lr=1e-3, fused=True)
@@ -160,14 +165,24 @@ def _flops(work: Pass) -> int:
     return counter.get_total_flops()
 
 
-def _pretrained(bench: Bench, size: SftSize, seed: int, directory: Path) -> None:
+def _pretrained_dense(bench: Bench, size: SftSize, seed: int, path: str) -> None:
+    """Whole sequences behind one instruction, and one prompt per row, of users as long as those of ``_pretrained``."""
+    settings = PolicyConfig(kind="pretrained", path=path, prompt="sequence", items=WITHOUT_ROWS)
+    shorter = replace(size, history=size.lora_history, rows=size.rows // 4)
+    dense, rows = dense_and_rows(shorter, seed, settings)
+    seconds = interleaved_timings({"dense": dense, "rows": rows}, rounds=size.rounds)
+    targets = {name: sum(b.targets for b in one.batches()) for name, one in (("dense", dense), ("rows", rows))}
+    per_row = {name: [s / count for s in seconds[name]] for name, count in targets.items()}
+    bench.ratios["pretrained_dense_vs_rows"] = ratio(per_row["rows"], per_row["dense"])
+
+
+def _pretrained(bench: Bench, size: SftSize, seed: int, path: str) -> None:
     """The LoRA step with each softmax, and with the ``Trainer`` of transformers."""
     from benchmarks.references.hf_trainer import hf_step_seconds
 
-    _save_model(directory, size, seed)
     catalog = random_catalog(size.items, torch.Generator().manual_seed(seed))
     lora = Lora(rank=16, alpha=32, dropout=0.0)
-    settings = PolicyConfig(kind="pretrained", path=str(directory), lora=lora, items=WITHOUT_ROWS)
+    settings = PolicyConfig(kind="pretrained", path=path, lora=lora, items=WITHOUT_ROWS)
     policy, prompts = build(settings, catalog, max_history=size.lora_history, seed=seed)
     batch_size, steps = size.lora_batch, size.lora_steps
     shape = (batch_size * steps, size.lora_history + 1)

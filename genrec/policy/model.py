@@ -91,6 +91,11 @@ class Policy(nn.Module):
         """Turn on gradient checkpointing: training stores only the inputs of layers and runs each forward twice."""
         self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
+    @property
+    def recomputes_activations(self) -> bool:
+        """Whether gradient checkpointing is on."""
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
+
     def new_cache(self) -> DynamicCache:
         """An empty KV cache."""
         return DynamicCache()

@@ -9,12 +9,13 @@ from genrec.config import Config
 
 pytestmark = pytest.mark.benchmark
 
-SMALL = sft.SftSize(items=50, users=4, rows=8, vocabulary=60, hidden=16, batch=4, rounds=1)
+SMALL = sft.SftSize(items=50, users=4, rows=16, vocabulary=60, hidden=16, batch=4, rounds=1)
 
 
 def test_every_figure_and_ratio_is_measured_in_one_run() -> None:
     found = json.loads(sft.measure(Config(), SMALL).as_json())
     ratios = ("dense_vs_rows", "level_vs_full_vocab", "vs_hf_trainer", "tokenisation_share", "share_of_matmul_rate")
+    ratios += ("pretrained_dense_vs_rows",)
     assert set(ratios) <= set(found["ratios"])
     assert {"dense_tokens_per_s", "dense_train_rows_per_s", "lora_step_trainer_s"} <= set(found["figures"])
     assert all(value > 0 for value in (*found["figures"].values(), *found["ratios"].values()))

@@ -24,7 +24,7 @@ def states_after(policy: Policy, prefix_P: Tensor, tokens_BS: Tensor) -> Tensor:
     device = tokens_BS.device
     positions_X = torch.arange(prefix + length, device=device)
     causal_XX = torch.ones(prefix + length, prefix + length, dtype=torch.bool, device=device).tril()
-    if prefix == 1 or policy.model.is_gradient_checkpointing:
+    if prefix == 1 or policy.recomputes_activations:
         whole_BX = torch.cat([prefix_P.expand(rows, -1), tokens_BS], 1)
         return policy.hidden(whole_BX, positions_X.expand(rows, -1), causal_XX[None, None])[:, prefix - 1 :]
     cache: Any = policy.new_cache()
