@@ -140,7 +140,7 @@ def learn(
     if learns_tasks(config):
         state = run_stages(built.policy, _stages(spec, built, loss, accelerator), **options)
     else:
-        epochs = Epochs(examples, settings.batch_size, config.seed)
+        epochs = Epochs(examples, settings.batch_size, config.seed, settings.loss.second_pass)
         state = SftTrainer(built.policy, loss, epochs, settings, **options).run()
     save_result(spec, built.policy, built.catalog, state, accelerator)
 
@@ -214,12 +214,14 @@ def _stages(spec: RunSpec, built: SftParts, loss: SftLoss, accelerator: Accelera
         section = f"learning.stages.{name}"
         stages.append(TrainingStage(name, own, epochs, mixed, rows_only=rows_only, section=section))
         statistics[name] = mixture.statistics()
+    again = learning.sft.loss.second_pass
     if learning.sft.example_format == "tasks":
         mixture = make(learning.tasks, config.seed)
-        stages.append(TrainingStage("instruction", learning.sft, MixtureEpochs(mixture, size, config.seed), mixed))
+        epochs = MixtureEpochs(mixture, size, config.seed, again)
+        stages.append(TrainingStage("instruction", learning.sft, epochs, mixed))
         statistics["instruction"] = mixture.statistics()
     else:
-        stages.append(TrainingStage("next item", learning.sft, Epochs(queries, size, config.seed), loss))
+        stages.append(TrainingStage("next item", learning.sft, Epochs(queries, size, config.seed, again), loss))
     if accelerator.is_main_process:
         _keep_statistics(statistics, spec.out)
     return stages

@@ -16,7 +16,8 @@ class Loss(Section):
 
     weights: tuple[Literal["focal", "hard", "rare"], ...] = Field(
         default=(),
-        description="focal: easy targets count less; hard: only the largest losses; rare: rare targets count more",
+        description="focal: easy targets count less; hard: only the largest losses of a micro batch; rare: rare targets "
+        "count more",
     )
     unit: Literal["token", "item"] = Field(
         default="token", description="a weight per code, or one per item, from the product of its codes' probabilities"
@@ -24,10 +25,23 @@ class Loss(Section):
     focal_gamma: float = Field(default=2.0, ge=0)
     focal_alpha: float = Field(default=1.0, gt=0)
     hard_share: float = Field(default=0.3, gt=0, le=1, description="share of a micro batch's units that counts")
+    second_pass: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of an epoch's samples (of each task's), those with the largest loss, that are trained a "
+        "second time at its end; 0: none",
+    )
     rare_weight: float = Field(default=1.5, ge=0)
     rare_share: float = Field(
         default=0.2, gt=0, le=1, description="the least frequent items that make up this share of the train targets"
     )
+
+    @model_validator(mode="after")
+    def _mines_once(self) -> Loss:
+        if self.second_pass and "hard" in self.weights:
+            raise ValueError("second_pass and the weight hard both mine hard examples; choose one")
+        return self
 
 
 class Sft(Section):
