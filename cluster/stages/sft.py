@@ -57,7 +57,7 @@ def plan(run: StageRun) -> Plan:
     config, learning = run.config, run.config.learning
     settings = {
         "policy": policy_settings(config),
-        "sft": learning.sft.result_settings(),
+        "sft": learning.sft.result_settings() | {"example_format": config.example_format},
         "max_history": config.data.max_history,
         "seed": config.seed,
     }
@@ -91,7 +91,7 @@ def sft_loop(spec: RunSpec) -> None:
 
     settings, accelerator = config.learning.sft, make_accelerator(config)
     policy, prompts, catalog = spec.build()
-    examples = make_examples(spec.data, settings.example_format, config.data.max_history)
+    examples = make_examples(spec.data, config.example_format, config.data.max_history)
     valid, search = _validation(spec.data, config.data.max_history, len(catalog))
     validator = Validator(
         valid,

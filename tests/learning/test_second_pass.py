@@ -1,5 +1,6 @@
 """Hard mining of a whole pass: which samples are trained a second time, resumed anywhere, on any number of workers."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,11 @@ class KnownLoss:
         return self._loss_N[batch.target_B - 1] + nothing
 
 
+def keep(parts: list[Tensor], values: Tensor) -> Tensor:
+    parts.append(values)
+    return values
+
+
 def first_pass(epochs: Epochs, loss: Any, epoch: int = 0, world: int = 1, micro: int = 3) -> None:
     """Record the steps of an epoch's first pass as ``world`` workers do."""
     policy, _ = small_policy(CATALOG)
@@ -54,7 +60,7 @@ def first_pass(epochs: Epochs, loss: Any, epoch: int = 0, world: int = 1, micro:
             recording = RecordingLoss(loss)
             for piece in epochs.micro_batches(step, micro, rank, world)[0]:
                 recording(policy, piece)
-            epochs.record(step, recording.pieces, rank, world, lambda values: parts.append(values) or values)
+            epochs.record(step, recording.pieces, rank, world, partial(keep, parts))
         index = epochs.index(step)
         assert epochs.hard is not None
         epochs.hard.record(index, index, [sum(parts[1:], start=parts[0])], lambda values: values)
