@@ -129,6 +129,11 @@ def learn(
     config, settings = spec.config, spec.config.learning.sft
     if config.compute.gradient_checkpointing:
         built.policy.recompute_activations()
+    if accelerator.is_main_process:
+        trained, parameters = built.policy.parameter_counts()
+        LOG.info(
+            "training %s of %s parameters (%.2f %%)", f"{trained:,}", f"{parameters:,}", 100 * trained / parameters
+        )
     loss = _make_loss(spec, built.prompts, built.catalog, accelerator.device)
     options = {
         "seed": config.seed,
