@@ -49,7 +49,14 @@ METHOD = (
     *("sid.quantizer", "sid.codebook", "sid.decay", "sid.text_weight", "sid.cf_weight", "policy.items"),
     *("learning.sft.loss", "learning.sft.ema_decay"),
     *(f"learning.rl.{name}" for name in ("objective", "advantage", "group", "generation", "ratio_clip", "gae_lambda")),
-    *("learning.rl.kl", "learning.rl.sft", "learning.rl.ema_decay", "rewards"),
+    *(
+        "learning.rl.critic",
+        "learning.rl.critic_layers",
+        "learning.rl.kl",
+        "learning.rl.sft",
+        "learning.rl.ema_decay",
+        "rewards",
+    ),
     *("decode.width", "decode.prior", "evaluation.ks"),
 )
 """What a recipe sets for any backbone."""

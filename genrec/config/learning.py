@@ -125,7 +125,13 @@ class Rl(Section):
     )
     gae_lambda: float = Field(default=0.95, ge=0, le=1, description="ppo: lambda of the advantages")
     value_weight: float = Field(default=0.5, ge=0, description="ppo: weight of the value loss")
-    value_lr: float = Field(default=1e-3, gt=0, description="ppo: learning rate of the value head")
+    value_lr: float = Field(default=1e-3, gt=0, description="ppo: learning rate of the critic")
+    critic: Literal["linear", "layers"] = Field(
+        default="linear",
+        description="ppo: values from a linear head on the policy's last states, or from last layers of the critic's "
+        "own, which takes another forward pass of the policy",
+    )
+    critic_layers: PositiveInt = Field(default=1, description="critic=layers: number of them")
     dpo_beta: float = Field(default=0.1, gt=0, description="dpo, s_dpo: inverse temperature of the preference")
     max_staleness: int = Field(default=0, ge=0, le=16)
     micro_queries: PositiveInt = Field(

@@ -42,7 +42,12 @@ COMMON: dict[str, Any] = {
     "evaluation.ks": (1, 3, 5, 10, 20),
 }
 
-PPO = {"learning.rl.objective": "ppo", "learning.rl.ratio_clip": 0.2, "learning.rl.gae_lambda": 0.95}
+PPO = {
+    "learning.rl.objective": "ppo",
+    "learning.rl.ratio_clip": 0.2,
+    "learning.rl.gae_lambda": 0.95,
+    "learning.rl.critic": "layers",
+}
 GRPO = {"learning.rl.objective": "grpo", "learning.rl.advantage": "group_std"}
 FOCAL = {"learning.sft.loss.weights": ("focal",), "learning.sft.loss.focal_gamma": 2.0}
 PLAIN = {"learning.sft.loss.weights": (), "learning.sft.loss.second_pass": 0.0}
