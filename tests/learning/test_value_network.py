@@ -74,7 +74,8 @@ def test_more_layers_than_there_are_is_refused() -> None:
 def errors(critic: str, updates: int) -> list[float]:
     """The value loss of each update on the same groups; the policy stands still."""
     policy, prompts = small_policy(CATALOG)
-    own = Rl(objective="ppo", steps=updates, group=6, lr=1e-9, value_lr=3e-3, warmup=0.0, critic=critic)  # type: ignore[arg-type]
+    options = {"objective": "ppo", "steps": updates, "group": 6, "lr": 1e-9, "value_lr": 3e-3, "warmup": 0.0}
+    own = Rl.model_validate({**options, "critic": critic})
     rewards = Rewards(rank_log=0.0, prefix=0.5)
     reward = RewardFunction(rewards, RewardContext(CATALOG.codes_NL, [""] * 40), active_terms(rewards))
     learner = GrpoLearner(policy, prompts, CATALOG.trie, reward, own, Accelerator(cpu=True))
