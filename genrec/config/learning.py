@@ -49,8 +49,8 @@ class Sft(Section):
 
     example_format: Literal["auto", "dense", "rows", "tasks"] = Field(
         default="auto",
-        description="whole sequences (scratch only), a prompt per row, or the mixture of learning.tasks; auto: dense "
-        "for scratch policies, rows for pretrained ones",
+        description="whole sequences, a prompt per row, or the mixture of learning.tasks; auto: dense, or rows for "
+        "pretrained policies with policy.prompt=question",
     )
     epochs: PositiveInt = 24
     lr: float = Field(default=2e-3, gt=0)

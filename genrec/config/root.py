@@ -61,7 +61,7 @@ class Config(Section):
         named = self.learning.sft.example_format
         if named != "auto":
             return named
-        return "rows" if self.policy.kind == "pretrained" else "dense"
+        return "rows" if self.policy.kind == "pretrained" and self.policy.prompt == "question" else "dense"
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:

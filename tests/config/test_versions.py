@@ -147,5 +147,6 @@ def test_the_whole_model_of_1_7b_has_four_levels_and_trains_all_its_weights() ->
 def test_whole_sequences_are_for_scratch_policies_and_rows_for_pretrained_ones() -> None:
     assert load_config(["demo"]).example_format == "dense"
     assert load_config(["demo", "smollm2"]).example_format == "rows"
-    with pytest.raises(InputError, match="dense is for scratch policies"):
+    assert load_config(["demo", "smollm2"], ["policy.prompt=sequence"]).example_format == "dense"
+    with pytest.raises(InputError, match=r"dense needs policy\.prompt=sequence"):
         load_config(["demo", "smollm2"], ["learning.sft.example_format=dense"])
