@@ -8,12 +8,13 @@ again after every policy.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -26,6 +27,7 @@ from cluster.progress import STAGE
 from genrec.config import Config
 from genrec.data.files import write_json, write_text
 from genrec.data.tables import read_items, read_queries, read_sequences
+from genrec.metrics import FloatArray, IntArray
 
 LOG = logging.getLogger(__name__)
 
@@ -174,3 +176,35 @@ def compare(scores: Scores) -> dict[str, Any]:
             differences = [by_seed[seed].values[metric] - scores[first][seed].values[metric] for seed in seeds]
             found[name][f"{metric}_difference"] = over_runs(differences)
     return found
+
+
+def paired_gains(
+    own: Sequence[RunScore], base: Sequence[RunScore], metrics: Sequence[str], resamples: int, seed: int
+) -> dict[str, Any]:
+    """The gain over ``base`` in each query's mean over seeds, with intervals by resampling queries.
+
+    Also over the queries for tail items alone, as ``<metric>/tail``.
+    """
+    from genrec.baselines.buckets import BUCKETS
+    from genrec.evaluation.intervals import paired
+
+    (values, bucket_Q), (base_values, _) = (per_query_means(part, metrics) for part in (own, base))
+    found: dict[str, Any] = dict(paired(values, base_values, resamples, seed))
+    tail_Q = bucket_Q == BUCKETS.index("tail")
+    if tail_Q.any():
+
+        def tail(part: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+            return {f"{name}/tail": column_Q[tail_Q] for name, column_Q in part.items()}
+
+        found |= paired(tail(values), tail(base_values), resamples, seed)
+    return found
+
+
+def per_query_means(scored: Sequence[RunScore], metrics: Sequence[str]) -> tuple[dict[str, FloatArray], IntArray]:
+    """The ``metrics`` of each test query (Q,), averaged over the policies, and the queries' buckets (Q,)."""
+    from genrec.metrics import per_query
+
+    tables = [pq.read_table(one.scores / QUERIES) for one in scored]
+    values = [per_query(table["rank"].to_numpy(), (10, 50)) for table in tables]
+    means = {name: np.mean([one[name] for one in values], axis=0) for name in metrics}
+    return means, tables[0]["bucket"].to_numpy()

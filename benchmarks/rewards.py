@@ -11,16 +11,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
-
-from benchmarks.compare import QUERIES, Comparison, RunScore, Scores, Variant, common_seeds, compare, score_variants
+from benchmarks.compare import (
+    Comparison,
+    RunScore,
+    Scores,
+    Variant,
+    common_seeds,
+    compare,
+    paired_gains,
+    score_variants,
+)
 from benchmarks.harness import chosen_variants
 from benchmarks.tables import rewards_page
 from cluster.artifacts import Artifact
 from cluster.train import read_summary
 from genrec.config import Config, Rewards, load_config
-from genrec.metrics import FloatArray, IntArray
 
 DIRECTORY = "rewards"
 NEEDS = ("prepare", "assign", "embed")
@@ -55,7 +60,7 @@ def changes(config: Config) -> dict[str, Change]:
     found: dict[str, Change] = {FIRST: ({}, {}), "config": ({}, {})}
     for name in ("v1", "v2", "v3", "v4"):
         recipe = load_config([f"versions/{name}"])
-        found[name] = ({"objective": recipe.learning.rl.objective}, recipe.rewards)
+        found[name] = ({key: getattr(recipe.learning.rl, key) for key in ("objective", "advantage")}, recipe.rewards)
     hit = Rewards(hit=1.0, rank_log=0.0, settings=config.rewards.settings)
     none = hit.replace(hit=0.0, control=True)
     found |= {"hit": ({}, hit), "supervised": ({}, none)}
@@ -80,40 +85,13 @@ def _compared(config: Config, scores: Scores) -> Comparison:
     base = [scores[FIRST][seed] for seed in seeds]
     for name, by_seed in scores.items():
         own = [by_seed[seed] for seed in seeds]
-        found[name]["paired"] = _paired(own, base, config.evaluation.bootstrap, config.seed)
+        found[name]["paired"] = paired_gains(own, base, GUARDED, config.evaluation.bootstrap, config.seed)
         if name != FIRST:
             found[name]["audit"] = _audit(own)
     comparison = Comparison(DIRECTORY, text=rewards_page(found))
     comparison.figures = {f"{name}.{metric}": one[metric]["mean"] for name, one in found.items() for metric in GUARDED}
     comparison.write(config, found)
     return comparison
-
-
-def _paired(own: Sequence[RunScore], base: Sequence[RunScore], resamples: int, seed: int) -> dict[str, Any]:
-    """The gain over ``base`` in each query's mean over seeds, with intervals by resampling queries."""
-    from genrec.baselines.buckets import BUCKETS
-    from genrec.evaluation.intervals import paired
-
-    (values, bucket_Q), (base_values, _) = _per_query(own), _per_query(base)
-    found: dict[str, Any] = dict(paired(values, base_values, resamples, seed))
-    tail_Q = bucket_Q == BUCKETS.index("tail")
-    if tail_Q.any():
-
-        def tail(part: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
-            return {f"{name}/tail": column_Q[tail_Q] for name, column_Q in part.items()}
-
-        found |= paired(tail(values), tail(base_values), resamples, seed)
-    return found
-
-
-def _per_query(scored: Sequence[RunScore]) -> tuple[dict[str, FloatArray], IntArray]:
-    """The ``GUARDED`` metrics of each test query, averaged over the policies, and the queries' buckets."""
-    from genrec.metrics import per_query
-
-    tables = [pq.read_table(one.scores / QUERIES) for one in scored]
-    values = [per_query(table["rank"].to_numpy(), (10, 50)) for table in tables]
-    means = {name: np.mean([one[name] for one in values], axis=0) for name in GUARDED}
-    return means, tables[0]["bucket"].to_numpy()
 
 
 def _audit(scored: Sequence[RunScore]) -> dict[str, float]:

@@ -201,6 +201,49 @@ def policy_page(variants: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def recipes_page(
+    recipes: Mapping[str, Mapping[str, Any]], itemknn: Mapping[str, float], claims: Mapping[str, Any]
+) -> str:
+    """The documents' table beside what was measured, the costs, and the recipes' claims one by one.
+
+    Args:
+        recipes: by name, what ``benchmarks.recipes`` measured.
+        itemknn: the metrics of ItemKNN, tuned on validation.
+        claims: ``benchmarks.claims.CLAIMS``.
+    """
+    seeds = len(next(iter(recipes.values()))["seeds"])
+    heads = ("recipe", "SIDs", "SFT", "RL", *(f"{kind} {score}" for score in ("HR@10", "NDCG@10") for kind in KINDS))
+    body = ([name, *one["method"].values(), *_recipe_scores(one, claims.get(name))] for name, one in recipes.items())
+    shown = ", ".join(f"{name.upper()} {value:.4f}" for name, value in itemknn.items())
+    lines = [*_table(heads, body), ""]
+    lines += [f"Test split, item level: mean of {seeds} seeds [95 % t interval]; *gain*: of RL over SFT, 95 % paired"]
+    lines += [f"bootstrap over queries; *claimed*: SFT → RL (gain). ItemKNN, tuned on validation: {shown}.", ""]
+    costs = ("trained_share", "collisions", "sft_s", "rl_s", "sft_peak_mb", "rl_peak_mb")
+    forms = (".2%", ".1%", ".0f", ".0f", ".0f", ".0f")
+    costed = ([name, *map(format, (one[cost] for cost in costs), forms)] for name, one in recipes.items())
+    lines += [*_table(("recipe", *costs), costed), ""]
+    lines += [
+        "*collisions*: before they are resolved. *peak_mb*: of the process, the earlier rows' pages included.",
+        "",
+    ]
+    lines += [f"- {name}: {line}" for name, one in recipes.items() for line in one["claims"]]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+KINDS = ("claimed", "SFT", "SFT + RL", "gain in")
+"""What the recipes' table shows of each score."""
+
+
+def _recipe_scores(one: Mapping[str, Any], claim: Any) -> Iterable[str]:
+    for place, score in enumerate(("hr@10", "ndcg@10")):
+        if claim is None:
+            yield "–"
+        else:
+            yield f"{claim.sft[place]:.3f} → {claim.rl[place]:.3f} ({claim.gain(score):+.1%})"
+        yield from (_estimate(one[kind][score], ".4f") for kind in ("sft", "rl"))
+        yield _gain({"paired": one["gain"]}, one["sft"], score)
+
+
 def _difference(found: Mapping[str, Any], name: str) -> str:
     one = found.get(name)
     return "–" if one is None else f"{one['difference']:+.4f} [{one['low']:+.4f}, {one['high']:+.4f}]"

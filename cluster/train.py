@@ -223,7 +223,9 @@ def save_result(
     from genrec.policy.backbone import save
 
     save(policy, state.best, catalog, {"settings": spec.config.policy.model_dump(mode="json")}, spec.out)
+    trained, parameters = policy.parameter_counts()
     about: dict[str, Any] = {"steps": state.step, "best_step": state.best_step}
+    about |= {"parameters": parameters, "trained_parameters": trained, "trained_share": round(trained / parameters, 6)}
     if math.isfinite(state.best_score):
         about["valid_ndcg@10"] = state.best_score
     write_json({**about, "stopped": state.stopped, "curve": state.curve}, spec.out / CURVE)

@@ -57,7 +57,7 @@ def plan(run: StageRun) -> Plan:
     config, learning = run.config, run.config.learning
     settings = {
         "policy": policy_settings(config),
-        "sft": learning.sft.result_settings(),
+        "sft": learning.sft.result_settings() | {"example_format": config.example_format},
         "max_history": config.data.max_history,
         "seed": config.seed,
     }
@@ -91,7 +91,7 @@ def sft_loop(spec: RunSpec) -> None:
 
     settings, accelerator = config.learning.sft, make_accelerator(config)
     policy, prompts, catalog = spec.build()
-    examples = make_examples(spec.data, settings.example_format, config.data.max_history)
+    examples = make_examples(spec.data, config.example_format, config.data.max_history)
     valid, search = _validation(spec.data, config.data.max_history, len(catalog))
     validator = Validator(
         valid,
@@ -129,6 +129,11 @@ def learn(
     config, settings = spec.config, spec.config.learning.sft
     if config.compute.gradient_checkpointing:
         built.policy.recompute_activations()
+    if accelerator.is_main_process:
+        trained, parameters = built.policy.parameter_counts()
+        LOG.info(
+            "training %s of %s parameters (%.2f %%)", f"{trained:,}", f"{parameters:,}", 100 * trained / parameters
+        )
     loss = _make_loss(spec, built.prompts, built.catalog, accelerator.device)
     options = {
         "seed": config.seed,
@@ -140,7 +145,7 @@ def learn(
     if learns_tasks(config):
         state = run_stages(built.policy, _stages(spec, built, loss, accelerator), **options)
     else:
-        epochs = Epochs(examples, settings.batch_size, config.seed)
+        epochs = Epochs(examples, settings.batch_size, config.seed, settings.loss.second_pass)
         state = SftTrainer(built.policy, loss, epochs, settings, **options).run()
     save_result(spec, built.policy, built.catalog, state, accelerator)
 
@@ -214,12 +219,14 @@ def _stages(spec: RunSpec, built: SftParts, loss: SftLoss, accelerator: Accelera
         section = f"learning.stages.{name}"
         stages.append(TrainingStage(name, own, epochs, mixed, rows_only=rows_only, section=section))
         statistics[name] = mixture.statistics()
+    again = learning.sft.loss.second_pass
     if learning.sft.example_format == "tasks":
         mixture = make(learning.tasks, config.seed)
-        stages.append(TrainingStage("instruction", learning.sft, MixtureEpochs(mixture, size, config.seed), mixed))
+        epochs = MixtureEpochs(mixture, size, config.seed, again)
+        stages.append(TrainingStage("instruction", learning.sft, epochs, mixed))
         statistics["instruction"] = mixture.statistics()
     else:
-        stages.append(TrainingStage("next item", learning.sft, Epochs(queries, size, config.seed), loss))
+        stages.append(TrainingStage("next item", learning.sft, Epochs(queries, size, config.seed, again), loss))
     if accelerator.is_main_process:
         _keep_statistics(statistics, spec.out)
     return stages

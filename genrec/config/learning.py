@@ -16,7 +16,8 @@ class Loss(Section):
 
     weights: tuple[Literal["focal", "hard", "rare"], ...] = Field(
         default=(),
-        description="focal: easy targets count less; hard: only the largest losses; rare: rare targets count more",
+        description="focal: easy targets count less; hard: the largest losses of a micro batch count, the others do "
+        "not; rare: rare targets count more",
     )
     unit: Literal["token", "item"] = Field(
         default="token", description="a weight per code, or one per item, from the product of its codes' probabilities"
@@ -24,18 +25,32 @@ class Loss(Section):
     focal_gamma: float = Field(default=2.0, ge=0)
     focal_alpha: float = Field(default=1.0, gt=0)
     hard_share: float = Field(default=0.3, gt=0, le=1, description="share of a micro batch's units that counts")
+    second_pass: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of an epoch's samples (of each task's), those with the largest loss, that are trained a "
+        "second time at its end; 0: none",
+    )
     rare_weight: float = Field(default=1.5, ge=0)
     rare_share: float = Field(
         default=0.2, gt=0, le=1, description="the least frequent items that make up this share of the train targets"
     )
 
+    @model_validator(mode="after")
+    def _mines_once(self) -> Loss:
+        if self.second_pass and "hard" in self.weights:
+            raise ValueError("second_pass and the weight hard both mine hard examples; choose one")
+        return self
+
 
 class Sft(Section):
     """Supervised fine-tuning: next-item prediction."""
 
-    example_format: Literal["dense", "rows", "tasks"] = Field(
-        default="dense",
-        description="whole sequences (scratch only), a prompt per row, or the mixture of learning.tasks",
+    example_format: Literal["auto", "dense", "rows", "tasks"] = Field(
+        default="auto",
+        description="whole sequences, a prompt per row, or the mixture of learning.tasks; auto: dense, or rows for "
+        "pretrained policies with policy.prompt=question",
     )
     epochs: PositiveInt = 24
     lr: float = Field(default=2e-3, gt=0)
@@ -110,7 +125,13 @@ class Rl(Section):
     )
     gae_lambda: float = Field(default=0.95, ge=0, le=1, description="ppo: lambda of the advantages")
     value_weight: float = Field(default=0.5, ge=0, description="ppo: weight of the value loss")
-    value_lr: float = Field(default=1e-3, gt=0, description="ppo: learning rate of the value head")
+    value_lr: float = Field(default=1e-3, gt=0, description="ppo: learning rate of the critic")
+    critic: Literal["linear", "layers"] = Field(
+        default="linear",
+        description="ppo: values from a linear head on the policy's last states, or from last layers of the critic's "
+        "own, which takes another forward pass of the policy",
+    )
+    critic_layers: PositiveInt = Field(default=1, description="critic=layers: number of them")
     dpo_beta: float = Field(default=0.1, gt=0, description="dpo, s_dpo: inverse temperature of the preference")
     max_staleness: int = Field(default=0, ge=0, le=16)
     micro_queries: PositiveInt = Field(
@@ -167,13 +188,26 @@ class Learning(Section):
 class RewardSettings(Section):
     """Settings of the reward terms; their weights are the fields of ``rewards``."""
 
+    ground_truth: Literal["target", "future"] = Field(
+        default="target",
+        description="what a hit of hit, rank_log, rank_linear and ndcg_rank is: the target, or any of the user's next "
+        "training items within the horizon",
+    )
     horizon: PositiveInt = Field(
         default=5, description="future, event: how many items count: the target and the user's next training items"
     )
     discount: float = Field(default=0.5, ge=0, le=1, description="future, event: factor per step after the target")
     events: dict[str, float] = Field(
         default={"click": 1.0, "purchase": 3.0, "unknown": 1.0},
-        description="event: value of an event of this type; 'unknown' where the log has no type; other types 0",
+        description="event: value of an event of this type; 'unknown' where the log has no type",
+    )
+    other_events: float = Field(default=1.0, description="event: value of an event of any other type")
+    delayed: tuple[str, ...] | None = Field(
+        default=None, description="event: the types that also count after the target; null: all"
+    )
+    purchases: tuple[str, ...] = Field(
+        default=("purchase",),
+        description="unwanted_repeat: types of events that make an item of the history a wanted one",
     )
     rare: int = Field(default=4, ge=0, description="novelty: items with more train events have reward 0")
 
@@ -197,6 +231,9 @@ class Rewards(Section):
         default=0.0, description="share of distinct categories in the list; cancels wherever groups are centred"
     )
     repeat: float = Field(default=0.0, description="the item is in the history; -0.5 is usual")
+    unwanted_repeat: float = Field(
+        default=0.0, description="the item is in the history, and the user does not buy it within the horizon"
+    )
     novelty: float = Field(default=0.0, description="new or rarely seen items")
     popularity_penalty: float = Field(default=0.0, description="x -ln(1 + train events), scaled to at most 1")
     custom: dict[str, float] = Field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
@@ -53,6 +54,14 @@ class Config(Section):
     def backbones_path(self) -> Path:
         """The folder of converted packaged models, shared by all runs of a storage."""
         return self.storage_path / "backbones"
+
+    @property
+    def example_format(self) -> Literal["dense", "rows", "tasks"]:
+        """What the policy's supervised examples are: ``learning.sft.example_format`` with auto resolved."""
+        named = self.learning.sft.example_format
+        if named != "auto":
+            return named
+        return "rows" if self.policy.kind == "pretrained" and self.policy.prompt == "question" else "dense"
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:

@@ -7,6 +7,7 @@ embedding, not from the whole vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -166,6 +167,13 @@ class Policy(nn.Module):
             found |= {f"items.{name}": parameter for name, parameter in rows if parameter.requires_grad}
         return found
 
+    def parameter_counts(self) -> tuple[int, int]:
+        """How many parameters are trained, and how many there are; packed ones count as what they stand for."""
+        held: list[Any] = [*self.parameters()]
+        scales = {id(p) for name, p in self.named_parameters() if name.endswith("scale_V1")}
+        sizes = [(p.requires_grad, _size(p)) for p in held if id(p) not in scales]
+        return sum(size for trained, size in sizes if trained), sum(size for _, size in sizes)
+
     def sid_tables(self) -> list[tuple[nn.Parameter, slice]]:
         """The parameters with SID embeddings, each with the slice of its rows that these are."""
         if self._sid_in[0] is not None:
@@ -230,3 +238,9 @@ class Policy(nn.Module):
         index_BS = torch.where(is_sid_BS, tokens_BS - self.sids.base, 0)
         text_BSD = table.token_adapter.base_layer(torch.where(is_sid_BS, 0, tokens_BS))
         return torch.where(is_sid_BS[..., None], F.embedding(index_BS, rows).to(text_BSD.dtype), text_BSD)
+
+
+def _size(parameter: Any) -> int:
+    """Numbers in a parameter; of one in 4 bits before it was packed, of one that is sharded over all workers."""
+    state = getattr(parameter, "quant_state", None)
+    return math.prod(state.shape) if state is not None else int(getattr(parameter, "ds_numel", parameter.numel()))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import losses, rewards, tasks, tokenizers
+from benchmarks import claims, losses, recipes, rewards, tasks, tokenizers
 from benchmarks.compare import RunScore, compare
 from genrec.config import Learning, Sft, Sid, Tasks, load_config
 
@@ -30,7 +30,8 @@ def test_only_seeds_that_every_variant_has_are_compared() -> None:
 
 def test_rewards_and_objectives_of_the_recipes_are_variants() -> None:
     found = rewards.changes(load_config([], []))
-    assert found["v4"][0] == {"objective": "ppo"}
+    assert found["v4"][0] == {"objective": "ppo", "advantage": "auto"}
+    assert found["v1"][0] == {"objective": "grpo", "advantage": "group_mean"}
     assert found["v3"][1].weights()["novelty"] == 0.1 and found["hit"][1].weights()["rank_log"] == 0.0
 
 
@@ -73,3 +74,32 @@ def test_published_sids_are_a_variant_where_the_items_have_them() -> None:
     assert found["rqvae"].codebook == "gradient" and found["rqvae_ema"].codebook == "ema"
     assert found["vq"].level_sizes == (256,) and found["vq"].collisions == "suffix"
     assert found["rqkmeans_fused"].cf_weight == 0.5
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_a_recipe_brings_its_method_and_the_config_the_backbone_and_the_length_of_training(name: str) -> None:
+    config = load_config(["industrial", "smollm2"], ["learning.sft.epochs=7", "learning.rl.steps=5"])
+    found, scratch = recipes.recipe(config, name), recipes.recipe(load_config(["industrial"]), name)
+    own = load_config([f"versions/{name.removesuffix('_plain')}"])
+    assert (found.learning.sft.epochs, found.learning.rl.steps, found.policy.path) == (7, 5, "smollm2")
+    assert found.policy.finetuning == own.policy.finetuning and found.policy.lora == own.policy.lora
+    assert set(found.learning.tasks.chosen) == {"next_item", "semantic_anchoring"}
+    assert scratch.example_format == "dense" and not scratch.learning.tasks.chosen
+    for one in (found, scratch):
+        assert one.learning.sft.loss == own.learning.sft.loss and one.sid.quantizer == own.sid.quantizer
+        assert (one.rewards == own.rewards) == (name != "v3_plain") and one.decode.width == 20
+    assert found.rewards.novelty == (0.1 if name == "v3" else 0.0)
+
+
+def test_a_claim_is_reached_positive_or_not_reproduced() -> None:
+    def lines(difference: float, low: float) -> list[str]:
+        score = {"hr@10": {"mean": 0.10}, "ndcg@10": {"mean": 0.08}}
+        one = {"difference": difference, "low": low, "high": 1.0}
+        own = {"sft": score, "gain": {"hr@10": one, "ndcg@10": one}, "collisions": 0.1, "trained_share": 0.01}
+        return claims.verdicts("v1", own, {"hr@10": 0.1}, {})
+
+    assert lines(0.0142, 0.001)[0].endswith("+14.2%: reached")
+    assert lines(0.0100, 0.001)[0].endswith("positive")
+    assert lines(0.0100, -0.001)[0].endswith("not reproduced")
+    assert lines(0.0, 0.0)[2] == "0.8% of the parameters train: here 1.00%"
+    assert claims.verdicts("v0a", {}, {}, {}) == []

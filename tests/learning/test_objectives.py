@@ -353,10 +353,12 @@ def test_every_objective_takes_a_step_towards_reward(settings: dict[str, str]) -
     assert torch.allclose(weights[0], weights[1], atol=2e-3)
 
 
-def test_a_resumed_value_head_is_the_one_that_was_saved(tmp_path: Path) -> None:
+@pytest.mark.parametrize("critic", ["linear", "layers"])
+def test_a_resumed_value_head_is_the_one_that_was_saved(tmp_path: Path, critic: str) -> None:
     def learner() -> GrpoLearner:
         policy, prompts = small_policy(CATALOG)
-        context, own, rewards = RewardContext(CATALOG.codes_NL, [""] * 40), Rl(objective="ppo", group=4), Rewards()
+        own = Rl(objective="ppo", group=4, critic=critic)  # type: ignore[arg-type]
+        context, rewards = RewardContext(CATALOG.codes_NL, [""] * 40), Rewards()
         reward = RewardFunction(rewards, context, active_terms(rewards))
         return GrpoLearner(policy, prompts, CATALOG.trie, reward, own, Accelerator(cpu=True))
 

@@ -64,12 +64,13 @@ BY_HAND = {
     "ndcg_rank": [-W[0] / sum(W), -W[1] / sum(W), 0, -W[3] / sum(W)],
     "prefix": [0, 2 / 3, 1, 1 / 3],
     "future": [0, 0.25, 1, 0.5],
-    "event": [0, 0.75, 1, 0],
+    "event": [0, 0.75, 1, 0.5],
     "semantic": [-1, 0.6, 1, 0],
     "collaborative": [0, 0, 0, 1],
     "diversity": [0, 1, 0, 1],
     "category_count": [0.5, 0.5, 0.5, 0.5],
     "repeat": [0, 1, 0, 0],
+    "unwanted_repeat": [0, 0, 0, 0],
     "novelty": [0, 0.75, 1, 0.25],
     "popularity_penalty": [-1, -1 / 3, 0, -2 / 3],
 }
@@ -91,6 +92,53 @@ def test_the_rank_terms_are_0_in_a_group_without_a_hit() -> None:
 
 def test_the_future_ends_with_the_user() -> None:
     assert TERMS["future"](group([3, 1, 2, 0], 1, query=12), CONTEXT).tolist() == [0, 1, 0, 0]
+
+
+SHOP = pa.table(
+    {
+        "id": [1, 2, 3, 4],
+        "user": [0, 0, 0, 0],
+        "target": [0, 1, 2, 3],
+        "event": ["view", "view", "purchase", "review"],
+    }
+)
+
+
+def paid(
+    name: str, items: Sequence[int], history: Sequence[int] = (9,), query: int = 1, **settings: object
+) -> list[float]:
+    found = RewardContext(CODES, [""] * 4, RewardSettings.model_validate(settings), future_items=FutureItems(SHOP))
+    target = SHOP["target"].to_pylist()[query - 1]
+    return TERMS[name](group(items, target, history, query=query), found).tolist()
+
+
+def test_events_are_worth_what_their_type_says_and_others_a_default() -> None:
+    values = {"events": {"view": 1.0, "purchase": 3.0}, "horizon": 4, "discount": 1.0}
+    assert paid("event", [0, 1, 2, 3], **values) == [1, 1, 3, 1]
+    assert paid("event", [0, 1, 2, 3], **values, other_events=0.0) == [1, 1, 3, 0]
+
+
+def test_a_click_counts_now_and_a_purchase_later() -> None:
+    values = {"events": {"view": 1.0, "purchase": 3.0}, "horizon": 3, "discount": 1.0, "delayed": ["purchase"]}
+    assert paid("event", [0, 1, 2, 3], **values) == [1, 0, 3, 0], "a view after the target has no reward"
+    assert paid("event", [0, 1, 2, 3], query=2, **values) == [0, 1, 3, 0]
+    assert paid("event", [2, 3, 1, 0], query=3, **values) == [3, 0, 0, 0]
+
+
+def test_what_was_viewed_and_is_bought_next_is_no_unwanted_repeat() -> None:
+    asked = {"items": [0, 1, 2, 3], "history": (1, 2, 3), "horizon": 4}
+    assert paid("repeat", **asked) == [0, 1, 1, 1]  # type: ignore[arg-type]
+    assert paid("unwanted_repeat", **asked) == [0, 1, 0, 1]  # type: ignore[arg-type]
+    assert paid("unwanted_repeat", **asked, purchases=["review"]) == [0, 1, 1, 0]  # type: ignore[arg-type]
+    assert paid("unwanted_repeat", **asked | {"horizon": 2}) == [0, 1, 1, 1]  # type: ignore[arg-type]
+
+
+def test_the_ground_truth_is_the_target_or_a_set_of_the_next_items() -> None:
+    assert paid("hit", [3, 1, 0]) == [0, 0, 1]
+    many = {"ground_truth": "future", "horizon": 2}
+    assert paid("hit", [3, 1, 0], **many) == [0, 1, 1]
+    assert paid("rank_log", [3, 1, 0], **many) == pytest.approx([0, math.log(2), math.log(3)])
+    assert paid("rank_linear", [3, 1, 0], **many) == [0, 2, 3]
 
 
 def test_rewards_are_weighted_sums_and_empty_candidates_have_reward_0() -> None:
@@ -122,7 +170,12 @@ def test_a_broken_term_is_named(term: Callable[[Group, RewardContext], torch.Ten
         compute_rewards([group([0, 1], 0)], CONTEXT, weights, active_terms(weights, {**TERMS, "mine": term}))
 
 
-@pytest.mark.parametrize("name", ["future", "event", "semantic", "collaborative", "novelty", "popularity_penalty"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("future", "event", "unwanted_repeat", "semantic", "collaborative", "novelty", "popularity_penalty"),
+    ],
+)
 def test_a_term_whose_context_was_not_loaded_is_refused(name: str) -> None:
     weights = Rewards(hit=0.0, rank_log=0.0, **{name: 1.0})
     with pytest.raises(InputError, match=f"'{name}'.*not loaded"):
@@ -225,7 +278,10 @@ def test_context_that_the_data_does_not_have_is_refused_before_the_run(world: tu
     with pytest.raises(InputError, match="wants item vectors"):
         read_reward_context(data, CODES, ["semantic"], RewardSettings())
     with pytest.raises(InputError, match=r"event types are \['unknown'\]"):
-        read_reward_context(data, CODES, ["event"], RewardSettings(events={"click": 1.0}))
+        read_reward_context(data, CODES, ["event"], RewardSettings(events={"click": 1.0}, other_events=0.0))
+    context = read_reward_context(data, CODES, ["event"], RewardSettings(events={"click": 1.0}))
+    asked = group([2, 1, 0], 1, query=1)
+    assert TERMS["event"](asked, context).tolist() == [0.5, 1, 0], "a type without a value has that of other_events"
 
 
 def test_a_log_without_event_types_rewards_every_event_alike(world: tuple[Path, Path]) -> None:

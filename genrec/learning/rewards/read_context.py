@@ -22,6 +22,12 @@ from genrec.errors import InputError
 from genrec.learning.rewards import FutureItems, RewardContext
 from genrec.sid.vectors import VectorFiles, unit_rows
 
+FUTURE = {"future", "event", "unwanted_repeat"}
+"""Terms that look up what the user did next."""
+
+HITS = {"hit", "rank_log", "rank_linear", "ndcg_rank"}
+"""Terms that do so where the ground truth is more than the target."""
+
 FOLDS = 5
 """Folds of users: the ItemKNN of a fold is fitted on the other four."""
 
@@ -38,12 +44,12 @@ def read_reward_context(
         vectors: the output of ``embed``, for ``semantic``.
 
     Raises:
-        InputError: ``event`` where no train query has an event type of ``settings.events``, ``semantic`` without
-            vectors, or vectors of another catalogue.
+        InputError: ``event`` where no event type of the train log has a value, ``semantic`` without vectors, or vectors
+            of another catalogue.
     """
     items, sequences = read_items(data), read_sequences(data)
     log = train_log(sequences, items.num_rows)
-    needs_future = bool({"future", "event"} & set(terms))
+    needs_future = bool(FUTURE & set(terms)) or (settings.ground_truth == "future" and bool(HITS & set(terms)))
     bucket_N = torch.from_numpy(popularity_bucket(log.counts_N))
     return RewardContext(
         codes_NL,
@@ -84,10 +90,11 @@ def _neighbours(sequences: pa.Table, log: TrainLog) -> Neighbours:
 
 def _future_items(queries: pa.Table, terms: Collection[str], settings: RewardSettings) -> FutureItems:
     future_items = FutureItems(queries)
-    if "event" in terms and not future_items.event_types & set(settings.events):
+    types = future_items.event_types
+    if "event" in terms and not any(settings.events.get(type_, settings.other_events) for type_ in types):
         raise InputError(
-            f"rewards.event: the train log's event types are {sorted(future_items.event_types)}, got values for "
-            f"{sorted(settings.events)} in rewards.settings.events; give a value to a type that occurs"
+            f"rewards.event: the train log's event types are {sorted(types)}, which all have the value 0 in "
+            "rewards.settings.events and other_events; give a value to a type that occurs"
         )
     return future_items
 

@@ -15,22 +15,29 @@ from genrec.types import Group
 
 
 def hit(group: Group, context: RewardContext) -> Tensor:
-    """r_i = [item_i = y]: 1 for the target, 0 for other items."""
-    return (group.items_G == group.query.target).float()
+    """r_i = [item_i ∈ Y]: 1 for the ground truth Y, 0 for other items.
+
+    Y is the target y, or with ``ground_truth=future`` the user's train targets from y on, ``horizon`` of them.
+    """
+    if context.settings.ground_truth == "target":
+        return (group.items_G == group.query.target).float()
+    future_items = require(context.future_items, "the users' next training items")
+    items = future_items.items(group.query.id, context.settings.horizon)
+    return torch.isin(group.items_G, torch.tensor(items)).float()
 
 
 def rank_log(group: Group, context: RewardContext) -> Tensor:
-    """r_i = ln(i) · [item_i = y]; with a negative weight a hit at a lower rank has a lower reward."""
+    """r_i = ln(i) · hit_i; with a negative weight a hit at a lower rank has a lower reward."""
     return hit(group, context) * _ranks(group).log()
 
 
 def rank_linear(group: Group, context: RewardContext) -> Tensor:
-    """r_i = i · [item_i = y]; with weight -0.1 and ``hit`` 1, a hit at rank 10 has the reward of a miss."""
+    """r_i = i · hit_i; with weight -0.1 and ``hit`` 1, a hit at rank 10 has the reward of a miss."""
     return hit(group, context) * _ranks(group)
 
 
 def ndcg_rank(group: Group, context: RewardContext) -> Tensor:
-    """r_i = -w_i / Σ_j w_j · [item_i ≠ y] in a group with a hit, else 0, where w_i = 1 / log2(i + 1).
+    """r_i = -w_i / Σ_j w_j · (1 - hit_i) in a group with a hit, else 0, where w_i = 1 / log2(i + 1).
 
     The better the rank of a wrong item, the lower its reward (MiniOneRec, Kong et al. 2025, "Rank reward").
     """
@@ -55,12 +62,18 @@ def future(group: Group, context: RewardContext) -> Tensor:
 def event(group: Group, context: RewardContext) -> Tensor:
     """r_i = max_d γ^d · value(event type of y_d) · [item_i = y_d], y_d as in ``future``.
 
-    Delayed credit: if the target was a click and its item is purchased later, that purchase counts, discounted.
+    Delayed credit: if the target was a click and its item is purchased later, that purchase counts, discounted. After
+    y itself only types in ``delayed`` count, where it names some.
     """
     settings, future_items = context.settings, require(context.future_items, "the users' next training events")
     items = future_items.items(group.query.id, settings.horizon)
     types = future_items.events(group.query.id, settings.horizon)
-    values = [settings.discount**d * settings.events.get(type_, 0.0) for d, type_ in enumerate(types)]
+    values = [
+        settings.discount**d * settings.events.get(type_, settings.other_events)
+        if d == 0 or settings.delayed is None or type_ in settings.delayed
+        else 0.0
+        for d, type_ in enumerate(types)
+    ]
     return _credit(group, items, values)
 
 
@@ -100,6 +113,18 @@ def repeat(group: Group, context: RewardContext) -> Tensor:
     return torch.isin(group.items_G, torch.tensor(group.query.history)).float()
 
 
+def unwanted_repeat(group: Group, context: RewardContext) -> Tensor:
+    """r_i = [item_i is in the history] · [the user does not buy item_i within the ``horizon``].
+
+    An event of a type in ``purchases`` buys: that an item is bought which was viewed before is what a shop wants.
+    """
+    settings, future_items = context.settings, require(context.future_items, "the users' next training events")
+    items = future_items.items(group.query.id, settings.horizon)
+    types = future_items.events(group.query.id, settings.horizon)
+    bought = [item for item, type_ in zip(items, types, strict=True) if type_ in settings.purchases]
+    return repeat(group, context) * (1 - torch.isin(group.items_G, torch.tensor(bought, dtype=torch.long)).float())
+
+
 def novelty(group: Group, context: RewardContext) -> Tensor:
     """r_i = max(0, 1 - n_i / (rare + 1)), where n_i is the number of the item's train events."""
     counts_G = require(context.counts_N, "train counts")[group.items_G.clamp(min=0)]
@@ -131,6 +156,7 @@ TERMS: Mapping[str, Term] = {
         diversity,
         category_count,
         repeat,
+        unwanted_repeat,
         novelty,
         popularity_penalty,
     )

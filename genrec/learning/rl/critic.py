@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from genrec.config import Rl
 from genrec.learning.rl.advantages import EPSILON
-from genrec.learning.rl.scorer import GroupScores
+from genrec.learning.rl.scorer import GroupScorer, GroupScores
+from genrec.learning.rl.value_network import ValueNetwork
+from genrec.policy.model import Policy
+from genrec.types import Group
+
+LOG = logging.getLogger(__name__)
 
 DISCOUNT = 1.0
 """γ: a semantic ID is L tokens with its reward at the end, so nothing is discounted."""
@@ -41,20 +48,30 @@ class CriticTrainer:
     """A critic with its own AdamW, next to the policy's.
 
     Args:
-        width: D of the policy's hidden states.
+        scorer: of the policy that learns; it must compute all states for a linear critic.
     """
 
-    def __init__(self, width: int, lr: float, accelerator: Accelerator) -> None:
-        critic = Critic(width)
-        optimizer = torch.optim.AdamW(critic.parameters(), lr=lr, weight_decay=0.0)
+    def __init__(self, policy: Policy, scorer: GroupScorer, settings: Rl, accelerator: Accelerator) -> None:
+        self._policy, self._scorer, self._linear = policy, scorer, settings.critic == "linear"
+        critic = (
+            Critic(int(policy.model.config.hidden_size))
+            if self._linear
+            else ValueNetwork(policy, settings.critic_layers)
+        )
+        own = [weight for weight in critic.parameters() if weight.requires_grad]
+        if accelerator.is_main_process:
+            LOG.info("critic: %s parameters of its own", f"{sum(weight.numel() for weight in own):,}")
+        optimizer = torch.optim.AdamW(own, lr=settings.value_lr, weight_decay=0.0)
         prepared: Any = accelerator.prepare(critic, optimizer)
         self._critic, self._optimizer = prepared
         self._device = accelerator.device
 
-    def values(self, scores: GroupScores) -> Tensor:
-        """V before each level of each candidate, (B, G, L)."""
-        all_BGL: Tensor = self._critic(scores.hidden, scores.scores.logp_BGL.shape[1])
-        return all_BGL[:, :-1]
+    def values(self, groups: Sequence[Group], scores: GroupScores) -> Tensor:
+        """V before each level of each candidate, (B, G, L); ``scores`` are those of ``groups``."""
+        if self._linear:
+            return self._critic(scores.hidden, scores.scores.logp_BGL.shape[1])[:, :-1]
+        tokens_BP, mask_BP, codes_BGL = self._scorer.inputs(groups)
+        return self._critic(self._policy, tokens_BP, mask_BP, codes_BGL[:, :-1])
 
     def step(self) -> None:
         """Update by the gradients that were added since the last step."""
@@ -63,13 +80,14 @@ class CriticTrainer:
 
     def write(self, directory: Path) -> None:
         """Save the critic and its optimizer next to a checkpoint."""
-        state = {"critic": self._critic.state_dict(), "optimizer": self._optimizer.state_dict()}
+        learned = {name: weight.detach() for name, weight in self._critic.named_parameters() if weight.requires_grad}
+        state = {"critic": learned, "optimizer": self._optimizer.state_dict()}
         torch.save(state, directory / FILE)
 
     def read(self, directory: Path) -> None:
         """Restore what ``write`` saved."""
         state = torch.load(directory / FILE, weights_only=True, map_location=self._device)
-        self._critic.load_state_dict(state["critic"])
+        self._critic.load_state_dict(state["critic"], strict=False)
         self._optimizer.load_state_dict(state["optimizer"])
 
 

@@ -51,13 +51,16 @@ class GrpoLearner:
         )
         wrapped: Any = accelerator.prepare(policy, optimizer)
         self._wrapped, self.optimizer = wrapped
-        self._critic: CriticTrainer | None = None
-        if settings.objective == "ppo":
-            self._critic = CriticTrainer(policy.model.config.hidden_size, settings.value_lr, accelerator)
-        codes_NL, all_states = reward.context.codes_NL, self._critic is not None
+        has_critic = settings.objective == "ppo"
         self._scorer = GroupScorer(
-            policy, prompts, trie, reference=self.reference, codes_NL=codes_NL, all_states=all_states
+            policy,
+            prompts,
+            trie,
+            reference=self.reference,
+            codes_NL=reward.context.codes_NL,
+            all_states=has_critic and settings.critic == "linear",
         )
+        self._critic = CriticTrainer(self.policy, self._scorer, settings, accelerator) if has_critic else None
         self._loss = UpdateLoss(settings, reward.context.buckets)
         self._average = WeightAverage(self.reference, settings.ema_decay) if settings.ema_decay else None
         self.version = 0
@@ -122,7 +125,8 @@ class GrpoLearner:
             levels = groups[0].codes_GL.shape[1]
             return Targets(rewards_BG, advantage_BG[..., None].expand(-1, -1, levels), None)
         with torch.no_grad():
-            values = [self._critic.values(self._scorer.scores(groups[part])) for part in self._parts(len(groups))]
+            parts = [groups[part] for part in self._parts(len(groups))]
+            values = [self._critic.values(part, self._scorer.scores(part)) for part in parts]
         values_BGL = torch.cat(values).cpu()
         advantage_BGL = gae(values_BGL, rewards_BG, self._settings.gae_lambda)
         valid_BG = torch.stack([group.items_G for group in groups]) >= 0
@@ -147,7 +151,7 @@ class GrpoLearner:
         scores = self._scorer.scores(groups, self._wrapped)
         needs_reference = bool(self._settings.kl) or self._objective.reference
         reference = self._scorer.reference_scores(groups) if needs_reference else None
-        values_BGL = None if self._critic is None else self._critic.values(scores)
+        values_BGL = None if self._critic is None else self._critic.values(groups, scores)
         batch = MicroBatch(groups, targets, scores, reference, values_BGL, self._head_loss(groups, scores))
         if self.version == self._first_version == groups[0].version:
             check_agreement(scores.logp_BGL, batch.old_BGL, batch.items_BG >= 0, self.policy.precision)

@@ -71,13 +71,16 @@ class GroupScorer:
 
     def scores(self, groups: Sequence[Group], policy: Callable[..., Any] | None = None) -> GroupScores:
         """Scores under the policy as it stands, or under ``policy``, its wrapper that syncs gradients."""
+        call = self._policy if policy is None else policy
+        return GroupScores(call("call", score, *self.inputs(groups), self._trie, self._all_states))
+
+    def inputs(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor, Tensor]:
+        """Prompts (B, P), their mask (B, P), and the codes (B, G + 1, L) of the candidates and the target."""
         device = self._policy.device
         tokens_BP, mask_BP = (t.to(device) for t in self._prompts.encode([g.query.history for g in groups]))
         codes_BGL = torch.stack([group.codes_GL for group in groups])
         target_B1L = self._codes_NL[[group.query.target for group in groups]][:, None]
-        both = torch.cat([codes_BGL, target_B1L], dim=1).to(device)
-        call = self._policy if policy is None else policy
-        return GroupScores(call("call", score, tokens_BP, mask_BP, both, self._trie, self._all_states))
+        return tokens_BP, mask_BP, torch.cat([codes_BGL, target_B1L], dim=1).to(device)
 
     def reference_scores(self, groups: Sequence[Group]) -> GroupScores:
         """Scores under the reference policy, without gradients."""

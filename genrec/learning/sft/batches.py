@@ -5,7 +5,7 @@ Dense examples: windows of a user's sequence in which every train target is scor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from genrec.errors import InputError
+from genrec.learning.sft.second_pass import HardSamples
 from genrec.seeds import generator_of
 
 TRAIN = 1
@@ -40,6 +41,11 @@ class Dense:
         """Number of scored items."""
         return int(self.target_BI.sum())
 
+    @property
+    def targets_B(self) -> Tensor:
+        """Number of scored items per window."""
+        return self.target_BI.sum(1)
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -54,6 +60,11 @@ class Rows:
         """Number of rows."""
         return len(self.histories)
 
+    @property
+    def targets_B(self) -> Tensor:
+        """One per row."""
+        return torch.ones(len(self.histories))
+
 
 class Batch(Protocol):
     """Some examples."""
@@ -61,6 +72,11 @@ class Batch(Protocol):
     @property
     def targets(self) -> int:
         """Number of scored items; the loss is divided by it."""
+        ...
+
+    @property
+    def targets_B(self) -> Tensor:
+        """The same per example."""
         ...
 
 
@@ -181,27 +197,33 @@ class RowExamples:
 
 
 class Epochs:
-    """Cuts a training set into shuffled, length-bucketed batches; batch ``step`` depends on (seed, step) alone."""
+    """Cuts a training set into shuffled, length-bucketed batches; batch ``step`` depends on (seed, step) alone.
 
-    def __init__(self, examples: Examples, batch_size: int, seed: int) -> None:
+    With ``second_pass`` an epoch goes on with batches of that share of the examples, those with the largest losses of
+    its first pass (``hard``); these batches depend on the recorded losses, too.
+    """
+
+    def __init__(self, examples: Examples, batch_size: int, seed: int, second_pass: float = 0.0) -> None:
         self._examples = examples
         self._lengths = examples.lengths()
         self._size = batch_size
         self._seed = seed
-        self._epoch = -1
+        self._pass = (-1, -1)
         self._order: list[np.ndarray] = []
+        self.hard = HardSamples(self._kinds(), second_pass) if second_pass else None
 
     @property
     def steps(self) -> int:
-        """Batches per epoch."""
-        return -(-len(self._lengths) // self._size)
+        """Batches per epoch, those of its second pass included."""
+        return self._first + (-(-self.hard.count // self._size) if self.hard else 0)
 
     def index(self, step: int) -> np.ndarray:
         """Numbers of the examples in the batch of ``step``."""
         epoch, within = divmod(step, self.steps)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._shuffled(epoch)
-        return self._order[within]
+        second = within >= self._first
+        if (epoch, second) != self._pass:
+            self._pass, self._order = (epoch, second), self._shuffled(epoch, second=second)
+        return self._order[within - self._first * second]
 
     def micro_batches(self, step: int, size: int, rank: int, world: int) -> tuple[list[Batch], int]:
         """This worker's part of a batch in pieces of ``size``, and the number of targets in the whole batch.
@@ -213,17 +235,42 @@ class Epochs:
         pieces = [self._examples.take(own[at : at + size]) for at in range(0, len(own), size)]
         return pieces, self._examples.targets(index)
 
+    def is_recorded(self, step: int) -> bool:
+        """Whether the losses of this step's samples decide what the second pass of its epoch trains."""
+        return self.hard is not None and step % self.steps < self._first
+
+    def record(
+        self, step: int, pieces: Sequence[Tensor], rank: int, world: int, add: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Keep the losses of a step's samples; see ``HardSamples.record``."""
+        if self.hard is not None:
+            index = self.index(step)
+            self.hard.record(index, self._ordered(index[rank::world]), pieces, add)
+
     def names(self, step: int) -> list[str]:
         """What the examples in the batch of ``step`` are called in a message."""
         return self._examples.names(self.index(step))
+
+    @property
+    def _first(self) -> int:
+        """Batches of a first pass."""
+        return -(-len(self._lengths) // self._size)
+
+    def _kinds(self) -> Sequence[range]:
+        """The parts of the training set whose losses can be compared."""
+        return [range(len(self._lengths))]
 
     def _ordered(self, index: np.ndarray) -> np.ndarray:
         """A worker's part of a batch in the order in which it is cut into pieces."""
         return index
 
-    def _shuffled(self, epoch: int) -> list[np.ndarray]:
-        rng = generator_of("examples", self._seed, epoch)
-        order = rng.permutation(len(self._lengths))
+    def _shuffled(self, epoch: int, *, second: bool) -> list[np.ndarray]:
+        if second and self.hard is not None:
+            rng = generator_of("second pass", self._seed, epoch)
+            order = rng.permutation(self.hard.chosen())
+        else:
+            rng = generator_of("examples", self._seed, epoch)
+            order = rng.permutation(len(self._lengths))
         run = self._size * BUCKET
         parts: list[np.ndarray] = []
         for start in range(0, len(order), run):

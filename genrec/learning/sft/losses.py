@@ -63,6 +63,21 @@ class SftLoss:
 
     def __call__(self, policy: Policy, batch: Dense | Rows) -> Tensor:
         """The loss summed over the batch's targets, a scalar."""
+        loss_MU, head_M = self._parts(policy, batch)
+        total = hardest_sum(loss_MU, self._weights)
+        return total if head_M is None else total + head_M.sum()
+
+    def per_sample(self, policy: Policy, batch: Dense | Rows) -> Tensor:
+        """The loss of each row or window of the batch, (B,), summed over its targets; without the weight ``hard``."""
+        loss_MU, head_M = self._parts(policy, batch)
+        loss_M = loss_MU.sum(-1) if head_M is None else loss_MU.sum(-1) + head_M
+        if isinstance(batch, Rows):
+            return loss_M
+        row_M = torch.repeat_interleave(batch.targets_B).to(loss_M.device)
+        return loss_M.new_zeros(len(batch.target_BI)).index_add(0, row_M, loss_M)
+
+    def _parts(self, policy: Policy, batch: Dense | Rows) -> tuple[Tensor, Tensor | None]:
+        """The weighted losses of each target's units, (M, U), and its loss under an item head, (M,)."""
         if isinstance(batch, Dense):
             items_M, hidden_LMD = self._dense(policy, batch)
         else:
@@ -74,11 +89,11 @@ class SftLoss:
             for level in range(self._trie.depth)
         ]
         logp_ML, loss_ML = (torch.stack(columns, dim=-1) for columns in zip(*levels, strict=True))
-        total = weighted(loss_ML, logp_ML, self._rare_N[items_M].to(policy.device), self._weights)
+        loss_MU = weighted_units(loss_ML, logp_ML, self._rare_N[items_M].to(policy.device), self._weights)
         if policy.item_head is None:
-            return total
+            return loss_MU, None
         soft = None if self._teacher is None else self._teacher(batch).to(policy.device)
-        return total + policy.item_head.loss(hidden_LMD[0], items_M.to(policy.device), soft).sum()
+        return loss_MU, policy.item_head.loss(hidden_LMD[0], items_M.to(policy.device), soft)
 
     def _dense(self, policy: Policy, batch: Dense) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The M scored items, (M,), and per level the hidden states (M, D) that predict its code."""
@@ -160,6 +175,11 @@ def weighted(loss_ML: Tensor, logp_ML: Tensor, rare_M: Tensor, weights: Loss) ->
         logp_ML: log-probability of each code.
         rare_M: True for rare targets.
     """
+    return hardest_sum(weighted_units(loss_ML, logp_ML, rare_M, weights), weights)
+
+
+def weighted_units(loss_ML: Tensor, logp_ML: Tensor, rare_M: Tensor, weights: Loss) -> Tensor:
+    """f_u · ρ_u · ℓ_u of every unit, (M, L), or (M, 1) where a unit is a whole target; see ``weighted``."""
     if weights.unit == "item":
         loss_ML, logp_ML = loss_ML.sum(-1, keepdim=True), logp_ML.sum(-1, keepdim=True)
     if "focal" in weights.weights:
@@ -167,11 +187,16 @@ def weighted(loss_ML: Tensor, logp_ML: Tensor, rare_M: Tensor, weights: Loss) ->
         loss_ML = weights.focal_alpha * easy_ML**weights.focal_gamma * loss_ML
     if "rare" in weights.weights:
         loss_ML = loss_ML * torch.where(rare_M, weights.rare_weight, 1.0)[:, None]
-    units = loss_ML.numel()
+    return loss_ML
+
+
+def hardest_sum(loss_MU: Tensor, weights: Loss) -> Tensor:
+    """The sum over all units, or over the hardest alone, a scalar; see ``weighted``."""
+    units = loss_MU.numel()
     if "hard" in weights.weights and units:
         hardest = math.ceil(weights.hard_share * units)
-        return loss_ML.flatten().topk(hardest).values.sum() * (units / hardest)
-    return loss_ML.sum()
+        return loss_MU.flatten().topk(hardest).values.sum() * (units / hardest)
+    return loss_MU.sum()
 
 
 def rare_items(counts_N: Tensor, share: float) -> Tensor:

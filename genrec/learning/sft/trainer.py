@@ -18,7 +18,7 @@ from genrec.learning.divergence import require_finite
 from genrec.learning.ema import WeightAverage
 from genrec.learning.schedule import learning_rate
 from genrec.learning.sft.batches import Epochs
-from genrec.learning.sft.losses import SftLoss
+from genrec.learning.sft.second_pass import RecordingLoss, SampleLoss
 from genrec.learning.sft.strategies import DdpStrategy, Strategy, ZeroStrategy
 from genrec.policy.model import Policy
 from genrec.policy.sid_embeddings import EmbeddingUpdateCheck
@@ -50,7 +50,7 @@ class SftTrainer:
     def __init__(
         self,
         policy: Policy,
-        loss: SftLoss,
+        loss: SampleLoss,
         epochs: Epochs,
         settings: Sft,
         *,
@@ -114,6 +114,8 @@ class SftTrainer:
                 self._average = WeightAverage(start, self._settings.ema_decay)
                 if directory is not None:
                     self._average.read(directory)
+            if self._epochs.hard is not None and directory is not None:
+                self._epochs.hard.read(directory)
         groups = parameter_groups(self._policy, self._settings.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=self._settings.lr, betas=(0.9, 0.98), fused=True)
         clip = self._settings.clip
@@ -143,15 +145,22 @@ class SftTrainer:
             missing = -(-most // self._settings.micro_batch) - len(pieces)
             pieces, weights = pieces + pieces[:1] * missing, weights + [0.0] * missing
         total = torch.zeros((), device=self._accelerator.device)
+        recording = RecordingLoss(self._loss) if self._epochs.is_recorded(step) else None
         for index, (piece, weight) in enumerate(zip(pieces, weights, strict=True)):
-            total += self._strategy.add(self._loss, piece, weight, last=index == len(pieces) - 1) * weight / world
-        gathered: Any = self._accelerator.reduce(total, "sum")
-        loss = float(gathered)
+            last = index == len(pieces) - 1
+            total += self._strategy.add(recording or self._loss, piece, weight, last=last) * weight / world
+        loss = float(self._sum_of_workers(total))
         self._require_finite(step, loss=loss)
+        if recording is not None:
+            self._epochs.record(step, recording.pieces, rank, world, self._sum_of_workers)
         self._require_finite(step, gradient_norm=self._strategy.step(rate))
         if self._average is not None:
             self._average.update(self._policy.trainable(), step)
         return {"step": step + 1, "loss": loss, "lr": rate}
+
+    def _sum_of_workers(self, values: Tensor) -> Tensor:
+        gathered: Any = self._accelerator.reduce(values, "sum")
+        return gathered
 
     def _require_finite(self, step: int, **figures: float) -> None:
         settings, section = self._settings, self._section
@@ -190,8 +199,9 @@ class SftTrainer:
 
         def write(path: Path) -> None:
             self.state.write(tensors, moments, path)
-            if self._average is not None:
-                self._average.write(path)
+            for part in (self._average, self._epochs.hard):
+                if part is not None:
+                    part.write(path)
 
         self._checkpoints.save(write, metrics)
 

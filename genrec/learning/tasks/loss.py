@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from genrec.learning.sft.batches import Dense, Rows
+from genrec.learning.sft.second_pass import SampleLoss
 from genrec.learning.tasks.mixture import MixedBatch
 from genrec.policy.decoding.beam import masked_log_softmax
 from genrec.policy.decoding.tree import prompt_mask, prompt_positions
@@ -32,7 +31,7 @@ class MixedLoss:
         next_item: the loss of a batch of next-item rows, summed.
     """
 
-    def __init__(self, next_item: Callable[[Policy, Dense | Rows], Tensor], trie: Trie) -> None:
+    def __init__(self, next_item: SampleLoss, trie: Trie) -> None:
         self._next_item, self._trie = next_item, trie
 
     def __call__(self, policy: Policy, batch: MixedBatch) -> Tensor:
@@ -41,10 +40,26 @@ class MixedLoss:
         if len(batch.factor_R):
             total = total + float(batch.factor_R[0]) * self._next_item(policy, batch.rows)
         if len(batch.factor_C):
-            total = total + self._conversations(policy, batch)
+            text, *sids = (loss_x.sum() for _, loss_x in self._conversations(policy, batch))
+            total = total + (text + sum(sids))
         return total
 
-    def _conversations(self, policy: Policy, batch: MixedBatch) -> Tensor:
+    def per_sample(self, policy: Policy, batch: MixedBatch) -> Tensor:
+        """The loss of each example, (B,), in the order in which they were asked for."""
+        rows, count = len(batch.factor_R), batch.targets
+        loss_B = torch.zeros(count, device=policy.device)
+        if rows:
+            loss_R = float(batch.factor_R[0]) * self._next_item.per_sample(policy, batch.rows)
+            loss_B = loss_B.index_add(0, torch.arange(rows, device=policy.device), loss_R)
+        if len(batch.factor_C):
+            for row_x, loss_x in self._conversations(policy, batch):
+                loss_B = loss_B.index_add(0, rows + row_x, loss_x)
+        if batch.place_B is None:
+            return loss_B
+        return torch.zeros_like(loss_B).index_add(0, batch.place_B.to(policy.device), loss_B)
+
+    def _conversations(self, policy: Policy, batch: MixedBatch) -> list[tuple[Tensor, Tensor]]:
+        """The weighted losses of learned tokens, each with the conversation that it is in: of text, and per level."""
         device = policy.device
         tokens_CS, mask_CS, label_CS = (t.to(device) for t in (batch.tokens_CS, batch.mask_CS, batch.label_CS))
         hidden_CSD = policy.hidden(tokens_CS, prompt_positions(mask_CS), prompt_mask(mask_CS))
@@ -55,8 +70,8 @@ class MixedLoss:
         is_text_CS = label_CS & (tokens_CS < policy.sids.base)
         row_T, column_T = is_text_CS.nonzero(as_tuple=True)
         hidden_TD, token_T = hidden_CSD[row_T, column_T - 1], tokens_CS[row_T, column_T]
-        total = (self._text(policy, hidden_TD, token_T) * weight_C[row_T]).sum()
-        return total + self._spans(policy, hidden_CSD, tokens_CS, label_CS, weight_C)
+        text_T = self._text(policy, hidden_TD, token_T) * weight_C[row_T]
+        return [(row_T, text_T), *self._spans(policy, hidden_CSD, tokens_CS, label_CS, weight_C)]
 
     def _text(self, policy: Policy, hidden_TD: Tensor, token_T: Tensor) -> Tensor:
         """Loss of each text token, (T,); logits are recomputed in backward, chunk by chunk."""
@@ -73,8 +88,8 @@ class MixedLoss:
 
     def _spans(
         self, policy: Policy, hidden_CSD: Tensor, tokens_CS: Tensor, label_CS: Tensor, weight_C: Tensor
-    ) -> Tensor:
-        """Weighted loss of the assistant's SIDs, a scalar; in a span that starts at s, s + l - 1 predicts level l."""
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Weighted losses of the assistant's SIDs; in a span that starts at s, s + l - 1 predicts level l."""
         sids, trie = policy.sids, self._trie
         first = sids.base + sids.level_sizes[0]
         row_M, column_M = (label_CS & (tokens_CS >= sids.base) & (tokens_CS < first)).nonzero(as_tuple=True)
@@ -82,16 +97,16 @@ class MixedLoss:
         offsets_L = torch.tensor(sids.offsets, device=column_M.device)
         codes_ML = tokens_CS[row_M[:, None], span_ML] - sids.base - offsets_L
         nodes_ML = trie.walk(codes_ML)
-        total = torch.zeros((), device=policy.device)
+        parts: list[tuple[Tensor, Tensor]] = []
+        first_1 = row_M.new_zeros(1)
         for level in range(trie.depth):
             logits_MK = policy.level_logits(hidden_CSD[row_M, span_ML[:, level] - 1], level)
             logp_MK = masked_log_softmax(logits_MK, trie.step(level, nodes_ML[:, level]) >= 0)
             chosen_M = logp_MK.gather(-1, codes_ML[:, level : level + 1])[:, 0]
-            # DDP waits for a gradient of every SID embedding: without a span the second term gives them one of 0.
-            total = (
-                total - (chosen_M * weight_C[row_M]).sum() + 0.0 * policy.level_logits(hidden_CSD[:1, :1], level).sum()
-            )
+            # DDP waits for a gradient of every SID embedding: without a span the second part gives them one of 0.
+            nothing = 0.0 * policy.level_logits(hidden_CSD[:1, :1], level).sum()
+            parts += [(row_M, -chosen_M * weight_C[row_M]), (first_1, nothing[None])]
         if policy.item_head is None:
-            return total
+            return parts
         head_M = policy.item_head.loss(hidden_CSD[row_M, column_M - 1], trie.find(codes_ML))
-        return total + (head_M * weight_C[row_M]).sum()
+        return [*parts, (row_M, head_M * weight_C[row_M])]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -42,6 +43,7 @@ class MixedBatch:
 
     R next-item queries: ``rows`` and their factors ``factor_R`` (all equal). C conversations: ``tokens_CS``
     (right-padded), ``mask_CS`` (True at real tokens), ``label_CS`` (True at learned tokens) and ``factor_C``.
+    ``place_B``: where each of them, queries first, stood among the examples that were asked for; None: in this order.
     """
 
     rows: Rows
@@ -50,11 +52,17 @@ class MixedBatch:
     mask_CS: Tensor
     label_CS: Tensor
     factor_C: Tensor
+    place_B: Tensor | None = None
 
     @property
     def targets(self) -> int:
         """Number of examples."""
         return len(self.factor_R) + len(self.factor_C)
+
+    @property
+    def targets_B(self) -> Tensor:
+        """One per example."""
+        return torch.ones(self.targets)
 
 
 @dataclass(frozen=True)
@@ -115,6 +123,10 @@ class Mixture:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    def kinds(self) -> list[range]:
+        """The numbers of each task's examples."""
+        return [range(int(a), int(b)) for a, b in pairwise(self._starts)]
+
     def lengths(self) -> np.ndarray:
         """Items of history per example, 0 for examples about an item: the length of a conversation grows with it."""
         parts = [np.repeat(self._lengths(share.name, share.rows_R), share.repeat) for share in self.shares]
@@ -126,23 +138,28 @@ class Mixture:
         factor_R: list[float] = []
         factor_C: list[float] = []
         encoded: list[tuple[Tensor, Tensor]] = []
-        for one in index:
+        place_R: list[int] = []
+        place_C: list[int] = []
+        for place, one in enumerate(index):
             epoch, number = divmod(int(one), len(self))
             share, row, visit = self._locate(number)
             if share.name == NEXT_ITEM:
                 rows.append(row)
                 factor_R.append(share.factor)
+                place_R.append(place)
                 continue
             found = self._encoded(share.name, row, epoch, visit)
             self._require_fits(share.name, row, len(found.tokens_S))
             encoded.append((found.tokens_S, found.label_S))
             factor_C.append(share.factor)
+            place_C.append(place)
         pieces = _padded(encoded)
         return MixedBatch(
             self._queries.take(np.array(rows, dtype=np.int64)),
             torch.tensor(factor_R),
             *pieces,
             torch.tensor(factor_C),
+            torch.tensor(place_R + place_C, dtype=torch.long),
         )
 
     def targets(self, index: np.ndarray) -> int:
@@ -227,13 +244,16 @@ class Mixture:
 class MixtureEpochs(Epochs):
     """Batches of a mixture whose examples are built anew each epoch; pieces of a batch hold similar lengths."""
 
-    def __init__(self, mixture: Mixture, batch_size: int, seed: int) -> None:
-        super().__init__(mixture, batch_size, seed)
+    def __init__(self, mixture: Mixture, batch_size: int, seed: int, second_pass: float = 0.0) -> None:
         self._mixture, self._count = mixture, len(mixture)
+        super().__init__(mixture, batch_size, seed, second_pass)
 
     def index(self, step: int) -> np.ndarray:
         """Example numbers of the batch of ``step``, with its epoch."""
         return super().index(step) + step // self.steps * self._count
+
+    def _kinds(self) -> list[range]:
+        return self._mixture.kinds()
 
     def _ordered(self, index: np.ndarray) -> np.ndarray:
         return index[np.argsort(self._mixture.sizes(index), kind="stable")]

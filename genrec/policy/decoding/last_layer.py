@@ -51,12 +51,18 @@ _skip_request: ContextVar[_SkipRequest | None] = ContextVar("skip_request", defa
 
 def install(body: nn.Module, layers: int) -> bool:
     """Add the hooks to the last of the ``layers`` layers of ``body``; False if no list of layers is found."""
-    for module in body.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == layers:
-            module[-1].register_forward_pre_hook(_pre_hook, with_kwargs=True)
-            module[-1].register_forward_hook(_post_hook)
-            return True
-    return False
+    found = find_layers(body, layers)
+    if found is None:
+        return False
+    found[-1].register_forward_pre_hook(_pre_hook, with_kwargs=True)
+    found[-1].register_forward_hook(_post_hook)
+    return True
+
+
+def find_layers(body: nn.Module, count: int) -> nn.ModuleList | None:
+    """The list of the ``count`` layers of ``body``; None if it has no such list."""
+    lists = (module for module in body.modules() if isinstance(module, nn.ModuleList))
+    return next((module for module in lists if len(module) == count), None)
 
 
 @contextmanager
