@@ -36,18 +36,22 @@ from genrec.policy.decoding.request_constraints import Constraint
 from genrec.policy.decoding.request_ids import item_ids
 from genrec.sid import catalog_updates
 from genrec.sid.catalog import Catalog
+from genrec.sid.readable import SidNames
 
 
 @dataclass(frozen=True)
 class Recommendation:
     """One recommended item; ``score`` is its probability under the model, prior included where the run uses one.
 
-    With a prior on the trie's nodes the score is a share of the total over the items that the search found.
+    With a prior on the trie's nodes the score is a share of the total over the items that the search found. ``path``
+    has the names of the item's codes, where they are readable (``sid.quantizer=taxonomy``, ``title_words``), such as
+    ("Drinkware", "Mugs", "3"); else it is empty.
     """
 
     id: str
     title: str
     score: float
+    path: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ class Recommender:
         if run.prior.weight and run.prior.settings is not None:
             log = train_log(read_sequences(run.data), self._items.num_rows)
             self._knn = ItemKNN(Pairs(log), run.prior.settings)
+        self._names = SidNames.load(run.catalog)
         self._view = self._read_view(self._current())
 
     def recommend(
@@ -125,7 +130,7 @@ class Recommender:
         allowed_N = None if constraint is None else view.attributes.mask(constraint, seen)
         rows = seen[-self._run.config.data.max_history :]
         ranked = self._rank(view, rows, min(most, len(view.ids)), allowed_N)
-        return [Recommendation(view.ids[row], view.titles[row], score) for row, score in ranked]
+        return [Recommendation(view.ids[row], view.titles[row], score, view.path_of(row)) for row, score in ranked]
 
     def chat(
         self,
@@ -202,7 +207,7 @@ class Recommender:
         return assigned if self._live is None else catalog_updates.current(assigned, self._live)
 
     def _read_view(self, path: Path) -> CatalogView:
-        view = CatalogView.read(path, self._items, self._prompts, self._digest, self._knn)
+        view = CatalogView.read(path, self._items, self._prompts, self._digest, self._knn, self._names)
         if self._policy.items is not None:  # Before any request can name an item of the new catalogue.
             self._policy.items.set_catalog(view.catalog, self._prompts.sids)
         return view
