@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -46,13 +45,14 @@ Names = tuple[str, ...]
 class SidNames:
     """The names of the first L - 1 levels: code c of level l is ``names[l][c]``, and code 0 is ``other``.
 
-    ``root``: the categories that all paths begin with, which tell nothing and are left out; ``brand``: whether the last
-    level of names is the brand. Both are of ``taxonomy`` alone.
+    For ``taxonomy``: ``root`` are the categories that all paths begin with, which tell nothing and are left out; then
+    ``depth`` levels are categories, and the next one is the brand if ``brand``.
     """
 
     settings: Sid
     names: Sequence[Sequence[str]]
     root: Names = ()
+    depth: int = 0
     brand: bool = False
 
     @classmethod
@@ -65,19 +65,20 @@ class SidNames:
         if settings.quantizer == "title_words":
             return cls(settings, _vocabulary(items, settings))
         paths: list[Names] = [_clean(path) for path in items["categories"].to_pylist()]
-        depth, has_brand = settings.levels - 1, any(_clean([brand]) for brand in items["brand"].to_pylist())
+        levels, has_brand = settings.levels - 1, any(_clean([brand]) for brand in items["brand"].to_pylist())
         if not has_brand and not any(paths):
             raise InputError(
                 "sid.quantizer=taxonomy: no item has a category or a brand; choose another sid.quantizer, or a source "
                 "that has categories"
             )
         root = _root([path for path in paths if path])
-        brand = has_brand and (depth > 1 or not any(paths))
-        empty = cls(settings, [()] * depth, root, brand)
-        found = empty.paths(items)
-        sizes = settings.level_sizes[:depth]
+        deepest = max((len(path) - len(root) for path in paths if path), default=0)
+        brand = has_brand and (levels > 1 or not deepest)
+        depth = min(deepest, levels - brand)
+        found = cls(settings, [()] * levels, root, depth, brand).paths(items)
+        sizes = settings.level_sizes[:levels]
         names = [_most_frequent([path[level] for path in found], size) for level, size in enumerate(sizes)]
-        return cls(settings, names, root, brand)
+        return cls(settings, names, root, depth, brand)
 
     @property
     def level_sizes(self) -> tuple[int, ...]:
@@ -105,13 +106,12 @@ class SidNames:
 
     def paths(self, items: pa.Table) -> list[Names]:
         """Each item's L - 1 names by its categories and brand; '' where it has none."""
-        width = len(self.names) - self.brand
-        found: list[Names] = []
+        width, found = len(self.names), list[Names]()
         for categories, brand in zip(items["categories"].to_pylist(), items["brand"].to_pylist(), strict=True):
             path = _clean(categories)
             rest = path[len(self.root) :] if path[: len(self.root)] == self.root else ()
-            padded = (*rest, *[""] * width)[:width]
-            found.append((*padded, "".join(_clean([brand]))) if self.brand else padded)
+            parts = [*(rest + ("",) * self.depth)[: self.depth], *(_clean([brand]) if self.brand else ())]
+            found.append((*parts, *[""] * width)[:width])
         return found
 
     def path_of(self, codes: Sequence[int]) -> Names:
@@ -121,8 +121,8 @@ class SidNames:
 
     def save(self, directory: Path) -> None:
         """Write ``sid_names.json``."""
-        about: dict[str, Any] = {"sid": self.settings.model_dump(mode="json"), "root": self.root, "brand": self.brand}
-        write_json({**about, "names": [list(names) for names in self.names]}, directory / FILE)
+        about = {"sid": self.settings.model_dump(mode="json"), "root": self.root, "depth": self.depth}
+        write_json({**about, "brand": self.brand, "names": [list(names) for names in self.names]}, directory / FILE)
 
     @classmethod
     def load(cls, directory: Path) -> SidNames | None:
@@ -137,7 +137,8 @@ class SidNames:
         try:
             about = json.loads(path.read_text(encoding="utf-8"))
             names = [list(map(str, level)) for level in about["names"]]
-            return cls(Sid.model_validate(about["sid"]), names, tuple(about["root"]), bool(about["brand"]))
+            found = tuple(about["root"]), int(about["depth"]), bool(about["brand"])
+            return cls(Sid.model_validate(about["sid"]), names, *found)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} cannot be read: {error}; run `genrec assign` again") from error
 

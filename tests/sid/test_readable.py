@@ -68,8 +68,9 @@ def test_without_brands_all_levels_of_names_are_categories_and_without_categorie
     plain = shop(("a", "", ["A", "B", "C"]), ("b", "", ["A", "D"]))
     names, codes = sids(plain, TAXONOMY)
     assert [names.path_of(row) for row in codes.tolist()] == [("B", "C", "other", "0"), ("D", "other", "other", "0")]
-    branded, _ = sids(shop(("a", "Bo", []), ("b", "Ada", [])), TAXONOMY.replace({"levels": 2}))
-    assert branded.names == [["other", "Ada", "Bo"]]
+    branded, codes = sids(shop(("a", "Bo", []), ("b", "Ada", [])), TAXONOMY.replace({"levels": 3}))
+    assert branded.names == [["other", "Ada", "Bo"], ["other"]]
+    assert [branded.path_of(row) for row in codes.tolist()] == [("Bo", "other", "0"), ("Ada", "other", "0")]
 
 
 def test_one_category_for_all_still_names_the_items_and_numbers_them():
