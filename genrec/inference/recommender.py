@@ -145,8 +145,8 @@ class Recommender:
 
         Args:
             messages: ``[{"role": "user", "content": "After [[id]], what next?"}, …]``, or the user's text alone.
-                ``[[…]]`` contains an item's id, or its SID as ``<a_1><b_2><c_3>``. Without a system message the
-                first one of the training templates is used.
+                ``[[…]]`` contains an item's id, or its SID as ``<a_1><b_2><c_3>`` (in the style of
+                ``policy.sid_tokens``). Without a system message the first one of the training templates is used.
             max_tokens: of the message; an item that was begun is completed.
             temperature: 0 takes the most probable token; above 0, tokens are drawn from the ``top_p`` nucleus.
             seed: of the draws.
@@ -162,8 +162,8 @@ class Recommender:
             chat_format = ChatFormat(self._tokenizer, self._prompts.sids, view.catalog, self._prompts.form)
             reply = generate.generate_reply(self._policy, chat_format, view.catalog.trie, conversation, sampling)
         items = [view.ids[part.row] for part in reply.parts if isinstance(part, Item)]
-        codes_NL, sizes = view.catalog.codes_NL, view.catalog.level_sizes
-        return Reply(generate.format_parts(reply.parts, codes_NL, sizes, view.titles), items, reply.ended)
+        codes_NL, sizes, style = view.catalog.codes_NL, view.catalog.level_sizes, self._prompts.sids.style
+        return Reply(generate.format_parts(reply.parts, codes_NL, sizes, view.titles, style), items, reply.ended)
 
     def refresh(self) -> bool:
         """Serve the newest catalogue; False if nothing was inserted or removed since (cost: one directory listing).
@@ -192,10 +192,8 @@ class Recommender:
                 f"got the message {reprlib.repr(wrong[0])}; wanted {{'role': {' | '.join(ROLES)}, 'content': text}} "
                 "for each, the text in valid Unicode"
             )
-        parsed = [
-            Message(cast("Role", turn["role"]), generate.parse_parts(turn["content"], view.rows, view.catalog))
-            for turn in turns
-        ]
+        known = (view.rows, view.catalog, self._prompts.sids.style)
+        parsed = [Message(cast("Role", turn["role"]), generate.parse_parts(turn["content"], *known)) for turn in turns]
         if turns and turns[0]["role"] != "system":
             language = load_language(self._run.config.learning.instruction.languages[0])
             parsed.insert(0, Message("system", (language.system[0],)))

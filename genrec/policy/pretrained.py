@@ -26,8 +26,9 @@ from genrec.data.model_files import LOADING, model_identity, require_model
 from genrec.errors import InputError
 from genrec.policy.item_rows import ItemRows, make_item_rows
 from genrec.policy.model import Policy
-from genrec.policy.prompts import DENSE_WINDOW, SYSTEM, Prompts, SidTokens, instruction, sid_names, token_ids
+from genrec.policy.prompts import DENSE_WINDOW, SYSTEM, Prompts, SidTokens, instruction, token_ids
 from genrec.policy.sid_embeddings import add_rows
+from genrec.policy.sid_text import MARKERS, sid_names
 from genrec.sid.catalog import Catalog
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def build_pretrained(
             that the decoder cannot serve.
     """
     tokenizer, model = load_weights(settings, cache)
-    sids = _new_sid_block(tokenizer, model, catalog, settings.path)
+    sids = _new_sid_block(tokenizer, model, catalog, settings)
     add_rows(model, tokenizer, sids, catalog.codes_NL, settings.sid_init, titles)
     _require_plain_embeddings(model, settings.path)
     items, form = make_item_rows(settings, catalog, int(model.config.hidden_size), sids)
@@ -70,16 +71,17 @@ def build_pretrained(
 
 
 def _new_sid_block(
-    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, catalog: Catalog, path: str
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, catalog: Catalog, settings: PolicyConfig
 ) -> SidTokens:
     """Where the SID tokens go: behind the vocabulary, which must not hold them yet."""
-    vocabulary = tokenizer.get_vocab()
-    if clash := [name for name in sid_names(catalog.level_sizes) if name in vocabulary]:
+    path, style, vocabulary = settings.path, settings.sid_tokens, tokenizer.get_vocab()
+    names = [*sid_names(catalog.level_sizes, style), *(MARKERS[style] if style == "numbered" else ())]
+    if clash := [name for name in names if name in vocabulary]:
         raise InputError(
             f"the tokenizer of {path!r} already has {len(clash)} of the SID tokens (such as {clash[0]!r}); "
             "start from the base model, not from one that was trained on SIDs"
         )
-    return SidTokens(max(len(tokenizer), int(model.config.vocab_size)), catalog.level_sizes)
+    return SidTokens(max(len(tokenizer), int(model.config.vocab_size)), catalog.level_sizes, style=style)
 
 
 def _with_adapters(model: PreTrainedModel, sids: SidTokens, settings: PolicyConfig, items: ItemRows | None) -> Policy:

@@ -1,7 +1,8 @@
 """Conversations as token ids: the model's chat template around messages of text and semantic IDs.
 
-An item in a message is ``[[`` + its L SID tokens + ``]]``. The markers are ordinary text, tokenised by themselves, so
-their ids are always the same and need no new embeddings. Text of a message never contains them, nor special tokens.
+An item in a message is a marker, its L SID tokens, and a marker (``genrec.policy.sid_text``). The markers ``[[`` and
+``]]`` are ordinary text, tokenised by themselves, so their ids are always the same and need no new embeddings; those of
+``policy.sid_tokens=numbered`` are tokens of the SID block. Text of a message never contains them, nor special tokens.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from genrec.policy.chat.byte_tokenizer import byte_tokenizer
 from genrec.policy.chat.templates import Item, Message, Parts
 from genrec.policy.pretrained import packaged_smollm2, require_vocabulary
 from genrec.policy.prompts import ItemTokens, SidTokens, apply_template, item_tokens
+from genrec.policy.sid_text import MARKERS
 from genrec.sid.catalog import Catalog
 
-OPEN, CLOSE = "[[", "]]"
+OPEN, CLOSE = MARKERS["letters"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class ChatFormat:
         self._text = lru_cache(maxsize=2**16)(self._tokenise)
         self._frame = lru_cache(maxsize=256)(self._tokenise_frame)
         self.open, self.close = self._text(OPEN), self._text(CLOSE)
+        if sids.markers:
+            self.open, self.close = (sids.base,), (sids.base + 1,)
         self.end = self._frame(("user", "assistant"), False)[-1][0]
 
     def encode(self, messages: Sequence[Message]) -> Encoded:
@@ -90,14 +94,14 @@ class ChatFormat:
         return torch.tensor(tokens)
 
     def text_token_mask(self) -> Tensor:
-        """(V,) bool over the tokens before the SID block: True at those that text of the assistant may contain.
+        """(V,) bool over the tokens up to ``sids.text_end``: True at those that text of the assistant may contain.
 
-        These are all but the special ones, and ``end``.
+        These are all but the special ones, ``end``, and the marker that starts a SID.
         """
-        allowed_V = torch.zeros(self.sids.base, dtype=torch.bool)
+        allowed_V = torch.zeros(self.sids.text_end, dtype=torch.bool)
         allowed_V[: len(self.tokenizer)] = True
         allowed_V[[token for token in self.tokenizer.all_special_ids if token < self.sids.base]] = False
-        allowed_V[self.end] = True
+        allowed_V[[self.end, *range(self.sids.base, self.sids.text_end)]] = True
         return allowed_V
 
     def _content(self, message: Message) -> tuple[list[int], list[bool]]:
