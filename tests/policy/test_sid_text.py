@@ -113,6 +113,16 @@ def test_an_item_in_a_conversation_stands_between_the_markers_of_its_style(
     torch.testing.assert_close(level, whole[..., sids.token(2, torch.arange(3))])
 
 
+def test_running_text_learns_the_start_of_a_numbered_sid_and_its_codes_but_not_its_forced_end(backbone: str) -> None:
+    settings = settings_of(backbone, "numbered")
+    policy, _ = build(settings, CATALOG, max_history=4, seed=0)
+    form = ChatFormat(load_tokenizer(settings, None), policy.sids, CATALOG)
+    encoded = form.encode_passage(("See ", Item(7), " now."))
+    forced_S = encoded.tokens_S == policy.sids.base + 1
+    assert forced_S.sum() == 1 and encoded.label_S.tolist() == [False, *(~forced_S[1:]).tolist()]
+    assert bool(encoded.label_S[encoded.tokens_S == policy.sids.base].all())
+
+
 def test_a_tokenizer_that_has_a_name_of_the_style_is_refused(backbone: str, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(settings_of(backbone, "numbered"), None)
     copied = tiny_lm(tmp_path / "lm")

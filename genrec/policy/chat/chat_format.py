@@ -35,7 +35,8 @@ class Encoded:
     """An example of S tokens: ``tokens_S`` int64, and ``label_S`` bool, True at the tokens to learn.
 
     In a conversation those are the tokens of the assistant's messages and the one that ends each, without the closing
-    markers, which generation forces; in a passage all of them, but for the first, which only begins it.
+    markers, which generation forces; in a passage all of them, but for the first, which only begins it, and the end
+    tokens of SIDs.
     """
 
     tokens_S: Tensor
@@ -83,7 +84,10 @@ class ChatFormat:
         start = self.tokenizer.bos_token_id
         own, _ = self._content(Message("assistant", parts))
         tokens_S = torch.tensor([end if start is None else start, *own, end])
-        return Encoded(tokens_S, torch.arange(len(tokens_S)) > 0)
+        learned_S = torch.arange(len(tokens_S)) > 0
+        if self.sids.markers:  # The end of a SID is no text: it is forced, and its logit is in no softmax.
+            learned_S &= tokens_S != self.close[0]
+        return Encoded(tokens_S, learned_S)
 
     def prompt(self, messages: Sequence[Message]) -> Tensor:
         """The tokens (P,) int64 up to where the assistant's next message begins."""

@@ -205,7 +205,8 @@ class _ChatGenerator:
         if node >= 0:
             reply.parts.append(Item(int(self._trie.leaf_items[node])))
         else:
-            reply.parts.append("".join(f"<{chr(ord('a') + level)}_{code}>" for level, code in enumerate(codes)))
+            sids = self._policy.sids
+            reply.parts.append(write_sid(codes, sids.level_sizes, sids.style))
             reply.missing += 1
         return hidden_D
 
