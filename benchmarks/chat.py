@@ -144,7 +144,8 @@ class _ChatEvaluation:
         return "".join(map(str, fill(self._titled, {"sid": (), "title": (self._titles[item],)})))
 
     def _shown(self, parts: Parts) -> str:
-        return generate.format_parts(parts, self._catalog.codes_NL, self._catalog.level_sizes, self._titles)
+        catalog, style = self._catalog, self._format.sids.style
+        return generate.format_parts(parts, catalog.codes_NL, catalog.level_sizes, self._titles, style)
 
 
 def _extend(values: dict[str, list[float]], found: Mapping[str, Sequence[float]]) -> None:

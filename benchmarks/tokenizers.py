@@ -1,4 +1,4 @@
-"""Tokenizers compared: how each quantizer of the registry places the items, and how well a policy does with it.
+"""Tokenizers compared: how each quantizer and each kind of names places the items, and how well a policy does with it.
 
 Every variant is the config's ``sid`` section with another quantizer or other inputs. Levels, codes, inputs and the
 treatment of collisions are the config's for all of them (but ``vq`` has one level and a suffix). For each variant in
@@ -24,6 +24,7 @@ from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.pipeline import run_stage
 from cluster.progress import STAGE
 from genrec.config import Config, Sid
+from genrec.config.sid import READABLE
 from genrec.data.tables import read_items
 from genrec.errors import InputError
 
@@ -67,15 +68,20 @@ def _import_quantizers(known: Mapping[str, Sid]) -> None:
     from genrec.sid.quantizers import make_quantizer
 
     for sid in known.values():
-        if sid.quantizer != "given":
+        if sid.quantizer != "given" and not sid.is_readable:
             make_quantizer(sid)
 
 
 def variants(sid: Sid, columns: Sequence[str]) -> dict[str, Sid]:
-    """The ``sid`` section of each variant, by name; ``given`` only where the items' ``columns`` have ``sid.column``."""
+    """The ``sid`` section of each variant, by name.
+
+    ``given`` is there only where the items' ``columns`` have ``sid.column``, and names only beside a level of numbers.
+    """
     from genrec.sid.quantizers import REGISTRY
 
     changes: dict[str, dict[str, Any]] = {name: {"quantizer": name} for name in REGISTRY}
+    if sid.levels > 1:
+        changes |= {name: {"quantizer": name} for name in READABLE}
     changes["vq"] |= {"levels": 1, "collisions": "suffix"}
     changes["rqvae"] |= {"codebook": "gradient"}
     changes["rqvae_ema"] = {"quantizer": "rqvae", "codebook": "ema"}
@@ -140,9 +146,13 @@ def _encode_s(variant: Variant) -> float:
     """Seconds to encode all items on the CPU, extrapolated from the first block of them."""
     from genrec.sid.inputs import BLOCK, open_inputs
     from genrec.sid.quantizers import load_quantizer
+    from genrec.sid.readable import SidNames
     from genrec.threads import limit_threads
 
     threads, catalog = variant.config.compute.threads, variant.inputs["assign"].path
+    if names := SidNames.load(catalog):
+        items = read_items(variant.inputs["prepare"].path)
+        return timed(lambda: names.encode(items))
     inputs = open_inputs(variant.inputs["embed"].path, catalog, variant.config.sid)
     limit_threads(threads)
     quantizer = load_quantizer(catalog / "quantizer", threads=threads)

@@ -5,6 +5,10 @@ counts from 1, so
 
     HR@k = 1 if rank <= k, else 0
     NDCG@k = 1 / log2(1 + rank) if rank <= k, else 0    (the ideal DCG is 1; Järvelin & Kekäläinen 2002)
+    Prefix@l@k = 1 if one of the first k items has the first l codes of the target, else 0
+
+Prefix@l@k tells at which level a policy goes wrong: it falls as l grows, and at l = L it is HR@k of semantic IDs that
+no items share.
 """
 
 from __future__ import annotations
@@ -60,6 +64,32 @@ def sid_target_ranks(ranked_QK: IntArray, targets_Q: IntArray, sid_of_item_N: In
 def sid_numbers(codes_NL: IntArray) -> NDArray[np.int64]:
     """Numbers (N,), from 0, of the SIDs ``codes_NL``: equal SIDs have equal numbers."""
     return np.unique(codes_NL, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+
+
+def prefix_ranks(ranked_QK: IntArray, targets_Q: IntArray, codes_NL: IntArray) -> NDArray[np.int64]:
+    """Rank (Q, L), from 1, of the first item whose first l = 1 … L codes are those of the target; 0 where none is.
+
+    ``codes_NL``: each item's semantic ID, coarse to fine.
+    """
+    _check(ranked_QK, targets_Q)
+    ranks_QL = np.zeros((len(targets_Q), codes_NL.shape[1]), dtype=np.int64)
+    if ranked_QK.shape[1] == 0:
+        return ranks_QL
+    same_QK = ranked_QK >= 0
+    rows_QK = np.maximum(ranked_QK, 0)
+    for level, code_N in enumerate(codes_NL.T):
+        same_QK &= code_N[rows_QK] == code_N[targets_Q][:, None]
+        ranks_QL[:, level] = np.where(same_QK.any(axis=1), same_QK.argmax(axis=1) + 1, 0)
+    return ranks_QL
+
+
+def prefix_per_query(ranks_QL: IntArray, ks: Sequence[int] = KS) -> dict[str, FloatArray]:
+    """``{"prefix@l@k": (Q,)}`` for every level l = 1 … L and every k, from the result of ``prefix_ranks``."""
+    return {
+        f"prefix@{level}@{k}": ((ranks_Q > 0) & (ranks_Q <= k)).astype(np.float64)
+        for k in ks
+        for level, ranks_Q in enumerate(ranks_QL.T, start=1)
+    }
 
 
 def per_query(ranks_Q: IntArray, ks: Sequence[int] = KS) -> dict[str, FloatArray]:

@@ -28,12 +28,19 @@ GIVEN = {"quantizer", "column", "levels", "codebook_size", "collisions"}
 """Settings that count where semantic IDs are taken from a column of the item table."""
 
 
+NAMED = {"quantizer", "levels", "codebook_size", "text_weight", "cf_weight", "cf_dims", "cf_window"}
+"""Settings that count where codes are names; the item vectors are kept for what else uses them."""
+
+
 def plan(run: StageRun) -> Plan:
-    """A semantic ID for every item: by a quantizer of its vector, or as published (``sid.quantizer=given``)."""
+    """A semantic ID for every item: by a quantizer of its vector, from its names, or as published."""
     config, data, vectors = run.config, run.path("prepare"), run.path_or_none("embed")
     if vectors is None:
         settings = config.sid.model_dump(mode="json", include=GIVEN)
         return Plan(settings, partial(_take, config, data))
+    if config.sid.is_readable:
+        settings = {**config.sid.model_dump(mode="json", include=NAMED), "seed": config.seed}
+        return Plan(settings, partial(_name, config, data, vectors))
     settings = {**config.sid.stage_settings(), "seed": config.seed}
     return Plan(settings, partial(_quantize, config, data, vectors))
 
@@ -42,6 +49,12 @@ def _take(config: Config, data: Path, out: Path) -> Mapping[str, Any]:
     from genrec.sid.build import finish_published
 
     return finish_published(data, out, config.sid)
+
+
+def _name(config: Config, data: Path, vectors: Path, out: Path) -> Mapping[str, Any]:
+    from genrec.sid.build import finish_readable
+
+    return finish_readable(data, vectors, out, config.sid, seed=config.seed, threads=config.compute.threads)
 
 
 def _quantize(config: Config, data: Path, vectors: Path, out: Path) -> Mapping[str, Any]:

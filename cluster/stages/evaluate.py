@@ -175,7 +175,7 @@ def _summarise(
     """The metrics of the model, its parts and the baselines, with intervals, and what reinforcement learning gained."""
     from genrec.evaluation.slices import category_numbers
     from genrec.evaluation.summary import Rankings, add_gain, add_prior, summarise
-    from genrec.metrics import per_query, sid_numbers, target_ranks
+    from genrec.metrics import per_query, target_ranks
 
     ks, draws, suite = config.evaluation.ks, config.evaluation.bootstrap, test.suite
     others = {"sft": answers.alone["sft"].items_QK} if answers.best != "sft" else {}
@@ -186,7 +186,7 @@ def _summarise(
         targets_Q=test.targets_Q,
         model_QK=answers.model_QK,
         baselines=suite.rank(test.recent_QH, max(ks)),
-        sid_of_item_N=sid_numbers(test.catalog.codes_NL.numpy()),
+        codes_NL=test.catalog.codes_NL.numpy(),
         train_counts_N=suite.log.counts_N,
         category_N=category_numbers(test.items),
         policies=others,

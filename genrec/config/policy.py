@@ -73,6 +73,11 @@ class PolicyConfig(Section):
         default="lora", description="pretrained: train all of it, adapters, or adapters on 4-bit weights"
     )
     lora: Lora = Lora()
+    sid_tokens: Literal["letters", "numbered"] = Field(
+        default="letters",
+        description="SIDs in text: [[<a_1><b_2>]], or <|sid_start|><|sid_1|><|sid_258|><|sid_end|>: numbers go on "
+        "through the levels, and start and end are tokens of their own",
+    )
     sid_init: Literal["text", "mean", "random"] = Field(
         default="text",
         description="pretrained: SID rows start as the mean of their items' title tokens, of all tokens, or as noise",

@@ -78,6 +78,9 @@ class Config(Section):
             "policy.tokenizer=bytes needs policy.arch=qwen3: conversations are longer than learned positions reach": (
                 self.policy.tokenizer == "bytes" and not pretrained and self.policy.arch != "qwen3"
             ),
+            "policy.sid_tokens=numbered is about SIDs in text, which this policy does not know": (
+                self.policy.sid_tokens == "numbered" and not self.policy.knows_text
+            ),
             "policy.finetuning=qlora is for pretrained policies": not pretrained and self.policy.finetuning == "qlora",
             **_strategy_fits(self),
             **_items_fit(self),

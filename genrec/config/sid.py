@@ -8,6 +8,9 @@ from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_
 
 from genrec.config.section import Section
 
+READABLE = ("taxonomy", "title_words")
+"""Quantizers whose codes are names."""
+
 FIT_PARALLEL = ("rqkmeans", "rqkmeans_plus", "rqvae", "vq", "fsq")
 """Quantizers that several workers can fit together."""
 
@@ -41,12 +44,20 @@ class Sid(Section):
         "lfq",
         "random",
         "title",
+        "taxonomy",
+        "title_words",
         "given",
-    ] = Field(default="rqkmeans", description="'given' takes sid.column; 'random' and 'title' are controls")
+    ] = Field(
+        default="rqkmeans",
+        description="'given' takes sid.column; 'random' and 'title' (hashed title words) are controls; 'taxonomy' and "
+        "'title_words' give readable codes: categories and brand, or title words, then a number",
+    )
     column: str = Field(default="sid", description="given: the item column with each item's codes")
     levels: int = Field(default=3, ge=1, le=8, description="vq: 1")
     codebook_size: int | tuple[int, ...] = Field(
-        default=256, description="codes per level: one number for all, or a list with one per level; 2 to 65536"
+        default=256,
+        description="codes per level: one number for all, or a list with one per level; 2 to 65536. taxonomy, "
+        "title_words: at most so many names per level, rarer ones are 'other'; the last level is as large as needed",
     )
     iterations: PositiveInt = Field(default=25, description="k-means iterations per level")
     balance: tuple[float, float] = Field(
@@ -105,6 +116,20 @@ class Sid(Section):
         """What SIDs depend on: whether workers share the fit, but not how many they are."""
         settings = self.model_dump(mode="json", exclude={"fit_workers"}) | {"fit_items": self.fit_limit}
         return settings | ({"fit_parallel": True} if self.fit_workers else {})
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether codes are names, from the items' categories and brands or titles."""
+        return self.quantizer in READABLE
+
+    @model_validator(mode="after")
+    def _names_need_a_level(self) -> Sid:
+        if self.is_readable and self.levels < 2:
+            raise ValueError(
+                f"sid.quantizer={self.quantizer} has levels of names and a last one of numbers, got sid.levels="
+                f"{self.levels}; set sid.levels=2 or more"
+            )
+        return self
 
     @model_validator(mode="after")
     def _workers_can_share_the_fit(self) -> Sid:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +15,18 @@ from genrec.baselines.buckets import popularity_bucket
 from genrec.errors import InputError
 from genrec.evaluation.intervals import Difference, intervals, paired
 from genrec.evaluation.slices import by_bucket, category_entropy, coverage
-from genrec.metrics import KS, FloatArray, IntArray, means, per_query, sid_target_ranks, target_ranks
+from genrec.metrics import (
+    KS,
+    FloatArray,
+    IntArray,
+    means,
+    per_query,
+    prefix_per_query,
+    prefix_ranks,
+    sid_numbers,
+    sid_target_ranks,
+    target_ranks,
+)
 
 NAMES = {
     "popularity": "popularity",
@@ -40,17 +52,22 @@ Values = dict[str, FloatArray]
 class Rankings:
     """Rankings of the same Q queries: the model's, the baselines', and further policies' (``{"sft": …}``).
 
-    A ranking holds K items per query, best first, -1 for none. ``sid_of_item_N``: number of each item's semantic ID;
+    A ranking holds K items per query, best first, -1 for none. ``codes_NL``: each item's semantic ID;
     ``train_counts_N``: train events; ``category_N``: number of its category, -1 for none.
     """
 
     targets_Q: IntArray
     model_QK: IntArray
     baselines: Mapping[str, IntArray]
-    sid_of_item_N: IntArray
+    codes_NL: IntArray
     train_counts_N: IntArray
     category_N: IntArray | None = None
     policies: Mapping[str, IntArray] = field(default_factory=dict[str, NDArray[np.int64]])
+
+    @cached_property
+    def sid_of_item_N(self) -> IntArray:
+        """Number of each item's semantic ID, (N,)."""
+        return sid_numbers(self.codes_NL)
 
 
 def summarise(
@@ -63,6 +80,8 @@ def summarise(
     details: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of ``metrics.json``: means, 95% intervals, paired differences, buckets, stage costs, headline.
+
+    ``prefix`` holds Prefix@l@k of every ranking.
 
     Args:
         ks: cut-offs of the metrics; 10 is always among them.
@@ -88,10 +107,14 @@ def summarise(
         **{name: {lv: intervals(v, resamples, seed) for lv, v in levels.items()} for name, levels in by_policy.items()},
         "baselines": {name: intervals(values, resamples, seed) for name, values in by_baseline.items()},
     }
+    systems = {**policies, **rankings.baselines}
+    by_prefix = {name: _prefix_values(ranked_QK, rankings, ks) for name, ranked_QK in systems.items()}
+    result["prefix"] = {name: means(values) for name, values in by_prefix.items()}
+    result["ci95"]["prefix"] = {name: intervals(values, resamples, seed) for name, values in by_prefix.items()}
     result["stages"] = {name: dict(cost) for name, cost in (stages or {}).items()}
     result["paired"] = {name: dict(difference) for name, difference in differences.items()}
     result["buckets"] = _buckets(rankings, model, by_baseline)
-    result["spread"] = {name: _spread(ranked, rankings) for name, ranked in {**policies, **rankings.baselines}.items()}
+    result["spread"] = {name: _spread(ranked_QK, rankings) for name, ranked_QK in systems.items()}
     result["queries"], result["items"] = len(rankings.targets_Q), len(rankings.train_counts_N)
     result["headline"] = headline(result["model"]["item"], baselines, differences)
     result["baseline_wins"] = metrics_lost(result["model"]["item"], baselines)
@@ -226,6 +249,10 @@ def _item_values(ranked_QK: IntArray, rankings: Rankings, ks: Sequence[int]) -> 
 def _levels(ranked_QK: IntArray, rankings: Rankings, ks: Sequence[int]) -> dict[str, Values]:
     sid_ranks_Q = sid_target_ranks(ranked_QK, rankings.targets_Q, rankings.sid_of_item_N)
     return {"item": _item_values(ranked_QK, rankings, ks), "sid": per_query(sid_ranks_Q, ks)}
+
+
+def _prefix_values(ranked_QK: IntArray, rankings: Rankings, ks: Sequence[int]) -> Values:
+    return prefix_per_query(prefix_ranks(ranked_QK, rankings.targets_Q, rankings.codes_NL), ks)
 
 
 def _buckets(rankings: Rankings, model: Values, baselines: Mapping[str, Values]) -> dict[str, Any]:

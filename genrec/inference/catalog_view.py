@@ -14,6 +14,7 @@ from genrec.policy.decoding.trie_masks import TrieMaskCache
 from genrec.policy.prompts import Prompts
 from genrec.sid import catalog_updates
 from genrec.sid.catalog import Catalog
+from genrec.sid.readable import SidNames
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,17 @@ class CatalogView:
     attributes: ItemAttributes
     masks: TrieMaskCache
     knn: ItemKNN | None = None
+    names: SidNames | None = None
 
     @classmethod
     def read(
-        cls, path: Path, items: pa.Table, prompts: Prompts, digest: str, knn: ItemKNN | None = None
+        cls,
+        path: Path,
+        items: pa.Table,
+        prompts: Prompts,
+        digest: str,
+        knn: ItemKNN | None = None,
+        names: SidNames | None = None,
     ) -> CatalogView:
         """The catalogue in the directory ``path``.
 
@@ -44,6 +52,7 @@ class CatalogView:
             prompts: of the policy.
             digest: of the catalogue that the policy was trained for.
             knn: of the assigned catalogue; the view has it for its own.
+            names: of the codes, if they have some.
 
         Raises:
             InputError: no readable catalogue, or one that did not grow from the catalogue of the policy.
@@ -61,4 +70,9 @@ class CatalogView:
             read_item_attributes(items, added, rows),
             TrieMaskCache(catalog.trie),
             None if knn is None else grown_knn(knn, catalog),
+            names,
         )
+
+    def path_of(self, row: int) -> tuple[str, ...]:
+        """The names of the codes of the item ``row``; empty if they have none."""
+        return () if self.names is None else self.names.path_of(self.catalog.codes_NL[row].tolist())

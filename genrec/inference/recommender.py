@@ -36,18 +36,22 @@ from genrec.policy.decoding.request_constraints import Constraint
 from genrec.policy.decoding.request_ids import item_ids
 from genrec.sid import catalog_updates
 from genrec.sid.catalog import Catalog
+from genrec.sid.readable import SidNames
 
 
 @dataclass(frozen=True)
 class Recommendation:
     """One recommended item; ``score`` is its probability under the model, prior included where the run uses one.
 
-    With a prior on the trie's nodes the score is a share of the total over the items that the search found.
+    With a prior on the trie's nodes the score is a share of the total over the items that the search found. ``path``
+    has the names of the item's codes, where they are readable (``sid.quantizer=taxonomy``, ``title_words``), such as
+    ("Drinkware", "Mugs", "3"); else it is empty.
     """
 
     id: str
     title: str
     score: float
+    path: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ class Recommender:
         if run.prior.weight and run.prior.settings is not None:
             log = train_log(read_sequences(run.data), self._items.num_rows)
             self._knn = ItemKNN(Pairs(log), run.prior.settings)
+        self._names = SidNames.load(run.catalog)
         self._view = self._read_view(self._current())
 
     def recommend(
@@ -125,7 +130,7 @@ class Recommender:
         allowed_N = None if constraint is None else view.attributes.mask(constraint, seen)
         rows = seen[-self._run.config.data.max_history :]
         ranked = self._rank(view, rows, min(most, len(view.ids)), allowed_N)
-        return [Recommendation(view.ids[row], view.titles[row], score) for row, score in ranked]
+        return [Recommendation(view.ids[row], view.titles[row], score, view.path_of(row)) for row, score in ranked]
 
     def chat(
         self,
@@ -140,8 +145,8 @@ class Recommender:
 
         Args:
             messages: ``[{"role": "user", "content": "After [[id]], what next?"}, …]``, or the user's text alone.
-                ``[[…]]`` contains an item's id, or its SID as ``<a_1><b_2><c_3>``. Without a system message the
-                first one of the training templates is used.
+                ``[[…]]`` contains an item's id, or its SID as ``<a_1><b_2><c_3>`` (in the style of
+                ``policy.sid_tokens``). Without a system message the first one of the training templates is used.
             max_tokens: of the message; an item that was begun is completed.
             temperature: 0 takes the most probable token; above 0, tokens are drawn from the ``top_p`` nucleus.
             seed: of the draws.
@@ -157,8 +162,8 @@ class Recommender:
             chat_format = ChatFormat(self._tokenizer, self._prompts.sids, view.catalog, self._prompts.form)
             reply = generate.generate_reply(self._policy, chat_format, view.catalog.trie, conversation, sampling)
         items = [view.ids[part.row] for part in reply.parts if isinstance(part, Item)]
-        codes_NL, sizes = view.catalog.codes_NL, view.catalog.level_sizes
-        return Reply(generate.format_parts(reply.parts, codes_NL, sizes, view.titles), items, reply.ended)
+        codes_NL, sizes, style = view.catalog.codes_NL, view.catalog.level_sizes, self._prompts.sids.style
+        return Reply(generate.format_parts(reply.parts, codes_NL, sizes, view.titles, style), items, reply.ended)
 
     def refresh(self) -> bool:
         """Serve the newest catalogue; False if nothing was inserted or removed since (cost: one directory listing).
@@ -187,10 +192,8 @@ class Recommender:
                 f"got the message {reprlib.repr(wrong[0])}; wanted {{'role': {' | '.join(ROLES)}, 'content': text}} "
                 "for each, the text in valid Unicode"
             )
-        parsed = [
-            Message(cast("Role", turn["role"]), generate.parse_parts(turn["content"], view.rows, view.catalog))
-            for turn in turns
-        ]
+        known = (view.rows, view.catalog, self._prompts.sids.style)
+        parsed = [Message(cast("Role", turn["role"]), generate.parse_parts(turn["content"], *known)) for turn in turns]
         if turns and turns[0]["role"] != "system":
             language = load_language(self._run.config.learning.instruction.languages[0])
             parsed.insert(0, Message("system", (language.system[0],)))
@@ -202,7 +205,7 @@ class Recommender:
         return assigned if self._live is None else catalog_updates.current(assigned, self._live)
 
     def _read_view(self, path: Path) -> CatalogView:
-        view = CatalogView.read(path, self._items, self._prompts, self._digest, self._knn)
+        view = CatalogView.read(path, self._items, self._prompts, self._digest, self._knn, self._names)
         if self._policy.items is not None:  # Before any request can name an item of the new catalogue.
             self._policy.items.set_catalog(view.catalog, self._prompts.sids)
         return view

@@ -59,7 +59,9 @@ def save(
     """
     write_atomically(directory / "policy.safetensors", lambda path: save_file(tensors, path))
     digests = {"catalog": catalog.digest, "base": policy.base}
-    write_json({**about, **digests, "sid_base": policy.sids.base}, directory / "policy.json")
+    write_json(
+        {**about, **digests, "sid_base": policy.sids.base, "sid_tokens": policy.sids.style}, directory / "policy.json"
+    )
 
 
 def load(
@@ -87,6 +89,7 @@ def load(
             "changed. Put the old files back, or train again"
         )
     _require_same_rows(policy, tensors, directory)
+    _require_same_names(policy, str(about.get("sid_tokens", "letters")), directory)
     policy.adopt(tensors)
     return policy.eval(), prompts
 
@@ -98,6 +101,15 @@ def _require_same_rows(policy: Policy, tensors: Mapping[str, Tensor], directory:
         raise InputError(
             f"the policy in {directory} has the rows of items {sorted(kept)}, policy.items asks for {sorted(wanted)}; "
             "set policy.items as it was at the training (input=none head=false: no rows), or train again"
+        )
+
+
+def _require_same_names(policy: Policy, style: str, directory: Path) -> None:
+    """Refuse a policy that was trained on SIDs in another style: it would have other tokens around them."""
+    if style != policy.sids.style:
+        raise InputError(
+            f"the policy in {directory} was trained with policy.sid_tokens={style}, got policy.sid_tokens="
+            f"{policy.sids.style}; set it as it was at the training, or train again"
         )
 
 

@@ -58,6 +58,7 @@ class Policy(nn.Module):
         # Lists keep these out of the module's own parameters: they belong to the model already.
         self._sid_in = [sid_in]
         self._sid_out = [sid_in if sid_out is None else sid_out]
+        self._input_scale = input_scale(model)
         last_layer.install(model.base_model, int(model.config.num_hidden_layers))
 
     def forward(self, method: str, *arguments: Any) -> Any:
@@ -237,7 +238,17 @@ class Policy(nn.Module):
         is_sid_BS = (tokens_BS >= self.sids.base) & (tokens_BS < self.sids.base + self.sids.count)
         index_BS = torch.where(is_sid_BS, tokens_BS - self.sids.base, 0)
         text_BSD = table.token_adapter.base_layer(torch.where(is_sid_BS, 0, tokens_BS))
-        return torch.where(is_sid_BS[..., None], F.embedding(index_BS, rows).to(text_BSD.dtype), text_BSD)
+        sid_BSD = F.embedding(index_BS, rows)
+        if self._input_scale != 1:  # Rounded as the model rounds it: √640 is 25.25 in bfloat16.
+            sid_BSD = sid_BSD * torch.tensor(self._input_scale, dtype=text_BSD.dtype).item()
+        return torch.where(is_sid_BS[..., None], sid_BSD.to(text_BSD.dtype), text_BSD)
+
+
+def input_scale(model: PreTrainedModel) -> float:
+    """What the input embedding of a model multiplies its rows by: √D in the Gemma family, 1 elsewhere."""
+    table: Any = model.get_input_embeddings()
+    adapter = getattr(table, "token_adapter", None)
+    return float(getattr(table if adapter is None else adapter.base_layer, "scalar_embed_scale", 1.0))
 
 
 def _size(parameter: Any) -> int:

@@ -1,7 +1,7 @@
 """Pretrained language models as policies: their weights, the new SID embeddings, and full, LoRA or QLoRA training.
 
-A backbone is refused where the decoder would read it wrongly: scaled or biased embeddings, other kinds of attention,
-or fewer positions than a prompt needs.
+A backbone is refused where the decoder would read it wrongly: biased embeddings, scaled logits, other kinds of
+attention, or fewer positions than a prompt needs.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from genrec.data.files import share
 from genrec.data.model_files import LOADING, model_identity, require_model
 from genrec.errors import InputError
 from genrec.policy.item_rows import ItemRows, make_item_rows
-from genrec.policy.model import Policy
-from genrec.policy.prompts import DENSE_WINDOW, SYSTEM, Prompts, SidTokens, instruction, sid_names, token_ids
+from genrec.policy.model import Policy, input_scale
+from genrec.policy.prompts import DENSE_WINDOW, SYSTEM, Prompts, SidTokens, instruction, token_ids
 from genrec.policy.sid_embeddings import add_rows
+from genrec.policy.sid_text import MARKERS, sid_names
 from genrec.sid.catalog import Catalog
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ EMBEDDING_FACTORS = (
 )
 """Config fields of models that scale embeddings or logits."""
 
+SCALED = ("gemma", "gemma3_text")
+"""Gemmas that only scale their input embeddings, by a factor that their embedding layer holds. Gemma 2 caps attention
+scores, which the decoder's masks do not fit."""
+
 
 def build_pretrained(
     settings: PolicyConfig, catalog: Catalog, max_history: int, cache: Path | None, titles: Sequence[str]
@@ -53,7 +58,7 @@ def build_pretrained(
             that the decoder cannot serve.
     """
     tokenizer, model = load_weights(settings, cache)
-    sids = _new_sid_block(tokenizer, model, catalog, settings.path)
+    sids = _new_sid_block(tokenizer, model, catalog, settings)
     add_rows(model, tokenizer, sids, catalog.codes_NL, settings.sid_init, titles)
     _require_plain_embeddings(model, settings.path)
     items, form = make_item_rows(settings, catalog, int(model.config.hidden_size), sids)
@@ -70,16 +75,17 @@ def build_pretrained(
 
 
 def _new_sid_block(
-    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, catalog: Catalog, path: str
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, catalog: Catalog, settings: PolicyConfig
 ) -> SidTokens:
     """Where the SID tokens go: behind the vocabulary, which must not hold them yet."""
-    vocabulary = tokenizer.get_vocab()
-    if clash := [name for name in sid_names(catalog.level_sizes) if name in vocabulary]:
+    path, style, vocabulary = settings.path, settings.sid_tokens, tokenizer.get_vocab()
+    names = [*sid_names(catalog.level_sizes, style), *(MARKERS[style] if style == "numbered" else ())]
+    if clash := [name for name in names if name in vocabulary]:
         raise InputError(
             f"the tokenizer of {path!r} already has {len(clash)} of the SID tokens (such as {clash[0]!r}); "
             "start from the base model, not from one that was trained on SIDs"
         )
-    return SidTokens(max(len(tokenizer), int(model.config.vocab_size)), catalog.level_sizes)
+    return SidTokens(max(len(tokenizer), int(model.config.vocab_size)), catalog.level_sizes, style=style)
 
 
 def _with_adapters(model: PreTrainedModel, sids: SidTokens, settings: PolicyConfig, items: ItemRows | None) -> Policy:
@@ -152,19 +158,25 @@ def _context_length(model: PreTrainedModel) -> tuple[str, int | None]:
 
 
 def _require_plain_embeddings(model: PreTrainedModel, path: str) -> None:
-    """The policy looks up and multiplies the embedding tables itself, so the model must apply nothing else to them."""
+    """The policy looks up and multiplies the embedding tables itself, so the model must apply nothing else to them.
+
+    The scale of Gemma's input embeddings is applied (``input_scale``).
+    """
     unusual = [name for name in EMBEDDING_FACTORS if getattr(model.config, name, None)]
     head: Any = model.get_output_embeddings()
     if getattr(head, "bias", None) is not None:
         unusual.append("a bias of the output embedding")
-    if str(model.config.model_type).startswith("gemma"):
-        unusual.append("scaled input embeddings")
+    kind = str(model.config.model_type)
+    if kind.startswith("gemma") and kind not in SCALED:
+        unusual.append(f"the layers of {kind}")
+    if getattr(model.config, "use_bidirectional_attention", None):
+        unusual.append("attention in both directions")
     kinds: set[str] = set(getattr(model.config, "layer_types", None) or ())
     unusual += sorted(f"layers of {kind}" for kind in kinds - {"full_attention", "sliding_attention"})
     if unusual:
         raise InputError(
             f"policy.path={path!r} has {', '.join(unusual)}, which the decoder does not apply; "
-            "use a model with plain embeddings and attention (Qwen2, Qwen3, Llama, SmolLM, GPT-2, Mistral)"
+            "use a model with plain embeddings and attention (Qwen2, Qwen3, Llama, SmolLM, GPT-2, Mistral, Gemma)"
         )
 
 
@@ -239,10 +251,15 @@ def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 class PackedTable(nn.Module):
-    """A frozen embedding table (V, D) in 8 bits: row = scale · int8 with scale = max |row| / 127, one per row."""
+    """A frozen embedding table (V, D) in 8 bits: row = scale · int8 with scale = max |row| / 127, one per row.
 
-    def __init__(self, weight_VD: Tensor) -> None:
+    Args:
+        factor: what the looked-up rows are multiplied by (``input_scale``), and ``weight`` is not.
+    """
+
+    def __init__(self, weight_VD: Tensor, factor: float = 1.0) -> None:
         super().__init__()
+        self.scalar_embed_scale = factor
         self._dtype = weight_VD.dtype
         scale_V1 = weight_VD.float().abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
         packed_VD = (weight_VD.float() / scale_V1).round().to(torch.int8)
@@ -257,7 +274,8 @@ class PackedTable(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Embeddings (…, D) of ``tokens`` (…)."""
-        return (F.embedding(tokens, self.packed_VD) * F.embedding(tokens, self.scale_V1)).to(self._dtype)
+        rows = (F.embedding(tokens, self.packed_VD) * F.embedding(tokens, self.scale_V1)).to(self._dtype)
+        return rows if self.scalar_embed_scale == 1 else rows * torch.tensor(self.scalar_embed_scale).to(rows)
 
 
 def pack_embeddings(model: PreTrainedModel) -> None:
@@ -275,7 +293,7 @@ def pack_embeddings(model: PreTrainedModel) -> None:
     tables: Any = (model.get_input_embeddings(), model.get_output_embeddings())
     inputs, outputs = (table.token_adapter for table in tables)
     tied = outputs.base_layer.weight is inputs.base_layer.weight
-    inputs.base_layer = PackedTable(inputs.base_layer.weight.data)
+    inputs.base_layer = PackedTable(inputs.base_layer.weight.data, input_scale(model))
     outputs.base_layer = inputs.base_layer if tied else PackedTable(outputs.base_layer.weight.data)
 
 

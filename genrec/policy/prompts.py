@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from genrec.errors import InputError
+from genrec.policy.sid_text import SidStyle
 from genrec.sid.catalog import Catalog
 
 if TYPE_CHECKING:
@@ -48,20 +49,34 @@ CLOCK = re.compile(r"""strftime_now\s*\(\s*(['"])(.*?)\1\s*\)""")
 
 @dataclass(frozen=True)
 class SidTokens:
-    """The block of SID tokens in the vocabulary: code c of level l is token ``base + offset_l + c``."""
+    """The block of SID tokens in the vocabulary: code c of level l is token ``base + offset_l + c``.
+
+    The block begins with the two markers of a ``style`` that has tokens for them: the start of a SID, then its end.
+    """
 
     base: int
     level_sizes: tuple[int, ...]
+    style: SidStyle = "letters"
+
+    @property
+    def markers(self) -> int:
+        """Number of marker tokens: 0 or 2."""
+        return 2 if self.style == "numbered" else 0
+
+    @property
+    def text_end(self) -> int:
+        """The tokens below are those of text: the model's own, and the marker that starts a SID."""
+        return self.base + self.markers // 2
 
     @property
     def offsets(self) -> tuple[int, ...]:
         """offset_l: where the codes of each level begin inside the block."""
-        return tuple(sum(self.level_sizes[:level]) for level in range(len(self.level_sizes)))
+        return tuple(self.markers + sum(self.level_sizes[:level]) for level in range(len(self.level_sizes)))
 
     @property
     def count(self) -> int:
         """Number of tokens in the block."""
-        return sum(self.level_sizes)
+        return self.markers + sum(self.level_sizes)
 
     def token(self, level: int, codes: Tensor) -> Tensor:
         """Token ids of ``codes`` of one ``level``, in any shape."""
@@ -79,11 +94,6 @@ def item_tokens(sids: SidTokens, codes_NL: Tensor, form: ItemTokens) -> Tensor:
         return own_N1
     tokens_NL = sids.tokens(codes_NL)
     return tokens_NL if form == "codes" else torch.cat([tokens_NL[:, :-1], own_N1], dim=1)
-
-
-def sid_names(level_sizes: Sequence[int]) -> list[str]:
-    """Names of the SID tokens in vocabulary order: ``<a_0>`` … ``<a_255>``, ``<b_0>`` …"""
-    return [f"<{chr(ord('a') + level)}_{code}>" for level, size in enumerate(level_sizes) for code in range(size)]
 
 
 class Prompts:

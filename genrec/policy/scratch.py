@@ -37,7 +37,7 @@ def build_scratch(settings: PolicyConfig, catalog: Catalog, max_history: int) ->
             "policy.hidden must be a multiple of policy.heads"
         )
     base = SPECIALS if settings.tokenizer == "none" else len(byte_tokenizer())
-    sids = SidTokens(base, catalog.level_sizes)
+    sids = SidTokens(base, catalog.level_sizes, style=settings.sid_tokens)
     positions = 1 + catalog.levels * (DENSE_WINDOW * max_history + 1)
     if settings.tokenizer != "none":
         positions = max(positions, TEXT_POSITIONS)

@@ -1,5 +1,7 @@
 """From a fitted quantizer to a catalogue: encode shard by shard, resolve collisions, measure the result.
 
+Readable SIDs and published ones need no quantizer, and take a shorter way to the same files.
+
 All files are written to the directory of ``genrec.sid.fit``: ``codes/part-*.parquet`` (the quantizer's codes, one file
 per item shard), ``sids.parquet`` (item, id, codes: distinct, unless ``sid.collisions=none``), the catalogue's files,
 ``sid_health.json`` and ``sid_health.html``.
@@ -26,13 +28,15 @@ from genrec.sid.catalog import Catalog, save_codes
 from genrec.sid.codes import read_codes, write_codes, write_sids
 from genrec.sid.collisions import resolve
 from genrec.sid.distributed.vector_stream import Reader
+from genrec.sid.fit import write_factors
 from genrec.sid.health import measure, summary
 from genrec.sid.health_page import write_page
 from genrec.sid.inputs import FusedFiles, open_inputs
 from genrec.sid.published import published_codes, resolve_published
 from genrec.sid.quantizers import Quantizer, load_quantizer
+from genrec.sid.readable import SidNames, number_items
 from genrec.sid.suffix import add_suffix
-from genrec.sid.vectors import Floats, Ints, shard_path
+from genrec.sid.vectors import Floats, Ints, VectorFiles, shard_path
 from genrec.threads import limit_threads
 
 LOG = logging.getLogger(__name__)
@@ -91,6 +95,30 @@ def finish_published(data: Path, out: Path, settings: Sid) -> dict[str, Any]:
         codes_NL, sizes = add_suffix(before_NL, sizes)
     health = measure(before_NL, codes_NL, sizes, read_sequences(data))
     return _finish(items, codes_NL, health, out)
+
+
+def finish_readable(data: Path, vectors: Path, out: Path, settings: Sid, *, seed: int, threads: int) -> dict[str, Any]:
+    """SIDs of names (``sid.quantizer=taxonomy``, ``title_words``); writes the same files and ``sid_names.json``.
+
+    Raises:
+        InputError: the items have no names, more of them have the same names than a level may have codes, or the
+            vectors do not fit the item table.
+    """
+    limit_threads(threads)
+    items = read_items(data)
+    VectorFiles(vectors).require(items.num_rows)
+    if settings.cf_weight > 0:
+        write_factors(data, vectors, out, settings, seed)
+    inputs_ND = open_inputs(vectors, out, settings).read(range(items.num_rows))
+    start = perf_counter()
+    names = SidNames.learn(items, settings)
+    learned = perf_counter()
+    path_Nl = names.encode(items)
+    codes_NL, sizes = number_items(path_Nl, names.level_sizes, np.argsort(np.argsort(items["id"].to_numpy())))
+    timing = {"fit": {"fit_s": round(learned - start, 2)}, "resolve_s": round(perf_counter() - learned, 2)}
+    names.save(out)
+    health = measure(path_Nl, codes_NL, sizes, read_sequences(data), inputs_ND)
+    return _finish(items, codes_NL, health, out, inputs_ND) | timing
 
 
 def _finish(

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from genrec.config import Embed
+from genrec.config import Embed, Sid
 from genrec.data.files import write_json, write_parquet
 from genrec.data.sources.parquet import find_tables, read_catalog
 from genrec.errors import InputError
@@ -36,9 +36,10 @@ from genrec.sid.embed import item_texts
 from genrec.sid.encoders import Encoder
 from genrec.sid.free_sids import nearest_free
 from genrec.sid.inputs import fuse, neighbour_factors
-from genrec.sid.prefixes import LevelCosts, prefix_codes, prefix_numbers, refuse_full
+from genrec.sid.prefixes import prefix_codes, prefix_numbers, refuse_full
 from genrec.sid.quantizers import Quantizer, load_quantizer
 from genrec.sid.quantizers.controls import title_words
+from genrec.sid.readable import PathCosts, SidNames
 from genrec.sid.suffix import Suffixed
 from genrec.sid.vectors import Floats, Ints, VectorFiles, check_vectors
 
@@ -107,9 +108,10 @@ def insert(
     vectors_NF = catalog.vectors_NF
     if fresh.num_rows:
         refuse_full(len(catalog) + fresh.num_rows, catalog.level_sizes)
-        quantizer = _quantizer(assigned)
-        inputs_MD = _inputs(fresh, encode, quantizer, assigned, vectors, embed)
-        codes_NL = np.concatenate([codes_NL, _assign_free(fresh, inputs_MD, codes_NL, quantizer, catalog.level_sizes)])
+        placer = SidNames.load(assigned) or _quantizer(assigned)
+        inputs_MD = _inputs(fresh, encode, placer.settings, assigned, vectors, embed)
+        free_ML = _assign_free(fresh, inputs_MD, codes_NL, placer, catalog.level_sizes)
+        codes_NL = np.concatenate([codes_NL, free_ML])
         added, grown = [*added, fresh.select(TEXT)], (*grown, len(catalog))
         if vectors_NF is not None:
             vectors_NF = torch.cat([vectors_NF, torch.from_numpy(inputs_MD).to(vectors_NF)])
@@ -163,10 +165,9 @@ def _quantizer(assigned: Path) -> Quantizer:
 
 
 def _inputs(
-    items: pa.Table, encode: Callable[[], Encoder], quantizer: Quantizer, assigned: Path, vectors: Path, embed: Embed
+    items: pa.Table, encode: Callable[[], Encoder], settings: Sid, assigned: Path, vectors: Path, embed: Embed
 ) -> Floats:
     """The vectors (M, D) to quantize: as for the other items, with the collaborative vectors of cold items."""
-    settings = quantizer.settings
     if settings.quantizer == "title":
         return title_words(items["title"].to_pylist(), settings)
     text_MD = encode().encode(item_texts(items, embed.fields))
@@ -178,12 +179,14 @@ def _inputs(
 
 
 def _assign_free(
-    items: pa.Table, inputs_MD: Floats, codes_NL: Ints, quantizer: Quantizer, level_sizes: tuple[int, ...]
+    items: pa.Table, inputs_MD: Floats, codes_NL: Ints, placer: Quantizer | SidNames, level_sizes: tuple[int, ...]
 ) -> Ints:
-    quantizer.check(inputs_MD)
-    costs: LevelCosts = quantizer
-    if quantizer.settings.collisions == "suffix":
-        costs = Suffixed(quantizer, level_sizes[-1])
+    """Free codes (M, L): the nearest to the vectors (M, D), or to the path of names."""
+    if isinstance(placer, SidNames):
+        costs, inputs_MD = PathCosts(level_sizes), placer.encode(items).astype(np.float32)
+    else:
+        placer.check(inputs_MD)
+        costs = placer if placer.settings.collisions != "suffix" else Suffixed(placer, level_sizes[-1])
     order = np.argsort(np.array(items["id"].to_pylist(), dtype=object), kind="stable")
     number_M = np.empty(len(order), np.int64)
     number_M[order] = nearest_free(inputs_MD[order], costs, prefix_numbers(codes_NL, level_sizes))

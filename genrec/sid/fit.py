@@ -42,7 +42,7 @@ def prepare_fit(data: Path, vectors: Path, out: Path, settings: Sid, seed: int) 
     refuse_many(settings.level_sizes)
     refuse_few(len(fit_rows(items, settings, seed)), settings.level_sizes)
     if settings.cf_weight > 0 and not is_fitted(out):
-        _write_factors(data, vectors, out, settings, seed)
+        write_factors(data, vectors, out, settings, seed)
     if settings.quantizer == "title" and not is_fitted(out):
         words_NL = title_words(table["title"].to_pylist(), settings)
         write_vectors(words_NL, 0, shard_path(out / "titles", 0))
@@ -99,7 +99,8 @@ def _save(quantizer: Quantizer, fit: Callable[[], dict[str, float]], out: Path |
         quantizer.save(out / "quantizer")
 
 
-def _write_factors(data: Path, vectors: Path, out: Path, settings: Sid, seed: int) -> None:
+def write_factors(data: Path, vectors: Path, out: Path, settings: Sid, seed: int) -> None:
+    """Write the collaborative vectors of all items to ``out/cf``; InputError as ``collaborative_vectors``."""
     text_ND = VectorFiles(vectors).read()
     check_vectors(text_ND)
     factors_ND = collaborative_vectors(

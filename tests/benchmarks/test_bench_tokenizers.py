@@ -10,6 +10,7 @@ from benchmarks import tokenizers
 from cluster.artifacts import Artifact
 from cluster.stages import sft
 from genrec.config import Config
+from genrec.config.sid import READABLE
 from genrec.errors import InputError
 from genrec.evaluation.intervals import over_runs
 from genrec.sid import fit, quantizers
@@ -32,13 +33,16 @@ def test_every_quantizer_is_measured_and_the_chosen_ones_have_policies(
     chosen = choose(config, "rqkmeans", "random")
     found = tokenizers.run(chosen, inputs)
     about = json.loads((Path(config.storage) / "bench" / "tokenizers" / "tiny.json").read_text())
-    assert set(about["variants"]) == {*REGISTRY, "rqvae_ema", "rqkmeans_text", "rqkmeans_cf", "rqkmeans_fused"}
+    assert set(about["variants"]) == {
+        *(*REGISTRY, *READABLE),
+        *("rqvae_ema", "rqkmeans_text", "rqkmeans_cf", "rqkmeans_fused"),
+    }
     for name, one in about["variants"].items():
         assert "refused" not in one, name
         assert one["collisions_after"] == 0 <= one["collisions_before"] < 1, name
         assert len(one["codes_used"]) == len(one["perplexity"]) == len(one["neighbours_of_text"])
         assert one["fit_s"] >= 0 and one["assign_s"] >= 0
-        assert (one["error"] is None) == (name in ("random", "title"))
+        assert (one["error"] is None) == (name in ("random", "title", *READABLE))
     assert about["variants"]["rqkmeans_text"]["error"] == about["variants"]["rqkmeans"]["error"]
     kmeans, random = about["policies"]["rqkmeans"], about["policies"]["random"]
     assert set(kmeans["seeds"]) == {"0", "1"}

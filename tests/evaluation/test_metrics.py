@@ -12,7 +12,17 @@ from genrec.evaluation.slices import (
     coverage,
     sid_use,
 )
-from genrec.metrics import measure, per_query, sid_numbers, sid_ranking, sid_target_ranks, target_ranks
+from genrec.metrics import (
+    means,
+    measure,
+    per_query,
+    prefix_per_query,
+    prefix_ranks,
+    sid_numbers,
+    sid_ranking,
+    sid_target_ranks,
+    target_ranks,
+)
 
 
 def test_ranks_count_from_one_and_zero_means_missing():
@@ -42,6 +52,42 @@ def test_a_colliding_item_hits_at_id_level_but_not_at_item_level():
     ranked, target = np.array([[2, 0]]), np.array([1])
     assert target_ranks(ranked, target).tolist() == [0]
     assert sid_target_ranks(ranked, target, sid).tolist() == [2]
+
+
+def test_prefixes_match_hand_computed_values():
+    codes = np.array([[1, 1, 0], [1, 1, 1], [1, 2, 0], [2, 1, 0]])
+    ranked = np.array([[3, 2, 1, 0], [3, -1, -1, -1], [3, 0, 2, -1]])
+    ranks = prefix_ranks(ranked, np.array([0, 1, 1]), codes)
+    assert ranks.tolist() == [[2, 3, 4], [0, 0, 0], [2, 2, 0]]
+    found = means(prefix_per_query(ranks, (2, 4)))
+    assert found == pytest.approx(
+        {"prefix@1@2": 2 / 3, "prefix@2@2": 1 / 3, "prefix@3@2": 0, "prefix@1@4": 2 / 3, "prefix@2@4": 2 / 3}
+        | {"prefix@3@4": 1 / 3}
+    )
+
+
+def test_prefixes_agree_with_a_search_item_by_item_and_the_whole_prefix_with_the_hit_rate():
+    rng = np.random.default_rng(0)
+    codes = np.unique(rng.integers(0, 4, (60, 3)), axis=0)
+    targets = rng.integers(0, len(codes), 80)
+    ranked = np.stack([rng.permutation(len(codes))[:12] for _ in targets])
+    ranked[:, 9:][rng.random((80, 3)) < 0.5] = -1
+    values = prefix_per_query(prefix_ranks(ranked, targets, codes), (1, 5, 12))
+    for level in (1, 2, 3):
+        for k in (1, 5, 12):
+            wanted = [
+                float(any(item >= 0 and tuple(codes[item][:level]) == tuple(codes[target][:level]) for item in row[:k]))
+                for row, target in zip(ranked, targets, strict=True)
+            ]
+            assert values[f"prefix@{level}@{k}"].tolist() == wanted
+    hits = per_query(target_ranks(ranked, targets), (1, 5, 12))
+    assert all((values[f"prefix@3@{k}"] == hits[f"hr@{k}"]).all() for k in (1, 5, 12))
+
+
+def test_padding_has_no_prefix_and_an_empty_ranking_no_hit():
+    codes = np.array([[0], [1]])
+    assert prefix_ranks(np.array([[-1, 0]]), np.array([0]), codes).tolist() == [[2]]
+    assert prefix_ranks(np.zeros((1, 0), int), np.array([0]), codes).tolist() == [[0]]
 
 
 def test_padding_is_never_a_hit():

@@ -17,6 +17,8 @@ from genrec.sid.health import measure
 from genrec.sid.health_page import plain_label, write_page
 
 ITEMS, QUERIES = 40, 200
+PAIRS_NL = np.stack([np.arange(ITEMS) // 10, np.arange(ITEMS) // 2], axis=1)
+"""SIDs of two levels: ten items share the first code, two all of them."""
 
 
 def ranking(targets, hit_share, seed, k=20):
@@ -32,7 +34,7 @@ def rankings(model=0.8, knn=0.3, **more):
     targets = np.random.default_rng(9).integers(0, ITEMS, QUERIES)
     baselines = {"popularity": ranking(targets, 0.1, 1), "itemknn": ranking(targets, knn, 2)}
     counts = np.arange(ITEMS)
-    return Rankings(targets, ranking(targets, model, 3), baselines, np.arange(ITEMS) // 2, counts, **more)
+    return Rankings(targets, ranking(targets, model, 3), baselines, PAIRS_NL, counts, **more)
 
 
 def test_the_summary_has_the_documented_form_and_is_json():
@@ -74,13 +76,31 @@ def test_a_loss_within_the_noise_is_still_a_loss_and_the_interval_says_so():
     knn = base.model_QK.copy()
     row = int(np.flatnonzero(knn[:, 0] != base.targets_Q)[0])
     knn[row, 0] = base.targets_Q[row]
-    result = summarise(Rankings(base.targets_Q, base.model_QK, {"itemknn": knn}, np.arange(ITEMS), np.ones(ITEMS, int)))
+    result = summarise(Rankings(base.targets_Q, base.model_QK, {"itemknn": knn}, PAIRS_NL, np.ones(ITEMS, int)))
     assert result["headline"].startswith("A baseline wins")
     assert "includes zero" in result["headline"]
 
 
+def test_prefixes_of_every_ranking_are_summarised_and_shown_in_the_report(tmp_path):
+    result = json.loads(json.dumps(summarise(rankings(), resamples=50)))
+    assert set(result["prefix"]) == set(result["ci95"]["prefix"]) == {"model", "popularity", "itemknn"}
+    for name in result["prefix"]:
+        values = result["prefix"][name]
+        assert set(values) == {f"prefix@{level}@{k}" for level in (1, 2) for k in (1, 3, 5, 10, 20, 50)}
+        low, high = result["ci95"]["prefix"][name]["prefix@1@1"]
+        assert low <= values["prefix@1@1"] <= high
+    model = result["prefix"]["model"]
+    assert model["prefix@1@1"] > model["prefix@2@1"] >= result["model"]["item"]["hr@1"]
+    assert result["model"]["item"]["hr@10"] <= model["prefix@2@10"] <= result["model"]["sid"]["hr@10"]
+    page = write_report(tmp_path, result).read_text(encoding="utf-8")
+    part = page[page.index("<h2>Right prefixes") : page.index("<h2>By popularity")]
+    assert re.findall(r"PREFIX@\d@\d+", part) == ["PREFIX@1@10", "PREFIX@2@10", "PREFIX@1@50", "PREFIX@2@50"]
+    cells = [f"{result['prefix']['itemknn'][f'prefix@{level}@10']:.4f}" for level in (1, 2)]
+    assert re.search(rf"ItemKNN, tuned</td>\s*<td[^>]*>{cells[0]}.*\s*<?.*{cells[1]}", part)
+
+
 def test_an_empty_test_split_is_refused():
-    empty = Rankings(np.zeros(0, int), np.zeros((0, 5), int), {}, np.arange(3), np.ones(3, int))
+    empty = Rankings(np.zeros(0, int), np.zeros((0, 5), int), {}, np.arange(3)[:, None], np.ones(3, int))
     with pytest.raises(InputError, match="test split empty"):
         summarise(empty)
 
@@ -137,7 +157,7 @@ def summary_of(model, *baselines):
 
     names = {f"b{number}": ranked(ranks) for number, ranks in enumerate(baselines)}
     targets = np.zeros(len(model), int)
-    return summarise(Rankings(targets, ranked(model), names, np.arange(11), np.ones(11, int)), resamples=200)
+    return summarise(Rankings(targets, ranked(model), names, np.arange(11)[:, None], np.ones(11, int)), resamples=200)
 
 
 FIRST, SECOND, NONE = [1] * 40, [2] * 40, [0] * 40

@@ -8,14 +8,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from support.pipeline import made
+from support.served import serve
 from support.synthetic import chain_shop, tiny_config
 
 import genrec
 from genrec.baselines.itemknn import KnnSettings
-from genrec.config import Config
+from genrec.config import Config, Sid
 from genrec.errors import InputError
 from genrec.sid import catalog_updates
 from genrec.sid import embed as sid_embed
+from genrec.sid.catalog import Catalog
+from genrec.sid.readable import SidNames
 
 NEW = ["new", "newer"]
 
@@ -184,3 +187,17 @@ def test_a_constraint_gives_allowed_items_in_the_order_of_the_whole_ranking(shop
 def test_a_constraint_that_the_catalogue_cannot_answer_is_refused(shop, constraint, message) -> None:
     with pytest.raises(InputError, match=message):
         shop.load("alone").recommend(["i3"], 3, constraint)
+
+
+def test_an_answer_shows_the_names_of_its_codes_where_they_have_some(tmp_path):
+    plain = serve(tmp_path)["alone"].recommend(["i3"], 3)
+    assert [found.path for found in plain] == [()] * 3
+    assigned = tmp_path / "storage" / "assign" / "made"
+    levels = [[f"{level}{code}" for code in range(8)] for level in ("kind ", "brand ")]
+    SidNames(Sid(quantizer="taxonomy", codebook_size=8), levels).save(assigned)
+    codes = Catalog.load(assigned).codes_NL
+    found = genrec.load(tmp_path / "storage" / "runs" / "alone").recommend(["i3"], 3)
+    assert [(one.id, one.score) for one in found] == [(one.id, one.score) for one in plain]
+    for one in found:
+        kind, brand, number = codes[int(one.id[1:])].tolist()
+        assert one.path == (f"kind {kind}", f"brand {brand}", str(number))

@@ -38,6 +38,7 @@ from genrec.policy.chat.templates import Item, Message
 from genrec.policy.decoding.tree import prompt_mask
 from genrec.policy.model import Policy as Model
 from genrec.policy.prompts import ITEM_TOKEN, Prompts
+from genrec.policy.sid_text import SidStyle
 
 ANCHORS = Tasks(running_text=TaskWeight(weight=0.5), attribute_mapping=TaskWeight(weight=0.5))
 JOINT = Tasks(next_item=TaskWeight(weight=0.7, repeat=4), semantic_anchoring=TaskWeight(weight=0.3))
@@ -195,7 +196,7 @@ def slowly(policy: Model, form: ChatFormat, prompt_P: Tensor, max_tokens: int) -
                 written += form.close
                 codes, in_span = [], False
             continue
-        logits_V = policy.vocabulary_logits(hidden_D)[: policy.sids.base].masked_fill(
+        logits_V = policy.vocabulary_logits(hidden_D)[: policy.sids.text_end].masked_fill(
             ~form.text_token_mask(), -torch.inf
         )
         tokens.append(int(logits_V.argmax()))
@@ -206,15 +207,19 @@ def slowly(policy: Model, form: ChatFormat, prompt_P: Tensor, max_tokens: int) -
     return written
 
 
+@pytest.mark.parametrize("style", ["letters", "numbered"])
 def test_chat_with_a_cache_writes_what_it_writes_without_and_items_are_of_the_catalogue(
-    settings: PolicyConfig, tmp_path: Path
+    settings: PolicyConfig, tmp_path: Path, style: SidStyle
 ) -> None:
+    settings = settings.replace({"sid_tokens": style})
     policy, _ = train(settings, tmp_path)
     policy.eval()
     form = ChatFormat(load_tokenizer(settings, None), policy.sids, CATALOG, "last")
     with torch.no_grad():  # the untrained model hardly ever opens a span by itself
         head: Any = policy.model.get_output_embeddings()
-        head.token_adapter.base_layer.weight[form.open[0]] *= 8
+        rows, _ = policy.sid_tables()[0]
+        opening = head.token_adapter.base_layer.weight if style == "letters" else rows
+        opening[form.open[0] if style == "letters" else 0] *= 8
     said = [Message("user", ("After ", Item(3), ", what?"))]
     written = generate.generate_reply(policy, form, CATALOG.trie, said, generate.Sampling(max_tokens=24))
     assert len(written.tokens) >= 24 or written.ended
@@ -230,15 +235,14 @@ def test_chat_with_a_cache_writes_what_it_writes_without_and_items_are_of_the_ca
     found = [part for draw in (written, *drawn) for part in draw.parts if isinstance(part, Item)]
     assert all(0 <= item.row < len(CATALOG) for item in found)
     assert found
-    shown = generate.format_parts([found[0]], CATALOG.codes_NL, CATALOG.level_sizes, [f"title {i}" for i in range(24)])
-    assert shown.startswith("[[<a_")
+    titles, about = [f"title {i}" for i in range(24)], (CATALOG.codes_NL, CATALOG.level_sizes)
+    shown = generate.format_parts([found[0]], *about, titles, style)
+    assert shown.startswith({"letters": "[[<a_", "numbered": "<|sid_start|><|sid_"}[style])
     title = f" (title {found[0].row})"
-    assert shown.endswith(f"]]{title}")
-    titles = [f"title {i}" for i in range(24)]
-    said = generate.format_parts(
-        [found[0], title[:3], f"{title[3:]}, and", found[0]], CATALOG.codes_NL, CATALOG.level_sizes, titles
-    )
+    assert shown.endswith({"letters": "]]", "numbered": "<|sid_end|>"}[style] + title)
+    said = generate.format_parts([found[0], title[:3], f"{title[3:]}, and", found[0]], *about, titles, style)
     assert said == f"{shown}, and{shown}"
+    assert generate.parse_parts(said, {}, CATALOG, style) == (found[0], f"{title}, and", found[0], title)
 
 
 def test_what_a_user_writes_is_read_as_text_and_items() -> None:

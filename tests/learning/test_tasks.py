@@ -28,6 +28,7 @@ from genrec.policy.chat.chat_format import ChatFormat, Encoded, load_tokenizer
 from genrec.policy.chat.task_schema import TASKS
 from genrec.policy.chat.templates import Item, Message, load_language
 from genrec.policy.prompts import SidTokens
+from genrec.policy.sid_text import SidStyle
 
 ITEMS = 24
 KINDS = ("tooth", "hair", "soap", "paper")
@@ -208,8 +209,8 @@ def loss_by_hand(policy: Any, encoded: Encoded) -> Tensor:
     for at in encoded.label_S.nonzero()[:, 0].tolist():
         token, row_V = int(encoded.tokens_S[at]), logits_SV[at - 1]
         level = len(codes)
-        if token < policy.sids.base:
-            losses.append(row_V[: policy.sids.base].logsumexp(0) - row_V[token])
+        if token < policy.sids.text_end:
+            losses.append(row_V[: policy.sids.text_end].logsumexp(0) - row_V[token])
             continue
         same = (CATALOG.codes_NL[:, :level] == torch.tensor(codes, dtype=torch.long)).all(-1)
         allowed = policy.sids.token(level, CATALOG.codes_NL[same, level].unique())
@@ -218,10 +219,10 @@ def loss_by_hand(policy: Any, encoded: Encoded) -> Tensor:
     return 3 * torch.stack(losses).mean()
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_loss_is_that_of_the_plain_model_token_by_token(tmp_path: Path, tied: bool) -> None:
+@pytest.mark.parametrize(("tied", "style"), [(True, "letters"), (False, "letters"), (True, "numbered")])
+def test_the_loss_is_that_of_the_plain_model_token_by_token(tmp_path: Path, tied: bool, style: SidStyle) -> None:
     path, lora = str(tiny_lm(tmp_path, tied=tied)), Lora(rank=2, dropout=0.0)
-    settings = PolicyConfig(kind="pretrained", path=path, lora=lora, items=WITHOUT_ROWS)
+    settings = PolicyConfig(kind="pretrained", path=path, lora=lora, items=WITHOUT_ROWS, sid_tokens=style)
     policy, prompts = build(settings, CATALOG, max_history=5, seed=0)
     own = ChatFormat(load_tokenizer(settings, None), policy.sids, CATALOG)
     tasks = Tasks(

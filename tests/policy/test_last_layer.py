@@ -9,7 +9,15 @@ import torch
 import transformers
 from support.synthetic import random_catalog, small_policy
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from genrec.policy.decoding import last_layer
 from genrec.policy.decoding.tree import prompt_mask, prompt_positions
@@ -21,7 +29,13 @@ HISTORIES = [[1, 2, 3], [5], [9, 8, 7, 6, 5, 4], [0, 0]]
 NEEDED = 2
 """Positions at the end of the prompt whose hidden states are read."""
 
-FAMILIES = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config, "mistral": MistralConfig}
+FAMILIES = {
+    "llama": LlamaConfig,
+    "qwen2": Qwen2Config,
+    "qwen3": Qwen3Config,
+    "mistral": MistralConfig,
+    "gemma3": Gemma3TextConfig,
+}
 
 
 def policy_of(family: str) -> Policy:

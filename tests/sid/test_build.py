@@ -10,6 +10,7 @@ from support.sid_worlds import SETTINGS, N, build, sequences, sid_world
 
 from genrec.config import Sid
 from genrec.errors import InputError
+from genrec.policy.sid_text import write_sid
 from genrec.sid.build import finish_published
 from genrec.sid.catalog import Catalog
 from genrec.sid.codes import read_codes, write_codes
@@ -72,6 +73,16 @@ def test_a_suffix_tells_items_of_one_sid_apart_and_moves_none(world):
     assert metrics["collisions_before"] > 0.05 and metrics["collisions_after"] == 0
     twins = catalog.codes_NL[::10].numpy()
     assert sorted(twins[:, 3].tolist()) == list(range(twins[:, 3].min(), twins[:, 3].min() + 12))
+
+
+def test_three_levels_and_a_suffix_are_four_levels_whose_last_tells_collisions_apart_in_text_too(world):
+    build(world, world / "out", SETTINGS.replace({"collisions": "suffix"}))
+    catalog = Catalog.load(world / "out")
+    texts = [write_sid(codes, catalog.level_sizes, "numbered") for codes in catalog.codes_NL.tolist()]
+    assert catalog.levels == 4 and len(set(texts)) == N
+    assert texts[0].count("<|sid_") == 4 and texts[0].endswith(f"<|sid_{24 + int(catalog.codes_NL[0, 3])}|>")
+    twins = {text.rpartition("<")[0] for text in texts[::10]}
+    assert len(twins) == 1
 
 
 def test_one_level_and_a_suffix_hold_any_catalogue(world):

@@ -37,7 +37,9 @@ GRPO_PANELS = (
     ("ndcg@10", "Validation NDCG@10"),
     ("hr@50", "Validation HR@50"),
 )
-RESERVED = {"baselines", "ci95", "stages", "paired", "buckets", "spread", "grpo_minus_sft"}
+RESERVED = {"baselines", "ci95", "stages", "paired", "buckets", "spread", "prefix", "grpo_minus_sft"}
+PREFIX_KS = (10, 50)
+"""Cut-offs of Prefix@l@k in the report; ``metrics.json`` has all of ``evaluation.ks``."""
 
 
 def write_report(
@@ -69,6 +71,7 @@ def write_report(
         "spans": metrics["ci95"]["model"]["item"],
         "item_table": item_table(metrics),
         "sid_table": _rows(metrics, "sid"),
+        "prefix_table": prefix_table(metrics),
         "columns": list(metrics["model"]["item"]),
         "titles": TITLES,
         "chart": Markup(_chart(metrics)),
@@ -100,6 +103,16 @@ def item_table(metrics: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]
             for row in group.values():
                 row[metric]["best"] = row[metric]["value"] == top > 0
     return strict | refitted
+
+
+def prefix_table(metrics: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Prefix@l@k of every level at 10 and 50, in the form of ``item_table`` and in the order of its rows."""
+    found, spans = metrics["prefix"], metrics["ci95"]["prefix"]
+    shown = [name for k in PREFIX_KS for name in found["model"] if name.endswith(f"@{k}")]
+    return {
+        name: {metric: {"value": found[name][metric], "span": spans[name].get(metric)} for metric in shown}
+        for name in item_table(metrics)
+    }
 
 
 def text_table(metrics: Mapping[str, Any]) -> str:

@@ -67,7 +67,7 @@ class MixedLoss:
             tokens_CS = policy.items.plain_tokens(tokens_CS)
         learned_C = label_CS.sum(-1)
         weight_C = batch.factor_C.to(device) * self._trie.depth / learned_C.clamp(min=1)
-        is_text_CS = label_CS & (tokens_CS < policy.sids.base)
+        is_text_CS = label_CS & (tokens_CS < policy.sids.text_end)
         row_T, column_T = is_text_CS.nonzero(as_tuple=True)
         hidden_TD, token_T = hidden_CSD[row_T, column_T - 1], tokens_CS[row_T, column_T]
         text_T = self._text(policy, hidden_TD, token_T) * weight_C[row_T]
@@ -77,7 +77,7 @@ class MixedLoss:
         """Loss of each text token, (T,); logits are recomputed in backward, chunk by chunk."""
 
         def chunk(hidden_KD: Tensor, token_K: Tensor) -> Tensor:
-            logits_KV = policy.vocabulary_logits(hidden_KD)[:, : policy.sids.base].float()
+            logits_KV = policy.vocabulary_logits(hidden_KD)[:, : policy.sids.text_end].float()
             return F.cross_entropy(logits_KV, token_K, reduction="none")
 
         pieces: list[Any] = [
@@ -91,8 +91,9 @@ class MixedLoss:
     ) -> list[tuple[Tensor, Tensor]]:
         """Weighted losses of the assistant's SIDs; in a span that starts at s, s + l - 1 predicts level l."""
         sids, trie = policy.sids, self._trie
-        first = sids.base + sids.level_sizes[0]
-        row_M, column_M = (label_CS & (tokens_CS >= sids.base) & (tokens_CS < first)).nonzero(as_tuple=True)
+        first = sids.base + sids.offsets[0]
+        starts_CS = label_CS & (tokens_CS >= first) & (tokens_CS < first + sids.level_sizes[0])
+        row_M, column_M = starts_CS.nonzero(as_tuple=True)
         span_ML = column_M[:, None] + torch.arange(trie.depth, device=column_M.device)
         offsets_L = torch.tensor(sids.offsets, device=column_M.device)
         codes_ML = tokens_CS[row_M[:, None], span_ML] - sids.base - offsets_L

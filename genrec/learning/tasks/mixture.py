@@ -230,7 +230,7 @@ class Mixture:
         return {
             "tokens": sum(len(one.tokens_S) for one in encoded) / len(rows),
             "label_tokens": len(learned) / len(rows),
-            "sid_share": float((learned >= self._format.sids.base).float().mean()),
+            "sid_share": float((learned >= self._format.sids.text_end).float().mean()),
         }
 
     def _require_fits(self, task: str, row: int, length: int) -> None:

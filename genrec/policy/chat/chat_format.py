@@ -1,7 +1,8 @@
 """Conversations as token ids: the model's chat template around messages of text and semantic IDs.
 
-An item in a message is ``[[`` + its L SID tokens + ``]]``. The markers are ordinary text, tokenised by themselves, so
-their ids are always the same and need no new embeddings. Text of a message never contains them, nor special tokens.
+An item in a message is a marker, its L SID tokens, and a marker (``genrec.policy.sid_text``). The markers ``[[`` and
+``]]`` are ordinary text, tokenised by themselves, so their ids are always the same and need no new embeddings; those of
+``policy.sid_tokens=numbered`` are tokens of the SID block. Text of a message never contains them, nor special tokens.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from genrec.policy.chat.byte_tokenizer import byte_tokenizer
 from genrec.policy.chat.templates import Item, Message, Parts
 from genrec.policy.pretrained import packaged_smollm2, require_vocabulary
 from genrec.policy.prompts import ItemTokens, SidTokens, apply_template, item_tokens
+from genrec.policy.sid_text import MARKERS
 from genrec.sid.catalog import Catalog
 
-OPEN, CLOSE = "[[", "]]"
+OPEN, CLOSE = MARKERS["letters"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Encoded:
     """An example of S tokens: ``tokens_S`` int64, and ``label_S`` bool, True at the tokens to learn.
 
     In a conversation those are the tokens of the assistant's messages and the one that ends each, without the closing
-    markers, which generation forces; in a passage all of them, but for the first, which only begins it.
+    markers, which generation forces; in a passage all of them, but for the first, which only begins it, and the end
+    tokens of SIDs.
     """
 
     tokens_S: Tensor
@@ -58,6 +61,8 @@ class ChatFormat:
         self._text = lru_cache(maxsize=2**16)(self._tokenise)
         self._frame = lru_cache(maxsize=256)(self._tokenise_frame)
         self.open, self.close = self._text(OPEN), self._text(CLOSE)
+        if sids.markers:
+            self.open, self.close = (sids.base,), (sids.base + 1,)
         self.end = self._frame(("user", "assistant"), False)[-1][0]
 
     def encode(self, messages: Sequence[Message]) -> Encoded:
@@ -79,7 +84,10 @@ class ChatFormat:
         start = self.tokenizer.bos_token_id
         own, _ = self._content(Message("assistant", parts))
         tokens_S = torch.tensor([end if start is None else start, *own, end])
-        return Encoded(tokens_S, torch.arange(len(tokens_S)) > 0)
+        learned_S = torch.arange(len(tokens_S)) > 0
+        if self.sids.markers:  # The end of a SID is no text: it is forced, and its logit is in no softmax.
+            learned_S &= tokens_S != self.close[0]
+        return Encoded(tokens_S, learned_S)
 
     def prompt(self, messages: Sequence[Message]) -> Tensor:
         """The tokens (P,) int64 up to where the assistant's next message begins."""
@@ -90,14 +98,14 @@ class ChatFormat:
         return torch.tensor(tokens)
 
     def text_token_mask(self) -> Tensor:
-        """(V,) bool over the tokens before the SID block: True at those that text of the assistant may contain.
+        """(V,) bool over the tokens up to ``sids.text_end``: True at those that text of the assistant may contain.
 
-        These are all but the special ones, and ``end``.
+        These are all but the special ones, ``end``, and the marker that starts a SID.
         """
-        allowed_V = torch.zeros(self.sids.base, dtype=torch.bool)
+        allowed_V = torch.zeros(self.sids.text_end, dtype=torch.bool)
         allowed_V[: len(self.tokenizer)] = True
         allowed_V[[token for token in self.tokenizer.all_special_ids if token < self.sids.base]] = False
-        allowed_V[self.end] = True
+        allowed_V[[self.end, *range(self.sids.base, self.sids.text_end)]] = True
         return allowed_V
 
     def _content(self, message: Message) -> tuple[list[int], list[bool]]:

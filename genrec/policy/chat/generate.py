@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from genrec.errors import InputError
-from genrec.policy.chat.chat_format import CLOSE, OPEN, ChatFormat
+from genrec.policy.chat.chat_format import ChatFormat
 from genrec.policy.chat.templates import Item, Message, Parts
 from genrec.policy.model import Policy
-from genrec.policy.prompts import ITEM_TOKEN, sid_names
+from genrec.policy.prompts import ITEM_TOKEN
+from genrec.policy.sid_text import MARKERS, SidStyle, read_sid, write_sid
 from genrec.sid.catalog import Catalog
 from genrec.sid.trie import Trie
 
@@ -100,8 +101,10 @@ def generate_reply(
     return _ChatGenerator(policy, chat_format, trie, sampling, constrained).generate(prompt_P)
 
 
-def parse_parts(text: str, rows: Mapping[str, int], catalog: Catalog) -> Parts:
-    """A user's text as parts: ``[[…]]`` contains an item's id, or its SID as ``<a_1><b_2><c_3>``.
+def parse_parts(text: str, rows: Mapping[str, int], catalog: Catalog, style: SidStyle = "letters") -> Parts:
+    """A user's text as parts: between markers stands an item's id, or its SID as ``write_sid`` writes it.
+
+    ``[[…]]`` are markers in every ``style``, so that a user can name an item by its id without knowing the style.
 
     Args:
         rows: item id to row.
@@ -110,35 +113,43 @@ def parse_parts(text: str, rows: Mapping[str, int], catalog: Catalog) -> Parts:
         InputError: an item that is not in the catalogue.
     """
     parts: list[str | Item] = []
-    sid = "".join(rf"<{chr(ord('a') + level)}_(\d{{1,9}})>" for level in range(catalog.levels))
     end = 0
-    while (start := text.find(OPEN, end)) >= 0 and (close := text.find(CLOSE, start + len(OPEN))) >= 0:
-        name = text[start + len(OPEN) : close].strip()
-        codes = re.fullmatch(sid, name)
-        row = rows.get(name, catalog.item_of(tuple(map(int, codes.groups()))) if codes else None)
+    pairs = dict.fromkeys((MARKERS["letters"], MARKERS[style]))
+    spans = "|".join(f"{re.escape(before)}(?s:(.*?)){re.escape(after)}" for before, after in pairs)
+    for found in re.finditer(spans, text):
+        name = next(group for group in found.groups() if group is not None).strip()
+        codes = read_sid(name, catalog.level_sizes, style)
+        row = rows.get(name, None if codes is None else catalog.item_of(codes))
         if row is None:
-            span = reprlib.repr(f"{OPEN}{name}{CLOSE}")
-            raise InputError(f"{span} is no item of the catalogue; wanted [[id]] or [[<a_1><b_2>…]] of one")
-        parts += [text[end:start], Item(row)]
-        end = close + len(CLOSE)
+            first = write_sid([0] * catalog.levels, catalog.level_sizes, style)
+            raise InputError(
+                f"{reprlib.repr(found[0])} is no item of the catalogue; wanted [[id]], or a SID such as "
+                f"{first.join(MARKERS[style])}, of one"
+            )
+        parts += [text[end : found.start()], Item(row)]
+        end = found.end()
     return tuple(part for part in (*parts, text[end:]) if part != "")
 
 
 def format_parts(
-    parts: Sequence[str | Item], codes_NL: Tensor, level_sizes: Sequence[int], titles: Sequence[str]
+    parts: Sequence[str | Item],
+    codes_NL: Tensor,
+    level_sizes: Sequence[int],
+    titles: Sequence[str],
+    style: SidStyle = "letters",
 ) -> str:
     """Parts as text: ``[[<a_1><b_2>]] (title)`` for an item, without the title where the following text repeats it."""
-    names, offsets = sid_names(level_sizes), [sum(level_sizes[:level]) for level in range(len(level_sizes))]
+    before, after = MARKERS[style]
     pieces: list[str] = []
     for index, part in enumerate(parts, start=1):
         if isinstance(part, str):
             pieces.append(part)
             continue
-        sid = "".join(names[offset + code] for offset, code in zip(offsets, codes_NL[part.row].tolist(), strict=True))
+        sid = f"{before}{write_sid(codes_NL[part.row].tolist(), level_sizes, style)}{after}"
         title = f" ({titles[part.row]})" if titles[part.row] else ""
-        text = takewhile(lambda after: isinstance(after, str), parts[index:])
+        text = takewhile(lambda following: isinstance(following, str), parts[index:])
         titled = "".join(map(str, text)).startswith(title)
-        pieces.append(f"{OPEN}{sid}{CLOSE}" if titled else f"{OPEN}{sid}{CLOSE}{title}")
+        pieces.append(sid if titled else f"{sid}{title}")
     return "".join(pieces)
 
 
@@ -159,7 +170,7 @@ class _ChatGenerator:
         reply, text = GeneratedReply(), list[int]()
         hidden_D = self._forward(prompt_P.tolist())
         while len(reply.tokens) < self._sampling.max_tokens:
-            logits_V = self._policy.vocabulary_logits(hidden_D)[: self._policy.sids.base]
+            logits_V = self._policy.vocabulary_logits(hidden_D)[: self._policy.sids.text_end]
             token = self._choose(logits_V, self._text_tokens_V)
             if token == self._format.end:
                 reply.ended = True
@@ -194,7 +205,8 @@ class _ChatGenerator:
         if node >= 0:
             reply.parts.append(Item(int(self._trie.leaf_items[node])))
         else:
-            reply.parts.append("".join(f"<{chr(ord('a') + level)}_{code}>" for level, code in enumerate(codes)))
+            sids = self._policy.sids
+            reply.parts.append(write_sid(codes, sids.level_sizes, sids.style))
             reply.missing += 1
         return hidden_D
 
