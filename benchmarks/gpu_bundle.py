@@ -106,7 +106,8 @@ def copy_model(package: Path, texts: Sequence[str]) -> None:
     source = Path(where["pretrained_model_name_or_path"])
     tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
     used = {token for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"] for token in ids}
-    used |= {token for part in instruction(tokenizer) for token in part} | set(tokenizer.all_special_ids)
+    forms = (instruction(tokenizer, "question"), instruction(tokenizer, "sequence"))
+    used |= {token for form in forms for part in form for token in part} | set(tokenizer.all_special_ids)
     package.mkdir(parents=True)
     for file in source.iterdir():
         if file.is_file() and file.suffix != ".py":

@@ -65,7 +65,7 @@ class PolicyConfig(Section):
     )
     path: UserPath = Field(default="smollm2", description="pretrained: 'smollm2' (packaged), or a model name or path")
     prompt: Literal["question", "sequence"] = Field(
-        default="question",
+        default="sequence",
         description="pretrained: the history stands in a question, or it is the model's own answer, which goes on: "
         "then example_format=dense learns all items of a sequence in one pass",
     )

@@ -15,6 +15,7 @@ COMMON: dict[str, Any] = {
     "sid.cf_weight": 0.0,
     # LoRA r 64, alpha 128, dropout .05; no rows of items.
     "policy.kind": "pretrained",
+    "policy.prompt": "question",
     "policy.lora.rank": 64,
     "policy.lora.alpha": 128,
     "policy.lora.dropout": 0.05,
@@ -144,9 +145,9 @@ def test_the_whole_model_of_1_7b_has_four_levels_and_trains_all_its_weights() ->
     assert config.learning.stages.pretraining.lr == config.learning.sft.lr == 2e-5
 
 
-def test_whole_sequences_are_for_scratch_policies_and_rows_for_pretrained_ones() -> None:
+def test_whole_sequences_are_learned_unless_a_question_follows_the_history() -> None:
     assert load_config(["demo"]).example_format == "dense"
-    assert load_config(["demo", "smollm2"]).example_format == "rows"
-    assert load_config(["demo", "smollm2"], ["policy.prompt=sequence"]).example_format == "dense"
+    assert load_config(["demo", "smollm2"]).example_format == "dense"
+    assert load_config(["demo", "smollm2"], ["policy.prompt=question"]).example_format == "rows"
     with pytest.raises(InputError, match=r"dense needs policy\.prompt=sequence"):
-        load_config(["demo", "smollm2"], ["learning.sft.example_format=dense"])
+        load_config(["demo", "smollm2"], ["policy.prompt=question", "learning.sft.example_format=dense"])
