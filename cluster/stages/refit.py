@@ -53,7 +53,10 @@ def refit_loop(data: Path, best_step: int, spec: RunSpec) -> None:
 
     settings, accelerator = config.learning.sft, make_accelerator(config)
     before, examples = (
-        sft.make_examples(where, settings.example_format, config.data.max_history) for where in (data, spec.data)
+        sft.make_examples(
+            where, settings.example_format, config.data.max_history, with_context=config.policy.context.is_on
+        )
+        for where in (data, spec.data)
     )
     steps, more = (Epochs(one, settings.batch_size, config.seed).steps for one in (before, examples))
     options = {"validate": None, "last_step": max(1, round(best_step * more / steps))}

@@ -15,6 +15,7 @@ from torch import Tensor
 from genrec.config import PolicyConfig
 from genrec.data.files import write_atomically, write_json
 from genrec.errors import InputError
+from genrec.policy.context import ContextTokens
 from genrec.policy.model import Policy
 from genrec.policy.pretrained import build_pretrained
 from genrec.policy.prompts import DENSE_WINDOW, Prompts
@@ -59,7 +60,8 @@ def save(
     """
     write_atomically(directory / "policy.safetensors", lambda path: save_file(tensors, path))
     digests = {"catalog": catalog.digest, "base": policy.base}
-    write_json({**about, **digests, "sid_base": policy.sids.base}, directory / "policy.json")
+    context = {"context": _as_json(policy.sids.context)} if policy.sids.context.count else {}
+    write_json({**about, **digests, **context, "sid_base": policy.sids.base}, directory / "policy.json")
 
 
 def load(
@@ -87,6 +89,7 @@ def load(
             "changed. Put the old files back, or train again"
         )
     _require_same_rows(policy, tensors, directory)
+    _require_same_context(policy, about.get("context"), directory)
     policy.adopt(tensors)
     return policy.eval(), prompts
 
@@ -99,6 +102,20 @@ def _require_same_rows(policy: Policy, tensors: Mapping[str, Tensor], directory:
             f"the policy in {directory} has the rows of items {sorted(kept)}, policy.items asks for {sorted(wanted)}; "
             "set policy.items as it was at the training (input=none head=false: no rows), or train again"
         )
+
+
+def _require_same_context(policy: Policy, trained_with: object, directory: Path) -> None:
+    """Refuse a policy whose tokens of event types and gaps mean something else than the config says."""
+    wanted = _as_json(policy.sids.context) if policy.sids.context.count else None
+    if trained_with != wanted:
+        raise InputError(
+            f"the policy in {directory} was trained with the context {trained_with}, policy.context asks for {wanted}; "
+            "set policy.context as it was at the training, or train again"
+        )
+
+
+def _as_json(context: ContextTokens) -> dict[str, Any]:
+    return {"events": context.events, "gaps": context.gaps, "types": list(context.types)}
 
 
 def _read(directory: Path, catalog: Catalog) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -24,6 +24,7 @@ from genrec.data.content import HashCache
 from genrec.data.files import share
 from genrec.data.model_files import LOADING, model_identity, require_model
 from genrec.errors import InputError
+from genrec.policy.context import ContextTokens
 from genrec.policy.item_rows import ItemRows, make_item_rows
 from genrec.policy.model import Policy
 from genrec.policy.prompts import DENSE_WINDOW, SYSTEM, Prompts, SidTokens, instruction, sid_names, token_ids
@@ -53,7 +54,7 @@ def build_pretrained(
             that the decoder cannot serve.
     """
     tokenizer, model = load_weights(settings, cache)
-    sids = _new_sid_block(tokenizer, model, catalog, settings.path)
+    sids = _new_sid_block(tokenizer, model, catalog, settings)
     add_rows(model, tokenizer, sids, catalog.codes_NL, settings.sid_init, titles)
     _require_plain_embeddings(model, settings.path)
     items, form = make_item_rows(settings, catalog, int(model.config.hidden_size), sids)
@@ -70,16 +71,18 @@ def build_pretrained(
 
 
 def _new_sid_block(
-    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, catalog: Catalog, path: str
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, catalog: Catalog, settings: PolicyConfig
 ) -> SidTokens:
     """Where the SID tokens go: behind the vocabulary, which must not hold them yet."""
+    path = settings.path
     vocabulary = tokenizer.get_vocab()
     if clash := [name for name in sid_names(catalog.level_sizes) if name in vocabulary]:
         raise InputError(
             f"the tokenizer of {path!r} already has {len(clash)} of the SID tokens (such as {clash[0]!r}); "
             "start from the base model, not from one that was trained on SIDs"
         )
-    return SidTokens(max(len(tokenizer), int(model.config.vocab_size)), catalog.level_sizes)
+    base, context = max(len(tokenizer), int(model.config.vocab_size)), ContextTokens.of(settings.context)
+    return SidTokens(base, catalog.level_sizes, context)
 
 
 def _with_adapters(model: PreTrainedModel, sids: SidTokens, settings: PolicyConfig, items: ItemRows | None) -> Policy:
@@ -124,11 +127,11 @@ def _sid_rows(table: Any) -> nn.Parameter:
 
 def _require_room(model: PreTrainedModel, prompts: Prompts, settings: PolicyConfig) -> None:
     """A prompt and its answer must fit the positions that the model knows, and so must a window of dense training."""
-    levels, per_item = len(prompts.sids.level_sizes), len(prompts.sids.level_sizes)
+    levels, per_item = len(prompts.sids.level_sizes), prompts.tokens_per_item
     need = prompts.max_tokens + levels
     if settings.prompt == "sequence":
+        need += (DENSE_WINDOW - 1) * per_item * prompts.max_items
         per_item *= DENSE_WINDOW
-        need += (DENSE_WINDOW - 1) * levels * prompts.max_items
     limit, room = _context_length(model)
     if room is not None and need > room:
         fixed = need - per_item * prompts.max_items

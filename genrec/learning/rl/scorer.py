@@ -72,7 +72,8 @@ class GroupScorer:
     def scores(self, groups: Sequence[Group], policy: Callable[..., Any] | None = None) -> GroupScores:
         """Scores under the policy as it stands, or under ``policy``, its wrapper that syncs gradients."""
         device = self._policy.device
-        tokens_BP, mask_BP = (t.to(device) for t in self._prompts.encode([g.query.history for g in groups]))
+        histories, contexts = [g.query.history for g in groups], [g.query.context for g in groups]
+        tokens_BP, mask_BP = (t.to(device) for t in self._prompts.encode(histories, contexts))
         codes_BGL = torch.stack([group.codes_GL for group in groups])
         target_B1L = self._codes_NL[[group.query.target for group in groups]][:, None]
         both = torch.cat([codes_BGL, target_B1L], dim=1).to(device)
