@@ -20,6 +20,7 @@ BENCHMARKS: Mapping[str, str] = MappingProxyType(
         "insert": "hit rate of held-out items, inserted into the catalogue without training, and of the other items",
         "tokenizers": "every quantizer: collisions, code use, neighbours, seconds; NDCG@10 of policies trained on them",
         "policy": "semantic IDs, item head, both, and both with ItemKNN, beside ItemKNN; and each part left out",
+        "events": "event types, time gaps and the event asked for in the prompt: NDCG@10 by event, beside ItemKNN",
         "losses": "the same fine-tuning with each supervised loss and softmax: NDCG@10, HR@10, also by popularity",
         "tasks": "what other tasks give to, or take from, the next item at equal steps: NDCG@10, HR@10",
         "chat": "conversations with a policy: the share that ends, with an item where one belongs, and the right one",

@@ -244,6 +244,23 @@ def _recipe_scores(one: Mapping[str, Any], claim: Any) -> Iterable[str]:
         yield _gain({"paired": one["gain"]}, one["sft"], score)
 
 
+def events_page(variants: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table of NDCG@10 over all test queries and by event type, a row for each variant.
+
+    Args:
+        variants: by name and seed, what ``benchmarks.events`` measured.
+    """
+    from genrec.evaluation.intervals import over_runs
+
+    first = next(iter(next(iter(variants.values())).values()))
+    header = ("NDCG@10", *(f"{event} ({one['queries']:,})" for event, one in first.items()))
+    body = (
+        [name, *(_estimate(over_runs([one[event]["ndcg@10"] for one in seeds.values()]), ".4f") for event in first)]
+        for name, seeds in variants.items()
+    )
+    return "\n".join([*_table(header, body), ""])
+
+
 def _difference(found: Mapping[str, Any], name: str) -> str:
     one = found.get(name)
     return "–" if one is None else f"{one['difference']:+.4f} [{one['low']:+.4f}, {one['high']:+.4f}]"

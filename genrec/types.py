@@ -22,12 +22,34 @@ Codes = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class HistoryContext:
+    """What is known of a history besides its items, and what is asked for.
+
+    ``HistoryContext(("view", "cart"), (1470000000, 1470000040), "purchase")``: a view, 40 s later a cart event; which
+    item will be bought next? ``events`` and ``times`` (as in the sequences) have one entry per item, oldest first, or
+    none at all; an event type that is not known is None.
+    """
+
+    events: tuple[str | None, ...] = ()
+    times: tuple[int, ...] = ()
+    wanted: str | None = None
+
+    def last(self, count: int) -> HistoryContext:
+        """That of the last ``count`` items, 1 or more."""
+        return HistoryContext(self.events[-count:], self.times[-count:], self.wanted)
+
+
+NO_CONTEXT = HistoryContext()
+
+
+@dataclass(frozen=True, slots=True)
 class Query:
     """A user's history and the item that followed it.
 
     ``Query(id=7, user=3, history=(12, 40, 12), target=99)``: user 3 touched items 12, 40, 12 (oldest first)
     and then 99. Rewards and metrics look up a query by its ``id``, never by the text of its prompt. ``draw`` is its
-    place in a run's stream of queries: the same query gets other random numbers when it comes again.
+    place in a run's stream of queries: the same query gets other random numbers when it comes again. ``context`` has
+    the history's events and times, and the event type of the target as the one that is asked for.
     """
 
     id: int
@@ -35,6 +57,7 @@ class Query:
     history: tuple[int, ...]
     target: int
     draw: int = 0
+    context: HistoryContext = NO_CONTEXT
 
 
 @dataclass(frozen=True)

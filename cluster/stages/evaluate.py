@@ -21,7 +21,7 @@ from cluster.stages.plan import Plan, StageRun
 from cluster.train import read_summary
 from genrec.config import Config, to_yaml
 from genrec.data.files import write_json
-from genrec.data.tables import read_items, read_queries, read_sequences
+from genrec.data.tables import most_frequent_event, read_items, read_queries, read_sequences
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -98,6 +98,12 @@ class TestData:
     suite: BaselineSuite
     targets_Q: IntArray
     recent_QH: IntArray
+
+    @property
+    def event_Q(self) -> list[str | None]:
+        """The event types of the targets; empty where the log has none."""
+        events = self.test["event"]
+        return [] if events.null_count == len(events) else events.to_pylist()
 
 
 @dataclass(frozen=True)
@@ -189,6 +195,7 @@ def _summarise(
         codes_NL=test.catalog.codes_NL.numpy(),
         train_counts_N=suite.log.counts_N,
         category_N=category_numbers(test.items),
+        event_Q=test.event_Q,
         policies=others,
     )
     costs = {name: {k: made.metrics[k] for k in ("wall_s", "peak_rss_mb")} for name, made in inputs.items()}
@@ -262,6 +269,7 @@ def _write_pointer(
         "parts": {name: f"{artifact.name}/{artifact.key}" for name, artifact in parts.items()} | {"data": data},
         "prior": prior | ({"settings": knn} if prior["weight"] else {}),
         "mask_seen": suite.mask_seen,
+        "event": config.decode.event or most_frequent_event(read_queries(inputs["prepare"].path, "train")),
         "config": config.model_dump(mode="json"),
     }
     write_json(about, out / "recommender.json")

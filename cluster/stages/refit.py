@@ -53,7 +53,10 @@ def refit_loop(data: Path, best_step: int, spec: RunSpec) -> None:
 
     settings, accelerator = config.learning.sft, make_accelerator(config)
     before, examples = (
-        sft.make_examples(where, config.example_format, config.data.max_history) for where in (data, spec.data)
+        sft.make_examples(
+            where, config.example_format, config.data.max_history, with_context=config.policy.context.is_on
+        )
+        for where in (data, spec.data)
     )
     again = settings.loss.second_pass
     steps, more = (Epochs(one, settings.batch_size, config.seed, again).steps for one in (before, examples))

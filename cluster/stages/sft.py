@@ -91,7 +91,9 @@ def sft_loop(spec: RunSpec) -> None:
 
     settings, accelerator = config.learning.sft, make_accelerator(config)
     policy, prompts, catalog = spec.build()
-    examples = make_examples(spec.data, config.example_format, config.data.max_history)
+    examples = make_examples(
+        spec.data, config.example_format, config.data.max_history, with_context=config.policy.context.is_on
+    )
     valid, search = _validation(spec.data, config.data.max_history, len(catalog))
     validator = Validator(
         valid,
@@ -177,13 +179,13 @@ def _make_loss(spec: RunSpec, prompts: Prompts, catalog: Catalog, device: torch.
 
 
 @lru_cache(maxsize=2)
-def make_examples(data: Path, example_format: str, max_history: int) -> Examples:
+def make_examples(data: Path, example_format: str, max_history: int, *, with_context: bool) -> Examples:
     """The training examples: of items, not of SIDs, so that runs in one process share them."""
     from genrec.learning.sft.batches import DenseExamples, RowExamples
 
     if example_format == "dense":
-        return DenseExamples(read_sequences(data), max_history)
-    return RowExamples(read_queries(data, "train"))
+        return DenseExamples(read_sequences(data), max_history, with_context=with_context)
+    return RowExamples(read_queries(data, "train"), with_context=with_context)
 
 
 @lru_cache(maxsize=1)
@@ -207,7 +209,7 @@ def _stages(spec: RunSpec, built: SftParts, loss: SftLoss, accelerator: Accelera
     from genrec.learning.tasks.mixture import MixtureEpochs
 
     config, learning = spec.config, spec.config.learning
-    queries = RowExamples(read_queries(spec.data, "train"))
+    queries = RowExamples(read_queries(spec.data, "train"), with_context=spec.config.policy.context.is_on)
     make = _mixtures(spec, built, queries)
     mixed = MixedLoss(loss, built.catalog.trie.to(accelerator.device))
     size, statistics, stages = learning.sft.batch_size, dict[str, Any](), list[TrainingStage]()

@@ -8,7 +8,7 @@ from genrec.config.data import Data, Embed, Filters
 from genrec.config.learning import Learning, Loss, Rewards, RewardSettings, Rl, Sft
 from genrec.config.loading import known_keys, load_config, to_yaml
 from genrec.config.packaged import packaged_file, packaged_names
-from genrec.config.policy import Items, Lora, PolicyConfig
+from genrec.config.policy import EventContext, Items, Lora, PolicyConfig
 from genrec.config.root import Config
 from genrec.config.running import BenchConfig, Compute, Decode, Evaluation, Tune
 from genrec.config.section import Section
@@ -23,6 +23,7 @@ __all__ = [
     "Decode",
     "Embed",
     "Evaluation",
+    "EventContext",
     "Filters",
     "Instruction",
     "Items",

@@ -51,6 +51,25 @@ class Items(Section):
     )
 
 
+class EventContext(Section):
+    """What a prompt says of a history besides its items."""
+
+    events: Literal["none", "history", "wanted"] = Field(
+        default="none",
+        description="a token with each item's event type: behind the item (history), or before it and also before the "
+        "answer, as the event type that is asked for (wanted)",
+    )
+    gaps: bool = Field(default=False, description="a token behind each item: the time since the event before it")
+    types: tuple[str, ...] = Field(
+        default=(), description="events: types of the log with a token of their own; all others share one"
+    )
+
+    @property
+    def is_on(self) -> bool:
+        """Whether prompts have any of it."""
+        return self.events != "none" or self.gaps
+
+
 class PolicyConfig(Section):
     """The language model that writes semantic IDs."""
 
@@ -83,6 +102,7 @@ class PolicyConfig(Section):
         description="pretrained: SID rows start as the mean of their items' title tokens, of all tokens, or as noise",
     )
     items: Items = Items()
+    context: EventContext = EventContext()
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="of frozen weights and matrix products; what trains is kept in float32"
     )

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from genrec.config.data import Data, Embed
 from genrec.config.learning import Learning, Rewards
-from genrec.config.policy import PolicyConfig
+from genrec.config.policy import EventContext, PolicyConfig
 from genrec.config.running import BenchConfig, Compute, Decode, Evaluation, Tune
 from genrec.config.section import SPEED, Section, UserPath
 from genrec.config.sid import VQ_SHARES, Sid
@@ -84,6 +84,7 @@ class Config(Section):
             "policy.finetuning=qlora is for pretrained policies": not pretrained and self.policy.finetuning == "qlora",
             **_strategy_fits(self),
             **_items_fit(self),
+            **_context_fits(self.policy.context, self.decode.event),
             "policy.hidden must be a multiple of policy.heads": not pretrained
             and self.policy.hidden % self.policy.heads,
             f"learning.rl.queries must be a multiple of the {workers} workers": grpo.queries % workers,
@@ -138,6 +139,18 @@ def _items_fit(config: Config) -> dict[str, bool]:
         f"policy.items.input={items.input}: sid.quantizer={config.sid.quantizer} has no vectors; take own": (
             items.input in ("vectors", "both") and config.sid.quantizer in ("given", "title")
         ),
+    }
+
+
+def _context_fits(context: EventContext, default: str | None) -> dict[str, bool]:
+    """What is wrong with event types in prompts: message -> whether it applies."""
+    typed = context.events != "none"
+    return {
+        f"policy.context.events={context.events} needs the log's event types in policy.context.types": typed
+        and not context.types,
+        f"policy.context.types has a type twice: {list(context.types)}": len(set(context.types)) < len(context.types),
+        f"decode.event={default} is none of policy.context.types {list(context.types)}": default is not None
+        and default not in context.types,
     }
 
 

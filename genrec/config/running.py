@@ -33,6 +33,10 @@ class Decode(Section):
         default="tuned",
         description="weight of the policy's item head in its search, p * head ^ w; tuned on validation, 0: none",
     )
+    event: str | None = Field(
+        default=None,
+        description="serving: the event type of a request that names none; null: the most frequent one of the targets",
+    )
 
     @model_validator(mode="after")
     def _weight_is_a_share(self) -> Decode:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from genrec.data.arrow import pc
 from genrec.data.files import write_json, write_parquet
-from genrec.data.tables import ITEMS, QUERIES, SEQUENCES, SPLITS, read_items, read_queries, read_sequences
+from genrec.data.tables import ITEMS, SEQUENCES, SPLITS, read_items, read_queries, read_sequences
 from genrec.errors import InputError
 
 Ints = NDArray[np.int64]
@@ -80,23 +80,35 @@ def _queries(queries: pa.Table, row_of_item_N: Ints, kept: int) -> pa.Table:
     keep_E, bounds = _kept_events(queries["history"], row_of_item_N, kept)
     history = pa.ListArray.from_arrays(bounds, _new_rows(queries["history"], row_of_item_N).filter(keep_E))
     target = pa.array(row_of_item_N[queries["target"].to_numpy()].astype(np.int32))
-    for name, column in (("history", history), ("target", target)):
-        queries = queries.set_column(queries.schema.get_field_index(name), QUERIES.field(name), column)
+    context = {name: _kept(queries[name], queries["history"], keep_E, bounds) for name in ("events", "times", "values")}
+    for name, column in {"history": history, "target": target, **context}.items():
+        index = queries.schema.get_field_index(name)
+        queries = queries.set_column(index, queries.schema.field(index), column)
     return queries.filter(pc.greater(pc.list_value_length(queries["history"]), 0))
 
 
 def _sequences(sequences: pa.Table, row_of_item_N: Ints, kept: int) -> pa.Table:
-    """The sequences in new item rows, without the events of held-out items; ``events`` and ``values`` become null."""
+    """The sequences in new item rows, without the events of held-out items."""
     keep_E, bounds = _kept_events(sequences["items"], row_of_item_N, kept)
-    flat = {
-        "items": _new_rows(sequences["items"], row_of_item_N),
-        **{name: pc.list_flatten(sequences[name]).combine_chunks() for name in ("split", "times")},
-    }
-    lists = {name: pa.ListArray.from_arrays(bounds, column.filter(keep_E)) for name, column in flat.items()}
-    absent = {name: pa.nulls(sequences.num_rows, SEQUENCES.field(name).type) for name in ("events", "values")}
+    items = pa.ListArray.from_arrays(bounds, _new_rows(sequences["items"], row_of_item_N).filter(keep_E))
+    others = ("split", "times", "events", "values")
+    lists = {name: _kept(sequences[name], sequences["items"], keep_E, bounds) for name in others}
     users = {name: sequences[name] for name in ("user", "user_id")}
-    table = pa.table({**users, **lists, **absent}, schema=SEQUENCES)
+    table = pa.table({**users, "items": items, **lists}, schema=SEQUENCES)
     return table.filter(pc.greater(pc.list_value_length(table["items"]), 0))
+
+
+def _kept(lists: pa.ChunkedArray, items: pa.ChunkedArray, keep_E: pa.Array, bounds: pa.Array) -> pa.Array:
+    """The entries of ``lists`` whose event is kept; a list that is null, as it is where a log has no such column, is
+    one of nulls.
+    """
+    if lists.null_count == len(lists):
+        return pa.nulls(len(lists), lists.type)
+    if lists.null_count:
+        sizes = pc.list_value_length(items).to_pylist()
+        rows = [[None] * size if row is None else row for row, size in zip(lists.to_pylist(), sizes, strict=True)]
+        lists = pa.chunked_array([pa.array(rows, lists.type)])
+    return pa.ListArray.from_arrays(bounds, pc.list_flatten(lists).combine_chunks().filter(keep_E))
 
 
 def _new_rows(lists: pa.ChunkedArray, row_of_item_N: Ints) -> pa.Array:

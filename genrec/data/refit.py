@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from genrec.data.files import write_parquet
-from genrec.data.tables import QUERIES, SEQUENCES, SPLIT_CODES, read_queries, read_sequences
+from genrec.data.tables import QUERIES, QUERY_CONTEXT, SEQUENCES, SPLIT_CODES, read_queries, read_sequences
 from genrec.errors import InputError
 
 COPIED = ("items.parquet", "stats.json")
@@ -36,7 +36,7 @@ def write_refit_data(source: Path, out: Path) -> None:
             "the data a validation split (data.split)"
         )
     for name, table in (("train", pa.concat_tables([train, valid])), ("valid", valid.slice(0, 0)), ("test", test)):
-        write_parquet(table.cast(QUERIES), out / "queries" / name / "part-00000.parquet")
+        write_parquet(table.cast(pa.schema([*QUERIES, *QUERY_CONTEXT])), out / "queries" / name / "part-00000.parquet")
     write_parquet(refit_sequences(read_sequences(source)), out / "sequences" / "part-00000.parquet")
     for name in COPIED:
         (out / name).unlink(missing_ok=True)

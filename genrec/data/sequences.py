@@ -20,7 +20,7 @@ from genrec.data.files import write_parquet
 from genrec.data.filters import core_events, first_copies, first_of_pair, last_of_user
 from genrec.data.leaks import wrong_queries
 from genrec.data.splits import Codes, Cut, Ints, Samples, chronological, given, hash_ids, leave_one_out
-from genrec.data.tables import QUERIES, SEQUENCES, SPLIT_CODES, SPLITS
+from genrec.data.tables import QUERIES, QUERY_CONTEXT, SEQUENCES, SPLIT_CODES, SPLITS
 from genrec.errors import InputError
 
 
@@ -171,45 +171,50 @@ def write_users(
 
 
 def query_table(users: Users, target_Q: Ints, numbering: Numbering, max_history: int) -> pa.Table:
-    """Queries (schema ``QUERIES``) with the events ``target_Q`` as targets and up to ``max_history`` items before."""
+    """Queries with the events ``target_Q`` as targets and up to ``max_history`` items before.
+
+    Schema ``QUERIES``, then ``QUERY_CONTEXT``.
+    """
     user = users.user_E[target_Q]
     begin = np.maximum(users.starts_V[user], target_Q - max_history)
     lengths = target_Q - begin
     bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     flat = np.arange(bounds[-1]) + np.repeat(begin - bounds[:-1], lengths)
     known = users.known_E[target_Q]
+
+    def before(values: pa.Array | pa.ChunkedArray) -> pa.Array:
+        return _lists(bounds, values.take(pa.array(flat)))
+
     return pa.table(
         {
             "id": numbering.ids(users)[target_Q],
             "user": user + numbering.first_user,
             "user_id": users.user_ids.take(pa.array(user)),
-            "history": pa.ListArray.from_arrays(pa.array(bounds), pa.array(users.item_E[flat])),
+            "history": before(pa.array(users.item_E)),
             "target": users.item_E[target_Q],
             "time": pa.array(known, mask=known < 0),
             "event": users.event.take(pa.array(target_Q)),
+            "events": before(users.event),
+            "times": before(pa.array(users.time_E)),
+            "values": before(users.value),
+            "value": users.value.take(pa.array(target_Q)),
         },
-        schema=QUERIES,
+        schema=pa.schema([*QUERIES, *QUERY_CONTEXT]),
     )
 
 
 def sequence_table(users: Users, codes_E: Codes, first_user: int) -> pa.Table:
     """One row per user (schema ``SEQUENCES``)."""
-    bounds = pa.array(users.starts_V.astype(np.int32))
-
-    def lists(values: pa.Array) -> pa.ListArray:
-        return pa.ListArray.from_arrays(bounds, values)
-
-    none = users.event.null_count == len(users.event), users.value.null_count == len(users.value)
-    absent = [pa.nulls(len(users.user_ids), SEQUENCES.field(name).type) for name in ("events", "values")]
+    bounds = users.starts_V.astype(np.int32)
     return pa.table(
         {
             "user": np.arange(len(users.user_ids), dtype=np.int64) + first_user,
             "user_id": users.user_ids,
-            "items": lists(pa.array(users.item_E)),
-            "split": lists(pa.array(codes_E)),
-            "times": lists(pa.array(users.time_E)),
-            "events": absent[0] if none[0] else lists(users.event.combine_chunks()),
-            "values": absent[1] if none[1] else lists(users.value.combine_chunks()),
+            "items": _lists(bounds, pa.array(users.item_E)),
+            "split": _lists(bounds, pa.array(codes_E)),
+            "times": _lists(bounds, pa.array(users.time_E)),
+            "events": _lists(bounds, users.event),
+            "values": _lists(bounds, users.value),
         },
         schema=SEQUENCES,
     )
@@ -220,6 +225,14 @@ def count_repeats(users: Users, codes_E: Codes) -> int:
     items = int(users.item_E.max()) + 1 if len(users.item_E) else 1
     again = ~first_of_pair(users.user_E, users.item_E.astype(np.int64), items)
     return int((again & (codes_E > 0)).sum())
+
+
+def _lists(bounds: NDArray[np.int32], values: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Lists of ``values``, which begin and end at ``bounds``; nulls where all values are, as of a log without them."""
+    flat = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    if flat.null_count == len(flat):
+        return pa.nulls(len(bounds) - 1, pa.list_(flat.type))
+    return pa.ListArray.from_arrays(pa.array(bounds), flat)
 
 
 def _ints(values: pa.ChunkedArray) -> Ints:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from genrec.data.arrow import pc
 from genrec.errors import InputError
-from genrec.types import Query
+from genrec.types import NO_CONTEXT, HistoryContext, Query
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
@@ -68,6 +68,16 @@ QUERIES = pa.schema(
 )
 """``history`` is oldest first and never empty; ``time`` is that of the target, in epoch seconds, if it is known."""
 
+QUERY_CONTEXT = pa.schema(
+    [
+        pa.field("events", pa.list_(pa.string())),
+        pa.field("times", pa.list_(pa.int64())),
+        pa.field("values", pa.list_(pa.float32())),
+        pa.field("value", pa.float32()),
+    ]
+)
+"""Further columns of queries: of the history, as in ``SEQUENCES``, and the target's ``value``; null where unknown."""
+
 
 def read_items(directory: Path) -> pa.Table:
     """The item table (schema ``ITEMS``, then extra columns), N rows in item order; InputError if it is not valid."""
@@ -84,9 +94,12 @@ def read_sequences(directory: Path) -> pa.Table:
 
 
 def read_queries(directory: Path, split: Split) -> pa.Table:
-    """All queries of one split (schema ``QUERIES``), in file order."""
+    """All queries of one split (schema ``QUERIES``, then ``QUERY_CONTEXT``), in file order."""
     table = _read(query_files(directory, split))
     _refuse_other_columns(table, QUERIES, f"queries/{split}")
+    for field in QUERY_CONTEXT:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
     return table
 
 
@@ -108,7 +121,25 @@ def query_files(directory: Path, split: Split) -> list[Path]:
 def to_queries(table: pa.Table) -> list[Query]:
     """Rows of a query table as ``Query`` objects, in row order."""
     columns = [table[name].to_pylist() for name in ("id", "user", "history", "target")]
-    return [Query(id_, user, tuple(history), target) for id_, user, history, target in zip(*columns, strict=True)]
+    rows = zip(*columns, contexts(table), strict=True)
+    return [Query(id_, user, tuple(history), target, context=of) for id_, user, history, target, of in rows]
+
+
+def contexts(table: pa.Table) -> list[HistoryContext]:
+    """What rows of a query table say besides items; nothing where the table lacks the columns."""
+    if not {"events", "times", "event"} <= set(table.column_names):
+        return [NO_CONTEXT] * table.num_rows
+    columns = [table[name].to_pylist() for name in ("events", "times", "event")]
+    return [
+        HistoryContext(tuple(events or ()), tuple(times or ()), wanted)
+        for events, times, wanted in zip(*columns, strict=True)
+    ]
+
+
+def most_frequent_event(queries: pa.Table) -> str | None:
+    """The event type of most targets, the first by name of several; None where none is known."""
+    counts = pc.value_counts(queries["event"].drop_null()).to_pylist()
+    return min(counts, key=lambda one: (-one["counts"], one["values"]))["values"] if counts else None
 
 
 def validate_items(table: pa.Table) -> None:

@@ -29,6 +29,18 @@ def by_bucket(values: dict[str, FloatArray], targets_Q: IntArray, bucket_N: IntA
     return table
 
 
+def by_event(values: dict[str, FloatArray], event_Q: Sequence[str | None]) -> dict[str, dict[str, float]]:
+    """Means of the per-query ``values`` (Q,) over the queries with each event type, the most frequent first."""
+    known_Q = np.array([name or "unknown" for name in event_Q], dtype=object)
+    names, counts = np.unique(known_Q, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    inside = {str(names[i]): known_Q == names[i] for i in order}
+    return {
+        name: {"queries": int(at_Q.sum()), **means({key: vector[at_Q] for key, vector in values.items()})}
+        for name, at_Q in inside.items()
+    }
+
+
 def coverage(ranked_QK: IntArray, n_items: int, k: int = 10) -> float:
     """(distinct items among all first k of ``ranked_QK``) / ``n_items``, in [0, 1]."""
     recommended = np.unique(ranked_QK[:, :k])

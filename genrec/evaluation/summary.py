@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from genrec.baselines.buckets import popularity_bucket
 from genrec.errors import InputError
 from genrec.evaluation.intervals import Difference, intervals, paired
-from genrec.evaluation.slices import by_bucket, category_entropy, coverage
+from genrec.evaluation.slices import by_bucket, by_event, category_entropy, coverage
 from genrec.metrics import (
     KS,
     FloatArray,
@@ -53,7 +53,8 @@ class Rankings:
     """Rankings of the same Q queries: the model's, the baselines', and further policies' (``{"sft": …}``).
 
     A ranking holds K items per query, best first, -1 for none. ``codes_NL``: each item's semantic ID;
-    ``train_counts_N``: train events; ``category_N``: number of its category, -1 for none.
+    ``train_counts_N``: train events; ``category_N``: number of its category, -1 for none; ``event_Q``: the event type
+    of each target, empty where the log has none.
     """
 
     targets_Q: IntArray
@@ -62,6 +63,7 @@ class Rankings:
     codes_NL: IntArray
     train_counts_N: IntArray
     category_N: IntArray | None = None
+    event_Q: Sequence[str | None] = ()
     policies: Mapping[str, IntArray] = field(default_factory=dict[str, NDArray[np.int64]])
 
     @cached_property
@@ -114,6 +116,9 @@ def summarise(
     result["stages"] = {name: dict(cost) for name, cost in (stages or {}).items()}
     result["paired"] = {name: dict(difference) for name, difference in differences.items()}
     result["buckets"] = _buckets(rankings, model, by_baseline)
+    if rankings.event_Q:
+        by_system = {"model": model, **by_baseline}
+        result["events"] = {name: by_event(values, rankings.event_Q) for name, values in by_system.items()}
     result["spread"] = {name: _spread(ranked_QK, rankings) for name, ranked_QK in systems.items()}
     result["queries"], result["items"] = len(rankings.targets_Q), len(rankings.train_counts_N)
     result["headline"] = headline(result["model"]["item"], baselines, differences)

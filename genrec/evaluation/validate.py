@@ -45,7 +45,7 @@ def target_ranks(policy: Policy, prompts: Prompts, trie: Trie, queries: Sequence
     """Rank (from 1) of each query's target among the items of ``search``, 0 if it is missing; (Q,) on the CPU."""
     policy.eval()
     histories, targets_Q = [query.history for query in queries], np.array([query.target for query in queries])
-    tokens_BP, mask_BP = (t.to(policy.device) for t in prompts.encode(histories))
+    tokens_BP, mask_BP = (t.to(policy.device) for t in prompts.encode(histories, [query.context for query in queries]))
     head_weight = 0.0 if policy.item_head is None else HEAD_WEIGHT
     beams = beam(policy, tokens_BP, mask_BP, trie, search.width + search.masked, head_weight=head_weight)
     found = RankedItems(beams.items_BW.cpu().numpy(), beams.logp_BW.cpu().numpy())

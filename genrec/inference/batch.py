@@ -19,7 +19,7 @@ from genrec.baselines.sparse import Sparse, mask_seen_items
 from genrec.baselines.train_log import recent_history, train_log
 from genrec.config import Config
 from genrec.data.files import write_parquet
-from genrec.data.tables import read_queries, read_sequences
+from genrec.data.tables import contexts, read_queries, read_sequences
 from genrec.inference.prior import RankedItems, grown_knn
 from genrec.metrics import IntArray
 from genrec.policy.backbone import load
@@ -164,7 +164,8 @@ class BatchPredictor:
         return {"queries": len(queries)}
 
     def _answer(self, queries: pa.Table) -> dict[str, Beams]:
-        tokens_BP, mask_BP = (part.to(self._device) for part in self._prompts.encode(queries["history"].to_pylist()))
+        encoded = self._prompts.encode(queries["history"].to_pylist(), contexts(queries))
+        tokens_BP, mask_BP = (part.to(self._device) for part in encoded)
         prefilled = prefill(self._policy, tokens_BP, mask_BP)
         scores = None
         if self._scorer is not None:

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Integral
 from pathlib import Path
 from typing import cast
 
@@ -23,6 +22,7 @@ from genrec.errors import InputError
 from genrec.inference.batch import make_node_prior, without_seen
 from genrec.inference.catalog_view import CatalogView
 from genrec.inference.prior import RankedItems, normalise
+from genrec.inference.request_context import request_context, whole_number
 from genrec.inference.run_record import RunRecord
 from genrec.metrics import IntArray
 from genrec.policy.backbone import load as load_policy
@@ -37,6 +37,7 @@ from genrec.policy.decoding.request_ids import item_ids
 from genrec.sid import catalog_updates
 from genrec.sid.catalog import Catalog
 from genrec.sid.readable import SidNames
+from genrec.types import HistoryContext
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,14 @@ class Recommender:
         self._view = self._read_view(self._current())
 
     def recommend(
-        self, history: Iterable[str], k: int = 10, constraint: Constraint | None = None
+        self,
+        history: Iterable[str],
+        k: int = 10,
+        constraint: Constraint | None = None,
+        *,
+        event: str | None = None,
+        history_events: Sequence[str | None] = (),
+        history_times: Sequence[int] = (),
     ) -> list[Recommendation]:
         """The ``k`` most probable next items, best first; removed items are never among them.
 
@@ -112,12 +120,17 @@ class Recommender:
                 of them are used. Inserted and removed items may be among them.
             k: a whole number; above the catalogue's size, all items are ranked.
             constraint: which items are allowed; if they are fewer than ``k``, the result is shorter.
+            event: the type of event that is asked for, such as ``"purchase"``; None: ``decode.event``, or the most
+                frequent one. Policies without ``policy.context.events=wanted`` do not read it.
+            history_events: the type of event of each item of the history; without, ``event``'s default for all.
+            history_times: the time of each of them, in epoch seconds; without, unknown.
 
         Raises:
             InputError: an empty history, an item that is not in the catalogue, k below 1, an argument of another type,
-                or a constraint on an id, category or price that the catalogue does not have.
+                a constraint on an id, category or price that the catalogue does not have, or events or times that are
+                not one for each item.
         """
-        view, ids, most = self._view, item_ids(history, "history"), _whole(k, "k")
+        view, ids, most = self._view, item_ids(history, "history"), whole_number(k, "k")
         if not isinstance(cast("object", constraint), Constraint | None):
             raise InputError(f"constraint: got {type(constraint).__name__}; wanted genrec.Constraint or None")
         unknown = [item for item in ids if item not in view.rows]
@@ -129,7 +142,8 @@ class Recommender:
         seen = [view.rows[item] for item in ids]
         allowed_N = None if constraint is None else view.attributes.mask(constraint, seen)
         rows = seen[-self._run.config.data.max_history :]
-        ranked = self._rank(view, rows, min(most, len(view.ids)), allowed_N)
+        context = request_context(len(seen), self._run.event, event, history_events, history_times)
+        ranked = self._rank(view, rows, context.last(len(rows)), min(most, len(view.ids)), allowed_N)
         return [Recommendation(view.ids[row], view.titles[row], score, view.path_of(row)) for row, score in ranked]
 
     def chat(
@@ -210,14 +224,16 @@ class Recommender:
             self._policy.items.set_catalog(view.catalog, self._prompts.sids)
         return view
 
-    def _rank(self, view: CatalogView, rows: list[int], k: int, allowed_N: Tensor | None) -> list[tuple[int, float]]:
+    def _rank(
+        self, view: CatalogView, rows: list[int], context: HistoryContext, k: int, allowed_N: Tensor | None
+    ) -> list[tuple[int, float]]:
         """The k best (row, score), best first, after a history of ``rows``, oldest first."""
         prior, recent_1H = self._run.prior, np.array([rows[::-1]])
         scores, node_prior = self._prior_scores(view, recent_1H), None
         if scores is not None and prior.kind == "itemknn_nodes":
             node_prior = make_node_prior(view.catalog.trie, view.catalog.codes_NL, scores, prior.weight)
         width = max(k + (len(rows) if self._run.mask_seen else 0), self._run.config.decode.width)
-        beams = self._search(view, rows, width, allowed_N, node_prior)
+        beams = self._search(view, rows, context, width, allowed_N, node_prior)
         if self._run.mask_seen:
             beams = without_seen(beams, recent_1H, width - len(rows))
         beams = beams.fused(prior.head_weight)
@@ -232,11 +248,17 @@ class Recommender:
         return [(int(row.indices[i]), float(row.data[i])) for i in best]
 
     def _search(
-        self, view: CatalogView, rows: list[int], width: int, allowed_N: Tensor | None, node_prior: NodePrior | None
+        self,
+        view: CatalogView,
+        rows: list[int],
+        context: HistoryContext,
+        width: int,
+        allowed_N: Tensor | None,
+        node_prior: NodePrior | None,
     ) -> RankedItems:
         """``width`` candidates (1, W) with log p_policy(item), plus weight · log p_prior(item) under a node prior."""
         trie = view.catalog.trie
-        tokens_BP, mask_BP = view.prompts.encode([rows])
+        tokens_BP, mask_BP = view.prompts.encode([rows], [context])
         cache = self._prompt_cache
         found = beam(
             self._policy,
@@ -264,12 +286,6 @@ class Recommender:
         if removed:
             scores = mask_seen_items(scores, np.array([removed]))
         return mask_seen_items(scores, recent_1H) if self._run.mask_seen else scores
-
-
-def _whole(value: object, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise InputError(f"{name}: got {reprlib.repr(value)}; wanted a whole number")
-    return int(value)
 
 
 def _is_message(turn: object) -> bool:

@@ -39,8 +39,10 @@ class ServedPrior:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A finished run: its config, the directories of its parts under ``storage``, its prior, and ``mask_seen``:
-    whether items of the history are never recommended.
+    """A finished run: its config, the directories of its parts under ``storage``, and its prior.
+
+    ``mask_seen``: whether items of the history are never recommended; ``event``: the type of event that a request asks
+    for if it names none, None where the log has no types.
     """
 
     config: Config
@@ -50,6 +52,7 @@ class RunRecord:
     policy: Path
     prior: ServedPrior
     mask_seen: bool
+    event: str | None = None
 
     @classmethod
     def read(cls, directory: Path) -> RunRecord:
@@ -68,6 +71,7 @@ class RunRecord:
                 *(_inside(storage, content["parts"][part]) for part in ("data", "catalog", "policy")),
                 prior=ServedPrior.from_json(content["prior"]),
                 mask_seen=bool(content["mask_seen"]),
+                event=content.get("event"),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(

@@ -15,6 +15,7 @@ from torch import Tensor
 from genrec.config import PolicyConfig
 from genrec.data.files import write_atomically, write_json
 from genrec.errors import InputError
+from genrec.policy.context import ContextTokens
 from genrec.policy.model import Policy
 from genrec.policy.pretrained import build_pretrained
 from genrec.policy.prompts import DENSE_WINDOW, Prompts
@@ -59,9 +60,9 @@ def save(
     """
     write_atomically(directory / "policy.safetensors", lambda path: save_file(tensors, path))
     digests = {"catalog": catalog.digest, "base": policy.base}
-    write_json(
-        {**about, **digests, "sid_base": policy.sids.base, "sid_tokens": policy.sids.style}, directory / "policy.json"
-    )
+    context = {"context": _as_json(policy.sids.context)} if policy.sids.context.count else {}
+    own = {"sid_base": policy.sids.base, "sid_tokens": policy.sids.style, **context}
+    write_json({**about, **digests, **own}, directory / "policy.json")
 
 
 def load(
@@ -90,6 +91,7 @@ def load(
         )
     _require_same_rows(policy, tensors, directory)
     _require_same_names(policy, str(about.get("sid_tokens", "letters")), directory)
+    _require_same_context(policy, about.get("context"), directory)
     policy.adopt(tensors)
     return policy.eval(), prompts
 
@@ -111,6 +113,20 @@ def _require_same_names(policy: Policy, style: str, directory: Path) -> None:
             f"the policy in {directory} was trained with policy.sid_tokens={style}, got policy.sid_tokens="
             f"{policy.sids.style}; set it as it was at the training, or train again"
         )
+
+
+def _require_same_context(policy: Policy, trained_with: object, directory: Path) -> None:
+    """Refuse a policy whose tokens of event types and gaps mean something else than the config says."""
+    wanted = _as_json(policy.sids.context) if policy.sids.context.count else None
+    if trained_with != wanted:
+        raise InputError(
+            f"the policy in {directory} was trained with the context {trained_with}, policy.context asks for {wanted}; "
+            "set policy.context as it was at the training, or train again"
+        )
+
+
+def _as_json(context: ContextTokens) -> dict[str, Any]:
+    return {"events": context.events, "gaps": context.gaps, "types": list(context.types)}
 
 
 def _read(directory: Path, catalog: Catalog) -> tuple[dict[str, Tensor], dict[str, Any]]:

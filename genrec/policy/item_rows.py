@@ -110,6 +110,7 @@ class ItemRows(nn.Module):
         self._dropout, self._negatives, self._items = settings.dropout, settings.negatives, catalog.assigned
         self._is_whole = whole
         self._weight = settings.weight
+        self._context = range(sids.context_base, sids.base + sids.count)
         has_own = settings.input in ("own", "both")
         self.content = None
         if settings.input in ("vectors", "both"):
@@ -175,7 +176,7 @@ class ItemRows(nn.Module):
             earlier_BP: the P tokens before them, whose items count in the means of the history.
         """
         new = tokens_BS.shape[1]
-        if self.mean_up is not None and earlier_BP is not None:
+        if (self.mean_up is not None or self._context) and earlier_BP is not None:
             tokens_BS = torch.cat([earlier_BP, tokens_BS], 1)
         row_BS = tokens_BS - ITEM_TOKEN
         is_item_BS = row_BS >= 0
@@ -196,7 +197,22 @@ class ItemRows(nn.Module):
             at_BId = at_BI[..., None].expand(-1, -1, input_BSd.shape[-1])
             mean_BID = self.mean_up(self._means(input_BSd.gather(1, at_BId) * is_item_BI1)) * is_item_BI1
             rows_BSD = rows_BSD.scatter_add(1, at_BI[..., None].expand_as(mean_BID), mean_BID)
-        return (embedded_BSD + rows_BSD.to(embedded_BSD.dtype))[:, -new:]
+        embedded_BSD = embedded_BSD + rows_BSD.to(embedded_BSD.dtype)
+        if self._context:
+            embedded_BSD = embedded_BSD + self._carried(tokens_BS, is_item_BS, embedded_BSD)
+        return embedded_BSD[:, -new:]
+
+    def _carried(self, tokens_BS: Tensor, is_item_BS: Tensor, embedded_BSD: Tensor) -> Tensor:
+        """For each token of the context the embedding (B, S, D) of the last item before it; zeros for other tokens.
+
+        The answer is predicted from the last token of a prompt. Without context that is an item, and attention would
+        otherwise have to learn first to fetch what the state of an item has from the start.
+        """
+        place_S = torch.arange(tokens_BS.shape[1], device=tokens_BS.device)
+        last_BS = torch.where(is_item_BS, place_S, -1).cummax(1).values
+        is_context_BS = (tokens_BS >= self._context.start) & (tokens_BS < self._context.stop)
+        index_BSD = last_BS.clamp(min=0)[..., None].expand_as(embedded_BSD)
+        return embedded_BSD.gather(1, index_BSD) * (is_context_BS & (last_BS >= 0))[..., None]
 
     def plain_tokens(self, tokens_BS: Tensor) -> Tensor:
         """The tokens with each item's last code in its place."""

@@ -24,6 +24,7 @@ from genrec.data.content import HashCache
 from genrec.data.files import share
 from genrec.data.model_files import LOADING, model_identity, require_model
 from genrec.errors import InputError
+from genrec.policy.context import ContextTokens
 from genrec.policy.item_rows import ItemRows, make_item_rows
 from genrec.policy.model import Policy, input_scale
 from genrec.policy.prompts import DENSE_WINDOW, SYSTEM, Prompts, SidTokens, instruction, token_ids
@@ -85,7 +86,8 @@ def _new_sid_block(
             f"the tokenizer of {path!r} already has {len(clash)} of the SID tokens (such as {clash[0]!r}); "
             "start from the base model, not from one that was trained on SIDs"
         )
-    return SidTokens(max(len(tokenizer), int(model.config.vocab_size)), catalog.level_sizes, style=style)
+    base, context = max(len(tokenizer), int(model.config.vocab_size)), ContextTokens.of(settings.context)
+    return SidTokens(base, catalog.level_sizes, context, style)
 
 
 def _with_adapters(model: PreTrainedModel, sids: SidTokens, settings: PolicyConfig, items: ItemRows | None) -> Policy:
@@ -130,11 +132,11 @@ def _sid_rows(table: Any) -> nn.Parameter:
 
 def _require_room(model: PreTrainedModel, prompts: Prompts, settings: PolicyConfig) -> None:
     """A prompt and its answer must fit the positions that the model knows, and so must a window of dense training."""
-    levels, per_item = len(prompts.sids.level_sizes), len(prompts.sids.level_sizes)
+    levels, per_item = len(prompts.sids.level_sizes), prompts.tokens_per_item
     need = prompts.max_tokens + levels
     if settings.prompt == "sequence":
+        need += (DENSE_WINDOW - 1) * per_item * prompts.max_items
         per_item *= DENSE_WINDOW
-        need += (DENSE_WINDOW - 1) * levels * prompts.max_items
     limit, room = _context_length(model)
     if room is not None and need > room:
         fixed = need - per_item * prompts.max_items

@@ -1,6 +1,7 @@
 """Prompts: training, rollouts, evaluation and serving all encode a history here.
 
-A prompt is ``prefix + the history's SID tokens, oldest first + suffix``. For a policy from scratch the prefix is
+A prompt is ``prefix + the history's SID tokens, oldest first + suffix``, with tokens of event types and time gaps among
+them where the policy has those (``genrec.policy.context``). For a policy from scratch the prefix is
 ``<bos>``; a pretrained one gets an instruction in its chat template, which is tokenised once: encoding a query is a
 table lookup. The instruction asks a question about the history (``policy.prompt=question``), or the history is the
 model's own answer, which goes on (``sequence``, no suffix): then one sequence holds a target after each of its items.
@@ -18,8 +19,10 @@ import torch
 from torch import Tensor
 
 from genrec.errors import InputError
+from genrec.policy.context import NO_TOKENS, UNKNOWN, ContextTokens
 from genrec.policy.sid_text import SidStyle
 from genrec.sid.catalog import Catalog
+from genrec.types import NO_CONTEXT, HistoryContext
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,11 +54,13 @@ CLOCK = re.compile(r"""strftime_now\s*\(\s*(['"])(.*?)\1\s*\)""")
 class SidTokens:
     """The block of SID tokens in the vocabulary: code c of level l is token ``base + offset_l + c``.
 
-    The block begins with the two markers of a ``style`` that has tokens for them: the start of a SID, then its end.
+    The block begins with the two markers of a ``style`` that has tokens for them: the start of a SID, then its end. The
+    tokens of a history's ``context`` are its last ones.
     """
 
     base: int
     level_sizes: tuple[int, ...]
+    context: ContextTokens = NO_TOKENS
     style: SidStyle = "letters"
 
     @property
@@ -76,7 +81,12 @@ class SidTokens:
     @property
     def count(self) -> int:
         """Number of tokens in the block."""
-        return self.markers + sum(self.level_sizes)
+        return self.markers + sum(self.level_sizes) + self.context.count
+
+    @property
+    def context_base(self) -> int:
+        """The first token of the context."""
+        return self.base + self.markers + sum(self.level_sizes)
 
     def token(self, level: int, codes: Tensor) -> Tensor:
         """Token ids of ``codes`` of one ``level``, in any shape."""
@@ -139,15 +149,38 @@ class Prompts:
     @property
     def max_tokens(self) -> int:
         """P, the number of tokens, of the longest possible prompt."""
-        return len(self.prefix_P) + len(self._suffix) + self.max_items * self.tokens_NT.shape[1]
+        ends = len(self.prefix_P) + self.sids.context.before + len(self._suffix)
+        return ends + self.max_items * self.tokens_per_item
 
-    def encode(self, histories: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    @property
+    def tokens_per_item(self) -> int:
+        """W, the number of tokens of an item of the history, those of its context included."""
+        return self.tokens_NT.shape[1] + self.sids.context.per_item
+
+    def items_in_context(self, items_xI: Tensor, event_xI: Tensor | None, time_xI: Tensor | None) -> Tensor:
+        """The tokens (…, I, W) of items: rows of the catalogue.
+
+        Args:
+            event_xI: numbers of their event types (``ContextTokens.numbers``); None: all unknown.
+            time_xI: of the events, in s, oldest first; None: all unknown.
+        """
+        unknown_xI = torch.full_like(items_xI, UNKNOWN)
+        event_xI, time_xI = (unknown_xI if part is None else part for part in (event_xI, time_xI))
+        return self.sids.context.around(self.tokens_NT[items_xI], event_xI, time_xI, self.sids.context_base)
+
+    def encode(
+        self, histories: Sequence[Sequence[int]], contexts: Sequence[HistoryContext] = ()
+    ) -> tuple[Tensor, Tensor]:
         """Left-padded prompts of item histories: rows of the catalogue, oldest first.
+
+        Args:
+            contexts: of the histories, read where the policy has tokens for them; without, all is unknown.
 
         Returns:
             tokens_BP int64 and mask_BP bool (True at real tokens).
         """
-        rows = [self._encode_one(history) for history in histories]
+        known = contexts or [NO_CONTEXT] * len(histories)
+        rows = [self._encode_one(history, context) for history, context in zip(histories, known, strict=True)]
         width = max(map(len, rows))
         tokens_BP = torch.full((len(rows), width), self.pad)
         mask_BP = torch.zeros(len(rows), width, dtype=torch.bool)
@@ -156,9 +189,18 @@ class Prompts:
             mask_BP[index, width - len(row) :] = True
         return tokens_BP, mask_BP
 
-    def _encode_one(self, history: Sequence[int]) -> Tensor:
-        items = torch.as_tensor(history[-self.max_items :], dtype=torch.long)
-        return torch.cat([self.prefix_P, self.tokens_NT[items].flatten(), self._suffix])
+    def _encode_one(self, history: Sequence[int], context: HistoryContext) -> Tensor:
+        items_I = torch.as_tensor(history[-self.max_items :], dtype=torch.long)
+        tokens = self.sids.context
+        if not tokens.count:
+            return torch.cat([self.prefix_P, self.tokens_NT[items_I].flatten(), self._suffix])
+        recent = context.last(self.max_items)
+        event_I = tokens.numbers(recent.events) if recent.events else None
+        time_I = torch.tensor(recent.times) if recent.times else None
+        parts = [self.prefix_P, self.items_in_context(items_I, event_I, time_I).flatten()]
+        if tokens.before:
+            parts.append(self.sids.context_base + 1 + tokens.numbers([context.wanted]))
+        return torch.cat([*parts, self._suffix])
 
 
 def instruction(

@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen3Conf
 from genrec.config import PolicyConfig
 from genrec.errors import InputError
 from genrec.policy.chat.byte_tokenizer import byte_tokenizer
+from genrec.policy.context import ContextTokens
 from genrec.policy.item_rows import make_item_rows
 from genrec.policy.model import Policy
 from genrec.policy.prompts import DENSE_WINDOW, Prompts, SidTokens
@@ -37,8 +38,8 @@ def build_scratch(settings: PolicyConfig, catalog: Catalog, max_history: int) ->
             "policy.hidden must be a multiple of policy.heads"
         )
     base = SPECIALS if settings.tokenizer == "none" else len(byte_tokenizer())
-    sids = SidTokens(base, catalog.level_sizes, style=settings.sid_tokens)
-    positions = 1 + catalog.levels * (DENSE_WINDOW * max_history + 1)
+    sids = SidTokens(base, catalog.level_sizes, ContextTokens.of(settings.context), settings.sid_tokens)
+    positions = 1 + (catalog.levels + sids.context.per_item) * (DENSE_WINDOW * max_history + 1)
     if settings.tokenizer != "none":
         positions = max(positions, TEXT_POSITIONS)
     model = (_gpt2 if settings.arch == "gpt2" else _qwen3)(settings, base + sids.count, positions)

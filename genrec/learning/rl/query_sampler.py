@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
 
+from genrec.data.tables import to_queries
 from genrec.errors import InputError
 from genrec.metrics import IntArray
 from genrec.seeds import generator_of
@@ -31,7 +33,8 @@ class QueryStream:
                 f"got {batch_size} queries in a batch and {world} workers, wanted an equal number for each; "
                 "set learning.rl.queries to a multiple of compute.workers"
             )
-        self._table = queries.select(["id", "user", "history", "target"]).combine_chunks()
+        context = [name for name in ("events", "times", "event") if name in queries.column_names]
+        self._table = queries.select(["id", "user", "history", "target", *context]).combine_chunks()
         self._size, self._seed, self._rank, self._world = batch_size, seed, rank, world
         # A batch reaches into the next epoch; what was shuffled is used until its epoch ends.
         self._order = lru_cache(maxsize=2)(self._shuffled)
@@ -41,8 +44,8 @@ class QueryStream:
         draws = range(step * self._size + self._rank, (step + 1) * self._size, self._world)
         epochs, places = np.divmod(np.array(draws), self._table.num_rows)
         index = np.concatenate([self._order(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)])
-        rows = zip(self._table.take(index).to_pylist(), draws, strict=True)
-        return [Query(row["id"], row["user"], tuple(row["history"]), row["target"], draw) for row, draw in rows]
+        queries = zip(to_queries(self._table.take(index)), draws, strict=True)
+        return [replace(query, draw=draw) for query, draw in queries]
 
     def _shuffled(self, epoch: int) -> IntArray:
         """The rows of the table in the order of an epoch."""

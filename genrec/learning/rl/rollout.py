@@ -28,7 +28,8 @@ def generate(
     A query's random numbers depend on ``seed``, ``version``, its ``draw`` and its id: they are the same in any request.
     """
     policy.eval()
-    tokens_BP, mask_BP = (t.to(policy.device) for t in prompts.encode([query.history for query in queries]))
+    histories, contexts = [query.history for query in queries], [query.context for query in queries]
+    tokens_BP, mask_BP = (t.to(policy.device) for t in prompts.encode(histories, contexts))
     generators = [generator_of("rollout", seed, version, query.draw, query.id) for query in queries]
     arguments = (policy, tokens_BP, mask_BP, trie, settings.group)
     weights: Iterable[Tensor | None] = repeat(None, len(queries))

@@ -77,7 +77,8 @@ class GroupScorer:
     def inputs(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor, Tensor]:
         """Prompts (B, P), their mask (B, P), and the codes (B, G + 1, L) of the candidates and the target."""
         device = self._policy.device
-        tokens_BP, mask_BP = (t.to(device) for t in self._prompts.encode([g.query.history for g in groups]))
+        histories, contexts = [g.query.history for g in groups], [g.query.context for g in groups]
+        tokens_BP, mask_BP = (t.to(device) for t in self._prompts.encode(histories, contexts))
         codes_BGL = torch.stack([group.codes_GL for group in groups])
         target_B1L = self._codes_NL[[group.query.target for group in groups]][:, None]
         return tokens_BP, mask_BP, torch.cat([codes_BGL, target_B1L], dim=1).to(device)

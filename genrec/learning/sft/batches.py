@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
+from genrec.data.tables import contexts
 from genrec.errors import InputError
 from genrec.learning.sft.second_pass import HardSamples
 from genrec.seeds import generator_of
+from genrec.types import HistoryContext
 
 TRAIN = 1
 """The split code of a position whose item is a training target (``sequences`` table)."""
@@ -25,16 +27,25 @@ BUCKET = 8
 """Batches are cut from runs of this many batches sorted by length: little padding, still shuffled."""
 
 
+class DenseContext(NamedTuple):
+    """The event types of windows, as indices (B, I) into ``names`` (-1: unknown), and the events' times (B, I)."""
+
+    names: Sequence[str]
+    event_BI: Tensor
+    time_BI: Tensor
+
+
 @dataclass(frozen=True)
 class Dense:
     """Windows of item sequences: ``items_BI`` padded with -1 on the right, ``target_BI`` True at scored items.
 
-    ``users``: whose they are, B ids; empty where nobody knows.
+    ``users``: whose they are, B ids; empty where nobody knows. ``context``: None where nobody reads it.
     """
 
     items_BI: Tensor
     target_BI: Tensor
     users: Sequence[str] = ()
+    context: DenseContext | None = None
 
     @property
     def targets(self) -> int:
@@ -49,11 +60,15 @@ class Dense:
 
 @dataclass(frozen=True)
 class Rows:
-    """Queries: item histories, their targets, and whose they are (B ids; empty where nobody knows)."""
+    """Queries: item histories, their targets, and whose they are (B ids; empty where nobody knows).
+
+    ``contexts``: of the histories; empty where nobody reads them.
+    """
 
     histories: list[Sequence[int]]
     target_B: Tensor
     users: Sequence[str] = ()
+    contexts: Sequence[HistoryContext] = ()
 
     @property
     def targets(self) -> int:
@@ -107,22 +122,29 @@ class DenseExamples:
     what the one before did not, so each train target is scored exactly once, with at least H items of history if the
     user has as many.
 
+    Args:
+        sequences: of all users.
+        with_context: batches have the events' types and times, too.
+
     Raises:
         InputError: the sequences hold no training target.
     """
 
-    def __init__(self, sequences: pa.Table, max_history: int) -> None:
+    def __init__(self, sequences: pa.Table, max_history: int, *, with_context: bool = False) -> None:
         self._windows: list[tuple[np.ndarray, np.ndarray]] = []
+        self._names, context = _contexts(sequences) if with_context else ((), None)
+        self._has_context = with_context
         self._users: list[str] = []
         named = "user_id" in sequences.column_names
         users = sequences["user_id"].to_pylist() if named else [str(row) for row in range(sequences.num_rows)]
         columns = (sequences[name].to_pylist() for name in ("items", "split"))
-        for user, items, split in zip(users, *columns, strict=True):
+        for row, (user, items, split) in enumerate(zip(users, *columns, strict=True)):
             scored = np.array(split) == TRAIN
             scored[:1] = False
             if scored.any():
                 end = int(scored.nonzero()[0][-1]) + 1
-                cut = _windows(np.array(items[:end], dtype=np.int64), scored[:end], max_history)
+                columns_IC = np.array([items, *(context[row] if context else ())], dtype=np.int64).T
+                cut = _windows(columns_IC[:end], scored[:end], max_history)
                 self._windows += cut
                 self._users += [user] * len(cut)
         if not self._windows:
@@ -131,18 +153,20 @@ class DenseExamples:
 
     def lengths(self) -> np.ndarray:
         """Items per window."""
-        return np.array([len(items) for items, _ in self._windows])
+        return np.array([len(scored) for _, scored in self._windows])
 
     def take(self, index: np.ndarray) -> Dense:
         """Windows ``index`` (B,), padded to the longest of them."""
         chosen = [self._windows[i] for i in index]
         width = max((len(items) for items, _ in chosen), default=2)
-        items_BI = torch.full((len(chosen), width), -1)
+        columns_BIC = torch.full((len(chosen), width, 3 if self._has_context else 1), -1)
         target_BI = torch.zeros(len(chosen), width, dtype=torch.bool)
-        for row, (items, scored) in enumerate(chosen):
-            items_BI[row, : len(items)] = torch.from_numpy(items)
-            target_BI[row, : len(items)] = torch.from_numpy(scored)
-        return Dense(items_BI, target_BI, [self._users[i] for i in index])
+        for row, (columns_IC, scored) in enumerate(chosen):
+            columns_BIC[row, : len(scored)] = torch.from_numpy(columns_IC)
+            target_BI[row, : len(scored)] = torch.from_numpy(scored)
+        items_BI, *rest = columns_BIC.unbind(-1)
+        context = DenseContext(self._names, rest[0], rest[1]) if rest else None
+        return Dense(items_BI, target_BI, [self._users[i] for i in index], context)
 
     def targets(self, index: np.ndarray) -> int:
         """Number of scored items in the windows ``index`` (B,)."""
@@ -153,30 +177,41 @@ class DenseExamples:
         return [f"user {self._users[i]}" for i in index]
 
 
-def _windows(items: np.ndarray, scored: np.ndarray, history: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def _contexts(sequences: pa.Table) -> tuple[list[str], list[tuple[list[int], list[int]]]]:
+    """The names of the event types, and per user the index of each event's type (-1: unknown) and its time."""
+    names: dict[str | None, int] = {None: -1}
+    found: list[tuple[list[int], list[int]]] = []
+    for events, times in zip(sequences["events"].to_pylist(), sequences["times"].to_pylist(), strict=True):
+        named = [names.setdefault(event, len(names) - 1) for event in events or [None] * len(times)]
+        found.append((named, times))
+    return [name for name in names if name is not None], found
+
+
+def _windows(columns_IC: np.ndarray, scored: np.ndarray, history: int) -> list[tuple[np.ndarray, np.ndarray]]:
     size = 2 * history + 1
-    cut = [(items[:size], scored[:size])]
-    for start in range(history, len(items) - history - 1, history):
+    cut = [(columns_IC[:size], scored[:size])]
+    for start in range(history, len(scored) - history - 1, history):
         fresh = scored[start : start + size].copy()
         fresh[: history + 1] = False
-        cut.append((items[start : start + size], fresh))
+        cut.append((columns_IC[start : start + size], fresh))
     return [(part, fresh) for part, fresh in cut if fresh.any()]
 
 
 class RowExamples:
-    """One example per training query.
+    """One example per training query; ``with_context``: batches have the contexts of the histories, too.
 
     Raises:
         InputError: there is no training query.
     """
 
-    def __init__(self, queries: pa.Table) -> None:
+    def __init__(self, queries: pa.Table, *, with_context: bool = False) -> None:
         if queries.num_rows == 0:
             raise InputError("got no training query, wanted at least one; check data.split and data.filters")
         self._histories: list[list[int]] = queries["history"].to_pylist()
         self._users: list[str] = queries["user_id"].to_pylist() if "user_id" in queries.column_names else []
         self._ids_N = queries["id"].to_numpy() if "id" in queries.column_names else np.arange(queries.num_rows)
         self._targets = torch.from_numpy(queries["target"].to_numpy().astype(np.int64))
+        self._contexts = contexts(queries) if with_context else []
 
     def lengths(self) -> np.ndarray:
         """Items of history per row."""
@@ -185,7 +220,8 @@ class RowExamples:
     def take(self, index: np.ndarray) -> Rows:
         """Rows ``index`` (B,)."""
         users = [self._users[i] for i in index] if self._users else []
-        return Rows([self._histories[i] for i in index], self._targets[torch.from_numpy(index)], users)
+        known = [self._contexts[i] for i in index] if self._contexts else []
+        return Rows([self._histories[i] for i in index], self._targets[torch.from_numpy(index)], users, known)
 
     def targets(self, index: np.ndarray) -> int:
         """Number of the rows ``index`` (B,): B."""

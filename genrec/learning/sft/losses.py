@@ -99,11 +99,20 @@ class SftLoss:
         """The M scored items, (M,), and per level the hidden states (M, D) that predict its code."""
         if self._prompts.form == "whole":
             return self._dense_whole(policy, batch)
-        tokens_BIL = self._prompts.tokens_NT[batch.items_BI.clamp(min=0)]
-        tokens_BS = tokens_BIL.flatten(1)[:, :-1].to(policy.device)
-        hidden_BSD = states_after(policy, self._prompts.prefix_P.to(policy.device), tokens_BS)
-        hidden_MLD = hidden_BSD.unflatten(1, tokens_BIL.shape[1:])[batch.target_BI.to(policy.device)]
-        return batch.items_BI[batch.target_BI], hidden_MLD.unbind(1)
+        hidden_BSD = states_after(
+            policy, self._prompts.prefix_P.to(policy.device), self._sequence(batch).to(policy.device)
+        )
+        width, first = self._prompts.tokens_per_item, self._prompts.sids.context.before
+        hidden_MWD = hidden_BSD.unflatten(1, (-1, width))[batch.target_BI.to(policy.device)]
+        return batch.items_BI[batch.target_BI], hidden_MWD[:, first : first + self._trie.depth].unbind(1)
+
+    def _sequence(self, batch: Dense) -> Tensor:
+        """The tokens of all items but the very last token, (B, I · W - 1)."""
+        event_BI, time_BI = None, None
+        if batch.context is not None:
+            number_E = self._prompts.sids.context.numbers([*batch.context.names, None])
+            event_BI, time_BI = number_E[batch.context.event_BI], batch.context.time_BI
+        return self._prompts.items_in_context(batch.items_BI.clamp(min=0), event_BI, time_BI).flatten(1)[:, :-1]
 
     def _dense_whole(self, policy: Policy, batch: Dense) -> tuple[Tensor, tuple[Tensor, ...]]:
         """As ``_dense`` where an item of the history is one position.
@@ -112,35 +121,40 @@ class SftLoss:
         and their own earlier codes.
         """
         items_BI, target_BI, levels = batch.items_BI, batch.target_BI, self._codes_NL.shape[1]
-        rows, length = items_BI.shape
-        history_BI = F.pad(self._prompts.tokens_NT[items_BI.clamp(min=0)].flatten(1)[:, :-1], (1, 0), value=BOS)
+        history_BS = F.pad(self._sequence(batch), (1, 0), value=BOS)
+        rows, length = history_BS.shape
         # T: the targets of a row, in front of other positions where it has fewer than the longest.
         at_BT = target_BI.long().argsort(dim=1, descending=True, stable=True)[:, : int(target_BI.sum(1).max())]
         target_BT, count = items_BI.gather(1, at_BT), at_BT.shape[1]
+        row_M, target_M = target_BI.gather(1, at_BT).nonzero(as_tuple=True)
+        # From an item's number to the position of the token before it.
+        at_BT = at_BT * self._prompts.tokens_per_item + self._prompts.sids.context.before
         codes_BTL = self._codes_NL[target_BT.clamp(min=0)]
         branches = [policy.sids.token(level, codes_BTL[..., level]) for level in range(levels - 1)]
-        tokens_BS = torch.cat([history_BI, *branches], 1)
-        place_I = torch.arange(length)
-        positions_BS = torch.cat([place_I.expand(rows, -1), *(at_BT + 1 + level for level in range(levels - 1))], 1)
-        history_II, own_TT = (torch.ones(length, length, dtype=torch.bool).tril(), torch.eye(count, dtype=torch.bool))
-        masks_BXS = [F.pad(history_II, (0, count * (levels - 1))).expand(rows, -1, -1)]
+        tokens_BS = torch.cat([history_BS, *branches], 1)
+        place_S = torch.arange(length)
+        positions_BS = torch.cat([place_S.expand(rows, -1), *(at_BT + 1 + level for level in range(levels - 1))], 1)
+        history_SS, own_TT = (torch.ones(length, length, dtype=torch.bool).tril(), torch.eye(count, dtype=torch.bool))
+        masks_BXS = [F.pad(history_SS, (0, count * (levels - 1))).expand(rows, -1, -1)]
         for level in range(levels - 1):
             own_TX = F.pad(own_TT.repeat(1, level + 1), (0, count * (levels - 2 - level)))
-            masks_BXS.append(torch.cat([place_I <= at_BT[..., None], own_TX.expand(rows, -1, -1)], -1))
+            masks_BXS.append(torch.cat([place_S <= at_BT[..., None], own_TX.expand(rows, -1, -1)], -1))
         mask_B1SS = torch.cat(masks_BXS, 1)[:, None]
         tokens_BS, positions_BS, mask_B1SS = (part.to(policy.device) for part in (tokens_BS, positions_BS, mask_B1SS))
         hidden_BSD = policy.hidden(tokens_BS, positions_BS, mask_B1SS)
-        history_BID, *branched = hidden_BSD.split([length, *[count] * (levels - 1)], 1)
-        row_M, target_M = target_BI.gather(1, at_BT).nonzero(as_tuple=True)
-        first_MD = history_BID[row_M, at_BT[row_M, target_M]]
+        history_BHD, *branched = hidden_BSD.split([length, *[count] * (levels - 1)], 1)
+        first_MD = history_BHD[row_M, at_BT[row_M, target_M]]
         return target_BT[row_M, target_M], (first_MD, *(part_BTD[row_M, target_M] for part_BTD in branched))
 
     def _rows(self, policy: Policy, batch: Rows) -> tuple[Tensor, tuple[Tensor, ...]]:
         """As ``_dense``, with one target per row: M = B."""
-        tokens_BP, mask_BP = (tensor.to(policy.device) for tensor in self._prompts.encode(batch.histories))
+        tokens_BP, mask_BP = (tensor.to(policy.device) for tensor in self._encoded(batch))
         codes_B1L = self._codes_NL[batch.target_B][:, None].to(policy.device)
         hidden = states(policy, tokens_BP, mask_BP, codes_B1L)
         return batch.target_B, tuple(hidden_B1D[:, 0] for hidden_B1D in hidden)
+
+    def _encoded(self, batch: Rows) -> tuple[Tensor, Tensor]:
+        return self._prompts.encode(batch.histories, batch.contexts)
 
     def _level(
         self, policy: Policy, hidden_MD: Tensor, level: int, codes_M: Tensor, nodes_M: Tensor
