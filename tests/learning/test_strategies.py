@@ -38,7 +38,8 @@ class Case:
 
 
 def cases(backbone: str) -> list[Case]:
-    adapters = PolicyConfig(kind="pretrained", path=backbone, lora=Lora(rank=4, dropout=0.0), items=WITHOUT_ROWS)
+    shape = {"kind": "pretrained", "path": backbone, "prompt": "question"}
+    adapters = PolicyConfig.model_validate({**shape, "lora": Lora(rank=4, dropout=0.0), "items": WITHOUT_ROWS})
     return [
         Case("ddp", "ddp", SCRATCH),
         Case("zero2", "zero2", SCRATCH),
