@@ -25,7 +25,7 @@ from genrec.baselines.sparse import Sparse
 from genrec.baselines.train_log import recent_history
 from genrec.baselines.tuning import fit_baselines
 from genrec.config import Config
-from genrec.data.tables import read_items, read_queries, read_sequences
+from genrec.data.tables import contexts, read_items, read_queries, read_sequences
 from genrec.evaluation.intervals import over_runs
 from genrec.evaluation.slices import category_entropy, category_numbers, coverage
 from genrec.inference.batch import Split, make_node_prior, without_seen
@@ -140,12 +140,13 @@ class _SearchEvaluation:
 
     def answers(self, split: Split, search: Search, count: int | None = None) -> RankedItems:
         """Candidates of the first ``count`` queries; items of the history are masked where the log never repeats."""
-        histories = self._queries[split]["history"].to_pylist()[:count]
+        queries = self._queries[split].slice(0, count)
+        histories, known = queries["history"].to_pylist(), contexts(queries)
         items: list[IntArray] = []
         logp: list[FloatArray] = []
         for start in range(0, len(histories), self._batch):
             part = slice(start, min(start + self._batch, len(histories)))
-            found = search(*self._prompts.encode(histories[part]), part)
+            found = search(*self._prompts.encode(histories[part], known[part]), part)
             items.append(found.items_BW.numpy())
             logp.append(found.logp_BW.numpy())
         beams = RankedItems(np.concatenate(items), np.concatenate(logp))

@@ -53,8 +53,8 @@ class Rankings:
     """Rankings of the same Q queries: the model's, the baselines', and further policies' (``{"sft": …}``).
 
     A ranking holds K items per query, best first, -1 for none. ``codes_NL``: each item's semantic ID;
-    ``train_counts_N``: train events; ``category_N``: number of its category, -1 for none; ``event_Q``: the event type
-    of each target, empty where the log has none.
+    ``train_counts_N``: train events; ``category_N``: number of its category, -1 for none; ``event_Q``: the event
+    type of each target, empty where the log has none.
     """
 
     targets_Q: IntArray
@@ -117,8 +117,8 @@ def summarise(
     result["paired"] = {name: dict(difference) for name, difference in differences.items()}
     result["buckets"] = _buckets(rankings, model, by_baseline)
     if rankings.event_Q:
-        by_system = {"model": model, **by_baseline}
-        result["events"] = {name: by_event(values, rankings.event_Q) for name, values in by_system.items()}
+        sliced = {"model": model, **by_baseline}
+        result["events"] = {name: by_event(values, rankings.event_Q) for name, values in sliced.items()}
     result["spread"] = {name: _spread(ranked_QK, rankings) for name, ranked_QK in systems.items()}
     result["queries"], result["items"] = len(rankings.targets_Q), len(rankings.train_counts_N)
     result["headline"] = headline(result["model"]["item"], baselines, differences)

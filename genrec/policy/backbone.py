@@ -61,8 +61,8 @@ def save(
     write_atomically(directory / "policy.safetensors", lambda path: save_file(tensors, path))
     digests = {"catalog": catalog.digest, "base": policy.base}
     context = {"context": _as_json(policy.sids.context)} if policy.sids.context.count else {}
-    own = {"sid_base": policy.sids.base, "sid_tokens": policy.sids.style, **context}
-    write_json({**about, **digests, **own}, directory / "policy.json")
+    tokens = {"sid_base": policy.sids.base, "sid_tokens": policy.sids.style}
+    write_json({**about, **digests, **context, **tokens}, directory / "policy.json")
 
 
 def load(

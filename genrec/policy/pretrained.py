@@ -87,7 +87,7 @@ def _new_sid_block(
             "start from the base model, not from one that was trained on SIDs"
         )
     base, context = max(len(tokenizer), int(model.config.vocab_size)), ContextTokens.of(settings.context)
-    return SidTokens(base, catalog.level_sizes, context, style)
+    return SidTokens(base, catalog.level_sizes, style=style, context=context)
 
 
 def _with_adapters(model: PreTrainedModel, sids: SidTokens, settings: PolicyConfig, items: ItemRows | None) -> Policy:

@@ -54,14 +54,14 @@ CLOCK = re.compile(r"""strftime_now\s*\(\s*(['"])(.*?)\1\s*\)""")
 class SidTokens:
     """The block of SID tokens in the vocabulary: code c of level l is token ``base + offset_l + c``.
 
-    The block begins with the two markers of a ``style`` that has tokens for them: the start of a SID, then its end. The
-    tokens of a history's ``context`` are its last ones.
+    The block begins with the two markers of a ``style`` that has tokens for them: the start of a SID, then its end.
+    The tokens of a history's ``context`` are the last ones of the block.
     """
 
     base: int
     level_sizes: tuple[int, ...]
-    context: ContextTokens = NO_TOKENS
     style: SidStyle = "letters"
+    context: ContextTokens = NO_TOKENS
 
     @property
     def markers(self) -> int:

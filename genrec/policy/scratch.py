@@ -38,7 +38,7 @@ def build_scratch(settings: PolicyConfig, catalog: Catalog, max_history: int) ->
             "policy.hidden must be a multiple of policy.heads"
         )
     base = SPECIALS if settings.tokenizer == "none" else len(byte_tokenizer())
-    sids = SidTokens(base, catalog.level_sizes, ContextTokens.of(settings.context), settings.sid_tokens)
+    sids = SidTokens(base, catalog.level_sizes, style=settings.sid_tokens, context=ContextTokens.of(settings.context))
     positions = 1 + (catalog.levels + sids.context.per_item) * (DENSE_WINDOW * max_history + 1)
     if settings.tokenizer != "none":
         positions = max(positions, TEXT_POSITIONS)
