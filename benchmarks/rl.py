@@ -63,7 +63,7 @@ def measure(config: Config, size: RlSize) -> Bench:
 
 def _sized(config: Config, size: RlSize) -> Config:
     """The config with this size's policy and requests, and actors of one thread."""
-    own = PolicyConfig(arch="qwen3", dropout=0.0, items=WITHOUT_ROWS)
+    own = PolicyConfig(arch="qwen3", hidden=192, layers=3, heads=6, dropout=0.0, items=WITHOUT_ROWS)
     shape = own.replace(hidden=size.hidden, layers=size.layers, heads=8)
     changes = {"rollout_chunk": size.chunk, "lr": 1e-6, "min_lr": 0.0, "generation": "beam"}
     actors = {"compute.rollout_threads": 1, "compute.rollout_cpus": 0.5, "compute.rollout_gpus": 0.0}

@@ -148,7 +148,7 @@ def dense_and_rows(size: SftSize, seed: int, settings: PolicyConfig | None = Non
         }
     )
     catalog = random_catalog(size.items, torch.Generator().manual_seed(seed))
-    settings = settings or PolicyConfig(dropout=0.0, items=WITHOUT_ROWS)
+    settings = settings or PolicyConfig(hidden=192, layers=3, heads=6, dropout=0.0, items=WITHOUT_ROWS)
     policy, prompts = build(settings, catalog, max_history=size.history, seed=seed)
 
     def one_pass(examples: DenseExamples | RowExamples) -> Pass:

@@ -45,6 +45,8 @@ def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
     exposure = config.bench.equal == "exposure"
     known = mixtures_by_exposure(config.learning) if exposure else mixtures(config.learning)
     names = chosen_variants(config, known)
+    if not config.learning.sft.epochs:
+        raise InputError("bench tasks shows each variant its examples equally often; set learning.sft.epochs=NUMBER")
     if not exposure and not config.learning.sft.max_steps:
         raise InputError("bench tasks compares mixtures at equal steps; set learning.sft.max_steps=NUMBER")
     chosen = {name: Variant(config.replace(learning=known[name]), artifacts) for name in names}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def refit_loop(data: Path, best_step: int, spec: RunSpec) -> None:
     """What every worker runs: as many epochs, parts of them included, as ``best_step`` steps on ``data`` were."""
     config = spec.config
     configure_process(config)
+    from genrec.learning.schedule import epochs_for
     from genrec.learning.sft.batches import Epochs
 
     settings, accelerator = config.learning.sft, make_accelerator(config)
@@ -61,4 +63,6 @@ def refit_loop(data: Path, best_step: int, spec: RunSpec) -> None:
     again = settings.loss.second_pass
     steps, more = (Epochs(one, settings.batch_size, config.seed, again).steps for one in (before, examples))
     options = {"validate": None, "last_step": max(1, round(best_step * more / steps))}
-    sft.learn(spec, sft.SftParts(*spec.build()), examples, accelerator, options)
+    # The number of epochs that the training on ``data`` had: more examples would ask for fewer.
+    same = config.replace({"learning.sft.epochs": epochs_for(settings.epochs, steps)})
+    sft.learn(replace(spec, config=same), sft.SftParts(*spec.build()), examples, accelerator, options)

@@ -52,12 +52,16 @@ class Sft(Section):
         description="whole sequences, a prompt per row, or the mixture of learning.tasks; auto: dense, or rows for "
         "pretrained policies with policy.prompt=question",
     )
-    epochs: PositiveInt = 24
-    lr: float = Field(default=2e-3, gt=0)
+    epochs: int = Field(
+        default=0,
+        ge=0,
+        description="passes over the examples; 0: as many as 1,100 optimizer steps need, at least 8 and at most 60",
+    )
+    lr: float = Field(default=1e-3, gt=0)
     min_lr: float = Field(default=0.0, ge=0, description="where the cosine ends")
     warmup: float = Field(default=0.05, ge=0, lt=1, description="share of steps with rising rate")
     batch_size: PositiveInt = Field(
-        default=256, description="users (dense) or rows per optimizer step, over all workers"
+        default=128, description="users (dense) or rows per optimizer step, over all workers"
     )
     micro_batch: PositiveInt = Field(
         default=256, json_schema_extra=SPEED, description="users or rows per forward; fewer means accumulation"

@@ -75,9 +75,9 @@ class PolicyConfig(Section):
 
     kind: Literal["scratch", "pretrained"] = "scratch"
     arch: Literal["gpt2", "qwen3"] = Field(default="gpt2", description="scratch: architecture")
-    hidden: PositiveInt = 192
-    layers: PositiveInt = 3
-    heads: PositiveInt = 6
+    hidden: PositiveInt = 128
+    layers: PositiveInt = 2
+    heads: PositiveInt = 4
     dropout: float = Field(default=0.3, ge=0, lt=1, description="scratch: of embeddings, attention and residuals")
     tokenizer: Literal["none", "bytes"] = Field(
         default="none", description="scratch: semantic IDs alone, or with the bytes of text, for tasks and chat (qwen3)"

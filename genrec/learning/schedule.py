@@ -4,6 +4,14 @@ from __future__ import annotations
 
 import math
 
+STEPS, FEWEST, MOST = 1100, 8, 60
+"""Optimizer steps that a policy from scratch needs (docs/results/policy.md), and the epochs that they may take."""
+
+
+def epochs_for(wanted: int, steps_per_epoch: int) -> int:
+    """``wanted`` epochs, or as many as make ``STEPS`` steps if it is 0: at least ``FEWEST``, at most ``MOST``."""
+    return wanted or min(max(FEWEST, math.ceil(STEPS / steps_per_epoch)), MOST)
+
 
 def learning_rate(step: int, total: int, *, peak: float, low: float, warmup: float) -> float:
     """peak · (step + 1) / W during W = warmup · total steps, then low + (peak - low) · ½ (1 + cos(π x)).

@@ -53,6 +53,23 @@ def test_a_refitted_run_is_reported_beside_the_strict_one_and_served(tmp_path: P
     assert genrec.load(tmp_path / "storage" / "runs" / "tiny").recommend(["i3", "i4", "i5"], k=3)[0].id == "i6"
 
 
+def test_a_refit_has_the_schedule_of_the_training_whose_steps_were_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    totals: list[int] = []
+    first = SftTrainer.__init__
+
+    def noted(self: SftTrainer, *given: object, **options: object) -> None:
+        first(self, *given, **options)  # type: ignore[arg-type]
+        totals.append(self.total_steps // self._epochs.steps)
+
+    monkeypatch.setattr(SftTrainer, "__init__", noted)
+    settings = (*SETTINGS, "learning.sft.epochs=0", "learning.sft.batch_size=1", "learning.sft.eval_steps=50")
+    config = tiny_config(tmp_path / "storage", chain_shop(tmp_path / "shop"), *settings, "learning.sft.patience=1")
+    pipeline.run(config, "refit")
+    assert totals == [19, 19], "60 train sequences are 19 epochs of 60 steps"
+
+
 def test_a_killed_refit_ends_with_the_weights_of_one_that_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,7 +36,7 @@ def test_an_unknown_key_names_its_file_and_the_nearest_key(tmp_path: Path) -> No
         "seed=x",
         "decode.prior_weight=3",
         "rewards.hit=.inf",
-        "policy.hidden=100",
+        "policy.hidden=90",
         "tune.space.foo=[0.0,1.0]",
         "learning.sft.example_format=tasks",
         "decode.width=5",

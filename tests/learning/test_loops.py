@@ -11,7 +11,7 @@ from genrec.errors import InputError
 from genrec.learning.divergence import require_finite
 from genrec.learning.rl.loop import train_async
 from genrec.learning.rl.query_sampler import QueryStream
-from genrec.learning.schedule import learning_rate
+from genrec.learning.schedule import epochs_for, learning_rate
 from genrec.learning.sft.batches import DenseExamples, Epochs, RowExamples
 from genrec.learning.sft.losses import SftLoss
 from genrec.seeds import generator_of, seed_of
@@ -71,6 +71,11 @@ def test_the_rate_rises_then_falls_to_its_low() -> None:
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[9] == 1.0
     assert rates[-1] == pytest.approx(0.1, abs=1e-3)
+
+
+def test_few_examples_are_shown_more_often_unless_the_epochs_are_named() -> None:
+    assert [epochs_for(0, steps) for steps in (1, 20, 55, 111, 175, 5000)] == [60, 55, 20, 10, 8, 8]
+    assert epochs_for(3, 1) == 3
 
 
 class CountingLearner:

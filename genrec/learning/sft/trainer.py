@@ -16,7 +16,7 @@ from genrec.config import Sft
 from genrec.learning.checkpoints import Checkpoints, TrainingState
 from genrec.learning.divergence import require_finite
 from genrec.learning.ema import WeightAverage
-from genrec.learning.schedule import learning_rate
+from genrec.learning.schedule import epochs_for, learning_rate
 from genrec.learning.sft.batches import Epochs
 from genrec.learning.sft.second_pass import RecordingLoss, SampleLoss
 from genrec.learning.sft.strategies import DdpStrategy, Strategy, ZeroStrategy
@@ -69,7 +69,7 @@ class SftTrainer:
         self._sid_check = EmbeddingUpdateCheck(policy)
         self._average: WeightAverage | None = None
         self.state = TrainingState()
-        total = settings.epochs * epochs.steps
+        total = epochs_for(settings.epochs, epochs.steps) * epochs.steps
         self.total_steps = min(total, settings.max_steps) if settings.max_steps else total
         self._last_step = min(last_step or self.total_steps, self.total_steps)
 
