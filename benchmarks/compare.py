@@ -127,13 +127,14 @@ def _scored(config: Config, variant: Variant, policy: Artifact) -> RunScore:
 
 
 def _score(config: Config, data: Path, catalog: Path, policy: Path, out: Path) -> Mapping[str, Any]:
-    """Item-level metrics of the test queries, of all and by popularity of the target; coverage and category entropy.
+    """Item-level metrics of the test queries, of all and by popularity of the target; what is recommended.
 
     As in ``evaluate``, seen items are masked where the log never repeats. An item head has the weight of validation.
     """
     from genrec.baselines.buckets import popularity_bucket
     from genrec.baselines.train_log import train_log
-    from genrec.evaluation.slices import by_bucket, category_entropy, category_numbers, coverage
+    from genrec.evaluation.slices import by_bucket, category_numbers
+    from genrec.evaluation.spread import spread
     from genrec.inference.batch import own_answering
     from genrec.metrics import means, per_query, target_ranks
 
@@ -146,12 +147,10 @@ def _score(config: Config, data: Path, catalog: Path, policy: Path, out: Path) -
     values = per_query(ranks_Q, (10, 50))
     buckets = by_bucket(values, targets_Q, bucket_N)
     sliced = {f"{metric}/{name}": bucket[metric] for name, bucket in buckets.items() for metric in values}
-    spread = {"coverage@10": coverage(beams.items_QK, items.num_rows)}
-    if (entropy := category_entropy(beams.items_QK, category_numbers(items))) is not None:
-        spread["category_entropy@10"] = entropy
+    shown = spread(beams.items_QK, log.counts_N, category_numbers(items))
     pq.write_table(pa.table({"rank": ranks_Q, "bucket": bucket_N[targets_Q]}), out / QUERIES)
     counts = {name: part["queries"] for name, part in buckets.items()}
-    return {"scores": means(values) | sliced | spread, "queries": counts}
+    return {"scores": means(values) | sliced | shown, "queries": counts}
 
 
 def common_seeds(scores: Scores) -> list[int]:

@@ -78,7 +78,8 @@ def _score(config: Config, inputs: Mapping[str, Artifact], test: TestData, out: 
     from genrec.baselines.buckets import popularity_bucket
     from genrec.baselines.ranking import rank
     from genrec.evaluation.intervals import paired
-    from genrec.evaluation.slices import by_bucket, coverage
+    from genrec.evaluation.slices import by_bucket
+    from genrec.evaluation.spread import spread
     from genrec.metrics import means, per_query, target_ranks
 
     started = time.perf_counter()
@@ -95,7 +96,7 @@ def _score(config: Config, inputs: Mapping[str, Artifact], test: TestData, out: 
     rows: dict[str, dict[str, float]] = {}
     for name, ranked_QK in rankings.items():
         tail = by_bucket(values[name], test.targets_Q, bucket_N).get("tail", {})
-        rows[name] = means(values[name]) | {"coverage@10": coverage(ranked_QK, len(test.items))}
+        rows[name] = means(values[name]) | spread(ranked_QK, suite.log.counts_N)
         rows[name] |= {"hr@50/tail": tail["hr@50"]} if tail else {}
     draws = config.evaluation.bootstrap
     differences = {

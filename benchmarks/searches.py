@@ -27,7 +27,8 @@ from genrec.baselines.tuning import fit_baselines
 from genrec.config import Config
 from genrec.data.tables import contexts, read_items, read_queries, read_sequences
 from genrec.evaluation.intervals import over_runs
-from genrec.evaluation.slices import category_entropy, category_numbers, coverage
+from genrec.evaluation.slices import category_numbers
+from genrec.evaluation.spread import spread
 from genrec.inference.batch import Split, make_node_prior, without_seen
 from genrec.inference.prior import RankedItems, mix, tune_weight
 from genrec.metrics import FloatArray, IntArray, measure
@@ -178,11 +179,9 @@ class _SearchEvaluation:
         return self.answers("test", self._node_search("test", best)), best
 
     def metrics(self, found: RankedItems, split: Split = "test") -> dict[str, float]:
-        """Item-level metrics, coverage and category entropy of the queries that ``found`` answers."""
+        """Item-level metrics of the queries that ``found`` answers, and what is recommended."""
         metrics = measure(found.items_QK, self._targets(split)[: len(found.items_QK)], (10, 50))
-        metrics["coverage@10"] = coverage(found.items_QK, self._items.num_rows)
-        entropy = category_entropy(found.items_QK, category_numbers(self._items))
-        return metrics if entropy is None else {**metrics, "category_entropy@10": entropy}
+        return metrics | spread(found.items_QK, self._suite.log.counts_N, category_numbers(self._items))
 
     def _node_search(self, split: Split, weight: float) -> Search:
         scores = self._scores(split)

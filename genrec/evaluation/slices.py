@@ -1,4 +1,4 @@
-"""Metrics by popularity bucket of the target, coverage and category entropy of rankings, and use of the codes."""
+"""Metrics by popularity bucket or event type of the target, numbers of categories, and use of the codes."""
 
 from __future__ import annotations
 
@@ -39,34 +39,6 @@ def by_event(values: dict[str, FloatArray], event_Q: Sequence[str | None]) -> di
         name: {"queries": int(at_Q.sum()), **means({key: vector[at_Q] for key, vector in values.items()})}
         for name, at_Q in inside.items()
     }
-
-
-def coverage(ranked_QK: IntArray, n_items: int, k: int = 10) -> float:
-    """(distinct items among all first k of ``ranked_QK``) / ``n_items``, in [0, 1]."""
-    recommended = np.unique(ranked_QK[:, :k])
-    return int((recommended >= 0).sum()) / n_items if n_items else 0.0
-
-
-def category_entropy(ranked_QK: IntArray, category_N: IntArray, k: int = 10) -> float | None:
-    """mean_queries -Σ_c p_c log2 p_c in bits, p the shares of the categories c among the first k items.
-
-    0 if they have one category, log2(k) if k. Items without a category are left out; None if no item has one.
-
-    Args:
-        category_N: number of each item's category, -1 for none.
-    """
-    if not (category_N >= 0).any() or not len(ranked_QK):
-        return None
-    top_QK = ranked_QK[:, :k]
-    category_QK = np.where(top_QK >= 0, category_N[np.maximum(top_QK, 0)], -1)
-    query_QK = np.broadcast_to(np.arange(len(top_QK))[:, None], top_QK.shape)
-    known_QK = category_QK >= 0
-    keys = query_QK[known_QK] * (int(category_N.max()) + 1) + category_QK[known_QK]
-    pairs_P, counts_P = np.unique(keys, return_counts=True)
-    query_P = pairs_P // (int(category_N.max()) + 1)
-    total_Q = np.bincount(query_P, counts_P, minlength=len(top_QK))
-    share_P = counts_P / total_Q[query_P]
-    return float(np.bincount(query_P, -share_P * np.log2(share_P), minlength=len(top_QK)).mean())
 
 
 def category_numbers(items: pa.Table, level: int = -1) -> NDArray[np.int64]:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from genrec.baselines.buckets import popularity_bucket
 from genrec.errors import InputError
 from genrec.evaluation.intervals import Difference, intervals, paired
-from genrec.evaluation.slices import by_bucket, by_event, category_entropy, coverage
+from genrec.evaluation.slices import by_bucket, by_event
+from genrec.evaluation.spread import of_targets, spread
 from genrec.metrics import (
     KS,
     FloatArray,
@@ -119,7 +120,9 @@ def summarise(
     if rankings.event_Q:
         sliced = {"model": model, **by_baseline}
         result["events"] = {name: by_event(values, rankings.event_Q) for name, values in sliced.items()}
-    result["spread"] = {name: _spread(ranked_QK, rankings) for name, ranked_QK in systems.items()}
+    counts_N = rankings.train_counts_N
+    result["spread"] = {name: spread(one_QK, counts_N, rankings.category_N) for name, one_QK in systems.items()}
+    result["targets"] = of_targets(rankings.targets_Q, counts_N)
     result["queries"], result["items"] = len(rankings.targets_Q), len(rankings.train_counts_N)
     result["headline"] = headline(result["model"]["item"], baselines, differences)
     result["baseline_wins"] = metrics_lost(result["model"]["item"], baselines)
@@ -264,8 +267,3 @@ def _buckets(rankings: Rankings, model: Values, baselines: Mapping[str, Values])
     bucket_N = popularity_bucket(rankings.train_counts_N)
     systems = {"model": model, **baselines}
     return {name: by_bucket(values, rankings.targets_Q, bucket_N) for name, values in systems.items()}
-
-
-def _spread(ranked_QK: IntArray, rankings: Rankings) -> dict[str, float | None]:
-    entropy = None if rankings.category_N is None else category_entropy(ranked_QK, rankings.category_N)
-    return {"coverage@10": coverage(ranked_QK, len(rankings.train_counts_N)), "category_entropy@10": entropy}

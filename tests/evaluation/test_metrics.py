@@ -6,12 +6,8 @@ import pytest
 from genrec.baselines.buckets import popularity_bucket
 from genrec.errors import InputError
 from genrec.evaluation.intervals import intervals, paired
-from genrec.evaluation.slices import (
-    by_bucket,
-    category_entropy,
-    coverage,
-    sid_use,
-)
+from genrec.evaluation.slices import by_bucket, sid_use
+from genrec.evaluation.spread import of_targets, spread
 from genrec.metrics import (
     means,
     measure,
@@ -154,15 +150,24 @@ def test_bucket_means_weigh_up_to_the_whole():
     assert total == pytest.approx(values["hr@10"].sum())
 
 
-def test_coverage_counts_each_item_once_and_no_padding():
-    assert coverage(np.array([[0, 1, -1], [1, 0, 2]]), n_items=4, k=2) == 0.5
+def test_what_is_recommended_counts_each_item_once_and_no_padding():
+    counts = np.array([9, 4, 0, 5])
+    found = spread(np.array([[0, 1, -1], [1, 0, 2]]), counts, k=2)
+    assert found == {"coverage@2": 0.5, "new_items@2": 0.5, "popularity@2": 6.5}
+    assert of_targets(np.array([0, 2]), counts) == {"popularity": 4.5, "new_items": 0.5}
+    nothing = spread(np.array([[-1, -1]]), counts, np.array([0, 0, 1, 1]))
+    assert nothing["coverage@10"] == nothing["new_items@10"] == nothing["unique_categories@10"] == 0
 
 
-def test_entropy_is_zero_for_one_category_and_one_bit_for_an_even_pair():
-    category = np.array([0, 0, 1, -1])
-    assert category_entropy(np.array([[0, 1]]), category) == pytest.approx(0.0)
-    assert category_entropy(np.array([[0, 2, 3]]), category) == pytest.approx(1.0)
-    assert category_entropy(np.array([[0, 1]]), np.full(4, -1)) is None
+@pytest.mark.parametrize(("items", "bits", "number"), [([0, 1], 0.0, 1), ([0, 2, 3], 1.0, 2), ([3, -1], 0.0, 0)])
+def test_one_category_has_no_entropy_and_an_even_pair_one_bit(items: list[int], bits: float, number: int):
+    found = spread(np.array([items]), np.ones(4), np.array([0, 0, 1, -1]))
+    assert found["category_entropy@10"] == pytest.approx(bits)
+    assert found["unique_categories@10"] == number
+
+
+def test_items_without_categories_have_no_figures_of_them():
+    assert "category_entropy@10" not in spread(np.array([[0, 1]]), np.ones(2), np.full(2, -1))
 
 
 def test_code_use_counts_codes_and_even_use_has_full_perplexity():
