@@ -33,8 +33,8 @@ from genrec.inference.batch import Split, make_node_prior, without_seen
 from genrec.inference.prior import RankedItems, mix, tune_weight
 from genrec.metrics import FloatArray, IntArray, measure
 from genrec.policy.backbone import load
-from genrec.policy.decoding.beam import HEAD_WEIGHT, Beams, beam, sample
-from genrec.policy.decoding.sampling import diverse_beam, stochastic_beam, unconstrained, validity_by_rank
+from genrec.policy.decoding.beam import HEAD_WEIGHT, Beams, beam
+from genrec.policy.decoding.sampling import diverse_beam, sample, stochastic_beam, unconstrained, validity_by_rank
 from genrec.sid.catalog import Catalog
 
 DIRECTORY = "searches"
@@ -98,7 +98,7 @@ def _other_searches(evaluation: _SearchEvaluation) -> dict[str, Search]:
         return stochastic_beam(policy, tokens_BP, mask_BP, trie, width, generator=generator).beams
 
     def samples(tokens_BP: Tensor, mask_BP: Tensor, _: slice) -> Beams:
-        return sample(policy, tokens_BP, mask_BP, trie, width, generator=generator)
+        return sample(policy, tokens_BP, mask_BP, trie, width, generator=generator).beams
 
     def guided(tokens_BP: Tensor, mask_BP: Tensor, _: slice) -> Beams:
         return beam(policy, tokens_BP, mask_BP, trie, width, head_weight=HEAD_WEIGHT)

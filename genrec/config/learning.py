@@ -96,10 +96,24 @@ class Sft(Section):
     patience: PositiveInt = Field(default=8, description="checks without a better validation NDCG@10 before stopping")
 
 
+OFF_POLICY = ("dpo", "s_dpo", "listwise", "lambdarank")
+"""Objectives that may learn from groups of an older policy: they have no ratio to the policy that generated them."""
+
+
 class Rl(Section):
     """Reinforcement learning on groups of candidates (GRPO, Shao et al. 2024, and its kin)."""
 
-    objective: Literal["grpo", "dr_grpo", "dapo", "gspo", "reinforce", "ppo", "dpo", "s_dpo"] = "grpo"
+    objective: Literal[
+        "grpo", "dr_grpo", "dapo", "gspo", "reinforce", "ppo", "dpo", "s_dpo", "listwise", "lambdarank"
+    ] = "grpo"
+    groups: Literal["fresh", "fixed"] = Field(
+        default="fresh",
+        description="fresh: generated for each update by the policy as it stands; fixed: generated once by the SFT "
+        "policy, those whose rewards differ are learned from again and again",
+    )
+    fixed_queries: int = Field(
+        default=0, ge=0, description="groups=fixed: training queries, drawn at random, that get a group; 0 = all"
+    )
     steps: PositiveInt = 300
     queries: PositiveInt = Field(default=128, description="queries per update, over all workers")
     oversample: PositiveInt = Field(
@@ -110,6 +124,11 @@ class Rl(Section):
         default="beam", description="mixed: the first half beams, the rest drawn without replacement"
     )
     temperature: float = Field(default=1.0, gt=0, description="sample: of sampling")
+    candidate_weight: Literal["uniform", "probability"] = Field(
+        default="uniform",
+        description="probability: candidates weigh as the policy that generated them weighs them, which is the "
+        "gradient of the expected reward over an enumerated set such as beams (minimum risk)",
+    )
     add_target: bool = Field(
         default=False, description="the target replaces the last candidate of a group that missed it"
     )
@@ -121,11 +140,17 @@ class Rl(Section):
     ratio_clip: float = Field(default=0.2, gt=0, lt=1, description="epsilon of the clipped ratio; gspo: 3e-4 is usual")
     ratio_clip_high: float = Field(default=0.28, gt=0, description="dapo: epsilon above 1")
     kl: float = Field(default=0.1, ge=0, description="weight of the exact KL to the SFT policy")
+    prefix_weight: Literal["probability", "uniform"] = Field(
+        default="probability",
+        description="weight of each visited prefix in KL and entropy: its probability, once, or equal for all "
+        "candidates",
+    )
     sft: float = Field(default=0.3, ge=0, description="weight of the supervised term on the target")
     entropy: float = Field(default=0.0, ge=0, description="weight of the exact entropy bonus")
-    advantage: Literal["auto", "group_std", "group_mean", "batch_std", "leave_one_out", "rank"] = Field(
+    advantage: Literal["auto", "group_std", "group_mean", "batch_std", "leave_one_out", "rank", "sibling"] = Field(
         default="auto",
-        description="auto: dr_grpo group_mean, reinforce leave_one_out, else group_std; ppo has its value head's",
+        description="auto: dr_grpo group_mean, reinforce leave_one_out, else group_std; ppo has its value head's; "
+        "sibling: half group_std, half the same among the candidates of one parent node",
     )
     gae_lambda: float = Field(default=0.95, ge=0, le=1, description="ppo: lambda of the advantages")
     value_weight: float = Field(default=0.5, ge=0, description="ppo: weight of the value loss")
@@ -168,9 +193,35 @@ class Rl(Section):
     )
 
     @model_validator(mode="after")
-    def _target_has_a_weight(self) -> Rl:
-        if self.add_target and self.generation == "stochastic_beam":
-            raise ValueError("add_target leaves stochastic_beam's importance weights undefined; use generation=mixed")
+    def _fits_together(self) -> Rl:
+        wrong = {
+            "add_target leaves stochastic_beam's importance weights undefined; use generation=mixed": (
+                self.add_target and self.generation == "stochastic_beam"
+            ),
+            "add_target leaves the importance weights of samples at another temperature undefined; set temperature=1": (
+                self.add_target and self.generation == "sample" and self.temperature != 1
+            ),
+            f"candidate_weight=probability is for enumerated candidates, and those of generation={self.generation} are "
+            "drawn by their probability already; take generation=beam or mixed": (
+                self.candidate_weight == "probability" and self.generation in ("sample", "stochastic_beam")
+            ),
+            f"candidate_weight=probability changes nothing for objective={self.objective}, which compares candidates": (
+                self.candidate_weight == "probability" and self.objective in OFF_POLICY
+            ),
+            f"advantage=sibling differs by level, and objective={self.objective} has one advantage per item": (
+                self.advantage == "sibling" and self.objective == "gspo"
+            ),
+            f"objective={self.objective} needs groups of the policy as it stands, and groups=fixed are of the SFT "
+            f"policy; take groups=fresh, or one of {', '.join(OFF_POLICY)}": (
+                self.groups == "fixed" and self.objective not in OFF_POLICY
+            ),
+            "oversample chooses among fresh groups, and groups=fixed are chosen already; set oversample=1": (
+                self.groups == "fixed" and self.oversample > 1
+            ),
+            "fixed_queries is about groups=fixed": self.groups == "fresh" and bool(self.fixed_queries),
+        }
+        if found := [message for message, is_wrong in wrong.items() if is_wrong]:
+            raise ValueError("; ".join(found))
         return self
 
 

@@ -21,7 +21,8 @@ from genrec.learning.rl.candidates import mixed, with_target
 from genrec.learning.rl.critic import Critic, gae, normalised
 from genrec.learning.rl.diagnostics import level_credit, probability_shift, term_shares, zero_advantage_share
 from genrec.learning.rl.learner import GrpoLearner, informative_first
-from genrec.learning.rl.objectives import LOG_RATIO_LIMIT, OBJECTIVES, PolicyBatch, exact_entropy, exact_kl
+from genrec.learning.rl.objectives import LOG_RATIO_LIMIT, OBJECTIVES, PolicyBatch
+from genrec.learning.rl.regularisers import exact_entropy, exact_kl
 from genrec.learning.rl.rollout import LocalRollouts, generate
 from genrec.learning.rl.scorer import GroupScorer
 from genrec.policy.decoding.beam import Beams
@@ -118,6 +119,29 @@ def plain_dpo(b: PolicyBatch) -> Tensor:
     return sum((torch.stack([-m.sigmoid().log() for m in row]).mean() for row in margins(b)), torch.zeros(()))
 
 
+def plain_listwise(b: PolicyBatch) -> Tensor:
+    """Gains 1, 0, ½ of query 0 and 0, ½ of query 1, whose last candidate is empty."""
+    total = torch.zeros(())
+    for q, target in ((0, [2 / 3, 0.0, 1 / 3]), (1, [0.0, 1.0])):
+        chance = b.logp_BGL[q, : len(target)].sum(-1).exp()
+        total = total - sum((t * (c / chance.sum()).log() for t, c in zip(target, chance, strict=True)), torch.zeros(()))
+    return total
+
+
+def plain_lambdarank(b: PolicyBatch) -> Tensor:
+    total = torch.zeros(())
+    for q, gain in ((0, [1.0, 0.0, 0.5]), (1, [0.0, 0.5])):
+        score = b.logp_BGL[q, : len(gain)].sum(-1)
+        place = [1 + sum(bool(other > s) for other in score) for s in score]
+        ideal = sum(g / math.log2(1 + n) for n, g in enumerate(sorted(gain, reverse=True), start=1))
+        for i, better in enumerate(gain):
+            for j, worse in enumerate(gain):
+                if better > worse:
+                    swap = abs(1 / math.log2(1 + place[i]) - 1 / math.log2(1 + place[j]))
+                    total = total - (better - worse) * swap / ideal * (score[i] - score[j]).sigmoid().log()
+    return total
+
+
 def plain_s_dpo(b: PolicyBatch) -> Tensor:
     rows = [torch.stack([(-m).exp() for m in row]).sum() for row in margins(b)]
     return sum((-(-total.log()).sigmoid().log() for total in rows), torch.zeros(()))
@@ -132,6 +156,8 @@ PLAIN: dict[str, Callable[[PolicyBatch], Tensor]] = {
     "reinforce": plain_reinforce,
     "dpo": plain_dpo,
     "s_dpo": plain_s_dpo,
+    "listwise": plain_listwise,
+    "lambdarank": plain_lambdarank,
 }
 
 
@@ -160,7 +186,7 @@ def test_the_log_ratio_is_clamped() -> None:
 def test_groups_of_equal_rewards_have_no_preference() -> None:
     given, logp = batch()
     equal = replace(given, rewards_BG=torch.ones(2, 3))
-    for name in ("dpo", "s_dpo"):
+    for name in ("dpo", "s_dpo", "listwise", "lambdarank"):
         OBJECTIVES[name].loss(equal, Rl(objective=name)).backward()
         assert logp.grad is not None
         assert (logp.grad == 0).all()
@@ -180,9 +206,9 @@ def test_importance_weights_scale_a_candidates_gradient() -> None:
 
 def test_kl_and_entropy_are_exact_per_level() -> None:
     p, q = torch.tensor([[[0.5, 0.5, 0.0]]]).log(), torch.tensor([[[0.25, 0.75, 0.0]]]).log()
-    valid = torch.ones(1, 1, dtype=torch.bool)
-    assert exact_kl([p, p], [p, q], valid).tolist() == pytest.approx([0, 0.5 * math.log(2) + 0.5 * math.log(2 / 3)])
-    assert exact_entropy([p, q], valid).tolist() == pytest.approx(
+    once = torch.ones(1, 1, 2)
+    assert exact_kl([p, p], [p, q], once).tolist() == pytest.approx([0, 0.5 * math.log(2) + 0.5 * math.log(2 / 3)])
+    assert exact_entropy([p, q], once).tolist() == pytest.approx(
         [math.log(2), 0.25 * math.log(4) - 0.75 * math.log(0.75)]
     )
 
@@ -230,7 +256,7 @@ def test_zero_advantage_groups_are_counted_and_come_last() -> None:
         rewarded({"a": [0.0, 0.0]}, 2),
         rewarded({"a": [0.0, 1.0]}, 3),
     ]
-    assert float(zero_advantage_share(torch.stack([g.rewards_G for g in groups]))) == 0.5
+    assert float(zero_advantage_share(torch.stack([g.rewards_G for g in groups]), torch.ones(4, 2) > 0)) == 0.5
     assert [g.query.id for g in informative_first(groups)] == [1, 3, 0, 2]
 
 

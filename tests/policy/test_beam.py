@@ -5,7 +5,8 @@ import torch
 from support.synthetic import random_catalog, small_policy
 
 from genrec.errors import InputError
-from genrec.policy.decoding.beam import beam, sample
+from genrec.policy.decoding.beam import beam
+from genrec.policy.decoding.sampling import sample
 from genrec.policy.decoding.score import score
 from genrec.policy.model import Policy
 from genrec.policy.prompts import Prompts
@@ -110,7 +111,8 @@ def test_samples_follow_the_policy() -> None:
     catalog = random_catalog(6, (3, 3))
     policy, prompts = small_policy(catalog)
     tokens_BP, mask_BP = prompts.encode([[1, 2]])
-    drawn = sample(policy, tokens_BP, mask_BP, catalog.trie, 4000, generator=torch.Generator().manual_seed(0))
+    noise = torch.Generator().manual_seed(0)
+    drawn = sample(policy, tokens_BP, mask_BP, catalog.trie, 4000, generator=noise).beams
     exact = beam(policy, tokens_BP, mask_BP, catalog.trie, 6)
     for item, logp in zip(exact.items_BW[0].tolist(), exact.logp_BW[0], strict=True):
         share = float((drawn.items_BW[0] == item).float().mean())

@@ -8,7 +8,8 @@ import pytest
 import torch
 from support.synthetic import small_policy
 
-from genrec.policy.decoding.beam import beam, sample
+from genrec.policy.decoding.beam import beam
+from genrec.policy.decoding.sampling import sample
 from genrec.policy.decoding.score import score
 from genrec.policy.decoding.tree import merge_nodes
 from genrec.policy.model import Policy
@@ -43,7 +44,8 @@ def test_a_search_needs_no_forward_under_a_prefix_with_one_item() -> None:
 def test_samples_at_one_node_share_its_token() -> None:
     policy, prompts = small_policy(LONE)
     lengths = positions_per_forward(policy)
-    found = sample(policy, *prompts.encode([[1, 2], [3]]), LONE.trie, 200, generator=torch.Generator().manual_seed(0))
+    noise = torch.Generator().manual_seed(0)
+    found = sample(policy, *prompts.encode([[1, 2], [3]]), LONE.trie, 200, generator=noise).beams
     assert lengths[1:] == [1]
     exact = beam(policy, *prompts.encode([[1, 2], [3]]), LONE.trie, 7)
     for row, items_W in enumerate(found.items_BW):

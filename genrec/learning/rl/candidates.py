@@ -1,4 +1,4 @@
-"""From the beams of a search to a group's candidates: importance weights, mixtures, the target added."""
+"""From the beams of a search to a group's candidates: their weights, mixtures, the target added."""
 
 from __future__ import annotations
 
@@ -8,10 +8,28 @@ import torch
 from torch import Tensor
 
 from genrec.policy.decoding.beam import Beams
-from genrec.policy.decoding.sampling import SampledBeams
+from genrec.policy.decoding.sampling import SampledBeams, TemperedBeams
 from genrec.policy.decoding.score import score
 from genrec.policy.model import Policy
 from genrec.sid.trie import Trie
+from genrec.types import Group
+
+
+def candidate_weights(groups: Sequence[Group], kind: str) -> Tensor:
+    """w (B, G) of the candidates in an objective: of mean 1 over a group's real candidates, 0 for empty ones.
+
+    They are the groups' importance weights where these carry any. Otherwise ``uniform`` weights are 1, and with
+    ``probability`` they are n π_i / Σ_j π_j for the n candidates, π being the policy that generated them: beams are an
+    enumerated set, over which Σ_i π_i r_i / Σ_j π_j is the risk to minimise (Shen et al. 2016, eq. 9–10, α = 1).
+    """
+    real_BG = torch.stack([group.items_G for group in groups]) >= 0
+    if groups[0].weights_G is not None:
+        given = [group.weights_G for group in groups if group.weights_G is not None]
+        return torch.stack(given).masked_fill(~real_BG, 0)
+    if kind == "uniform":
+        return real_BG.float()
+    logp_BG = torch.stack([group.logp_GL.sum(-1) for group in groups])
+    return _of_mean_one(logp_BG, real_BG)
 
 
 def importance(drawn: SampledBeams) -> Tensor:
@@ -20,9 +38,23 @@ def importance(drawn: SampledBeams) -> Tensor:
     q_i is the probability that i is drawn at all; the weights have mean 1 over the real candidates (normalised
     importance weights, Kool et al. 2019, §4.2).
     """
-    real_BG = drawn.beams.items_BW >= 0
-    raw_BG = (drawn.beams.logp_BW.exp() / drawn.inclusion_BW.clamp(min=1e-30)).masked_fill(~real_BG, 0)
-    return raw_BG * real_BG.sum(1, keepdim=True) / raw_BG.sum(1, keepdim=True).clamp(min=1e-30)
+    log_q_BG = drawn.inclusion_BW.clamp(min=1e-30).log()
+    return _of_mean_one(drawn.beams.logp_BW - log_q_BG, drawn.beams.items_BW >= 0)
+
+
+def tempered_importance(drawn: TemperedBeams) -> Tensor:
+    """w_i = n · (π_i / μ_i) / Σ_j (π_j / μ_j) of n samples of the tempered policy μ, (B, G); 0 for empty ones.
+
+    π / π_old · w ∝ π / μ is then the ratio to the policy that acted, while the clip range lies around π_old (the
+    decoupled objective of Hilton et al. 2022, §3).
+    """
+    return _of_mean_one(drawn.beams.logp_BW - drawn.behaviour_BW, drawn.beams.items_BW >= 0)
+
+
+def _of_mean_one(log_weight_BG: Tensor, real_BG: Tensor) -> Tensor:
+    """Weights proportional to the exponential, with mean 1 over the real candidates and 0 elsewhere."""
+    share_BG = log_weight_BG.masked_fill(~real_BG, -torch.inf).softmax(-1)
+    return (share_BG * real_BG.sum(1, keepdim=True)).masked_fill(~real_BG, 0)
 
 
 def mixed(best: Beams, drawn: Beams) -> Beams:

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from genrec.config import Rl
-from genrec.learning.rl.advantages import EPSILON
+from genrec.learning.rl.advantages import EPSILON, Total, of_one_worker
 from genrec.learning.rl.scorer import GroupScorer, GroupScores
 from genrec.learning.rl.value_network import ValueNetwork
 from genrec.policy.model import Policy
@@ -107,17 +107,18 @@ def gae(values_BGL: Tensor, rewards_BG: Tensor, lam: float) -> Tensor:
     return torch.stack(found[::-1], dim=-1)
 
 
-def normalised(advantage_BGL: Tensor, valid_BG: Tensor) -> Tensor:
-    """(A - mean(A)) / std(A) over all tokens of real candidates, (B, G, L).
+def normalised(advantage_BGL: Tensor, valid_BG: Tensor, total: Total = of_one_worker) -> Tensor:
+    """(A - mean(A)) / std(A) over all tokens of real candidates, of all workers, (B, G, L).
 
     0 for empty candidates, and everywhere if A is constant.
     """
-    real_BG1 = valid_BG[..., None]
-    real_x = advantage_BGL[valid_BG]
-    std = real_x.std(correction=0) if len(real_x) else advantage_BGL.new_zeros(())
-    if std < EPSILON:
-        return torch.zeros_like(advantage_BGL)
-    return ((advantage_BGL - real_x.mean()) / std).masked_fill(~real_BG1, 0)
+    empty_BG1 = ~valid_BG[..., None]
+    real_BGL = advantage_BGL.masked_fill(empty_BG1, 0)
+    tokens = valid_BG.sum() * advantage_BGL.shape[-1]
+    count, added = total(torch.stack([tokens.to(real_BGL.dtype), real_BGL.sum()]))
+    centred_BGL = (advantage_BGL - added / count.clamp(min=1)).masked_fill(empty_BG1, 0)
+    std = (total(centred_BGL.square().sum()) / count.clamp(min=1)).sqrt()
+    return torch.zeros_like(advantage_BGL) if std < EPSILON else centred_BGL / std
 
 
 def value_loss(values_BGL: Tensor, returns_BGL: Tensor, valid_BG: Tensor) -> Tensor:

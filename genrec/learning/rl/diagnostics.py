@@ -8,17 +8,47 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from genrec.config import Rl
 from genrec.errors import InputError
-from genrec.learning.rl.advantages import EPSILON
+from genrec.learning.rl.advantages import EPSILON, has_advantage, shares
+from genrec.learning.rl.objectives import PolicyBatch, clip_range
 from genrec.types import Group
 
 AGREEMENT, COARSE_AGREEMENT = 1e-3, 0.2
 """How far the learner's log-probabilities of a fresh rollout may be from the rollout's: in fp32, and in bf16."""
 
 
-def zero_advantage_share(rewards_BG: Tensor) -> Tensor:
-    """Share of groups whose rewards have a standard deviation below EPSILON: their advantages are 0."""
-    return (rewards_BG.std(-1, correction=0) < EPSILON).float().mean()
+CHOSEN_CODES = "chosen_codes"
+"""Codes of real candidates that were not the only child: what ``ratio_statistics`` are means over."""
+
+
+def zero_advantage_share(rewards_BG: Tensor, valid_BG: Tensor) -> Tensor:
+    """Share of groups whose real candidates' rewards have a standard deviation below EPSILON: no advantages."""
+    return (~has_advantage(rewards_BG, valid_BG)).float().mean()
+
+
+@torch.no_grad()
+def ratio_statistics(batch: PolicyBatch, valid_BG: Tensor, ratio: str, settings: Rl) -> dict[str, Tensor]:
+    """Sums over the codes that were chosen of ρ = π / π_old, of ρ², and of the codes whose gradient the clip removes.
+
+    A code's gradient is gone where A > 0 and ρ lies above the clip range, or A < 0 and ρ below it. ``chosen_codes`` is
+    their number; ``audited`` turns the sums into means.
+
+    Args:
+        ratio: ``code``, ``item`` for one per item (``gspo``), or ``none`` for objectives that have no ratio.
+    """
+    if ratio == "none":
+        return {}
+    log_ratio_BGL, advantage_BGL = batch.log_ratio_BGL, batch.advantage_BGL
+    chosen_BGL = valid_BG[..., None] & (batch.old_BGL != 0)
+    if ratio == "item":
+        log_ratio_BGL, advantage_BGL = log_ratio_BGL.mean(-1, keepdim=True), advantage_BGL[..., :1]
+        chosen_BGL = chosen_BGL.any(-1, keepdim=True)
+    ratio_BGL, (low, high) = log_ratio_BGL.exp(), clip_range(settings)
+    is_clipped_BGL = torch.where(advantage_BGL > 0, ratio_BGL > high, (advantage_BGL < 0) & (ratio_BGL < low))
+    sums = {"clip_fraction": is_clipped_BGL, "ratio/mean": ratio_BGL, "ratio/std": ratio_BGL.square()}
+    found = {name: (value * chosen_BGL).float().sum() for name, value in sums.items()}
+    return {CHOSEN_CODES: chosen_BGL.float().sum(), **found}
 
 
 def term_shares(groups: Sequence[Group], advantage_BG: Tensor) -> dict[str, float]:
@@ -30,10 +60,11 @@ def term_shares(groups: Sequence[Group], advantage_BG: Tensor) -> dict[str, floa
     """
     totals: dict[str, float] = {}
     for group, advantage_G in zip(groups, advantage_BG, strict=True):
-        centred_G = group.rewards_G - group.rewards_G.mean()
+        share_G = shares((group.items_G >= 0).float())
+        centred_G = (group.rewards_G - (share_G * group.rewards_G).sum()).masked_fill(share_G == 0, 0)
         scale = float((centred_G * advantage_G).sum() / centred_G.square().sum().clamp(min=EPSILON**2))
         for name, term_G in group.terms.items():
-            share = scale * float(((term_G - term_G.mean()) * advantage_G).mean())
+            share = scale * float((share_G * (term_G - (share_G * term_G).sum()) * advantage_G).sum())
             totals[name] = totals.get(name, 0.0) + share
     total = sum(totals.values())
     return {name: value / total if abs(total) > 1e-12 else math.nan for name, value in totals.items()}
@@ -85,7 +116,17 @@ def check_agreement(new_BGL: Tensor, old_BGL: Tensor, valid_BG: Tensor, precisio
         )
 
 
-def credit_as_shares(measured: Mapping[str, float]) -> dict[str, float]:
-    """``measured`` with each ``level_credit/<level>`` divided by their sum over levels."""
-    total = sum(value for name, value in measured.items() if name.startswith("level_credit/"))
-    return {n: v / max(total, EPSILON) if n.startswith("level_credit/") else v for n, v in measured.items()}
+def audited(measured: Mapping[str, float]) -> dict[str, float]:
+    """``measured`` with shares and means for sums.
+
+    Each ``level_credit/<level>`` is divided by their sum over levels; the sums of ``ratio_statistics`` become the
+    clip's share and the ratio's mean and standard deviation.
+    """
+    found, levels = dict(measured), [name for name in measured if name.startswith("level_credit/")]
+    total = max(sum(measured[name] for name in levels), EPSILON)
+    found |= {name: measured[name] / total for name in levels}
+    if CHOSEN_CODES in found:
+        count = max(found.pop(CHOSEN_CODES), EPSILON)
+        found |= {name: found[name] / count for name in ("clip_fraction", "ratio/mean", "ratio/std")}
+        found["ratio/std"] = math.sqrt(max(0.0, found["ratio/std"] - found["ratio/mean"] ** 2))
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from genrec.learning.checkpoints import TrainingState
 from genrec.learning.divergence import require_finite
 from genrec.learning.ema import WeightAverage
 from genrec.learning.rewards import RewardFunction
-from genrec.learning.rl.advantages import EPSILON, advantages
+from genrec.learning.rl.advantages import has_advantage, level_advantages
+from genrec.learning.rl.candidates import candidate_weights
 from genrec.learning.rl.critic import CriticTrainer, gae, normalised
-from genrec.learning.rl.diagnostics import check_agreement, credit_as_shares, term_shares, zero_advantage_share
+from genrec.learning.rl.diagnostics import audited, check_agreement, term_shares, zero_advantage_share
 from genrec.learning.rl.objectives import OBJECTIVES
 from genrec.learning.rl.scorer import GroupScorer, GroupScores
 from genrec.learning.rl.update_loss import MicroBatch, Targets, UpdateLoss, informative_tokens
@@ -86,20 +88,19 @@ class GrpoLearner:
         settings = self._settings
         self._first_version = self.version if self._first_version is None else self._first_version
         self._reward(groups)
-        zero_advantage = zero_advantage_share(torch.stack([group.rewards_G for group in groups]))
+        zero_advantage = zero_advantage_share(*_stacked(groups))
         groups = informative_first(groups)[: max(1, len(groups) // settings.oversample)]
-        rewards_BG = torch.stack([group.rewards_G for group in groups])
-        kind = self._objective.advantage if settings.advantage == "auto" else settings.advantage
-        advantage_BG = advantages(kind, rewards_BG)
         self._wrapped.eval()
-        sums = self._backward(groups, self._targets(groups, rewards_BG, advantage_BG))
-        own = {"reward": rewards_BG.mean(), "zero_advantage_groups": zero_advantage}
+        targets = self._targets(groups)
+        sums = self._backward(groups, targets if self._critic is None else self._critics_targets(groups, targets))
+        own = {"reward": targets.rewards_BG.mean(), "zero_advantage_groups": zero_advantage}
         measured = self._means(sums, len(groups), own)
-        self._step(measured["loss"], [f"query {group.query.id}" for group in groups])
+        norm = self._step(measured["loss"], [f"query {group.query.id}" for group in groups])
         staleness = self.version - groups[0].version
         self.version += 1
-        shares = {f"advantage_share/{name}": share for name, share in term_shares(groups, advantage_BG).items()}
-        return {"step": float(self.version), **measured, **shares, "staleness": float(staleness)}
+        shares = term_shares(groups, targets.advantage_BGL.mean(-1))
+        measured |= {f"advantage_share/{name}": share for name, share in shares.items()}
+        return {"step": float(self.version), **measured, "gradient_norm": norm, "staleness": float(staleness)}
 
     def write(self, directory: Path, run: TrainingState) -> None:
         """Save ``run``, and all that a resumed run needs of this learner."""
@@ -119,18 +120,25 @@ class GrpoLearner:
             if part is not None:
                 part.read(directory)
 
-    def _targets(self, groups: Sequence[Group], rewards_BG: Tensor, advantage_BG: Tensor) -> Targets:
-        """The group's advantage at every level, or PPO's, by the critic as it stands before the update."""
-        if self._critic is None:
-            levels = groups[0].codes_GL.shape[1]
-            return Targets(rewards_BG, advantage_BG[..., None].expand(-1, -1, levels), None)
+    def _targets(self, groups: Sequence[Group]) -> Targets:
+        """Rewards, weights, and the advantages of ``learning.rl.advantage``."""
+        settings, (rewards_BG, _) = self._settings, _stacked(groups)
+        weight_BG = candidate_weights(groups, settings.candidate_weight)
+        kind = self._objective.advantage if settings.advantage == "auto" else settings.advantage
+        codes_BGL = torch.stack([group.codes_GL for group in groups])
+        advantage_BGL = level_advantages(kind, rewards_BG, weight_BG, codes_BGL, self._total)
+        return Targets(rewards_BG, weight_BG, advantage_BGL)
+
+    def _critics_targets(self, groups: Sequence[Group], targets: Targets) -> Targets:
+        """The same with PPO's advantages and returns, by the critic as it stands before the update."""
+        assert self._critic is not None
         with torch.no_grad():
             parts = [groups[part] for part in self._parts(len(groups))]
             values = [self._critic.values(part, self._scorer.scores(part)) for part in parts]
         values_BGL = torch.cat(values).cpu()
-        advantage_BGL = gae(values_BGL, rewards_BG, self._settings.gae_lambda)
-        valid_BG = torch.stack([group.items_G for group in groups]) >= 0
-        return Targets(rewards_BG, normalised(advantage_BGL, valid_BG), advantage_BGL + values_BGL)
+        advantage_BGL = gae(values_BGL, targets.rewards_BG, self._settings.gae_lambda)
+        scaled_BGL = normalised(advantage_BGL, _stacked(groups)[1], self._total)
+        return replace(targets, advantage_BGL=scaled_BGL, returns_BGL=advantage_BGL + values_BGL)
 
     def _backward(self, groups: Sequence[Group], targets: Targets) -> dict[str, Tensor]:
         """Gradients of the whole batch, in micro-batches; returns the measurements, summed over queries."""
@@ -166,7 +174,8 @@ class GrpoLearner:
         target_B = torch.tensor([group.query.target for group in groups], device=state_BD.device)
         return head.loss(state_BD, target_B)
 
-    def _step(self, loss: float, batch: Sequence[str]) -> None:
+    def _step(self, loss: float, batch: Sequence[str]) -> float:
+        """One optimizer step; returns the gradient's norm before it was clipped."""
         settings = self._settings
         remedy = f"lower learning.rl.lr={settings.lr:g} or learning.rl.clip={settings.clip:g}"
         norm = gradient_norm(self._accelerator, self._wrapped, settings.clip)
@@ -181,16 +190,22 @@ class GrpoLearner:
             self._average.update(self.policy.trainable())
         if self._critic is not None:
             self._critic.step()
+        return norm
 
     def _means(self, sums: Mapping[str, Tensor], queries: int, own: Mapping[str, Tensor]) -> dict[str, float]:
         """Means over the queries of all workers, of sums and of this worker's ``own`` means; credit as shares."""
         means = [*(amount / queries for amount in sums.values()), *(mean.to(sums["kl"]) for mean in own.values())]
         measured = zip((*sums, *own), self._mean_of_workers(torch.stack(means)).tolist(), strict=True)
-        return credit_as_shares(dict(measured))
+        return audited(dict(measured))
 
     def _mean_of_workers(self, values: Tensor) -> Tensor:
         mean: Any = self._accelerator.reduce(values, "mean")
         return mean
+
+    def _total(self, values: Tensor) -> Tensor:
+        """The sum over all workers, where ``values`` are."""
+        total: Any = self._accelerator.reduce(values.to(self._accelerator.device), "sum")
+        return total.to(values.device)
 
     def _parts(self, count: int) -> Iterator[slice]:
         for start in range(0, count, self._settings.micro_queries):
@@ -202,4 +217,11 @@ def informative_first(groups: Sequence[Group]) -> list[Group]:
 
     Cutting this list is dynamic sampling (DAPO, Yu et al. 2025, §3.2) with a fixed number of groups.
     """
-    return sorted(groups, key=lambda group: bool(group.rewards_G.std(correction=0) < EPSILON))
+    has_B = has_advantage(*_stacked(groups)).tolist()
+    return [group for wanted in (True, False) for group, has in zip(groups, has_B, strict=True) if has == wanted]
+
+
+def _stacked(groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
+    """Rewards of the candidates, and which are real, (B, G) each."""
+    items_BG = torch.stack([group.items_G for group in groups])
+    return torch.stack([group.rewards_G for group in groups]), items_BG >= 0

@@ -1,7 +1,7 @@
 """Objectives of reinforcement learning, on log-probabilities of the trie-renormalised policy, behind one interface.
 
-Each is a loss summed over B queries with G candidates of L levels; A is the advantage, w the importance weight of a
-candidate (0 for an empty one), ρ = π / π_old the ratio per level. A forced step (one child) has log-probability 0
+Each is a loss summed over B queries with G candidates of L levels; A is the advantage, w the weight of a candidate
+(``candidate_weights``; 0 for an empty one), ρ = π / π_old the ratio per level. A forced step (one child) has log-probability 0
 under every policy, so it adds no gradient.
 """
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from genrec.config import Rl
 from genrec.learning.rl.preferences import dpo, s_dpo
+from genrec.learning.rl.ranking import lambdarank, listwise
 
 LOG_RATIO_LIMIT = 10.0
 """|log(π / π_old)| is clamped to this before the exponential."""
@@ -26,8 +27,7 @@ class PolicyBatch:
     """What an objective depends on, for B queries with G candidates of L levels.
 
     Log-probabilities: ``logp_BGL`` with the gradient, ``old_BGL`` of the policy that generated the candidates,
-    ``reference_BGL`` of the SFT policy (None if not computed). ``weight_BG`` is 0 for empty candidates, else 1 or an
-    importance weight.
+    ``reference_BGL`` of the SFT policy (None if not computed). ``weight_BG``: see ``candidate_weights``.
     """
 
     logp_BGL: Tensor
@@ -49,7 +49,7 @@ def grpo(batch: PolicyBatch, settings: Rl) -> Tensor:
 
     ε is ``ratio_clip``.
     """
-    return -_clipped(batch, settings.ratio_clip, settings.ratio_clip).mean((1, 2)).sum()
+    return -_clipped(batch, *clip_range(settings)).mean((1, 2)).sum()
 
 
 def dr_grpo(batch: PolicyBatch, settings: Rl) -> Tensor:
@@ -57,7 +57,7 @@ def dr_grpo(batch: PolicyBatch, settings: Rl) -> Tensor:
 
     The sum over L in the place of a mean removes the length normalisation.
     """
-    return -_clipped(batch, settings.ratio_clip, settings.ratio_clip).sum(2).mean(1).sum()
+    return -_clipped(batch, *clip_range(settings)).sum(2).mean(1).sum()
 
 
 def dapo(batch: PolicyBatch, settings: Rl) -> Tensor:
@@ -66,7 +66,7 @@ def dapo(batch: PolicyBatch, settings: Rl) -> Tensor:
     The learner divides by the number of tokens in groups with an advantage, so zero-advantage groups do not make the
     gradient smaller. ε_low is ``ratio_clip``, ε_high ``ratio_clip_high``.
     """
-    return -_clipped(batch, settings.ratio_clip, settings.ratio_clip_high).sum()
+    return -_clipped(batch, *clip_range(settings)).sum()
 
 
 def gspo(batch: PolicyBatch, settings: Rl) -> Tensor:
@@ -76,7 +76,7 @@ def gspo(batch: PolicyBatch, settings: Rl) -> Tensor:
     """
     ratio_BG = batch.log_ratio_BGL.mean(-1).exp()
     advantage_BG = batch.advantage_BGL[..., 0]
-    clipped_BG = ratio_BG.clamp(1 - settings.ratio_clip, 1 + settings.ratio_clip)
+    clipped_BG = ratio_BG.clamp(*clip_range(settings))
     gain_BG = torch.minimum(ratio_BG * advantage_BG, clipped_BG * advantage_BG)
     return -(gain_BG * batch.weight_BG).mean(1).sum()
 
@@ -98,61 +98,53 @@ def preferred(batch: PolicyBatch, settings: Rl) -> Tensor:
     return loss(gap_BGL.sum(-1), batch.rewards_BG, batch.weight_BG > 0, settings.dpo_beta)
 
 
+def ranked(batch: PolicyBatch, settings: Rl) -> Tensor:
+    """The list-wise loss or LambdaRank on log π(item); see ``ranking`` for the formulas."""
+    score_BG = batch.logp_BGL.masked_fill(batch.weight_BG[..., None] == 0, 0).sum(-1)
+    loss = listwise if settings.objective == "listwise" else lambdarank
+    return loss(score_BG, batch.rewards_BG, batch.weight_BG > 0)
+
+
 @dataclass(frozen=True)
 class Objective:
-    """A loss summed over its ``unit`` (the learner divides), its default advantage, whether it needs the reference."""
+    """A loss summed over its ``unit`` (the learner divides), its default advantage, whether it needs the reference.
+
+    ``ratio``: what the ratio π / π_old is of, a code or a whole item; an objective with none and without advantages
+    may learn from groups of an older policy (``OFF_POLICY``).
+    """
 
     loss: Callable[[PolicyBatch, Rl], Tensor]
     advantage: str
     unit: Literal["query", "token"] = "query"
     reference: bool = False
+    ratio: Literal["none", "code", "item"] = "none"
 
 
 OBJECTIVES: Mapping[str, Objective] = {
-    "grpo": Objective(grpo, "group_std"),
-    "dr_grpo": Objective(dr_grpo, "group_mean"),
-    "dapo": Objective(dapo, "group_std", unit="token"),
-    "gspo": Objective(gspo, "group_std"),
+    "grpo": Objective(grpo, "group_std", ratio="code"),
+    "dr_grpo": Objective(dr_grpo, "group_mean", ratio="code"),
+    "dapo": Objective(dapo, "group_std", unit="token", ratio="code"),
+    "gspo": Objective(gspo, "group_std", ratio="item"),
     "reinforce": Objective(reinforce, "leave_one_out"),
-    "ppo": Objective(grpo, "group_mean"),
+    "ppo": Objective(grpo, "group_mean", ratio="code"),
     "dpo": Objective(preferred, "group_mean", reference=True),
     "s_dpo": Objective(preferred, "group_mean", reference=True),
+    "listwise": Objective(ranked, "group_mean"),
+    "lambdarank": Objective(ranked, "group_mean"),
 }
-"""Every objective by its config name. PPO's advantages come from its value head (``critic``), those of the preference
-losses serve the measurements alone."""
+"""Every objective by its config name. PPO's advantages come from its value head (``critic``), those of the losses that
+compare candidates serve the measurements alone."""
 
 
-def exact_kl(steps: Sequence[Tensor], reference: Sequence[Tensor], valid_BG: Tensor) -> Tensor:
-    """Σ_queries mean_G Σ_children π log(π / π_ref) at the visited prefix of each level, (L,): exact, not sampled.
-
-    Args:
-        steps: per level the log-distributions of π, (B, 1 or G, K), -inf where no child exists.
-        reference: those of π_ref.
-    """
-    levels = [
-        (logp_BGK.exp() * (_finite(logp_BGK) - _finite(reference_BGK, logp_BGK))).sum(-1)
-        for logp_BGK, reference_BGK in zip(steps, reference, strict=True)
-    ]
-    return torch.stack([_mean_of_valid(kl_BG, valid_BG) for kl_BG in levels])
-
-
-def exact_entropy(steps: Sequence[Tensor], valid_BG: Tensor) -> Tensor:
-    """Σ_queries mean_G Σ_children -π log π at the visited prefix of each level, (L,) in nats."""
-    return torch.stack([_mean_of_valid(-(s_BGK.exp() * _finite(s_BGK)).sum(-1), valid_BG) for s_BGK in steps])
+def clip_range(settings: Rl) -> tuple[float, float]:
+    """1 - ε and 1 + ε of the clipped ratio; ``dapo`` has its own ε above 1."""
+    high = settings.ratio_clip_high if settings.objective == "dapo" else settings.ratio_clip
+    return 1 - settings.ratio_clip, 1 + high
 
 
 def _clipped(batch: PolicyBatch, low: float, high: float) -> Tensor:
-    """w min(ρ A, clip(ρ, 1 - low, 1 + high) A), (B, G, L): PPO's clipped surrogate (Schulman et al. 2017, eq. 7)."""
+    """w min(ρ A, clip(ρ, low, high) A), (B, G, L): PPO's clipped surrogate (Schulman et al. 2017, eq. 7)."""
     ratio_BGL = batch.log_ratio_BGL.exp()
-    clipped_BGL = ratio_BGL.clamp(1 - low, 1 + high)
+    clipped_BGL = ratio_BGL.clamp(low, high)
     gain_BGL = torch.minimum(ratio_BGL * batch.advantage_BGL, clipped_BGL * batch.advantage_BGL)
     return gain_BGL * batch.weight_BG[..., None]
-
-
-def _finite(logp_BGK: Tensor, of_BGK: Tensor | None = None) -> Tensor:
-    return logp_BGK.masked_fill((logp_BGK if of_BGK is None else of_BGK) == -torch.inf, 0)
-
-
-def _mean_of_valid(value_BG: Tensor, valid_BG: Tensor) -> Tensor:
-    weight_BG = valid_BG.float() if value_BG.shape[1] > 1 else torch.ones_like(value_BG)
-    return ((value_BG * weight_BG).sum(1) / weight_BG.sum(1).clamp(min=1)).sum()

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from genrec.config import Rl
-from genrec.learning.rl.candidates import importance, mixed, with_target
-from genrec.policy.decoding.beam import beam, sample
-from genrec.policy.decoding.sampling import stochastic_beam
+from genrec.learning.rl.candidates import importance, mixed, tempered_importance, with_target
+from genrec.policy.decoding.beam import beam
+from genrec.policy.decoding.sampling import sample, stochastic_beam
 from genrec.policy.model import Policy
 from genrec.policy.prompts import Prompts
 from genrec.seeds import generator_of
@@ -24,7 +24,8 @@ def generate(
 ) -> list[Group]:
     """One group of ``settings.group`` candidates per query from the policy as it stands, without rewards.
 
-    With ``settings.generation`` = ``stochastic_beam`` the candidates carry importance weights (see ``importance``).
+    Candidates carry importance weights where ``settings.generation`` is ``stochastic_beam`` (see ``importance``), or
+    ``sample`` at a temperature other than 1 (``tempered_importance``).
     A query's random numbers depend on ``seed``, ``version``, its ``draw`` and its id: they are the same in any request.
     """
     policy.eval()
@@ -36,7 +37,10 @@ def generate(
     if settings.generation == "beam":
         beams = beam(*arguments)
     elif settings.generation == "sample":
-        beams = sample(*arguments, temperature=settings.temperature, generator=generators)
+        samples = sample(*arguments, temperature=settings.temperature, generator=generators)
+        beams = samples.beams
+        if settings.temperature != 1:
+            weights = tempered_importance(samples).cpu()
     else:
         drawn = stochastic_beam(*arguments, generator=generators)
         found = mixed(beam(*arguments), drawn.beams) if settings.generation == "mixed" else drawn.beams

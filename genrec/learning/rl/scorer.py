@@ -18,13 +18,14 @@ from genrec.types import Group
 
 @dataclass(frozen=True)
 class GroupScores:
-    """Scores of B queries, each with its G candidates and, as number G + 1, its target.
+    """Scores of B queries, each with its G candidates and, as number G + 1, its target; ``codes_BGL`` are their codes.
 
     ``steps``: per level the log-distribution at each prefix, (B, 1, K) at level 1, then (B, G + 1, K).
     ``hidden``: per level the hidden state at each prefix, (B, 1, D) at level 1, then (B, G + 1, D).
     """
 
     scores: Scores
+    codes_BGL: Tensor
 
     @property
     def logp_BGL(self) -> Tensor:
@@ -72,7 +73,8 @@ class GroupScorer:
     def scores(self, groups: Sequence[Group], policy: Callable[..., Any] | None = None) -> GroupScores:
         """Scores under the policy as it stands, or under ``policy``, its wrapper that syncs gradients."""
         call = self._policy if policy is None else policy
-        return GroupScores(call("call", score, *self.inputs(groups), self._trie, self._all_states))
+        inputs = self.inputs(groups)
+        return GroupScores(call("call", score, *inputs, self._trie, self._all_states), inputs[-1])
 
     def inputs(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor, Tensor]:
         """Prompts (B, P), their mask (B, P), and the codes (B, G + 1, L) of the candidates and the target."""

@@ -11,24 +11,31 @@ from torch import Tensor
 
 from genrec.config import Rl
 from genrec.learning.rl.critic import value_loss
-from genrec.learning.rl.diagnostics import level_credit, probability_shift
-from genrec.learning.rl.objectives import OBJECTIVES, PolicyBatch, exact_entropy, exact_kl
+from genrec.learning.rl.diagnostics import level_credit, probability_shift, ratio_statistics
+from genrec.learning.rl.objectives import OBJECTIVES, PolicyBatch
+from genrec.learning.rl.regularisers import exact_entropy, exact_kl, prefix_weights
 from genrec.learning.rl.scorer import GroupScores
 from genrec.types import Group
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What an update learns from: rewards (B, G), advantages (B, G, L), and PPO's returns (B, G, L), else None."""
+    """What an update learns from.
+
+    Rewards (B, G), weights of the candidates (B, G; see ``candidate_weights``), advantages (B, G, L), and PPO's returns
+    (B, G, L), else None.
+    """
 
     rewards_BG: Tensor
+    weight_BG: Tensor
     advantage_BGL: Tensor
-    returns_BGL: Tensor | None
+    returns_BGL: Tensor | None = None
 
     def part(self, rows: slice, device: torch.device) -> Targets:
         """Those of some of the queries, on ``device``."""
         returns_BGL = None if self.returns_BGL is None else self.returns_BGL[rows].to(device)
-        return Targets(self.rewards_BG[rows].to(device), self.advantage_BGL[rows].to(device), returns_BGL)
+        parts = (part[rows].to(device) for part in (self.rewards_BG, self.weight_BG, self.advantage_BGL))
+        return Targets(*parts, returns_BGL)
 
 
 @dataclass(frozen=True)
@@ -82,22 +89,25 @@ class UpdateLoss:
         items_BG = batch.items_BG
         valid_BG = items_BG >= 0
         visited_BG = F.pad(valid_BG, (0, 1), value=True)
-        surrogate = self._objective.loss(_policy_batch(batch, valid_BG), settings)
+        policy_batch = _policy_batch(batch)
+        surrogate = self._objective.loss(policy_batch, settings)
         sft = -scores.target_logp_BL.sum()
         if batch.head_B is not None:
             sft = sft + batch.head_B.sum()
-        entropy_L = exact_entropy(scores.steps, visited_BG)
+        weight_BGL = prefix_weights(scores.scores.logp_BGL, scores.codes_BGL, visited_BG, settings.prefix_weight)
+        entropy_L = exact_entropy(scores.steps, weight_BGL)
         loss = surrogate / units + (settings.sft * sft - settings.entropy * entropy_L.sum()) / queries
         measured = {"surrogate": surrogate * queries / units, "sft_loss": sft, "entropy": entropy_L.sum()}
         kl_L = torch.zeros_like(entropy_L)
         if batch.reference is not None:
-            kl_L = exact_kl(scores.steps, batch.reference.steps, visited_BG)
+            kl_L = exact_kl(scores.steps, batch.reference.steps, weight_BGL)
             loss = loss + settings.kl * kl_L.sum() / queries
             shift = probability_shift(scores.logp_BGL, batch.reference.logp_BGL, items_BG, self._buckets)
             measured |= {f"prob_shift/{name}": amount for name, amount in shift.items()}
         if batch.values_BGL is not None and batch.targets.returns_BGL is not None:
             measured["value_loss"] = value_loss(batch.values_BGL, batch.targets.returns_BGL, valid_BG)
             loss = loss + settings.value_weight * measured["value_loss"] / queries
+        measured |= ratio_statistics(policy_batch, valid_BG, self._objective.ratio, settings)
         credit_L = level_credit(scores.logp_BGL, batch.targets.advantage_BGL, valid_BG)
         for name, at_L in (("kl", kl_L), ("level_credit", credit_L)):
             measured |= {f"{name}/{level}": amount for level, amount in enumerate(at_L, start=1)}
@@ -111,17 +121,12 @@ def informative_tokens(groups: Sequence[Group], targets: Targets) -> Tensor:
     return (valid_BG & informative_B[:, None]).sum().float() * targets.advantage_BGL.shape[-1]
 
 
-def _policy_batch(batch: MicroBatch, valid_BG: Tensor) -> PolicyBatch:
+def _policy_batch(batch: MicroBatch) -> PolicyBatch:
     return PolicyBatch(
         batch.scores.logp_BGL,
         batch.old_BGL,
         None if batch.reference is None else batch.reference.logp_BGL,
         batch.targets.advantage_BGL,
         batch.targets.rewards_BG,
-        _weights(batch.groups).to(valid_BG.device) * valid_BG,
+        batch.targets.weight_BG,
     )
-
-
-def _weights(groups: Sequence[Group]) -> Tensor:
-    """Importance weights (B, G); 1 where the groups carry none."""
-    return torch.stack([torch.ones(len(g.items_G)) if g.weights_G is None else g.weights_G for g in groups])

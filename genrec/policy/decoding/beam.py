@@ -20,7 +20,6 @@ from torch import Tensor
 
 from genrec.errors import InputError
 from genrec.policy.decoding.node_prior import HeadPrior, NodePrior, Prior
-from genrec.policy.decoding.noise import Source, uniform
 from genrec.policy.decoding.prompt_cache import Prefilled, prefill
 from genrec.policy.decoding.tree import MergedNodes, merge_nodes, node_mask
 from genrec.policy.decoding.trie_masks import LeafMasks
@@ -158,33 +157,6 @@ def pick(scores_BWK: Tensor, width: int) -> Chosen:
     codes = scores_BWK.shape[-1]
     best = scores_BWK.flatten(1).topk(min(width, scores_BWK.shape[1] * codes), dim=-1)
     return Chosen(best.indices // codes, best.indices % codes, best.values > -torch.inf)
-
-
-def sample(
-    policy: Policy,
-    tokens_BP: Tensor,
-    mask_BP: Tensor,
-    trie: Trie,
-    count: int,
-    *,
-    temperature: float = 1.0,
-    generator: Source = None,
-) -> Beams:
-    """``count`` independent draws per query from the trie-renormalised policy at ``temperature``.
-
-    Best first; an item may be drawn more than once. The returned log-probabilities are those at temperature 1.
-    """
-
-    def draw(frontier: Frontier) -> Chosen:
-        weights_BWK = torch.softmax(frontier.step_BWK.double() / temperature, dim=-1)
-        below_BWK, device = weights_BWK.cumsum(-1), weights_BWK.device
-        drawn_BW1 = uniform((*below_BWK.shape[:2], 1), generator, device) * below_BWK[..., -1:]
-        drawn_BW = (below_BWK <= drawn_BW1).sum(-1)
-        parents_BW = torch.arange(drawn_BW.shape[1], device=device).expand(len(drawn_BW), -1)
-        return Chosen(parents_BW, drawn_BW, torch.ones_like(drawn_BW, dtype=torch.bool))
-
-    drawn = search(policy, tokens_BP, mask_BP, trie, draw, roots=count)
-    return drawn.ordered(drawn.best_first_BW)
 
 
 def masked_log_softmax(logits_xK: Tensor, allowed_xK: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""Other searches on the same tree: sampling without replacement, diverse groups, and search outside the catalogue."""
+"""Other searches on the same tree: sampling with and without replacement, diverse groups, no catalogue."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,47 @@ class SampledBeams:
         return -torch.expm1(-torch.exp(self.beams.logp_BW - self.threshold_B[:, None]))
 
 
+@dataclass(frozen=True)
+class TemperedBeams:
+    """Independent samples, best first, and their log-probability (B, W) under the tempered policy that drew them.
+
+    That of ``beams`` is the policy's own, at temperature 1.
+    """
+
+    beams: Beams
+    behaviour_BW: Tensor
+
+
+def sample(
+    policy: Policy,
+    tokens_BP: Tensor,
+    mask_BP: Tensor,
+    trie: Trie,
+    count: int,
+    *,
+    temperature: float = 1.0,
+    generator: Source = None,
+) -> TemperedBeams:
+    """``count`` independent draws per query from the trie-renormalised policy at ``temperature``.
+
+    The tempered policy takes a step with probability ∝ π^(1 / temperature). An item may be drawn more than once.
+    """
+    behaviour: list[Tensor] = []
+
+    def draw(frontier: Frontier) -> Chosen:
+        weights_BWK = torch.softmax(frontier.step_BWK.double() / temperature, dim=-1)
+        below_BWK, device = weights_BWK.cumsum(-1), weights_BWK.device
+        drawn_BW1 = uniform((*below_BWK.shape[:2], 1), generator, device) * below_BWK[..., -1:]
+        drawn_BW = (below_BWK <= drawn_BW1).sum(-1)
+        behaviour.append(weights_BWK.gather(-1, drawn_BW[..., None])[..., 0].log())
+        parents_BW = torch.arange(drawn_BW.shape[1], device=device).expand(len(drawn_BW), -1)
+        return Chosen(parents_BW, drawn_BW, torch.ones_like(drawn_BW, dtype=torch.bool))
+
+    drawn = search(policy, tokens_BP, mask_BP, trie, draw, roots=count)
+    order_BW = drawn.best_first_BW
+    return TemperedBeams(drawn.ordered(order_BW), torch.stack(behaviour).sum(0).float().gather(1, order_BW))
+
+
 def stochastic_beam(
     policy: Policy,
     tokens_BP: Tensor,
@@ -51,9 +93,9 @@ def stochastic_beam(
 
     def gumbel(frontier: Frontier) -> Chosen:
         phi_BWK = frontier.total_BW[..., None] + frontier.step_BWK
-        parent_BW = state[-1] if state else torch.zeros_like(frontier.total_BW)
-        uniform_BWK = uniform(phi_BWK.shape, generator, phi_BWK.device).clamp(1e-20, 1 - 1e-7)
-        perturbed_BWK = _conditioned(phi_BWK - torch.log(-torch.log(uniform_BWK)), parent_BW)
+        # The root's own is drawn too: with a fixed one the thresholds, and so the inclusion probabilities, are wrong.
+        parent_BW = state[-1] if state else _gumbel(frontier.total_BW.shape, generator, phi_BWK.device)
+        perturbed_BWK = _conditioned(phi_BWK + _gumbel(phi_BWK.shape, generator, phi_BWK.device), parent_BW)
         chosen = pick(perturbed_BWK, count + 1)
         rows_B1 = torch.arange(len(phi_BWK), device=phi_BWK.device)[:, None]
         state.append(perturbed_BWK[rows_B1, chosen.parents_BW, chosen.codes_BW])
@@ -64,6 +106,11 @@ def stochastic_beam(
     first = torch.arange(kept, device=last_BW.device).expand(len(last_BW), -1)
     left_out = last_BW[:, count] if last_BW.shape[1] > count else last_BW.new_full((len(last_BW),), -torch.inf)
     return SampledBeams(found.ordered(first), last_BW[:, :kept], left_out)
+
+
+def _gumbel(shape: Sequence[int], generator: Source, device: torch.device) -> Tensor:
+    """Standard Gumbel noise of ``shape`` (B, …)."""
+    return -torch.log(-torch.log(uniform(shape, generator, device).clamp(1e-20, 1 - 1e-7)))
 
 
 def _conditioned(perturbed_BWK: Tensor, parent_BW: Tensor) -> Tensor:
