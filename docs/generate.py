@@ -48,8 +48,8 @@ another value continues. A few keys count only sometimes:
 - `sid.fit_workers`: whether workers share the fit counts, their number does not.
 - `compute.device` counts for `embed`, because vectors are bfloat16 on CUDA and float32 elsewhere.
 - `learning.sft.micro_batch` and `compute.workers` count with the weight `hard`, which compares losses within a micro
-  batch; `compute.workers` counts for `grpo` too where each learner chooses or normalises over its own queries
-  (`learning.rl.oversample` above 1, `learning.rl.advantage=batch_std`, `learning.rl.objective=ppo`).
+  batch; `compute.workers` counts for `grpo` too where each learner chooses among its own queries
+  (`learning.rl.oversample` above 1).
 - `sid.*` other than `quantizer`, `column`, `levels`, `codebook_size` and `collisions` does not count with
   `sid.quantizer=given`.
 """

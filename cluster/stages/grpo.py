@@ -44,9 +44,8 @@ def rl_settings(config: Config) -> dict[str, Any]:
     """What a policy that rewards improve depends on, besides where it starts."""
     rl = config.learning.rl
     settings = {"rl": rl.result_settings(), "rewards": config.rewards.result_settings(), "seed": config.seed}
-    # Each learner chooses among its own queries, or normalises over them.
-    by_learner = rl.oversample > 1 or rl.advantage == "batch_std" or rl.objective == "ppo"
-    return settings | ({"workers": max(1, config.compute.workers)} if by_learner else {})
+    # Each learner chooses among its own queries.
+    return settings | ({"workers": max(1, config.compute.workers)} if rl.oversample > 1 else {})
 
 
 def spec_of(run: StageRun) -> partial[RunSpec]:

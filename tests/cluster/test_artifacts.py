@@ -81,8 +81,8 @@ def test_what_changes_a_result_changes_the_keys_of_its_stages(
     [
         ("learning.sft.loss.weights=[hard]", "learning.sft.micro_batch=4", "sft", True),
         ("learning.rl.oversample=2", "compute.workers=2", "grpo", True),
-        ("learning.rl.advantage=batch_std", "compute.workers=2", "grpo", True),
-        ("learning.rl.objective=ppo", "compute.workers=2", "grpo", True),
+        ("learning.rl.advantage=batch_std", "compute.workers=2", "grpo", False),
+        ("learning.rl.objective=ppo", "compute.workers=2", "grpo", False),
         ("learning.rl.objective=dapo", "compute.workers=2", "grpo", False),
         ("learning.rl.generation=sample", "learning.rl.rollout_chunk=3", "grpo", False),
     ],

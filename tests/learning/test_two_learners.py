@@ -17,7 +17,12 @@ from genrec.types import Query
 
 SIZES = (40, (5, 5, 5))
 QUERIES = [Query(i, i, (i, i + 1, i + 2), i + 3) for i in range(8)]
-SETTINGS: dict[str, dict[str, Any]] = {"grpo": {}, "dapo": {"objective": "dapo", "entropy": 0.1, "ema_decay": 0.5}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "grpo": {},
+    "dapo": {"objective": "dapo", "entropy": 0.1, "ema_decay": 0.5},
+    "ppo": {"objective": "ppo"},
+    "batch_std": {"advantage": "batch_std", "candidate_weight": "probability"},
+}
 
 
 def update(queries: list[Query], options: dict[str, Any], directory: Path) -> None:
