@@ -22,7 +22,7 @@ from benchmarks.harness import Bench, in_process
 from benchmarks.tables import popularity_table, scores_table
 from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.batch_inference import predict
-from cluster.pipeline import run_stage
+from cluster.pipeline import fixes_groups, run_stage
 from cluster.progress import STAGE
 from genrec.config import Config
 from genrec.data.files import write_json, write_text
@@ -76,7 +76,12 @@ class Variant:
     def train(self, config: Config) -> Artifact:
         """The policy of ``config``, which is this variant's with a seed and a storage."""
         sft = run_stage(config, "sft", self.inputs)
-        return sft if self.policy == "sft" else run_stage(config, "grpo", {**self.inputs, "sft": sft})
+        if self.policy == "sft":
+            return sft
+        made = {**self.inputs, "sft": sft}
+        if fixes_groups(config):
+            made["groups"] = run_stage(config, "groups", made)
+        return run_stage(config, "grpo", made)
 
 
 def compare_variants(directory: str, label: str, config: Config, variants: Mapping[str, Variant]) -> Comparison:

@@ -1,7 +1,8 @@
 """The pipeline, declared once: which stages there are, what each reads, what its result depends on, who does the work.
 
     prepare ─ embed ─ assign ─ sft ─ grpo ─ evaluate        (tune searches the rewards of grpo, from the same sft;
-                                                             refit repeats sft before evaluate)
+                                                             refit repeats sft before evaluate; fixed groups are
+                                                             generated before grpo and tune)
 
 Adding a stage is one entry in ``STAGES`` and one file in ``cluster/stages/``.
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.content import require_models
 from cluster.lost_ray import explaining_lost_ray
-from cluster.stages import assign, embed, evaluate, grpo, prepare, refit, sft, tune
+from cluster.stages import assign, embed, evaluate, groups, grpo, prepare, refit, sft, tune
 from cluster.stages.plan import Plan, StageRun
 from genrec.config import Config
 from genrec.data.files import explaining_failed_writes
@@ -45,6 +46,11 @@ def rewards_similarity(config: Config) -> bool:
 def searches_similarity(config: Config) -> bool:
     """The search, or the config that it starts from, uses ``rewards.semantic``."""
     return rewards_similarity(config) or "semantic" in config.tune.space
+
+
+def fixes_groups(config: Config) -> bool:
+    """``learning.rl.groups`` is fixed."""
+    return config.learning.rl.groups == "fixed"
 
 
 def refits(config: Config) -> bool:
@@ -104,17 +110,36 @@ STAGES: Mapping[str, Stage] = {
             plan=sft.plan,
         ),
         Stage(
+            "groups",
+            about="candidates for the training queries, generated once",
+            writes="groups, one Parquet file per shard of queries",
+            reads={"prepare": always, "assign": always, "sft": always},
+            plan=groups.plan,
+        ),
+        Stage(
             "grpo",
             about="the policy learns from rewards",
             writes="policy.safetensors, curve.json with the audit of every update",
-            reads={"prepare": always, "assign": always, "sft": always, "embed": rewards_similarity},
+            reads={
+                "prepare": always,
+                "assign": always,
+                "sft": always,
+                "embed": rewards_similarity,
+                "groups": fixes_groups,
+            },
             plan=grpo.plan,
         ),
         Stage(
             "tune",
             about="a search over reward weights, each trial a short GRPO run",
             writes="trials.json, trials.txt",
-            reads={"prepare": always, "assign": always, "sft": always, "embed": searches_similarity},
+            reads={
+                "prepare": always,
+                "assign": always,
+                "sft": always,
+                "embed": searches_similarity,
+                "groups": fixes_groups,
+            },
             plan=tune.plan,
             publish=tune.publish,
         ),

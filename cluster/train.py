@@ -42,7 +42,8 @@ class RunSpec:
     """One training run as workers and actors are told of it: paths and the config, from which they build the rest.
 
     Rank 0 leaves the result in ``out``. ``start`` holds the policy to begin from (the SFT policy), or is None for a new
-    one; ``vectors`` the item vectors and ``rewards`` the Python file of terms, for rewards that want them.
+    one; ``vectors`` the item vectors and ``rewards`` the Python file of terms, for rewards that want them; ``groups``
+    fixed groups.
     """
 
     config: Config
@@ -52,6 +53,7 @@ class RunSpec:
     start: Path | None = None
     vectors: Path | None = None
     rewards: Path | None = None
+    groups: Path | None = None
 
     def build(self) -> tuple[Policy, Prompts, Catalog]:
         """The policy (with the tensors of ``start``), its prompts and the catalogue."""

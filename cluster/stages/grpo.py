@@ -18,10 +18,11 @@ from cluster.train import RunSpec, make_accelerator, make_checkpoints, run_train
 from genrec.config import Config
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from accelerate import Accelerator
 
     from genrec.evaluation.validate import Validator
-    from genrec.learning.rewards.context import RewardContext
+    from genrec.learning.rewards import RewardFunction
     from genrec.learning.rl.guard import SnapshotValidator
     from genrec.learning.rl.learner import GrpoLearner
     from genrec.policy.model import Policy
@@ -57,6 +58,7 @@ def spec_of(run: StageRun) -> partial[RunSpec]:
         run.path("assign"),
         start=run.path("sft"),
         vectors=run.path_or_none("embed"),
+        groups=run.path_or_none("groups"),
     )
 
 
@@ -72,7 +74,7 @@ class _RlParts:
     policy: Policy
     prompts: Prompts
     catalog: Catalog
-    context: RewardContext
+    reward: RewardFunction
     accelerator: Accelerator
 
 
@@ -88,8 +90,10 @@ def grpo_loop(spec: RunSpec) -> None:
     rank, world = accelerator.process_index, accelerator.num_processes
     built, learner = _make_learner(spec, accelerator)
     rollouts, validator = _make_rollouts(spec, built, _make_validator(spec, built))
-    timed = TimedRollouts(rollouts)
     train, queries = read_queries(spec.data, "train"), settings.queries * settings.oversample
+    if spec.groups is not None:
+        rollouts, train = _fixed_groups(spec.groups, built, train)
+    timed = TimedRollouts(rollouts)
     telemetry = Telemetry(timed, metric_loggers(config, spec.out, rank=rank))
     trainer = GrpoTrainer(
         learner,
@@ -117,7 +121,16 @@ def _make_learner(spec: RunSpec, accelerator: Accelerator) -> tuple[_RlParts, Gr
     context = read_reward_context(spec.data, catalog.codes_NL, terms, rewards.settings, spec.vectors)
     reward = RewardFunction(rewards, context, terms)
     learner = GrpoLearner(policy, prompts, catalog.trie, reward, settings, accelerator)
-    return _RlParts(policy, prompts, catalog, context, accelerator), learner
+    return _RlParts(policy, prompts, catalog, reward, accelerator), learner
+
+
+def _fixed_groups(directory: Path, built: _RlParts, train: pa.Table) -> tuple[Rollouts, pa.Table]:
+    """The groups of the stage "groups", and the queries of those from which the rewards teach something."""
+    from cluster.stages.groups import origin_of
+    from genrec.learning.rl.fixed_groups import FixedGroups
+
+    fixed = FixedGroups(directory, built.catalog.codes_NL, origin_of(built.policy, built.catalog))
+    return fixed, fixed.informative(train, built.reward)
 
 
 def _make_validator(spec: RunSpec, built: _RlParts) -> Validator:
@@ -125,7 +138,7 @@ def _make_validator(spec: RunSpec, built: _RlParts) -> Validator:
     from genrec.evaluation.validate import Search, Validator
 
     config = spec.config
-    counts_N = built.context.counts_N
+    counts_N = built.reward.context.counts_N
     if counts_N is None:
         raise RuntimeError("the reward context was read without train counts")
     return Validator(

@@ -13,6 +13,7 @@ from support.synthetic import random_catalog, small_policy
 from torch import Tensor
 
 from genrec.config import Rewards, Rl
+from genrec.config.learning import OFF_POLICY
 from genrec.errors import InputError
 from genrec.learning.checkpoints import TrainingState
 from genrec.learning.rewards import RewardContext, RewardFunction, active_terms
@@ -436,3 +437,44 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_the_update_and_leaves_the_w
     with pytest.raises(InputError, match=message):
         learner.update(groups)
     assert policy.snapshot(0).digest == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"groups": "fixed"}, "objective=grpo needs groups of the policy as it stands.*take groups=fresh, or one of"),
+        ({"groups": "fixed", "objective": "ppo"}, "objective=ppo needs groups of the policy as it stands"),
+        ({"groups": "fixed", "objective": "listwise", "oversample": 2}, "set oversample=1"),
+        ({"fixed_queries": 5}, "fixed_queries is about groups=fixed"),
+        ({"candidate_weight": "probability", "generation": "sample"}, "drawn by their probability already; take"),
+        ({"candidate_weight": "probability", "objective": "listwise"}, "changes nothing for objective=listwise"),
+        ({"advantage": "sibling", "objective": "gspo"}, "has one advantage per item"),
+        ({"add_target": True, "generation": "sample", "temperature": 2.0}, "set temperature=1"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Rl(**settings)  # type: ignore[arg-type]
+
+
+def test_only_objectives_without_a_ratio_to_the_generating_policy_take_old_groups() -> None:
+    """Plain REINFORCE has no ratio either, but its expectation is over the policy as it stands."""
+    without = {name for name, objective in OBJECTIVES.items() if objective.ratio == "none"}
+    assert without - {"reinforce"} == set(OFF_POLICY)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"advantage": "sibling"}, {"candidate_weight": "probability"}, {"prefix_weight": "uniform"}], ids=str
+)
+def test_an_update_with_each_way_to_weigh_is_finite_and_audited(settings: dict[str, str]) -> None:
+    policy, prompts = small_policy(CATALOG)
+    own = Rl(steps=3, group=6, lr=1e-3, warmup=0.0, **settings)  # type: ignore[arg-type]
+    rewards = Rewards(prefix=0.5)
+    reward = RewardFunction(rewards, RewardContext(CATALOG.codes_NL, [""] * 40), active_terms(rewards))
+    learner = GrpoLearner(policy, prompts, CATALOG.trie, reward, own, Accelerator(cpu=True))
+    rollouts = LocalRollouts(policy, prompts, CATALOG.trie, own, seed=0)
+    made = rollouts.collect(rollouts.submit(QUERIES, learner.snapshot()))
+    first, second = learner.update(made), learner.update(made)
+    assert (first["ratio/mean"], first["ratio/std"], first["clip_fraction"]) == pytest.approx((1, 0, 0), abs=1e-3)
+    assert second["ratio/std"] > 0 and second["gradient_norm"] > 0
+    assert second["kl"] > first["kl"] == pytest.approx(0, abs=1e-6)
