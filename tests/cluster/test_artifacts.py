@@ -64,9 +64,10 @@ def test_what_changes_the_speed_alone_changes_no_key(shop: Path, tmp_path: Path,
         ("learning.sft.lr=1e-4", {"sft"}),
         ("learning.rl.lr=1e-4", {"grpo", "tune"}),
         ("rewards.prefix=0.5", {"grpo", "tune"}),
+        ("learning.rl.group=6", {"groups", "grpo", "tune"}),
         ("tune.trials=9", {"tune"}),
         ("decode.width=60", {"evaluate"}),
-        ("seed=5", {"assign", "sft", "grpo", "tune", "evaluate"}),
+        ("seed=5", {"assign", "sft", "groups", "grpo", "tune", "evaluate"}),
     ],
 )
 def test_what_changes_a_result_changes_the_keys_of_its_stages(

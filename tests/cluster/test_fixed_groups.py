@@ -1,4 +1,4 @@
-"""Groups that are generated once: made by shards, learned from again and again, and refused where they do not belong."""
+"""Groups that are generated once: made by shards, learned from again and again, refused where they do not belong."""
 
 import json
 from collections.abc import Sequence

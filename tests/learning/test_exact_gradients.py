@@ -64,7 +64,9 @@ def learner_gradient(group: Group, settings: Rl) -> Tensor:
     return gradient(UpdateLoss(settings, {})(batch, torch.tensor(1.0), 1)[0])
 
 
-@pytest.mark.parametrize(("objective", "scale"), [("reinforce", 1.0), ("dr_grpo", 1.0), ("grpo", 1 / 3), ("dapo", 14.0)])
+@pytest.mark.parametrize(
+    ("objective", "scale"), [("reinforce", 1.0), ("dr_grpo", 1.0), ("grpo", 1 / 3), ("dapo", 14.0)]
+)
 def test_candidates_weighted_by_probability_give_the_gradient_of_the_expected_reward(
     objective: str, scale: float
 ) -> None:

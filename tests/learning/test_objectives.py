@@ -125,7 +125,9 @@ def plain_listwise(b: PolicyBatch) -> Tensor:
     total = torch.zeros(())
     for q, target in ((0, [2 / 3, 0.0, 1 / 3]), (1, [0.0, 1.0])):
         chance = b.logp_BGL[q, : len(target)].sum(-1).exp()
-        total = total - sum((t * (c / chance.sum()).log() for t, c in zip(target, chance, strict=True)), torch.zeros(()))
+        total = total - sum(
+            (t * (c / chance.sum()).log() for t, c in zip(target, chance, strict=True)), torch.zeros(())
+        )
     return total
 
 

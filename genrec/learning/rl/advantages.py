@@ -27,7 +27,7 @@ Advantage = Callable[[Tensor, Tensor, Total], Tensor]
 
 
 def of_one_worker(values: Tensor) -> Tensor:
-    """The sum over one worker."""
+    """The sum of a tensor over one worker: ``values`` itself, of any shape."""
     return values
 
 
@@ -79,9 +79,7 @@ ADVANTAGES: Mapping[str, Advantage] = {
 }
 
 
-def advantages(
-    kind: str, rewards_BG: Tensor, weight_BG: Tensor | None = None, total: Total = of_one_worker
-) -> Tensor:
+def advantages(kind: str, rewards_BG: Tensor, weight_BG: Tensor | None = None, total: Total = of_one_worker) -> Tensor:
     """Advantages (B, G) of ``kind``, clamped to ± LIMIT.
 
     Args:

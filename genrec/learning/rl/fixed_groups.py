@@ -2,7 +2,7 @@
 
 Columns of ``part-*.parquet``: ``id`` of the train query; ``items``, G item rows, -1 for empty candidates; ``logp``, the
 G · L log-probabilities of their codes; ``weights``, the G importance weights, null where there are none. The schema's
-metadata name the policy and the catalogue by their digests. Rewards are not kept: any rewards can be paid on the groups.
+metadata name the policy and the catalogue by their digests. Rewards are not kept: any can be paid on the groups.
 """
 
 from __future__ import annotations

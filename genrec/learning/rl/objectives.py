@@ -1,13 +1,13 @@
 """Objectives of reinforcement learning, on log-probabilities of the trie-renormalised policy, behind one interface.
 
 Each is a loss summed over B queries with G candidates of L levels; A is the advantage, w the weight of a candidate
-(``candidate_weights``; 0 for an empty one), ρ = π / π_old the ratio per level. A forced step (one child) has log-probability 0
-under every policy, so it adds no gradient.
+(``candidate_weights``; 0 for an empty one), ρ = π / π_old the ratio per level. A forced step (one child) has
+log-probability 0 under every policy, so it adds no gradient.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from genrec.config import Rl
 from genrec.learning.rl.preferences import dpo, s_dpo
-from genrec.learning.rl.ranking import lambdarank, listwise
+from genrec.learning.rl.list_losses import lambdarank, listwise
 
 LOG_RATIO_LIMIT = 10.0
 """|log(π / π_old)| is clamped to this before the exponential."""
@@ -99,7 +99,7 @@ def preferred(batch: PolicyBatch, settings: Rl) -> Tensor:
 
 
 def ranked(batch: PolicyBatch, settings: Rl) -> Tensor:
-    """The list-wise loss or LambdaRank on log π(item); see ``ranking`` for the formulas."""
+    """The list-wise loss or LambdaRank on log π(item); see ``list_losses`` for the formulas."""
     score_BG = batch.logp_BGL.masked_fill(batch.weight_BG[..., None] == 0, 0).sum(-1)
     loss = listwise if settings.objective == "listwise" else lambdarank
     return loss(score_BG, batch.rewards_BG, batch.weight_BG > 0)
