@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from genrec.config import Rl
-from genrec.learning.rl.preferences import dpo, s_dpo
 from genrec.learning.rl.list_losses import lambdarank, listwise
+from genrec.learning.rl.preferences import dpo, s_dpo
 
 LOG_RATIO_LIMIT = 10.0
 """|log(π / π_old)| is clamped to this before the exponential."""
