@@ -34,8 +34,9 @@ class Targets:
     def part(self, rows: slice, device: torch.device) -> Targets:
         """Those of some of the queries, on ``device``."""
         returns_BGL = None if self.returns_BGL is None else self.returns_BGL[rows].to(device)
-        parts = (part[rows].to(device) for part in (self.rewards_BG, self.weight_BG, self.advantage_BGL))
-        return Targets(*parts, returns_BGL)
+        given = (self.rewards_BG, self.weight_BG, self.advantage_BGL)
+        rewards_BG, weight_BG, advantage_BGL = (part[rows].to(device) for part in given)
+        return Targets(rewards_BG, weight_BG, advantage_BGL, returns_BGL)
 
 
 @dataclass(frozen=True)
