@@ -10,6 +10,7 @@ import pytest
 from support.pipeline import made
 from support.synthetic import chain_shop, tiny_config
 
+from cluster import pipeline
 from cluster.stages import groups
 from cluster.stages.groups import GroupWriter
 from genrec.config import Config
@@ -128,7 +129,10 @@ def test_rewards_that_never_differ_within_a_group_are_refused(config: Config) ->
 def test_ray_generates_and_learns_what_one_process_does(config: Config, shop: Path, tmp_path: Path) -> None:
     numbers = ("compute.workers=1", "compute.rollout_actors=1", "compute.rollout_cpus=0.25", "compute.data_actors=1")
     there = tiny_config(tmp_path, shop, *FIXED, *numbers)
-    tables = [written(made(one, "groups").path) for one in (config, there)]
+    here = pipeline.run(config, "grpo")
+    found = {**here, "groups": pipeline.run_stage(there, "groups", here)}
+    tables = [written(one["groups"].path) for one in (here, found)]
     assert tables[0].equals(tables[1], check_metadata=True)
-    weights = [(made(one, "grpo").path / "policy.safetensors").read_bytes() for one in (config, there)]
+    learned = pipeline.run_stage(there, "grpo", found)
+    weights = [(one.path / "policy.safetensors").read_bytes() for one in (here["grpo"], learned)]
     assert weights[0] == weights[1]
