@@ -79,6 +79,12 @@ class Stage:
         return self.plan.__module__
 
 
+def _rl_reads(similarity: Condition) -> Mapping[str, Condition]:
+    """What a stage that learns from rewards reads; item vectors under the condition ``similarity``."""
+    start = dict.fromkeys(("prepare", "assign", "sft"), always)
+    return {**start, "embed": similarity, "groups": fixes_groups}
+
+
 STAGES: Mapping[str, Stage] = {
     stage.name: stage
     for stage in (
@@ -120,26 +126,14 @@ STAGES: Mapping[str, Stage] = {
             "grpo",
             about="the policy learns from rewards",
             writes="policy.safetensors, curve.json with the audit of every update",
-            reads={
-                "prepare": always,
-                "assign": always,
-                "sft": always,
-                "embed": rewards_similarity,
-                "groups": fixes_groups,
-            },
+            reads=_rl_reads(rewards_similarity),
             plan=grpo.plan,
         ),
         Stage(
             "tune",
             about="a search over reward weights, each trial a short GRPO run",
             writes="trials.json, trials.txt",
-            reads={
-                "prepare": always,
-                "assign": always,
-                "sft": always,
-                "embed": searches_similarity,
-                "groups": fixes_groups,
-            },
+            reads=_rl_reads(searches_similarity),
             plan=tune.plan,
             publish=tune.publish,
         ),

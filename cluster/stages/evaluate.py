@@ -256,6 +256,11 @@ def _samples(items: pa.Table, test: pa.Table, model_QK: IntArray) -> list[dict[s
     return shown
 
 
+def _usual_event(config: Config, data: Path) -> str | None:
+    """The event type of most train targets, where the policy's prompts have event types."""
+    return most_frequent_event(read_queries(data, "train")) if config.policy.context.is_on else None
+
+
 def _write_pointer(
     config: Config, inputs: Mapping[str, Artifact], suite: BaselineSuite, answers: PolicyAnswers, out: Path
 ) -> None:
@@ -269,7 +274,7 @@ def _write_pointer(
         "parts": {name: f"{artifact.name}/{artifact.key}" for name, artifact in parts.items()} | {"data": data},
         "prior": prior | ({"settings": knn} if prior["weight"] else {}),
         "mask_seen": suite.mask_seen,
-        "event": config.decode.event or most_frequent_event(read_queries(inputs["prepare"].path, "train")),
+        "event": config.decode.event or _usual_event(config, inputs["prepare"].path),
         "config": config.model_dump(mode="json"),
     }
     write_json(about, out / "recommender.json")

@@ -54,12 +54,7 @@ def refit_loop(data: Path, best_step: int, spec: RunSpec) -> None:
     from genrec.learning.sft.batches import Epochs
 
     settings, accelerator = config.learning.sft, make_accelerator(config)
-    before, examples = (
-        sft.make_examples(
-            where, config.example_format, config.data.max_history, with_context=config.policy.context.is_on
-        )
-        for where in (data, spec.data)
-    )
+    before, examples = (sft.make_examples(where, config) for where in (data, spec.data))
     again = settings.loss.second_pass
     steps, more = (Epochs(one, settings.batch_size, config.seed, again).steps for one in (before, examples))
     options = {"validate": None, "last_step": max(1, round(best_step * more / steps))}

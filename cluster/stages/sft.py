@@ -91,9 +91,7 @@ def sft_loop(spec: RunSpec) -> None:
 
     settings, accelerator = config.learning.sft, make_accelerator(config)
     policy, prompts, catalog = spec.build()
-    examples = make_examples(
-        spec.data, config.example_format, config.data.max_history, with_context=config.policy.context.is_on
-    )
+    examples = make_examples(spec.data, config)
     valid, search = _validation(spec.data, config.data.max_history, len(catalog))
     validator = Validator(
         valid,
@@ -178,9 +176,14 @@ def _make_loss(spec: RunSpec, prompts: Prompts, catalog: Catalog, device: torch.
     )
 
 
+def make_examples(data: Path, config: Config) -> Examples:
+    """The training examples of the config in the tables of ``data``."""
+    return _examples(data, config.example_format, config.data.max_history, with_context=config.policy.context.is_on)
+
+
 @lru_cache(maxsize=2)
-def make_examples(data: Path, example_format: str, max_history: int, *, with_context: bool) -> Examples:
-    """The training examples: of items, not of SIDs, so that runs in one process share them."""
+def _examples(data: Path, example_format: str, max_history: int, *, with_context: bool) -> Examples:
+    """They are of items, not of SIDs, so that runs in one process share them."""
     from genrec.learning.sft.batches import DenseExamples, RowExamples
 
     if example_format == "dense":

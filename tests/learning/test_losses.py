@@ -18,7 +18,7 @@ from torch import Tensor
 from genrec.config import Loss, Sft
 from genrec.errors import InputError
 from genrec.learning.sft.batches import DenseExamples, Epochs, RowExamples
-from genrec.learning.sft.losses import SftLoss, rare_items, weighted
+from genrec.learning.sft.losses import SftLoss, hardest_sum, rare_items, weighted_units
 from genrec.learning.sft.trainer import SftTrainer
 
 NAMES = ("focal", "hard", "rare")
@@ -37,6 +37,10 @@ class NoCheckpoints:
 
     def save(self, write: object, metrics: Mapping[str, Any]) -> None:
         self._steps.append(metrics["step"])
+
+
+def weighted(loss_ML: Tensor, logp_ML: Tensor, rare_M: Tensor, settings: Loss) -> Tensor:
+    return hardest_sum(weighted_units(loss_ML, logp_ML, rare_M, settings), settings)
 
 
 def by_hand(logits_MLK: Tensor, codes_ML: Tensor, rare_M: Tensor, settings: Loss) -> Tensor:

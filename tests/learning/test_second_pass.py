@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 from accelerate import Accelerator
+from support.cuts import Cut, cut_after
 from support.synthetic import random_catalog, small_policy
 from test_tasks import CATALOG as SHOP
 from test_tasks import example_builder, queries
@@ -155,26 +156,12 @@ def test_conversations_and_next_items_are_mined_each_by_their_own_losses(tmp_pat
     assert epochs.hard is not None and epochs.hard.count == sum(-(-len(kind) // 2) for kind in kinds)
 
 
-class Cut(Exception):
-    pass
-
-
-def train(directory: Path, cut_after: int = 10**9) -> tuple[nn.Module, TrainingState]:
+def train(directory: Path, saves: int = 10**9) -> tuple[nn.Module, TrainingState]:
     policy, prompts = small_policy(CATALOG)
     settings = Sft(
         example_format="rows", epochs=3, lr=1e-2, batch_size=6, micro_batch=4, checkpoint_every=1, ema_decay=0.0
     )
-    checkpoints, saved = DirectoryCheckpoints(directory), 0
-    keep = checkpoints.save
-
-    def save(*arguments: Any) -> None:
-        nonlocal saved
-        keep(*arguments)
-        saved += 1
-        if saved == cut_after:
-            raise Cut
-
-    checkpoints.save = save  # type: ignore[method-assign]
+    checkpoints = cut_after(DirectoryCheckpoints(directory), saves)
     trainer = SftTrainer(
         policy,
         SftLoss(prompts, CATALOG),
@@ -194,7 +181,7 @@ def test_a_run_that_is_cut_in_either_pass_ends_with_the_weights_of_an_undisturbe
     cuts = 0
     for _ in range(20):
         try:
-            resumed, again = train(tmp_path / "cut", cut_after=1)
+            resumed, again = train(tmp_path / "cut", saves=1)
         except Cut:
             cuts += 1
             assert list((tmp_path / "cut").glob(f"checkpoint-*/{FILE}"))

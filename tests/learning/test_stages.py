@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from accelerate import Accelerator
+from support.cuts import Cut, cut_after
 from support.pipeline import made
 from support.synthetic import chain_shop, tiny_config
 from support.tiny_lm import tiny_lm
@@ -55,12 +56,8 @@ def built(settings: PolicyConfig) -> tuple[Model, Prompts]:
     return build(settings, CATALOG, max_history=5, seed=0)
 
 
-class Cut(Exception):
-    pass
-
-
-def train(settings: PolicyConfig, directory: Path, cut_after: int = 10**9) -> tuple[Model, TrainingState]:
-    """Three short stages; stops with ``Cut`` after ``cut_after`` checkpoints."""
+def train(settings: PolicyConfig, directory: Path, saves: int = 10**9) -> tuple[Model, TrainingState]:
+    """Three short stages; stops with ``Cut`` after ``saves`` checkpoints."""
     policy, prompts = built(settings)
     form = ChatFormat(load_tokenizer(settings, None), policy.sids, CATALOG, prompts.form)
     loss = MixedLoss(SftLoss(prompts, CATALOG), CATALOG.trie)
@@ -76,17 +73,7 @@ def train(settings: PolicyConfig, directory: Path, cut_after: int = 10**9) -> tu
         epochs = MixtureEpochs(Mixture(tasks, example_builder(), queries(), form, seed=0, max_tokens=1024), 16, 0)
         own = settings_of(stage, last, epochs.steps, rows_only=name == "rows") if stage else last
         stages.append(TrainingStage(name, own, epochs, loss, rows_only=name == "rows"))
-    checkpoints, saved = DirectoryCheckpoints(directory), 0
-    keep = checkpoints.save
-
-    def save(*arguments: Any) -> None:
-        nonlocal saved
-        keep(*arguments)
-        saved += 1
-        if saved == cut_after:
-            raise Cut
-
-    checkpoints.save = save  # type: ignore[method-assign]
+    checkpoints = cut_after(DirectoryCheckpoints(directory), saves)
     state = run_stages(
         policy,
         stages,
@@ -107,7 +94,7 @@ def test_stages_that_are_cut_anywhere_end_with_the_weights_of_an_undisturbed_run
     cuts = 0
     for _ in range(20):
         try:
-            resumed, again = train(settings, tmp_path / "cut", cut_after=2)
+            resumed, again = train(settings, tmp_path / "cut", saves=2)
         except Cut:
             cuts += 1
             continue

@@ -27,14 +27,14 @@ NEAR_ZERO = 1e-9
 class SftLoss:
     """Σ_targets Σ_levels w · [-(1 - s) log p(code) - s · mean over allowed codes of log p]; one forward per batch.
 
-    s is the label smoothing (Szegedy et al. 2016, §7), w the weights of ``weighted``. A policy with an item head adds
-    ``policy.items.weight`` · -log p_head(target) for each target.
+    s is the label smoothing (Szegedy et al. 2016, §7), w the weights of ``weighted_units``. A policy with an item head
+    adds ``policy.items.weight`` · -log p_head(target) for each target.
 
     Args:
         softmax: the codes that p is normalised over: ``trie``, those that exist under the prefix (as in decoding);
             ``level``, the level's K codes; ``vocabulary``, every token of the model.
         smoothing: s.
-        weights: the weights of the cross-entropy (see ``weighted``).
+        weights: the weights of the cross-entropy (see ``weighted_units`` and ``hardest_sum``).
         rare_N: True for the items that the weight ``rare`` applies to (see ``rare_items``).
         teacher: gives the item head soft targets, too.
         device: of the policy.
@@ -173,27 +173,20 @@ class SftLoss:
         return logp_M, -(1 - self._smoothing) * logp_M - self._smoothing * _mean_allowed(logp_MX)
 
 
-def weighted(loss_ML: Tensor, logp_ML: Tensor, rare_M: Tensor, weights: Loss) -> Tensor:
-    """Σ_u f_u · ρ_u · ℓ_u over the units u, a scalar, where each factor is 1 unless ``weights`` names it.
+def weighted_units(loss_ML: Tensor, logp_ML: Tensor, rare_M: Tensor, weights: Loss) -> Tensor:
+    """f_u · ρ_u · ℓ_u of every unit u, (M, U), where each factor is 1 unless ``weights`` names it.
 
-    A unit is a code of a target, or with ``unit=item`` a whole target: ℓ is then the sum over its codes, p the product
-    of their probabilities.
+    A unit is a code of a target (U = L), or with ``unit=item`` a whole target (U = 1): ℓ is then the sum over its
+    codes, p the product of their probabilities.
 
     - ``focal``: f = α (1 - p)^γ, with its gradient (Lin et al. 2017, eq. 5).
     - ``rare``: ρ = ``rare_weight`` for rare targets.
-    - ``hard``: the sum is over the k = ⌈share · n⌉ of n units with the largest f ρ ℓ (Shrivastava et al. 2016), times
-      n / k, so that a mean over targets remains a mean. The units of one call, a worker's micro-batch, are compared.
 
     Args:
         loss_ML: cross-entropy ℓ of each code.
         logp_ML: log-probability of each code.
         rare_M: True for rare targets.
     """
-    return hardest_sum(weighted_units(loss_ML, logp_ML, rare_M, weights), weights)
-
-
-def weighted_units(loss_ML: Tensor, logp_ML: Tensor, rare_M: Tensor, weights: Loss) -> Tensor:
-    """f_u · ρ_u · ℓ_u of every unit, (M, L), or (M, 1) where a unit is a whole target; see ``weighted``."""
     if weights.unit == "item":
         loss_ML, logp_ML = loss_ML.sum(-1, keepdim=True), logp_ML.sum(-1, keepdim=True)
     if "focal" in weights.weights:
@@ -205,7 +198,11 @@ def weighted_units(loss_ML: Tensor, logp_ML: Tensor, rare_M: Tensor, weights: Lo
 
 
 def hardest_sum(loss_MU: Tensor, weights: Loss) -> Tensor:
-    """The sum over all units, or over the hardest alone, a scalar; see ``weighted``."""
+    """The sum over all units, a scalar, or with the weight ``hard`` over the hardest alone.
+
+    These are the k = ⌈share · n⌉ of n units with the largest f ρ ℓ (Shrivastava et al. 2016); their sum is multiplied
+    by n / k, so that a mean over targets remains a mean. The units of one call, a worker's micro-batch, are compared.
+    """
     units = loss_MU.numel()
     if "hard" in weights.weights and units:
         hardest = math.ceil(weights.hard_share * units)
