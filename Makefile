@@ -2,6 +2,7 @@
 # make test        the tests, without those of the benchmarks
 # make quick       the tests that start no Ray cluster
 #                  both run in two processes; PROCESSES=0 runs them in one
+# make slow-test   the tests that take a minute or more: learners killed and fitted on Ray, three nodes
 # make bench-test  the tests of the benchmarks alone
 # make lint        ruff (rules and format) and pyright
 # make docs        the documentation as a site, in build/site; a broken link or reference is an error
@@ -23,7 +24,7 @@ PROCESSES ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test quick bench-test lint docs gpu-bundle clean
+.PHONY: demo test quick slow-test bench-test lint docs gpu-bundle clean
 
 demo: $(VENV)/.demo
 	$(BIN)/genrec full demo $(if $(filter gpu,$(MACHINE)),a100,cpu)
@@ -32,10 +33,13 @@ test: $(VENV)/.test
 	$(PYTEST)
 
 quick: $(VENV)/.test
-	$(PYTEST) -m "not ray and not benchmark"
+	$(PYTEST) -m "not ray and not benchmark and not slow"
+
+slow-test: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow
 
 bench-test: $(VENV)/.test
-	$(BIN)/python -m pytest -m benchmark
+	$(BIN)/python -m pytest -m "benchmark and not slow"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -173,7 +173,7 @@ def test_a_difference_or_a_hang_is_a_failure_of_the_benchmark(faults: tuple[list
 @pytest.mark.benchmark
 @pytest.mark.ray
 @pytest.mark.timeout(1800)
-@pytest.mark.skipif("GENREC_SLOW_TESTS" not in os.environ, reason="minutes; GENREC_SLOW_TESTS=1 runs it")
+@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_has_the_results_of_an_undisturbed_one(tmp_path: Path) -> None:
     config = tiny_config(tmp_path / "storage", chain_shop(tmp_path / "shop"), "bench.minutes=1", "bench.kills=12")
     found = chaos.run(config.replace({"compute.rollout_cpus": 0.25}), {})

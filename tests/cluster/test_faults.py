@@ -144,6 +144,7 @@ def test_a_rollout_actor_that_dies_mid_batch_leaves_the_weights_as_they_would_be
     assert digests[0] == digests[1]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_a_rollout_actor_that_hangs_is_found_by_its_deadline_and_replaced(
@@ -332,7 +333,7 @@ cluster.shutdown()
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-@pytest.mark.skipif("GENREC_SLOW_TESTS" not in os.environ, reason="starts three nodes; GENREC_SLOW_TESTS=1 runs it")
+@pytest.mark.slow
 def test_a_node_that_is_lost_and_one_that_joins_change_no_group(job: RunSpec, tmp_path: Path) -> None:
     from genrec.config import to_yaml
 

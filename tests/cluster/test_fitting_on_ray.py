@@ -39,6 +39,7 @@ def inputs(world: Path) -> Floats:
     return unit_rows(VectorFiles(world / "vectors").read())
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")

@@ -123,6 +123,7 @@ def test_rewards_that_never_differ_within_a_group_are_refused(config: Config) ->
         fixed.informative(queries, equal)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")

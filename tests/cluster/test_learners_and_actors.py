@@ -1,7 +1,6 @@
 """Learners and rollout actors in any number: one policy, that of one process."""
 
 import json
-import os
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +13,6 @@ from support.synthetic import chain_shop, tiny_config
 
 from cluster.stages.grpo import grpo_loop
 from cluster.train import RunSpec, train_on_ray
-
-LEARNERS, ACTORS = ((1, 2, 3), (0, 1, 2, 3, 4)) if "GENREC_SLOW_TESTS" in os.environ else ((2,), (0, 1, 3))
-"""2 learners and 1 actor: one learner would have no actor of its own."""
 
 SETTINGS = [
     "sid.quantizer=title",
@@ -35,7 +31,13 @@ SETTINGS = [
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
-def test_the_policy_is_the_same_with_any_number_of_learners_and_actors(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("learners", "actors"),  # 2 learners and 1 actor: one learner would have no actor of its own
+    [((2,), (0, 1, 3)), pytest.param((1, 2, 3), (0, 1, 2, 3, 4), marks=pytest.mark.slow)],
+)
+def test_the_policy_is_the_same_with_any_number_of_learners_and_actors(
+    learners: tuple[int, ...], actors: tuple[int, ...], tmp_path: Path
+) -> None:
     from cluster.rollouts import start_actors
 
     config = tiny_config(tmp_path / "storage", chain_shop(tmp_path / "shop"), *SETTINGS)
@@ -45,7 +47,7 @@ def test_the_policy_is_the_same_with_any_number_of_learners_and_actors(tmp_path:
     cpus = ["compute.workers=1", "compute.worker_cpus=0.5", "compute.rollout_cpus=0.1", "compute.max_failures=0"]
     config = tiny_config(tmp_path / "storage", tmp_path / "shop", *SETTINGS, *cpus)
     spec = RunSpec(config, paths[0], paths[1], tmp_path, start=paths[2])
-    running = start_actors(spec, max(ACTORS))
+    running = start_actors(spec, max(actors))
 
     def run_all() -> None:
         """SFT, and GRPO per number of actors, in the same learners; actors take long to start, so all but one run
@@ -74,21 +76,21 @@ def test_the_policy_is_the_same_with_any_number_of_learners_and_actors(tmp_path:
             loop(replace(spec, config=variant, out=out, start=start))
 
         run(sft.sft_loop, "sft", None, 0)
-        for count in ACTORS:
+        for count in actors:
             own = count == 1 and world == 2
             rollouts.shared_actors = shared if own else lambda spec, accelerator, count=count: running[:count]
             run(grpo.grpo_loop, str(count), spec.start, count)
 
-    for learners in LEARNERS:
-        train_on_ray(run_all, config, tmp_path / f"run-{learners}", f"run-{learners}", learners)
+    for workers in learners:
+        train_on_ray(run_all, config, tmp_path / f"run-{workers}", f"run-{workers}", workers)
     alone = json.loads((paths[2] / "curve.json").read_text())["curve"]
     before, wanted = (load_file(place / "policy.safetensors") for place in (paths[2], tmp_path / "alone"))
-    for learners in LEARNERS:
-        curve = json.loads((tmp_path / f"{learners}-sft" / "curve.json").read_text())["curve"]
+    for workers in learners:
+        curve = json.loads((tmp_path / f"{workers}-sft" / "curve.json").read_text())["curve"]
         assert [point["loss"] for point in curve] == pytest.approx([point["loss"] for point in alone], rel=2e-2)
-        places = [tmp_path / f"{learners}-{count}" for count in ACTORS]
+        places = [tmp_path / f"{workers}-{count}" for count in actors]
         runs = [[(place / name).read_bytes() for name in ("policy.safetensors", "curve.json")] for place in places]
-        assert all(run == runs[0] for run in runs), f"{learners} learners"
+        assert all(run == runs[0] for run in runs), f"{workers} learners"
         found = load_file(places[0] / "policy.safetensors")
         moved = sum(float((wanted[name] - before[name]).square().sum()) for name in before) ** 0.5
         apart = sum(float((wanted[name] - found[name]).square().sum()) for name in before) ** 0.5

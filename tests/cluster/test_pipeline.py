@@ -210,6 +210,7 @@ def test_actors_of_ray_data_make_the_catalogue_of_one_process(config: Config, on
     assert here.digest == there.digest
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
