@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 ID_LENGTH = 512
-MAX_ALLOWED = 100_000
+MAX_CONSTRAINT_IDS = 100_000
 Id = Annotated[str, StringConstraints(min_length=1, max_length=ID_LENGTH)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)]
 Text = Annotated[str, StringConstraints(max_length=20_000)]
@@ -26,11 +26,18 @@ class RequestBody(BaseModel):
 class ConstraintBody(RequestBody):
     """Which items may be recommended; a field that is left out restricts nothing."""
 
-    allow: list[Id] | None = Field(default=None, max_length=MAX_ALLOWED, description="only these item ids")
-    deny: list[Id] = Field(default=[], max_length=MAX_ALLOWED, description="none of these item ids")
+    allow: list[Id] | None = Field(default=None, max_length=MAX_CONSTRAINT_IDS, description="only these item ids")
+    deny: list[Id] = Field(default=[], max_length=MAX_CONSTRAINT_IDS, description="none of these item ids")
     category: Text | None = Field(default=None, description="a category's name, of any level")
     price: tuple[float, float] | None = Field(default=None, description="lowest and highest price, both included")
     unseen: bool = Field(default=False, description="nothing of the history")
+
+
+class DiversityBody(RequestBody):
+    """How much a list gives up in probability for items that differ from each other."""
+
+    kind: Literal["vectors", "categories", "calibrated", "beams"]
+    weight: float = Field(default=0.5, ge=0.0, le=1.0, description="0: by score alone; 1: by diversity alone")
 
 
 class UserBody(RequestBody):
@@ -55,7 +62,7 @@ class RecommendBody(UserBody):
 
     k: int = Field(default=10, ge=1, description="items wanted; at most serve.max_k")
     constraint: ConstraintBody | None = None
-    diversity: float = Field(default=0.0, ge=0.0, le=1.0, description="0: by score alone; 1: as unlike as possible")
+    diversity: DiversityBody | None = None
     explain: bool = Field(default=False, description="say why each item is recommended")
     deadline_ms: float | None = Field(
         default=None, gt=0, description="after which popular items are answered instead; default serve.deadline_ms"
@@ -181,8 +188,6 @@ class ItemDetails(BaseModel):
 
     id: str
     title: str
-    description: str = ""
-    brand: str = ""
     categories: list[str] = []
     price: float | None = None
     sid: list[int] = Field(description="the codes of its semantic ID")
