@@ -11,7 +11,7 @@ Shapes: B queries, P prompt tokens, W beams, K codes of a level, L levels, D hid
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, cast
 
@@ -99,7 +99,7 @@ def beam(
     tokens_BP: Tensor,
     mask_BP: Tensor,
     trie: Trie | CompleteTrie,
-    width: int,
+    width: int | Sequence[int],
     *,
     masks: LeafMasks | None = None,
     scale: Scale = "trie",
@@ -113,6 +113,8 @@ def beam(
     Args:
         tokens_BP: left-padded prompts.
         mask_BP: True at real tokens.
+        width: one for all, or one for each query: its beams are then those of a search with that width, and empty ones
+            fill the row up to the largest width.
         masks: the items that each request allows. The probabilities stay those of the whole catalogue; a request
             that allows fewer than ``width`` items gets fewer.
         scale: over what each step's softmax runs.
@@ -128,11 +130,15 @@ def beam(
         logp_BN = head_log_probabilities(policy, prefilled.hidden_B1D[:, 0])
         priors.append(HeadPrior(cast("Trie", trie), logp_BN, head_weight))
 
+    widths = [width] if isinstance(width, int) else width
+    width_B1 = torch.tensor(widths, device=tokens_BP.device)[:, None]
+
     def best(frontier: Frontier) -> Chosen:
         scores_BWK = frontier.total_BW[..., None] + frontier.step_BWK
         for one in priors:
             scores_BWK = scores_BWK + one.log_prior(frontier.level, frontier.children_BWK)
-        return pick(scores_BWK, width)
+        chosen, most = pick(scores_BWK, max(widths)), torch.arange(max(widths), device=width_B1.device)
+        return chosen._replace(real_BW=chosen.real_BW & (most[: chosen.real_BW.shape[1]] < width_B1))
 
     found = search(policy, tokens_BP, mask_BP, trie, best, roots=1, masks=masks, scale=scale, prefilled=prefilled)
     if logp_BN is None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import cast
 
 import numpy as np
@@ -79,6 +80,16 @@ class ItemAttributes:
 
     def __len__(self) -> int:
         return len(self._categories)
+
+    @cached_property
+    def category_names(self) -> list[str]:
+        """The categories of all items, sorted."""
+        return sorted({name for own in self._categories for name in own or ()})
+
+    def of(self, row: int) -> tuple[tuple[str, ...], float | None]:
+        """The categories of an item, coarse to fine, and its price; None where it is unknown."""
+        price = math.nan if self._price_N is None else float(self._price_N[row])
+        return tuple(self._categories[row] or ()), None if math.isnan(price) else price
 
     def mask(self, constraint: Constraint, history: Sequence[int]) -> Tensor:
         """The items that the constraint allows, (N,) bool.
