@@ -94,7 +94,9 @@ class CommandLine(Verbs):
         """The command of a verb, or None."""
         if cmd_name in LAST_STAGE:
             return stage_command(cmd_name)
-        return {"catalog": catalog_command, "serve": serve_command, "bench": bench_command}.get(cmd_name, lambda: None)()
+        return {"catalog": catalog_command, "serve": serve_command, "bench": bench_command}.get(
+            cmd_name, lambda: None
+        )()
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; bad input ends with one message and exit code 2, Ctrl-C with 130."""

@@ -111,10 +111,14 @@ class Guard:
         except Refusal as refusal:
             await passage.refuse(refusal, receive)
         except TimeoutError:
-            await passage.refuse(Refusal(504, f"no answer within {self._limits.timeout_s:g} s (serve.timeout_s)"), receive)
+            await passage.refuse(
+                Refusal(504, f"no answer within {self._limits.timeout_s:g} s (serve.timeout_s)"), receive
+            )
         except Exception:
             LOG.exception("request %s failed", passage.id)
-            await passage.refuse(Refusal(500, "an error of the service; its log has more under this request id"), receive)
+            await passage.refuse(
+                Refusal(500, "an error of the service; its log has more under this request id"), receive
+            )
 
     def _check(self, scope: Scope) -> None:
         """Raise ``Refusal`` for a request without the key, too often, or with too long a body by its own account."""

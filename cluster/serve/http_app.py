@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import APIKeyHeader
 from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from cluster.serve.asked import refuse_above_limits
@@ -88,6 +89,7 @@ def make_app(service: Service) -> ASGIApp:
     app.include_router(router)
     app.add_exception_handler(InputError, _refused_input)
     app.add_exception_handler(RequestValidationError, _refused_body)
+    app.add_exception_handler(HTTPException, _refused_route)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(TooLateError, _busy)
     if PAGE.is_dir():
@@ -127,9 +129,7 @@ async def chat(body: ChatBody, service: Served, id_: RequestId) -> ChatAnswer:
     """The policy's next message, of a run that was trained on tasks."""
     async with service.using(service.named(body.run)) as run:
         reply = await run.chat(body)
-        return ChatAnswer(
-            request_id=id_, served=run.version, text=reply.text, items=reply.items, ended=reply.ended
-        )
+        return ChatAnswer(request_id=id_, served=run.version, text=reply.text, items=reply.items, ended=reply.ended)
 
 
 @router.get("/v1/items/{item_id:path}", tags=["catalogue"])
@@ -226,6 +226,12 @@ def _refused_input(request: Request, error: Exception) -> Response:
     return _problem(request, 422, str(error))
 
 
+def _refused_route(request: Request, error: Exception) -> Response:
+    """No such path or method, or a file of the page that does not exist."""
+    known = cast("HTTPException", error)
+    return _problem(request, known.status_code, f"{known.detail}; GET /docs shows every route")
+
+
 def _refused_body(request: Request, error: Exception) -> Response:
     """All that is wrong with a body, without its values: they may be long, or titles of a history."""
     found = cast("RequestValidationError", error).errors()
@@ -244,4 +250,7 @@ def _busy(request: Request, error: Exception) -> Response:
 
 
 def _problem(request: Request, status: int, reason: str, headers: dict[str, str] | None = None) -> Response:
+    """An error as JSON; where the files lie is nobody's business outside."""
+    storage = str(served(request).runs[0].record.storage)
+    reason = reason.replace(storage, "<storage>")
     return JSONResponse({"error": reason, "request_id": request_id(request)}, status, headers)

@@ -184,7 +184,9 @@ class ServedRun:
         """One search for all questions that can be searched for; an error in the place of each other one."""
         self.recommender.refresh()
         version = self.recommender.catalog_version
-        answers: list[RankedAnswer | Exception] = [refused or RankedAnswer([], version) for refused in self._check(questions)]
+        answers: list[RankedAnswer | Exception] = [
+            refused or RankedAnswer([], version) for refused in self._check(questions)
+        ]
         good = [place for place, answer in enumerate(answers) if not isinstance(answer, Exception)]
         METRICS.batch.labels(self.place.name).observe(len(good))
         with METRICS.search_s.labels(self.place.name).time():

@@ -17,7 +17,9 @@ class ServiceMetrics:
         self.requests = Counter("requests", "requests by route and status", ["route", "method", "status"], **of)
         self.request_s = Histogram("request_seconds", "whole requests", ["route"], buckets=SECONDS, **of)
         self.in_flight = Gauge("requests_in_flight", "requests in progress", **of)
-        self.batch = Histogram("search_requests", "requests per search", ["run"], buckets=(1, 2, 4, 8, 16, 32, 64), **of)
+        self.batch = Histogram(
+            "search_requests", "requests per search", ["run"], buckets=(1, 2, 4, 8, 16, 32, 64), **of
+        )
         self.search_s = Histogram("search_seconds", "searches", ["run"], buckets=SECONDS, **of)
         self.answers = Counter("answers", "recommendations by run and source", ["run", "source", "cached"], **of)
         self.changes = Counter("changes", "inserts, removals and reloads", ["change", "result"], **of)

@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-
 from genrec.baselines.popularity import Popularity
 from genrec.baselines.train_log import train_log
 from genrec.data.tables import read_sequences
