@@ -10,6 +10,7 @@ are one process: a second hop would cost more than a search of a small policy, a
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from uuid import uuid4
 
@@ -18,10 +19,7 @@ from ray import serve
 from ray.serve import Application
 from starlette.types import ASGIApp
 
-from cluster.serve.http_app import make_app
-from cluster.serve.runs_file import RunsFile
-from cluster.serve.served_run import RunPlace
-from cluster.serve.service import Service, Split
+from cluster.serve.runs_file import RunPlace, RunsFile, Split
 from genrec.config import Serve
 from genrec.inference.run_record import RunRecord
 
@@ -92,14 +90,16 @@ class Replica:
     """A process of the service: it is ready when its runs are loaded and have passed their smoke tests."""
 
     def __init__(self, places: list[RunPlace], split: Split, settings: Serve, shared: RunsFile) -> None:
-        from sys import setswitchinterval
+        from cluster.serve.service import Service  # Here, since who deploys needs no model.
 
-        setswitchinterval(SWITCH_S)
+        sys.setswitchinterval(SWITCH_S)
         logging.getLogger("cluster.serve").setLevel(logging.INFO)
         self._service = Service(places, split, settings, shared)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The ASGI application; Ray Serve asks for it once."""
+        from cluster.serve.http_app import make_app
+
         return make_app(self._service)
 
     def check_health(self) -> None:

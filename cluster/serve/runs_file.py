@@ -1,15 +1,40 @@
-"""The runs of the last reload, in a file that all replicas of one deployment read."""
+"""Which runs are served, which user gets which, and the runs of the last reload, in a file that all replicas read."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.serve.served_run import RunPlace
 from genrec.data.files import write_json
 from genrec.errors import InputError
+
+
+@dataclass(frozen=True)
+class RunPlace:
+    """Which run: the name that it was asked for by, and the directory of its report, symbolic links resolved."""
+
+    name: str
+    directory: Path
+
+    @classmethod
+    def find(cls, directory: Path) -> RunPlace:
+        """The run whose report is in ``directory``, or where that points to."""
+        return cls(directory.name, directory.resolve())
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which share of the users the second of two runs gets; by a hash, so that a user stays with a run."""
+
+    second: float = 0.0
+
+    def of(self, user: str) -> int:
+        """0 for a user of the first run, 1 for one of the second."""
+        number = int.from_bytes(hashlib.sha256(user.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+        return int(number / 2**64 < self.second)
 
 
 @dataclass(frozen=True)

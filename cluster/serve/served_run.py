@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 
@@ -25,6 +24,7 @@ from cluster.serve.messages import (
     ServedVersion,
 )
 from cluster.serve.popular import popular_items
+from cluster.serve.runs_file import RunPlace
 from cluster.serve.search_queue import SearchQueue, TooLateError
 from cluster.serve.service_metrics import METRICS
 from cluster.serve.user_log import UserLog
@@ -36,19 +36,6 @@ from genrec.inference.run_record import RunRecord
 
 SMOKE_USERS = 4
 """Users of the log whose recommendations a run must answer before it is served."""
-
-
-@dataclass(frozen=True)
-class RunPlace:
-    """Which run: the name that it was asked for by, and the directory of its report, symbolic links resolved."""
-
-    name: str
-    directory: Path
-
-    @classmethod
-    def find(cls, directory: Path) -> RunPlace:
-        """The run whose report is in ``directory``, or where that points to."""
-        return cls(directory.name, directory.resolve())
 
 
 @dataclass(frozen=True)

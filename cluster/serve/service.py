@@ -1,22 +1,21 @@
 """The service of one process: the runs that it serves, which user gets which, reloads, and changes of the catalogue.
 
 What several replicas must agree on lies in files that every node sees, so that a replica that was killed comes back to
-it: the catalogue's numbered changes, which every search looks for first, and the runs of the last reload (``RunsFile``).
+it: the catalogue's numbered changes, which every search looks for first, and the runs of the last reload
+(``RunsFile``).
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 from cluster.serve.catalog_writer import CatalogWriter
 from cluster.serve.messages import About, CatalogChange, NewItem, ReloadAnswer, ServedVersion, UserBody
-from cluster.serve.runs_file import RunsFile
-from cluster.serve.served_run import RunPlace, ServedRun
+from cluster.serve.runs_file import RunPlace, RunsFile, Split
+from cluster.serve.served_run import ServedRun
 from cluster.serve.service_metrics import METRICS
 from genrec.config import Serve
 from genrec.errors import InputError
@@ -27,18 +26,6 @@ WATCH_S = 0.5
 """Seconds between two looks at the runs of the last reload."""
 
 SHOWN_CATEGORIES = 200
-
-
-@dataclass(frozen=True)
-class Split:
-    """Which share of the users the second of two runs gets; by a hash, so that a user stays with a run."""
-
-    second: float = 0.0
-
-    def of(self, user: str) -> int:
-        """0 for a user of the first run, 1 for one of the second."""
-        number = int.from_bytes(hashlib.sha256(user.encode("utf-8", "surrogatepass")).digest()[:8], "big")
-        return int(number / 2**64 < self.second)
 
 
 class Service:
