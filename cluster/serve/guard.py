@@ -125,7 +125,7 @@ class Guard:
 
     def _check(self, scope: Scope) -> None:
         """Raise ``Refusal`` for a request without the key, too often, or with too long a body by its own account."""
-        if scope["path"] in OPEN:
+        if _path(scope) in OPEN:
             return
         headers, client = Headers(scope=scope), (scope.get("client") or ("",))[0]
         if wait_s := self._rate.wait_s(client):
@@ -172,4 +172,9 @@ class Guard:
 
 
 def _is_change(scope: Scope) -> bool:
-    return scope["method"] not in ("GET", "HEAD", "OPTIONS") and scope["path"].startswith(CHANGES)
+    return scope["method"] not in ("GET", "HEAD", "OPTIONS") and _path(scope).startswith(CHANGES)
+
+
+def _path(scope: Scope) -> str:
+    """The path below the prefix that the application is deployed at."""
+    return scope["path"].removeprefix(scope.get("root_path", ""))
