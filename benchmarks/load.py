@@ -1,4 +1,4 @@
-"""Clients on the loopback: as fast as they can, or at a rate; each request may be tried once more, as a client would."""
+"""Clients on the loopback: as fast as they can, or at a rate; a failed request is tried once more, as clients do."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ from benchmarks.load import HttpReply, Load, LoadClient, LoadResult
 from cluster.artifacts import Artifact
 from genrec.config import Config
 from genrec.data.tables import read_items, read_queries
+from genrec.inference.run_record import RunRecord
 
 if TYPE_CHECKING:
     from cluster.serve.application import ServeArguments
@@ -43,11 +44,15 @@ REPLICA = "ray::ServeReplica:{}:"
 
 
 def run(config: Config, artifacts: Mapping[str, Artifact]) -> Bench:
-    """Every measurement, on the run that ``evaluate`` published; ``failure`` says what broke under changes and kills."""
+    """Every measurement, on the run that ``evaluate`` published."""
+    return measure(config, config.storage_path / "runs" / f"{config.name}-{artifacts['evaluate'].key}")
+
+
+def measure(config: Config, published: Path) -> Bench:
+    """Every measurement, on a finished run; ``failure`` says what broke under changes and kills."""
     bench = Bench("serve")
     os.environ["GENREC_API_KEY"] = secrets.token_hex(16)
-    published = config.storage_path / "runs" / f"{config.name}-{artifacts['evaluate'].key}"
-    bodies = _bodies(artifacts["prepare"].path if "prepare" in artifacts else _data_of(published))
+    bodies = _bodies(RunRecord.read(published).data)
     began = time.perf_counter()
     address = _start_ray(config)
     _deploy(config, published, "batched", replicas=1)
@@ -61,12 +66,6 @@ def run(config: Config, artifacts: Mapping[str, Artifact]) -> Bench:
     _deploy(config, published, "changed", replicas=2)
     _measure_changes(bench, f"{address}/changed", bodies, published)
     return bench
-
-
-def _data_of(published: Path) -> Path:
-    from genrec.inference.run_record import RunRecord
-
-    return RunRecord.read(published).data
 
 
 def _bodies(data: Path, most: int = 2000) -> list[dict[str, Any]]:
@@ -164,7 +163,7 @@ def _replicas(name: str) -> list[psutil.Process]:
 
 
 def _measure_changes(bench: Bench, address: str, bodies: Sequence[Mapping[str, Any]], published: Path) -> None:
-    """Inserts, removals, a reload and two kills while clients ask; counts what failed, and what was answered wrongly."""
+    """Inserts, removals, a reload and two kills while clients ask: what failed, and what was answered wrongly."""
     load = Load(address, bodies, CLIENTS)
     results: list[LoadResult] = []
     asking = threading.Thread(target=lambda: results.append(load.run()))
