@@ -32,6 +32,8 @@ OPEN = ("/healthz", "/readyz")
 SLOW_S = 600.0
 """Time limit of inserts and reloads, which load models."""
 
+FAULT = "an error of the service; its log has more under this request id"
+
 HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -119,9 +121,7 @@ class Guard:
             )
         except Exception:
             LOG.exception("request %s failed", passage.id)
-            await passage.refuse(
-                Refusal(500, "an error of the service; its log has more under this request id"), receive
-            )
+            await passage.refuse(Refusal(500, FAULT), receive)
 
     def _check(self, scope: Scope) -> None:
         """Raise ``Refusal`` for a request without the key, too often, or with too long a body by its own account."""
