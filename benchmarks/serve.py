@@ -149,10 +149,10 @@ def _measure_memory(bench: Bench, address: str, bodies: Sequence[Mapping[str, An
 
 
 def _memory_mb(name: str) -> float:
-    return sum(process.memory_info().rss for process in _replicas(name)) / 2**20
+    return sum(process.memory_info().rss for process in replicas_of(name)) / 2**20
 
 
-def _replicas(name: str) -> list[psutil.Process]:
+def replicas_of(name: str) -> list[psutil.Process]:
     """The processes of an application's replicas."""
     found: list[psutil.Process] = []
     for process in psutil.Process().children(recursive=True):
@@ -198,7 +198,7 @@ def _measure_changes(bench: Bench, address: str, bodies: Sequence[Mapping[str, A
 
 
 def _kill_one(name: str) -> None:
-    if replicas := _replicas(name):
+    if replicas := replicas_of(name):
         replicas[0].kill()
 
 
