@@ -74,6 +74,7 @@ def start(arguments: ServeArguments, config: Config) -> str:
 
     from cluster.serve.application import build
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     _refuse_taken_port(arguments)
     try:
         ray_serve.start(
