@@ -12,11 +12,13 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from typing import cast
 from uuid import uuid4
 
 from pydantic import Field
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import AutoscalingConfig
 from starlette.types import ASGIApp
 
 from cluster.serve.runs_file import RunPlace, RunsFile, Split
@@ -62,29 +64,25 @@ def _runs(arguments: ServeArguments) -> list[str]:
 
 
 def _deployment(arguments: Serve) -> serve.Deployment:
-    waiting = 4 * arguments.max_queue
-    scaled = (
-        {"num_replicas": arguments.replicas}
-        if arguments.max_replicas is None
-        else {
-            "autoscaling_config": {
-                "min_replicas": arguments.replicas,
-                "max_replicas": arguments.max_replicas,
-                "target_ongoing_requests": arguments.ongoing_per_replica,
-            }
-        }
-    )
-    return serve.deployment(
-        serve.ingress(None)(Replica),
+    scaled = None
+    if arguments.max_replicas is not None:
+        scaled = AutoscalingConfig(
+            min_replicas=arguments.replicas,
+            max_replicas=arguments.max_replicas,
+            target_ongoing_requests=arguments.ongoing_per_replica,
+        )
+    deployed = serve.deployment(
         name="genrec",
         ray_actor_options={"num_cpus": arguments.cpus, "num_gpus": arguments.gpus},
-        max_ongoing_requests=waiting,
+        max_ongoing_requests=4 * arguments.max_queue,
         health_check_period_s=5,
         health_check_timeout_s=10,
         graceful_shutdown_timeout_s=arguments.timeout_s,
         logging_config={"enable_access_log": False},  # Guard writes a line for each request.
-        **scaled,
+        num_replicas=None if scaled else arguments.replicas,
+        autoscaling_config=scaled,
     )
+    return cast("serve.Deployment", deployed(serve.ingress(None)(Replica)))
 
 
 class Replica:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
@@ -51,7 +51,9 @@ SCORED_PER_K = 10
 """``POST /v1/score`` takes so many items for each of ``serve.max_k``."""
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
-PROBLEMS = {code: {"model": Problem} for code in (401, 403, 404, 409, 413, 422, 429, 503, 504)}
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    code: {"model": Problem} for code in (401, 403, 404, 409, 413, 422, 429, 503, 504)
+}
 KEY = Security(APIKeyHeader(name=KEY_HEADER, auto_error=False, description="of GENREC_API_KEY"))
 
 router = APIRouter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from genrec.baselines.popularity import Popularity
 from genrec.baselines.train_log import train_log
@@ -53,5 +54,5 @@ class UserLog:
         """Train events of each item, (N,); ties go to none."""
         return Popularity(self._log).scores_N
 
-    def _listed(self, column: str, row: int) -> list[object]:
+    def _listed(self, column: str, row: int) -> list[Any]:
         return (self._table[column][row].as_py() or []) if column in self._table.column_names else []
