@@ -78,7 +78,7 @@ def _deployment(arguments: Serve) -> serve.Deployment:
         health_check_period_s=5,
         health_check_timeout_s=10,
         graceful_shutdown_timeout_s=arguments.timeout_s,
-        logging_config={"enable_access_log": False},  # Guard writes a line for each request.
+        logging_config={"enable_access_log": False},  # RequestGuard writes a line for each request.
         num_replicas=None if scaled else arguments.replicas,
         autoscaling_config=scaled,
     )
@@ -89,11 +89,11 @@ class Replica:
     """A process of the service: it is ready when its runs are loaded and have passed their smoke tests."""
 
     def __init__(self, places: list[RunPlace], split: Split, settings: Serve, shared: RunsFile) -> None:
-        from cluster.serve.service import Service  # Here, since who deploys needs no model.
+        from cluster.serve.service import HttpService  # Here, since who deploys needs no model.
 
         sys.setswitchinterval(SWITCH_S)
         _log_where_serve_logs()
-        self._service = Service(places, split, settings, shared)
+        self._service = HttpService(places, split, settings, shared)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The ASGI application; Ray Serve asks for it once."""
@@ -108,7 +108,7 @@ class Replica:
 
 
 def _log_where_serve_logs() -> None:
-    """Write the lines of ``Guard`` to this replica's log file, which ``serve`` and Ray's dashboard show."""
+    """Write the lines of ``RequestGuard`` to this replica's log file, which ``serve`` and Ray's dashboard show."""
     own = logging.getLogger("cluster.serve")
     own.setLevel(logging.INFO)
     for handler in logging.getLogger("ray.serve").handlers:

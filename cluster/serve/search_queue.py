@@ -1,4 +1,4 @@
-"""Requests wait here while a search runs, and the next search takes all that wait: no request waits for company.
+"""Requests wait here while a search runs, and the next search takes all that wait.
 
 This is dynamic batching without a window of time. One thread runs the searches of a run; it owns the model.
 """
