@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from cluster.serve.asked import refuse_above_limits
-from cluster.serve.guard import FAULT, RequestGuard, Refusal
+from cluster.serve.guard import FAULT, Refusal, RequestGuard
 from cluster.serve.locks import KEY_HEADER, api_key
 from cluster.serve.messages import (
     About,

@@ -174,6 +174,11 @@ class Serve(Section):
     gpus: float = Field(default=0.0, ge=0, description="per replica; above 0 the model runs on CUDA")
     threads: PositiveInt = Field(default=1, description="torch threads per replica")
     batch: PositiveInt = Field(default=16, le=512, description="requests per search; 1: each by itself")
+    gather_ms: float = Field(
+        default=4.0,
+        ge=0,
+        description="a search waits so long for the clients of the one before, if they are likely to ask again",
+    )
     max_queue: PositiveInt = Field(
         default=256, description="requests that wait for a search; beyond it, popular items are answered"
     )
