@@ -15,13 +15,13 @@ from genrec.inference.recommender import Recommender, usable_device
 from genrec.inference.request import RecommendRequest
 from genrec.inference.tree_ranker import PARTS
 
-ROWS = ("policy.items.input=last", "policy.items.head=true")
+ROWS = ("policy.items.input=both", "policy.items.head=true")
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Recommender]:
     torch.set_num_threads(1)
-    return serve(tmp_path_factory.mktemp("served"), "decode.width=6", "decode.prompt_cache_mb=1")
+    return serve(tmp_path_factory.mktemp("served"), "decode.width=10", "decode.prompt_cache_mb=1")
 
 
 def requests(count: int = 16, **fields: object) -> list[RecommendRequest]:
