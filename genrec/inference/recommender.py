@@ -207,6 +207,15 @@ class Recommender:
             return True
 
     @property
+    def view(self) -> CatalogView:
+        """The catalogue that is served, as it is at this moment."""
+        return self._view
+
+    def is_stale(self) -> bool:
+        """Whether items were inserted or removed since the last ``refresh`` (cost: one directory listing)."""
+        return self._current() != self._view.path
+
+    @property
     def catalog_version(self) -> str:
         """Names the catalogue that is served: equal names, equal items."""
         return f"{self.run.catalog.name}/{self._view.path.name}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import reprlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -90,6 +91,11 @@ class ItemAttributes:
         """The categories of an item, coarse to fine, and its price; None where it is unknown."""
         price = math.nan if self._price_N is None else float(self._price_N[row])
         return tuple(self._categories[row] or ()), None if math.isnan(price) else price
+
+    def frequent_categories(self, most: int) -> list[str]:
+        """The names of the ``most`` categories with the most items, in the order of the alphabet."""
+        counts = Counter(name for own in self._categories for name in own or ())
+        return sorted(name for name, _ in counts.most_common(most))
 
     def mask(self, constraint: Constraint, history: Sequence[int]) -> Tensor:
         """The items that the constraint allows, (N,) bool.
