@@ -100,7 +100,7 @@ class TreeRanker:
         given = RankedItems(items_1G, logp_1G, head_1G)
         policy_G = _weighed(given, self._run.prior.head_weight)[0] - self._log_total(found)
         if found.scores is not None and found.node_prior is None:
-            weight, prior = self._run.prior.weight, normalise(found.scores, self._run.prior.power)
+            weight, prior = self._run.prior.weight, self._shares(found.scores, [asked])
             share_G = np.asarray(prior[np.zeros(len(rows), int), rows]).reshape(-1)
             with np.errstate(divide="ignore"):
                 policy_G = np.log((1 - weight) * np.exp(policy_G) + weight * share_G)
@@ -164,9 +164,13 @@ class TreeRanker:
             total_E = np.bincount(row_of_entry(probabilities), probabilities.data, len(asked))
             probabilities.data /= np.where(total_E > 0, total_E, 1.0)[row_of_entry(probabilities)]
         elif found.scores is not None:
-            allowed = _only_allowed(found.scores, asked)
-            probabilities = (1 - prior.weight) * probabilities + prior.weight * normalise(allowed, prior.power)
+            mixed = prior.weight * self._shares(found.scores, asked)
+            probabilities = (1 - prior.weight) * probabilities + mixed
         return probabilities.tocsr()
+
+    def _shares(self, scores: Sparse, asked: Sequence[RowRequest]) -> Sparse:
+        """p_prior (B, N) of the items that each request allows."""
+        return normalise(_only_allowed(scores, asked), self._run.prior.power)
 
     def _candidates(self, view: CatalogView, beams: Beams, node_prior: NodePrior | None) -> RankedItems:
         """The candidates (B, W) with log p_policy(item), plus weight · log p_prior(item) under a node prior."""

@@ -15,13 +15,13 @@ from genrec.inference.recommender import Recommender, usable_device
 from genrec.inference.request import RecommendRequest
 from genrec.inference.tree_ranker import PARTS
 
-ROWS = ("policy.items.input=both", "policy.items.head=true")
+ROWS = ("policy.items.input=own", "policy.items.head=true")
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Recommender]:
     torch.set_num_threads(1)
-    return serve(tmp_path_factory.mktemp("served"), "decode.width=10", "decode.prompt_cache_mb=1")
+    return serve(tmp_path_factory.mktemp("served"), "decode.width=10", "evaluation.ks=[10]", "decode.prompt_cache_mb=1")
 
 
 def requests(count: int = 16, **fields: object) -> list[RecommendRequest]:
@@ -79,7 +79,9 @@ def scored(tmp_path_factory: pytest.TempPathFactory, head: float) -> dict[str, R
     if head not in SCORED:
         weights = {name: prior | {"head_weight": head} for name, prior in PRIORS.items()}
         directory = tmp_path_factory.mktemp("scored")
-        SCORED[head] = serve(directory, *(ROWS if head else ()), "decode.width=24", priors=weights)
+        SCORED[head] = serve(
+            directory, *(ROWS if head else ()), "decode.width=24", "evaluation.ks=[10]", priors=weights
+        )
     return SCORED[head]
 
 
