@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -38,12 +39,14 @@ HEADERS = {
 }
 
 
-class Refusal(Exception):
-    """A request that ends here, with an HTTP status and the reason in words."""
+class Refusal(HTTPException):
+    """A request that ends here, with an HTTP status and the reason in words.
+
+    FastAPI lets this type through where a body is read, and turns others into its own.
+    """
 
     def __init__(self, status: int, reason: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(reason)
-        self.status, self.reason, self.headers = status, reason, headers or {}
+        super().__init__(status, reason, headers)
 
 
 @dataclass
@@ -70,8 +73,8 @@ class _Passage:
         """Answer an error as JSON, unless an answer has begun."""
         if self.answered:
             return
-        content = {"error": refusal.reason, "request_id": self.id}
-        await JSONResponse(content, refusal.status, refusal.headers)(self.scope, receive, self.reply)
+        content = {"error": refusal.detail, "request_id": self.id}
+        await JSONResponse(content, refusal.status_code, refusal.headers)(self.scope, receive, self.reply)
 
 
 class Guard:

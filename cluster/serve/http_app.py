@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, cast
@@ -242,14 +242,14 @@ def _refused_body(request: Request, error: Exception) -> Response:
 
 def _refused(request: Request, error: Exception) -> Response:
     refusal = cast("Refusal", error)
-    return _problem(request, refusal.status, refusal.reason, refusal.headers)
+    return _problem(request, refusal.status_code, refusal.detail, refusal.headers)
 
 
 def _busy(request: Request, error: Exception) -> Response:
     return _problem(request, 503, "too many requests of this kind wait already; try again", {"retry-after": "1"})
 
 
-def _problem(request: Request, status: int, reason: str, headers: dict[str, str] | None = None) -> Response:
+def _problem(request: Request, status: int, reason: str, headers: Mapping[str, str] | None = None) -> Response:
     """An error as JSON; where the files lie is nobody's business outside."""
     storage = str(served(request).runs[0].record.storage)
     reason = reason.replace(storage, "<storage>")
