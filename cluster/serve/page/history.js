@@ -40,7 +40,7 @@ function draw() {
   $("history").replaceChildren(
     ...items.map((one, place) =>
       element("li", {}, [
-        element("span", { text: one.title || one.id, title: one.id }),
+        element("span", { text: one.title || one.id }, [element("span", { class: "id", text: ` ${one.id}` })]),
         element("button", {
           type: "button",
           class: "small",

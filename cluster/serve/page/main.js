@@ -76,7 +76,7 @@ function show(headings, answers, ms) {
   const { served } = answers[0];
   $("served").textContent = `policy ${served.policy} · catalogue ${served.catalog}`;
   const common = sets.length > 1 ? `, ${[...sets[0]].filter((id) => sets[1].has(id)).length} in both` : "";
-  $("status").textContent = `${answers[0].items.length} items${common} in ${ms.toFixed(0)} ms`;
+  $("status").textContent = `${answers[0].items.length} items${common} · ${ms.toFixed(0)} ms`;
 }
 
 function fill(select, options) {
@@ -132,6 +132,7 @@ async function start() {
   fill($("categories"), known.categories.map((name) => [name, name]));
   $("k").max = known.max_k;
   if (!known.changes) $("inserted").textContent = "This service has no API key, so its catalogue cannot be changed.";
+  if (matchMedia("(max-width: 46rem)").matches) $("settings-box").open = false; // answers come first on a phone
   showRun();
   conversation.start(runName);
   await history.start(ask, runName);
