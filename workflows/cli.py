@@ -255,8 +255,8 @@ def serve_command() -> click.Command:
     @click.option("--share", type=click.FloatRange(0, 1), default=0.5, help="Of the users, who get the second run.")
     def callback(run: Path, words: Sequence[str], second: Path | None, share: float) -> None:
         from cluster.progress import show_in_terminal
+        from cluster.serve.command import serve
         from genrec.config.loading import read_overrides
-        from workflows.serve import serve
 
         show_in_terminal(logging.INFO)
         serve(run, second, share, read_overrides(words))

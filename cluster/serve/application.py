@@ -82,6 +82,7 @@ def _deployment(arguments: Serve) -> serve.Deployment:
         health_check_period_s=5,
         health_check_timeout_s=10,
         graceful_shutdown_timeout_s=arguments.timeout_s,
+        logging_config={"enable_access_log": False},  # Guard writes a line for each request.
         **scaled,
     )
 
@@ -93,7 +94,7 @@ class Replica:
         from cluster.serve.service import Service  # Here, since who deploys needs no model.
 
         sys.setswitchinterval(SWITCH_S)
-        logging.getLogger("cluster.serve").setLevel(logging.INFO)
+        _log_where_serve_logs()
         self._service = Service(places, split, settings, shared)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -106,3 +107,11 @@ class Replica:
         """Called by Ray Serve; an error makes it start another replica."""
         if self._service.closing:
             raise RuntimeError("the service is closing")
+
+
+def _log_where_serve_logs() -> None:
+    """Write the lines of ``Guard`` to this replica's log file, which ``serve`` and Ray's dashboard show."""
+    own = logging.getLogger("cluster.serve")
+    own.setLevel(logging.INFO)
+    for handler in logging.getLogger("ray.serve").handlers:
+        own.addHandler(handler)

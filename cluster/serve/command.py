@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cluster.interruption import take_handlers_back
 from cluster.serve.locks import FEWEST_CHARACTERS, KEY_VARIABLE, api_key
-from cluster.session import connect
+from cluster.session import configure_process, connect
 from genrec.config import Config
 from genrec.errors import InputError
 from genrec.inference.run_record import RunRecord
@@ -26,6 +26,22 @@ QUIET_SERVE = {
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_SERVE_REQUEST_ID_HEADER": "x-request-id",
 }
+
+
+def serve(run: Path, second: Path | None, share: float, changes: Mapping[str, object]) -> None:
+    """Serve ``run``, and ``second`` to a share of the users, until interrupted.
+
+    Raises:
+        InputError: a run that cannot be served, an unknown setting, or a port that is taken.
+    """
+    config = read_settings(run, second, changes)
+    configure_process(config)
+    from cluster.serve.application import ServeArguments
+
+    others = {} if second is None else {"second_run": str(second), "second_share": share}
+    serve_until_interrupted(
+        ServeArguments.model_validate({"run": str(run), **others, **config.serve.model_dump()}), config
+    )
 
 
 def read_settings(run: Path, second: Path | None, changes: Mapping[str, object]) -> Config:
@@ -54,13 +70,14 @@ def start(arguments: ServeArguments, config: Config) -> str:
     for name, value in QUIET_SERVE.items():
         os.environ.setdefault(name, value)
     connect(config)
-    from ray import serve
+    from ray import serve as ray_serve
 
     from cluster.serve.application import build
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     _refuse_taken_port(arguments)
     try:
-        serve.start(
+        ray_serve.start(
             http_options={
                 "host": arguments.host,
                 "port": arguments.port,
@@ -68,7 +85,7 @@ def start(arguments: ServeArguments, config: Config) -> str:
             },
             logging_config={"log_level": "WARNING", "enable_access_log": False},
         )
-        serve.run(build(arguments), name=APPLICATION, route_prefix="/")
+        ray_serve.run(build(arguments), name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
         raise InputError(f"the service did not start: {_reason(str(error))}") from None
     take_handlers_back()

@@ -32,6 +32,8 @@ OPEN = ("/healthz", "/readyz")
 SLOW_S = 600.0
 """Time limit of inserts and reloads, which load models."""
 
+FAULT = "an error of the service; its log has more under this request id"
+
 HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -119,13 +121,11 @@ class Guard:
             )
         except Exception:
             LOG.exception("request %s failed", passage.id)
-            await passage.refuse(
-                Refusal(500, "an error of the service; its log has more under this request id"), receive
-            )
+            await passage.refuse(Refusal(500, FAULT), receive)
 
     def _check(self, scope: Scope) -> None:
         """Raise ``Refusal`` for a request without the key, too often, or with too long a body by its own account."""
-        if scope["path"] in OPEN:
+        if _path(scope) in OPEN:
             return
         headers, client = Headers(scope=scope), (scope.get("client") or ("",))[0]
         if wait_s := self._rate.wait_s(client):
@@ -172,4 +172,9 @@ class Guard:
 
 
 def _is_change(scope: Scope) -> bool:
-    return scope["method"] not in ("GET", "HEAD", "OPTIONS") and scope["path"].startswith(CHANGES)
+    return scope["method"] not in ("GET", "HEAD", "OPTIONS") and _path(scope).startswith(CHANGES)
+
+
+def _path(scope: Scope) -> str:
+    """The path below the prefix that the application is deployed at."""
+    return scope["path"].removeprefix(scope.get("root_path", ""))

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from cluster.serve.asked import refuse_above_limits
-from cluster.serve.guard import Guard, Refusal
+from cluster.serve.guard import FAULT, Guard, Refusal
 from cluster.serve.locks import KEY_HEADER, api_key
 from cluster.serve.messages import (
     About,
@@ -92,6 +92,7 @@ def make_app(service: Service) -> ASGIApp:
     app.add_exception_handler(HTTPException, _refused_route)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(TooLateError, _busy)
+    app.add_exception_handler(Exception, _failed)
     if PAGE.is_dir():
         app.mount("/", StaticFiles(directory=PAGE, html=True))
     return Guard(app, service.settings, key)
@@ -247,6 +248,11 @@ def _refused(request: Request, error: Exception) -> Response:
 
 def _busy(request: Request, error: Exception) -> Response:
     return _problem(request, 503, "too many requests of this kind wait already; try again", {"retry-after": "1"})
+
+
+def _failed(request: Request, error: Exception) -> Response:
+    """Any other error: it is raised again after this answer, and ``Guard`` logs it."""
+    return _problem(request, 500, FAULT)
 
 
 def _problem(request: Request, status: int, reason: str, headers: Mapping[str, str] | None = None) -> Response:

@@ -16,6 +16,7 @@ from support.served import serve
 from support.service import HEADERS, KEY, client_of, make_service
 
 import genrec
+from cluster.serve.http_app import make_app
 from cluster.serve.runs_file import Split
 from cluster.serve.search_queue import SearchQueue, TooLateError
 from genrec.inference.recommender import Recommender
@@ -286,6 +287,16 @@ def test_nothing_changes_without_the_key(
             answer = client.request(method, path, json=body, headers={"x-api-key": weak})
             assert (answer.status_code, "GENREC_API_KEY" in answer.json()["error"]) == (403, True)
     assert not (storage / "live").exists()
+
+
+def test_nothing_changes_without_the_key_below_a_prefix(storage: Path) -> None:
+    service = make_service(storage, "alone")
+    with TestClient(make_app(service), root_path="/shop") as client:
+        assert client.get("/shop/healthz").status_code == 200
+        assert client.get("/shop/v1/about").status_code == 200
+        assert client.delete("/shop/v1/items/i1").status_code == 401
+        assert client.post("/shop/v1/reload", json={}).status_code == 401
+        assert client.post("//v1/reload", json={}).status_code in (401, 404)
 
 
 def test_reads_ask_for_the_key_where_the_config_says_so_and_probes_never(storage: Path) -> None:
