@@ -15,6 +15,7 @@ BENCHMARKS: Mapping[str, str] = MappingProxyType(
     {
         "assign": "semantic IDs of up to a million items, compared with bare faiss: speed, memory, cost per item",
         "decode": "tree decoding compared with generate and with a logits processor on a Python dict",
+        "recommend": "where the time of a recommendation goes: p50 and p95 of each part; batches beside one by one",
         "sft": "whole sequences or rows, softmax of a level or the vocabulary, a LoRA step and the HF Trainer's",
         "rl": "a GRPO update compared with an SFT step and with public code; rollout actors, measured and simulated",
         "insert": "hit rate of held-out items, inserted into the catalogue without training, and of the other items",

@@ -50,7 +50,7 @@ def read_question(body: RecommendBody, view: CatalogView, log: UserLog) -> Quest
     diversity = None if body.diversity is None else Diversity(body.diversity.kind, body.diversity.weight)
     constraint = read_constraint(body.constraint)
     request = RecommendRequest(
-        known.ids, body.k, constraint, body.event, known.events, known.times, diversity, body.explain
+        known.ids, body.k, constraint, body.event, known.events, known.times, diversity, body.explain, body.prior
     )
     return Question(request, known.unknown, tuple(notes))
 

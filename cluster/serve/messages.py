@@ -64,6 +64,7 @@ class RecommendBody(UserBody):
     constraint: ConstraintBody | None = None
     diversity: DiversityBody | None = None
     explain: bool = Field(default=False, description="say why each item is recommended")
+    prior: bool = Field(default=True, description="false: without the run's ItemKNN, the policy alone")
     deadline_ms: float | None = Field(
         default=None, gt=0, description="after which popular items are answered instead; default serve.deadline_ms"
     )

@@ -11,7 +11,7 @@ equations 2-5). The next item maximises, for the list S that it makes,
 
     (1 - λ) · Σ_{i in S} p(i) / max_j p(j) / |S| - λ · KL(q_history || (1 - α) q_S + α q_history),  α = 0.01
 
-``beams``: the search itself spreads (Vijayakumar et al. 2016, Diverse beam search): ``genrec.policy.decoding``.
+``beams``: the search itself spreads, see ``genrec.policy.decoding.diverse_beams``.
 
 λ is the request's weight. Scores stay the model's probabilities, so a diverse list need not fall.
 """
@@ -43,7 +43,7 @@ def diversify(
         ranked: item rows with their probabilities, best first.
         history: rows of the user's items.
     """
-    if not ranked or not diversity.weight:
+    if not ranked or not diversity.weight or diversity.kind == "beams":
         return ranked[:k]
     rows, weight = [row for row, _ in ranked], diversity.weight
     relevance_M = np.array([score for _, score in ranked]) / max(ranked[0][1], 1e-300)

@@ -82,6 +82,7 @@ class Recommender:
         history_times: Sequence[int] = (),
         diversity: Diversity | None = None,
         explain: bool = False,
+        prior: bool = True,
     ) -> list[Recommendation]:
         """The ``k`` most probable next items, best first; removed items are never among them.
 
@@ -96,14 +97,15 @@ class Recommender:
             history_times: the time of each of them, in epoch seconds; without, unknown.
             diversity: how much of its probability the list gives up for items that differ.
             explain: whether each answer says why.
+            prior: False leaves out the run's ItemKNN: the policy alone.
 
         Raises:
             InputError: an empty history, an item that is not in the catalogue, k below 1, an argument of another type,
                 a constraint on an id, category or price that the catalogue does not have, or events or times that are
                 not one for each item.
         """
-        asked = RecommendRequest(history, k, constraint, event, history_events, history_times, diversity, explain)
-        return self.recommend_batch([asked])[0]
+        known = (event, history_events, history_times)
+        return self.recommend_batch([RecommendRequest(history, k, constraint, *known, diversity, explain, prior)])[0]
 
     def recommend_batch(self, requests: Sequence[RecommendRequest]) -> list[list[Recommendation]]:
         """The answers of ``recommend`` to several requests, from one search for all of them.

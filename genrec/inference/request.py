@@ -64,6 +64,8 @@ class RecommendRequest:
     diversity: Diversity | None = None
     explain: bool = False
     """Whether each answer says which prefixes held its probability and which items of the history are like it."""
+    prior: bool = True
+    """False: without the run's ItemKNN, the policy alone."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "history", item_ids(self.history, "history"))
@@ -93,10 +95,19 @@ class RowRequest:
     allowed_N: Tensor | None
     diversity: Diversity | None
     explain: bool
+    prior: bool
+
+    @property
+    def spread(self) -> float:
+        """How far the beams of its search are driven apart, 0 for not at all."""
+        return self.diversity.weight if self.diversity is not None and self.diversity.kind == "beams" else 0.0
 
 
 POOL = 4
 """A diverse list of k items is chosen from the 4·k most probable ones."""
+
+BEAM_GROUPS = 4
+"""Groups of a diverse beam search."""
 
 
 def in_rows(request: RecommendRequest, view: CatalogView, run: RunRecord) -> RowRequest:
@@ -113,10 +124,20 @@ def in_rows(request: RecommendRequest, view: CatalogView, run: RunRecord) -> Row
     context = request_context(len(seen), run.event, request.event, request.history_events, request.history_times)
     if diversity is not None:
         view.require(diversity.kind)
-    most = min(request.k, len(view.ids))
-    pool = most if diversity is None else min(POOL * most, len(view.ids))
-    width = max(pool + (len(rows) if run.mask_seen else 0), run.config.decode.width)
-    return RowRequest(rows, context.last(len(rows)), most, width, allowed_N, diversity, bool(request.explain))
+    most, masked = min(request.k, len(view.ids)), len(rows) if run.mask_seen else 0
+    width = _width(most, diversity, len(view.ids), masked, run.config.decode.width)
+    return RowRequest(
+        rows, context.last(len(rows)), most, width, allowed_N, diversity, bool(request.explain), bool(request.prior)
+    )
+
+
+def _width(k: int, diversity: Diversity | None, items: int, masked: int, usual: int) -> int:
+    """The beams of a search for ``k`` items: more to choose from for a diverse list, no more for diverse beams."""
+    if diversity is None:
+        return max(k + masked, usual)
+    if diversity.kind == "beams" and diversity.weight:
+        return -(-(k + masked) // BEAM_GROUPS) * BEAM_GROUPS
+    return max(min(POOL * k, items) + masked, usual)
 
 
 def known_rows(ids: Sequence[str], view: CatalogView, k: int = 1) -> list[int]:

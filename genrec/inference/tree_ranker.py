@@ -21,12 +21,13 @@ from genrec.baselines.sparse import Sparse, mask_columns, mask_seen_items, row_o
 from genrec.inference.batch import make_node_prior, without_seen
 from genrec.inference.catalog_view import CatalogView
 from genrec.inference.prior import RankedItems, normalise
-from genrec.inference.request import RowRequest
+from genrec.inference.request import BEAM_GROUPS, RowRequest
 from genrec.inference.run_record import RunRecord
 from genrec.metrics import FloatArray, IntArray
-from genrec.policy.decoding.beam import Beams, beam, head_log_probabilities
+from genrec.policy.decoding.beam import Beams, Pick, beam, head_log_probabilities
 from genrec.policy.decoding.node_prior import NodePrior
 from genrec.policy.decoding.prompt_cache import Prefilled, PromptCache, prefill
+from genrec.policy.decoding.sampling import BeamGroups
 from genrec.policy.decoding.score import score as score_sids
 from genrec.policy.model import Policy
 
@@ -66,7 +67,19 @@ class TreeRanker:
         self.on_part: OnPart = ignore_part
 
     def rank(self, view: CatalogView, asked: Sequence[RowRequest]) -> list[Ranked]:
-        """The most probable items of each request: ``k`` of them, or all that may be chosen from for a diverse list."""
+        """The most probable items of each request: ``k`` of them, or all that may be chosen from for a diverse list.
+
+        Requests without the prior, and those whose beams are driven apart, have a search of their own.
+        """
+        groups: dict[tuple[bool, float, int], list[int]] = {}
+        for place, one in enumerate(asked):
+            groups.setdefault((one.prior, one.spread, one.width if one.spread else 0), []).append(place)
+        ranked: dict[int, Ranked] = {}
+        for places in groups.values():
+            ranked.update(zip(places, self._rank_alike(view, [asked[place] for place in places]), strict=True))
+        return [ranked[place] for place in range(len(asked))]
+
+    def _rank_alike(self, view: CatalogView, asked: Sequence[RowRequest]) -> list[Ranked]:
         found = self._find(view, asked)
         with self._part("rank"):
             row_BN = self._probabilities(view, asked, found)
@@ -87,7 +100,7 @@ class TreeRanker:
         given = RankedItems(items_1G, logp_1G, head_1G)
         policy_G = _weighed(given, self._run.prior.head_weight)[0] - self._log_total(found)
         if found.scores is not None and found.node_prior is None:
-            weight, prior = self._run.prior.weight, normalise(found.scores, self._run.prior.power)
+            weight, prior = self._run.prior.weight, self._shares(found.scores, [asked])
             share_G = np.asarray(prior[np.zeros(len(rows), int), rows]).reshape(-1)
             with np.errstate(divide="ignore"):
                 policy_G = np.log((1 - weight) * np.exp(policy_G) + weight * share_G)
@@ -117,15 +130,14 @@ class TreeRanker:
         with self._part("prompt"):
             tokens_BP, mask_BP = self._encode(view, asked)
         with self._part("prior"):
-            scores, node_prior = self._prior_scores(view, recent_BH), None
+            scores = self._prior_scores(view, recent_BH) if asked[0].prior else None
+            node_prior = None
             if scores is not None and prior.kind == "itemknn_nodes":
                 node_prior = make_node_prior(view.trie, view.catalog.codes_NL, scores, prior.weight)
         with self._part("prefill"):
             prefilled = self._prefill(tokens_BP, mask_BP)
         with self._part("search"):
-            masks = view.masks.masks([one.allowed_N for one in asked])
-            widths = [one.width for one in asked]
-            weight = self._run.prior.head_weight
+            masks, widths = view.masks.masks([one.allowed_N for one in asked]), [one.width for one in asked]
             beams = beam(
                 self._policy,
                 tokens_BP,
@@ -134,8 +146,9 @@ class TreeRanker:
                 widths,
                 masks=masks,
                 prior=node_prior,
-                head_weight=weight,
+                head_weight=prior.head_weight,
                 prefilled=prefilled,
+                pick_from=_beams_apart(view, asked[0]),
             )
             candidates = self._candidates(view, beams, node_prior)
         if self._run.mask_seen:
@@ -151,9 +164,13 @@ class TreeRanker:
             total_E = np.bincount(row_of_entry(probabilities), probabilities.data, len(asked))
             probabilities.data /= np.where(total_E > 0, total_E, 1.0)[row_of_entry(probabilities)]
         elif found.scores is not None:
-            allowed = _only_allowed(found.scores, asked)
-            probabilities = (1 - prior.weight) * probabilities + prior.weight * normalise(allowed, prior.power)
+            mixed = prior.weight * self._shares(found.scores, asked)
+            probabilities = (1 - prior.weight) * probabilities + mixed
         return probabilities.tocsr()
+
+    def _shares(self, scores: Sparse, asked: Sequence[RowRequest]) -> Sparse:
+        """p_prior (B, N) of the items that each request allows."""
+        return normalise(_only_allowed(scores, asked), self._run.prior.power)
 
     def _candidates(self, view: CatalogView, beams: Beams, node_prior: NodePrior | None) -> RankedItems:
         """The candidates (B, W) with log p_policy(item), plus weight · log p_prior(item) under a node prior."""
@@ -200,6 +217,11 @@ class TreeRanker:
         self.on_part(name, time.perf_counter() - start)
 
 
+def _beams_apart(view: CatalogView, asked: RowRequest) -> Pick | None:
+    """The choice of a diverse beam search, where one is asked for."""
+    return BeamGroups(BEAM_GROUPS, asked.width, asked.spread, view.trie.depth) if asked.spread else None
+
+
 def _newest_first(asked: Sequence[RowRequest]) -> IntArray:
     """The histories (B, H), newest first, padded with -1."""
     longest = max(len(one.rows) for one in asked)
@@ -236,6 +258,6 @@ def _only_allowed(scores: Sparse, asked: Sequence[RowRequest]) -> Sparse:
 
 
 def _best(row_1N: Sparse, asked: RowRequest) -> Ranked:
-    kept = asked.k if asked.diversity is None else asked.width
+    kept = asked.k if asked.diversity is None or asked.spread else asked.width
     best = np.argsort(-row_1N.data, kind="stable")[:kept]
     return [(int(row_1N.indices[i]), float(row_1N.data[i])) for i in best]

@@ -56,6 +56,8 @@ class Chosen(NamedTuple):
 
 
 Choose = Callable[[Frontier], Chosen]
+Pick = Callable[[Tensor, Tensor], Chosen]
+"""Chooses the next beams by the scores (B, W, K) of all children, -inf at none, and the numbers of these nodes."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ def beam(
     prior: NodePrior | None = None,
     head_weight: float = 0.0,
     prefilled: Prefilled | None = None,
+    pick_from: Pick | None = None,
 ) -> Beams:
     """The ``width`` most probable items by beam search; identical to HF ``generate`` with ``num_beams=width``,
     ``prefix_allowed_tokens_fn`` and ``renormalize_logits=True`` (``scale="vocabulary"``: without it).
@@ -122,6 +125,7 @@ def beam(
         head_weight: of the policy's item head, which guides the search in the same way; 0 leaves it out.
         prefilled: the prompts after their forward pass, if it was made already, as by a ``PromptCache``; the search
             uses it up.
+        pick_from: how each level's beams are chosen; without, the most probable ones.
     """
     prefilled = prefilled or prefill(policy, tokens_BP, mask_BP)
     priors: list[Prior] = [] if prior is None else [prior]
@@ -129,7 +133,6 @@ def beam(
     if head_weight:
         logp_BN = head_log_probabilities(policy, prefilled.hidden_B1D[:, 0])
         priors.append(HeadPrior(cast("Trie", trie), logp_BN, head_weight))
-
     widths = [width] if isinstance(width, int) else width
     width_B1 = torch.tensor(widths, device=tokens_BP.device)[:, None]
 
@@ -137,6 +140,8 @@ def beam(
         scores_BWK = frontier.total_BW[..., None] + frontier.step_BWK
         for one in priors:
             scores_BWK = scores_BWK + one.log_prior(frontier.level, frontier.children_BWK)
+        if pick_from is not None:
+            return pick_from(scores_BWK, frontier.children_BWK)
         chosen, most = pick(scores_BWK, max(widths)), torch.arange(max(widths), device=width_B1.device)
         return chosen._replace(real_BW=chosen.real_BW & (most[: chosen.real_BW.shape[1]] < width_B1))
 
