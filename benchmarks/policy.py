@@ -37,6 +37,7 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
     "without_cosine": {"policy.items.score": "dot"},
     "without_itemknns_soft_targets": {"learning.sft.distill": 0.0},
     "without_averaged_weights": {"learning.sft.ema_decay": 0.0},
+    "without_pretraining": {"policy.weights": "random"},
 }
 """What is changed in the config, by the name of the variant."""
 
@@ -47,7 +48,7 @@ def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
     Raises:
         InputError: ``bench.variants`` names one that does not exist.
     """
-    names = chosen_variants(config, PARTS)
+    names = chosen_variants(config, parts_of(config))
     test = read_test(in_process(config, DIRECTORY), artifacts)
     comparison, found = Comparison(DIRECTORY), dict[str, dict[str, Any]]()
     pairs = [(seed, name) for seed in range(config.seed, config.seed + config.bench.seeds) for name in names]
@@ -71,6 +72,12 @@ def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
         }
         comparison.write(config, found)
     return comparison
+
+
+def parts_of(config: Config) -> list[str]:
+    """The variants that the config can have: a policy from scratch has no pretraining to leave out."""
+    can_be_random = config.policy.kind == "pretrained" and config.policy.finetuning == "full"
+    return [name for name in PARTS if can_be_random or name != "without_pretraining"]
 
 
 def _score(config: Config, inputs: Mapping[str, Artifact], test: TestData, out: Path) -> Mapping[str, Any]:

@@ -83,6 +83,9 @@ class Config(Section):
                 self.policy.sid_tokens == "numbered" and not self.policy.knows_text
             ),
             "policy.finetuning=qlora is for pretrained policies": not pretrained and self.policy.finetuning == "qlora",
+            "policy.weights=random is for policy.kind=pretrained with policy.finetuning=full: adapters of rank "
+            "policy.lora.rank cannot teach a model that knows nothing": self.policy.weights == "random"
+            and not (pretrained and self.policy.finetuning == "full"),
             **_strategy_fits(self),
             **_items_fit(self),
             **_context_fits(self.policy.context, self.decode.event),
