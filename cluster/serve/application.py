@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import cast
 from uuid import uuid4
 
 from pydantic import Field
@@ -82,7 +81,7 @@ def _deployment(arguments: Serve) -> serve.Deployment:
         num_replicas=None if scaled else arguments.replicas,
         autoscaling_config=scaled,
     )
-    return cast("serve.Deployment", deployed(serve.ingress(None)(Replica)))
+    return deployed(serve.ingress(None)(Replica))
 
 
 class Replica:
