@@ -26,7 +26,7 @@ from cluster.pipeline import fixes_groups, run_stage
 from cluster.progress import STAGE
 from genrec.config import Config
 from genrec.data.files import write_json, write_text
-from genrec.data.tables import read_items, read_queries, read_sequences
+from genrec.data.readers import read_items, read_queries, read_sequences
 from genrec.metrics import FloatArray, IntArray
 
 LOG = logging.getLogger(__name__)

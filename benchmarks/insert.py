@@ -62,7 +62,7 @@ def _hold_out(config: Config, data: Path, vectors: Path, out: Path) -> Mapping[s
     import numpy as np
 
     from genrec.data.holdout import hold_out, pick_items
-    from genrec.data.tables import read_queries
+    from genrec.data.readers import read_queries
     from genrec.sid.vectors import VectorFiles, shard_path, write_vectors
 
     vectors_ND = VectorFiles(vectors).read()
@@ -87,7 +87,7 @@ class PrecomputedEncoder:
 def _measure(config: Config, reduced: Path, assigned: Path, policy: Path, out: Path) -> Mapping[str, Any]:
     from genrec.baselines.itemknn import KnnSettings
     from genrec.baselines.train_log import train_log
-    from genrec.data.tables import read_queries, read_sequences
+    from genrec.data.readers import read_queries, read_sequences
     from genrec.inference.batch import KnnPrior, own_answering
     from genrec.sid.catalog import Catalog
 

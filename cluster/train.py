@@ -57,7 +57,7 @@ class RunSpec:
 
     def build(self) -> tuple[Policy, Prompts, Catalog]:
         """The policy (with the tensors of ``start``), its prompts and the catalogue."""
-        from genrec.data.tables import read_items
+        from genrec.data.readers import read_items
         from genrec.policy.backbone import build, load
         from genrec.sid.catalog import Catalog
 

@@ -21,7 +21,8 @@ from cluster.stages.plan import Plan, StageRun
 from cluster.train import read_summary
 from genrec.config import Config, to_yaml
 from genrec.data.files import write_json
-from genrec.data.tables import most_frequent_event, read_items, read_queries, read_sequences
+from genrec.data.readers import read_items, read_queries, read_sequences
+from genrec.data.tables import most_frequent_event
 
 if TYPE_CHECKING:
     import pyarrow as pa

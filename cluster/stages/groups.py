@@ -45,7 +45,7 @@ def _generate(make_spec: partial[RunSpec], out: Path) -> Mapping[str, Any]:
 
 
 def _queries(spec: RunSpec) -> pa.Table:
-    from genrec.data.tables import read_queries
+    from genrec.data.readers import read_queries
     from genrec.learning.rl.fixed_groups import drawn_queries
 
     config = spec.config

@@ -81,7 +81,7 @@ class _RlParts:
 def grpo_loop(spec: RunSpec) -> None:
     """What every GRPO learner runs, all of them with the same rollout actors; rank 0 writes the result."""
     configure_process(spec.config)
-    from genrec.data.tables import read_queries
+    from genrec.data.readers import read_queries
     from genrec.learning.rl.query_sampler import QueryStream
     from genrec.learning.rl.trainer import GrpoTrainer
 
@@ -134,7 +134,7 @@ def _fixed_groups(directory: Path, built: _RlParts, train: pa.Table) -> tuple[Ro
 
 
 def _make_validator(spec: RunSpec, built: _RlParts) -> Validator:
-    from genrec.data.tables import read_queries, read_sequences
+    from genrec.data.readers import read_queries, read_sequences
     from genrec.evaluation.validate import Search, Validator
 
     config = spec.config

@@ -19,7 +19,8 @@ from genrec.baselines.sparse import Sparse, mask_seen_items
 from genrec.baselines.train_log import recent_history, train_log
 from genrec.config import Config
 from genrec.data.files import write_parquet
-from genrec.data.tables import contexts, read_queries, read_sequences
+from genrec.data.readers import read_queries, read_sequences
+from genrec.data.tables import contexts
 from genrec.inference.prior import RankedItems, grown_knn
 from genrec.metrics import IntArray
 from genrec.policy.backbone import load

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from genrec.baselines.itemknn import ItemKNN, Pairs
 from genrec.baselines.sparse import Sparse, mask_seen_items
 from genrec.baselines.train_log import train_log
-from genrec.data.tables import read_items, read_sequences
+from genrec.data.readers import read_items, read_sequences
 from genrec.errors import InputError
 from genrec.inference.batch import make_node_prior, without_seen
 from genrec.inference.catalog_view import CatalogView

@@ -14,7 +14,7 @@ from cluster import pipeline
 from cluster.stages import groups
 from cluster.stages.groups import GroupWriter
 from genrec.config import Config
-from genrec.data.tables import read_queries
+from genrec.data.readers import read_queries
 from genrec.errors import InputError
 from genrec.learning.rl.fixed_groups import FixedGroups
 from genrec.sid.catalog import Catalog

@@ -24,7 +24,7 @@ from cluster.stages.grpo import grpo_loop
 from cluster.stages.sft import sft_loop
 from cluster.train import REFUSED, RunSpec, _worker_entry, run_training
 from genrec.config import Config, to_yaml
-from genrec.data.tables import read_items, read_queries
+from genrec.data.readers import read_items, read_queries
 from genrec.errors import InputError
 from genrec.inference.batch import read_predictions
 from genrec.inference.fusion import HEAD_WEIGHTS

@@ -14,10 +14,10 @@ from support.data_worlds import run_prepare, samples, write_world
 
 from genrec.config import Data
 from genrec.data.canonical import canonical_log, paths
+from genrec.data.readers import read_items, read_sequences, read_stats
 from genrec.data.sources import open_source, streams
 from genrec.data.sources.json_lines import read_objects
 from genrec.data.sources.locate import TEXT, find_files, is_data_file, partition_values
-from genrec.data.tables import read_items, read_sequences, read_stats
 from genrec.errors import InputError
 
 ITEMS = {"id": ["x", "y"], "title": ["X", "Y"]}

@@ -17,7 +17,7 @@ from genrec.baselines.buckets import BUCKETS, popularity_bucket
 from genrec.baselines.itemknn import ItemKNN, cross_fitted
 from genrec.baselines.train_log import TrainLog, train_log
 from genrec.config import RewardSettings
-from genrec.data.tables import read_items, read_queries, read_sequences
+from genrec.data.readers import read_items, read_queries, read_sequences
 from genrec.errors import InputError
 from genrec.learning.rewards import FutureItems, RewardContext
 from genrec.sid.vectors import VectorFiles, unit_rows
