@@ -26,7 +26,7 @@ from cluster.pipeline import fixes_groups, run_stage
 from cluster.progress import STAGE
 from genrec.config import Config
 from genrec.data.files import write_json, write_text
-from genrec.data.readers import read_items, read_queries, read_sequences
+from genrec.data.readers import read_items, read_queries
 from genrec.metrics import FloatArray, IntArray
 
 LOG = logging.getLogger(__name__)
@@ -137,14 +137,14 @@ def _score(config: Config, data: Path, catalog: Path, policy: Path, out: Path) -
     As in ``evaluate``, seen items are masked where the log never repeats. An item head has the weight of validation.
     """
     from genrec.baselines.buckets import popularity_bucket
-    from genrec.baselines.train_log import train_log
+    from genrec.baselines.train_log import read_train_log
     from genrec.evaluation.slices import by_bucket, category_numbers
     from genrec.evaluation.spread import spread
     from genrec.inference.batch import own_answering
     from genrec.metrics import means, per_query, target_ranks
 
     items = read_items(data)
-    log = train_log(read_sequences(data), items.num_rows)
+    log = read_train_log(data, items.num_rows)
     ways = {"own": own_answering(config)}
     beams = predict(config, data, catalog, policy, out / "answers", ways, mask_seen=log.mask_seen)["own"]
     targets_Q = read_queries(data, "test")["target"].to_numpy().astype("int64")

@@ -208,11 +208,11 @@ def _epoch_order(config: Config, data: Path) -> Work:
 
 
 def _grpo_queries(config: Config, data: Path) -> Work:
-    from genrec.data.readers import read_queries
+    from genrec.data.readers import read_train_queries
     from genrec.learning.rl.query_sampler import QueryStream
 
     def work() -> int:
-        queries = read_queries(data, "train")
+        queries = read_train_queries(data, with_context=False)
         QueryStream(queries, BATCH_SIZE, seed=config.seed, rank=0, world=1)(0)
         return queries.num_rows
 
@@ -221,11 +221,11 @@ def _grpo_queries(config: Config, data: Path) -> Work:
 
 def _itemknn(config: Config, data: Path) -> Work:
     from genrec.baselines.itemknn import ItemKNN, KnnSettings, Pairs
-    from genrec.baselines.train_log import train_log
-    from genrec.data.readers import read_items, read_sequences
+    from genrec.baselines.train_log import read_train_log
+    from genrec.data.readers import read_items
 
     def work() -> int:
-        log = train_log(read_sequences(data), read_items(data).num_rows)
+        log = read_train_log(data, read_items(data).num_rows)
         ItemKNN(Pairs(log), KnnSettings())
         return len(log.items_E)
 
@@ -233,12 +233,12 @@ def _itemknn(config: Config, data: Path) -> Work:
 
 
 def _transitions(config: Config, data: Path) -> Work:
-    from genrec.baselines.train_log import train_log
+    from genrec.baselines.train_log import read_train_log
     from genrec.baselines.transitions import Transition
-    from genrec.data.readers import read_items, read_sequences
+    from genrec.data.readers import read_items
 
     def work() -> int:
-        log = train_log(read_sequences(data), read_items(data).num_rows)
+        log = read_train_log(data, read_items(data).num_rows)
         Transition(log)
         return len(log.items_E)
 

@@ -19,9 +19,10 @@ from cluster.policy_predictor import OWN, PolicyPredictor, TunedSearch
 from cluster.stages import refit
 from cluster.stages.plan import Plan, StageRun
 from cluster.train import read_summary
+from genrec.baselines.train_log import TRAIN_COLUMNS
 from genrec.config import Config, to_yaml
 from genrec.data.files import write_json
-from genrec.data.readers import read_items, read_queries, read_sequences
+from genrec.data.readers import read_items, read_queries, stream_sequences
 from genrec.data.tables import most_frequent_event
 
 if TYPE_CHECKING:
@@ -142,9 +143,10 @@ def read_test(config: Config, inputs: Mapping[str, Artifact]) -> TestData:
 
     data, catalog = inputs["prepare"].path, Catalog.load(inputs["assign"].path)
     items, test, valid = read_items(data), read_queries(data, "test"), read_queries(data, "valid")
-    suite = fit_baselines(read_sequences(data), valid, len(items), config.data.max_history, seed=config.seed)
+    log, history = stream_sequences(data, TRAIN_COLUMNS), config.data.max_history
+    suite = fit_baselines(log, valid, len(items), history, seed=config.seed)
     targets_Q = test["target"].to_numpy().astype(np.int64)
-    return TestData(items, test, valid, catalog, suite, targets_Q, recent_history(test, config.data.max_history))
+    return TestData(items, test, valid, catalog, suite, targets_Q, recent_history(test, history))
 
 
 def predict_test(config: Config, inputs: Mapping[str, Artifact], test: TestData, out: Path) -> PolicyAnswers:
@@ -168,7 +170,7 @@ def _refitted(
 ) -> dict[str, IntArray]:
     """What the refitted policy and ItemKNN answer, with the weights that were tuned before."""
     data = replace(inputs["prepare"], path=inputs["refit"].path / refit.DATA)
-    suite = test.suite.refitted(read_sequences(data.path))
+    suite = test.suite.refitted(stream_sequences(data.path, TRAIN_COLUMNS))
     predictor = PolicyPredictor(config, {**inputs, "prepare": data}, "refit", suite, out / "predictions")
     found, model_QK = predictor.tested(tuned, test.recent_QH)
     itemknn_QK = suite.rank(test.recent_QH, config.decode.width)["itemknn"]
@@ -259,7 +261,7 @@ def _samples(items: pa.Table, test: pa.Table, model_QK: IntArray) -> list[dict[s
 
 def _usual_event(config: Config, data: Path) -> str | None:
     """The event type of most train targets, where the policy's prompts have event types."""
-    return most_frequent_event(read_queries(data, "train")) if config.policy.context.is_on else None
+    return most_frequent_event(read_queries(data, "train", ["event"])) if config.policy.context.is_on else None
 
 
 def _write_pointer(

@@ -81,7 +81,7 @@ class _RlParts:
 def grpo_loop(spec: RunSpec) -> None:
     """What every GRPO learner runs, all of them with the same rollout actors; rank 0 writes the result."""
     configure_process(spec.config)
-    from genrec.data.readers import read_queries
+    from genrec.data.readers import read_train_queries
     from genrec.learning.rl.query_sampler import QueryStream
     from genrec.learning.rl.trainer import GrpoTrainer
 
@@ -90,7 +90,8 @@ def grpo_loop(spec: RunSpec) -> None:
     rank, world = accelerator.process_index, accelerator.num_processes
     built, learner = _make_learner(spec, accelerator)
     rollouts, validator = _make_rollouts(spec, built, _make_validator(spec, built))
-    train, queries = read_queries(spec.data, "train"), settings.queries * settings.oversample
+    with_context = config.policy.context.is_on or bool(config.rewards.custom)  # a reward of the user's may read it
+    train, queries = read_train_queries(spec.data, with_context=with_context), settings.queries * settings.oversample
     if spec.groups is not None:
         rollouts, train = _fixed_groups(spec.groups, built, train)
     timed = TimedRollouts(rollouts)
@@ -134,20 +135,21 @@ def _fixed_groups(directory: Path, built: _RlParts, train: pa.Table) -> tuple[Ro
 
 
 def _make_validator(spec: RunSpec, built: _RlParts) -> Validator:
-    from genrec.data.readers import read_queries, read_sequences
+    from genrec.data.readers import read_queries, stream_sequences
     from genrec.evaluation.validate import Search, Validator
 
     config = spec.config
     counts_N = built.reward.context.counts_N
     if counts_N is None:
         raise RuntimeError("the reward context was read without train counts")
+    sequences = stream_sequences(spec.data, ["items", "split"])
     return Validator(
         read_queries(spec.data, "valid"),
         built.prompts,
         built.catalog.trie,
         built.accelerator,
         count=config.learning.rl.eval_queries,
-        search=Search.of(VALIDATION_WIDTH, read_sequences(spec.data), len(built.catalog), config.data.max_history),
+        search=Search.of(VALIDATION_WIDTH, sequences, len(built.catalog), config.data.max_history),
         batch_size=config.decode.batch_size,
         train_counts_N=counts_N.numpy(),
     )

@@ -160,7 +160,7 @@ def _make_loss(spec: RunSpec, prompts: Prompts, catalog: Catalog, device: torch.
 
     settings, rare_N, knn = spec.config.learning.sft, None, None
     if spec.config.policy.items.head and settings.distill:
-        sequences = read_sequences(spec.data)
+        sequences = read_sequences(spec.data, ["user_id", "items", "split"])
         knn = KnnTeacher(sequences, len(catalog), spec.config.data.max_history, settings.distill)
     if "rare" in settings.loss.weights:
         targets = torch.from_numpy(read_queries(spec.data, "train", ["target"])["target"].to_numpy().astype("int64"))
@@ -198,7 +198,8 @@ def _validation(data: Path, max_history: int, items: int) -> tuple[pa.Table, Sea
     """The validation queries and how they are searched."""
     from genrec.evaluation.validate import Search
 
-    return read_queries(data, "valid"), Search.of(VALIDATION_WIDTH, read_sequences(data), items, max_history)
+    sequences = stream_sequences(data, ["items", "split"])
+    return read_queries(data, "valid"), Search.of(VALIDATION_WIDTH, sequences, items, max_history)
 
 
 def learns_tasks(config: Config) -> bool:
@@ -297,9 +298,9 @@ def _train_sequences(data: Path, n_items: int) -> list[list[int]]:
     """The train part of each user's sequence, oldest first."""
     import numpy as np
 
-    from genrec.baselines.train_log import train_log
+    from genrec.baselines.train_log import read_train_log
 
-    log = train_log(read_sequences(data), n_items)
+    log = read_train_log(data, n_items)
     ends = np.flatnonzero(np.diff(log.users_E)) + 1
     return [part.tolist() for part in np.split(log.items_E, ends)]
 

@@ -8,7 +8,7 @@ cost of a setting does not grow with the size of the catalogue.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 
@@ -69,7 +69,7 @@ class BaselineSuite:
         assert isinstance(knn, ItemKNN)
         return knn
 
-    def refitted(self, sequences: pa.Table) -> BaselineSuite:
+    def refitted(self, sequences: pa.Table | Iterable[pa.Table]) -> BaselineSuite:
         """ItemKNN alone, with the same settings, trained on other ``sequences`` of the same items."""
         log = train_log(sequences, self.log.n_items)
         return replace(self, log=log, models={"itemknn": ItemKNN(Pairs(log), self.itemknn.settings)})
@@ -81,12 +81,18 @@ class BaselineSuite:
 
 
 def fit_baselines(
-    sequences: pa.Table, valid: pa.Table, n_items: int, max_history: int, *, seed: int = 0, budget: int = BUDGET
+    sequences: pa.Table | Iterable[pa.Table],
+    valid: pa.Table,
+    n_items: int,
+    max_history: int,
+    *,
+    seed: int = 0,
+    budget: int = BUDGET,
 ) -> BaselineSuite:
     """Popularity, transition counts and ItemKNN: trained on train positions, tuned on the ``valid`` queries.
 
     Args:
-        sequences: columns ``items``, ``split`` and, if known, ``times``; see ``train_log``.
+        sequences: see ``train_log``.
         valid: columns ``history`` and ``target``.
         n_items: N; items are rows 0 … N - 1.
         max_history: items of a history that are used, its last ones.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +36,7 @@ class Search:
     masked: int = 0
 
     @staticmethod
-    def of(width: int, sequences: pa.Table, n_items: int, max_history: int) -> Search:
+    def of(width: int, sequences: pa.Table | Iterable[pa.Table], n_items: int, max_history: int) -> Search:
         """``width`` items, and seen ones masked where the evaluation of these ``sequences`` masks them."""
         return Search(width, max_history if train_log(sequences, n_items).mask_seen else 0)
 

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from genrec.baselines.itemknn import ItemKNN, Pairs
 from genrec.baselines.sparse import Sparse, mask_seen_items
-from genrec.baselines.train_log import train_log
-from genrec.data.readers import read_items, read_sequences
+from genrec.baselines.train_log import read_train_log
+from genrec.data.readers import read_items
 from genrec.errors import InputError
 from genrec.inference.batch import make_node_prior, without_seen
 from genrec.inference.catalog_view import CatalogView
@@ -98,7 +98,7 @@ class Recommender:
         self._chat_lock = threading.Lock()  # a tokenizer changes its own state at each call
         self._knn: ItemKNN | None = None
         if run.prior.weight and run.prior.settings is not None:
-            log = train_log(read_sequences(run.data), self._items.num_rows)
+            log = read_train_log(run.data, self._items.num_rows)
             self._knn = ItemKNN(Pairs(log), run.prior.settings)
         self._names = SidNames.load(run.catalog)
         self._view = self._read_view(self._current())

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from genrec.baselines.buckets import BUCKETS, popularity_bucket
 from genrec.baselines.itemknn import ItemKNN, cross_fitted
-from genrec.baselines.train_log import TrainLog, train_log
+from genrec.baselines.train_log import TrainLog, read_train_log
 from genrec.config import RewardSettings
 from genrec.data.readers import read_items, read_queries, read_sequences
 from genrec.errors import InputError
@@ -27,6 +27,9 @@ FUTURE = {"future", "event", "unwanted_repeat"}
 
 HITS = {"hit", "rank_log", "rank_linear", "ndcg_rank"}
 """Terms that do so where the ground truth is more than the target."""
+
+FUTURE_COLUMNS = ("id", "user", "target", "event")
+"""Columns of the train queries that ``FutureItems`` reads."""
 
 FOLDS = 5
 """Folds of users: the ItemKNN of a fold is fitted on the other four."""
@@ -47,8 +50,8 @@ def read_reward_context(
         InputError: ``event`` where no event type of the train log has a value, ``semantic`` without vectors, or vectors
             of another catalogue.
     """
-    items, sequences = read_items(data), read_sequences(data)
-    log = train_log(sequences, items.num_rows)
+    items = read_items(data)
+    log = read_train_log(data, items.num_rows)
     needs_future = bool(FUTURE & set(terms)) or (settings.ground_truth == "future" and bool(HITS & set(terms)))
     bucket_N = torch.from_numpy(popularity_bucket(log.counts_N))
     return RewardContext(
@@ -56,9 +59,11 @@ def read_reward_context(
         [path[-1] if path else "" for path in items["categories"].to_pylist()],
         settings,
         counts_N=torch.from_numpy(log.counts_N),
-        future_items=_future_items(read_queries(data, "train"), terms, settings) if needs_future else None,
+        future_items=_future_items(read_queries(data, "train", FUTURE_COLUMNS), terms, settings)
+        if needs_future
+        else None,
         vectors_ND=_vectors(vectors, items.num_rows) if "semantic" in terms else None,
-        neighbours=_neighbours(sequences, log) if "collaborative" in terms else None,
+        neighbours=_neighbours(data, log) if "collaborative" in terms else None,
         buckets={name: bucket_N == number for number, name in enumerate(BUCKETS)},
     )
 
@@ -84,8 +89,8 @@ class Neighbours:
         return torch.from_numpy(scores_N[items_G.clamp(min=0).numpy()] / (best if best > 0 else 1.0)).float()
 
 
-def _neighbours(sequences: pa.Table, log: TrainLog) -> Neighbours:
-    return Neighbours(cross_fitted(log, sequences["user"].to_numpy() % FOLDS, FOLDS))
+def _neighbours(data: Path, log: TrainLog) -> Neighbours:
+    return Neighbours(cross_fitted(log, read_sequences(data, ["user"])["user"].to_numpy() % FOLDS, FOLDS))
 
 
 def _future_items(queries: pa.Table, terms: Collection[str], settings: RewardSettings) -> FutureItems:
