@@ -27,6 +27,7 @@ BENCHMARKS: Mapping[str, str] = MappingProxyType(
         "rewards": "GRPO with each reward or setting: the gain over SFT, the tail, coverage, what the updates did",
         "recipes": "the recipes of the design documents trained whole, SFT and RL, beside what was claimed of them",
         "searches": "beams with and without priors, diverse and stochastic beams, samples: NDCG, coverage, validity",
+        "scale": "logs of a million and ten million events: memory and time of what holds a whole log",
         "chaos": "a small `full` whose processes are killed at random, again and again: its files are compared with an "
         "undisturbed run's",
     }
