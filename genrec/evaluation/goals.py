@@ -10,13 +10,16 @@ Of the first ten items of each query's ranking:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
 
+from genrec.baselines.buckets import BUCKETS, popularity_bucket
 from genrec.config import RewardSettings
 from genrec.data.worth import worth_of
+from genrec.evaluation.intervals import paired
 from genrec.evaluation.slices import category_numbers
 from genrec.evaluation.spread import distinct_categories
 from genrec.metrics import FloatArray, IntArray, per_query, target_ranks
@@ -42,6 +45,7 @@ class Goals:
     def __init__(self, items: pa.Table, train_counts_N: IntArray, settings: RewardSettings) -> None:
         self._settings, self._category_N = settings, category_numbers(items)
         self._is_new_N = train_counts_N <= settings.rare
+        self._is_tail_N = popularity_bucket(train_counts_N) >= BUCKETS.index("tail")
         self._worth_N = worth_of(items, settings.value_column)
 
     def names(self, events: Sequence[str | None]) -> list[str]:
@@ -70,6 +74,16 @@ class Goals:
         of_type = {name: np.array([one == name for one in types]) for name in _types(events)}
         return found | {f"ndcg@10/{name}": np.where(of_Q, ndcg_Q, np.nan) for name, of_Q in of_type.items()}
 
+    def all_values(
+        self, ranked_QK: IntArray, targets_Q: IntArray, events: Sequence[str | None] = ()
+    ) -> dict[str, FloatArray]:
+        """``values`` after the accuracy of the rankings: NDCG@10, HR@10, HR@50, and HR@50 of tail and unseen targets."""
+        hits = per_query(target_ranks(ranked_QK, targets_Q), (FIRST, 50))
+        accuracy = {name: hits[name] for name in ("ndcg@10", "hr@10", "hr@50")}
+        if self._is_tail_N[targets_Q].any():
+            accuracy["tail_hr@50"] = np.where(self._is_tail_N[targets_Q], hits["hr@50"], np.nan)
+        return accuracy | self.values(ranked_QK, targets_Q, events)
+
     def _ndcg(self, ranked_QK: IntArray, targets_Q: IntArray) -> FloatArray:
         return per_query(target_ranks(ranked_QK, targets_Q), (FIRST,))[f"ndcg@{FIRST}"]
 
@@ -78,3 +92,32 @@ def _types(events: Sequence[str | None]) -> list[str]:
     """The event types that occur, by name; none where all are unknown."""
     known = {name for name in events if name}
     return sorted(known | ({UNKNOWN} if None in events else set())) if known else []
+
+
+class Trade(TypedDict):
+    """A metric before and after: their means, the change, its 95% interval (None without one), and relative change."""
+
+    sft: float
+    rl: float
+    difference: float
+    low: float | None
+    high: float | None
+    relative: float
+
+
+def compare_goals(
+    rl: Mapping[str, FloatArray], sft: Mapping[str, FloatArray], resamples: int, seed: int
+) -> dict[str, Trade]:
+    """What each metric (Q,) was and became, with a paired bootstrap over the queries that it covers."""
+    found: dict[str, Trade] = {}
+    for name, after_Q in rl.items():
+        covered_Q = np.isfinite(after_Q) & np.isfinite(sft[name])
+        if not covered_Q.any():
+            continue
+        own, base = {name: after_Q[covered_Q]}, {name: sft[name][covered_Q]}
+        after, before = float(own[name].mean()), float(base[name].mean())
+        span = paired(own, base, resamples, seed).get(name)
+        low, high = (span["low"], span["high"]) if span else (None, None)
+        relative = after / before - 1 if before else 0.0
+        found[name] = Trade(sft=before, rl=after, difference=after - before, low=low, high=high, relative=relative)
+    return found
