@@ -94,6 +94,11 @@ def _types(events: Sequence[str | None]) -> list[str]:
     return sorted(known | ({UNKNOWN} if None in events else set())) if known else []
 
 
+def covered_means(values: Mapping[str, FloatArray]) -> dict[str, float]:
+    """The mean of each metric (Q,) over the queries that it covers; metrics that cover none are left out."""
+    return {name: float(np.nanmean(one_Q)) for name, one_Q in values.items() if np.isfinite(one_Q).any()}
+
+
 class Trade(TypedDict):
     """A metric before and after: their means, the change, its 95% interval (None without one), and relative change."""
 
