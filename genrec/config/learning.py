@@ -277,7 +277,7 @@ def _slates_fit(rl: Rl) -> dict[str, bool]:
         "objective=ppo has a value per code, and generation=slate one advantage per item; take grpo or reinforce": (
             slate and rl.objective == "ppo"
         ),
-        f"advantage={rl.advantage} is not defined for lists; generation=slate wants one of auto, {', '.join(OF_LISTS)}": (
+        f"advantage={rl.advantage} is not defined for lists; generation=slate wants auto, {', '.join(OF_LISTS)}": (
             slate and rl.advantage not in ("auto", *OF_LISTS)
         ),
     }
@@ -312,7 +312,7 @@ class RewardSettings(Section):
     discount: float = Field(default=0.5, ge=0, le=1, description="future, event: factor per step after the target")
     events: dict[str, float] = Field(
         default={"click": 1.0, "purchase": 3.0, "unknown": 1.0},
-        description="event, lists.dcg and value@10: value of an event of this type; 'unknown' where the log has no type",
+        description="event, lists.dcg and value@10: value of an event of this type; 'unknown' where the log has none",
     )
     other_events: float = Field(default=1.0, description="the same, of an event of any other type")
     delayed: tuple[str, ...] | None = Field(

@@ -91,7 +91,7 @@ class Config(Section):
             "policy.hidden must be a multiple of policy.heads": not pretrained
             and self.policy.hidden % self.policy.heads,
             f"learning.rl.queries must be a multiple of the {workers} workers": grpo.queries % workers,
-            f"rewards.lists {sorted(self.rewards.lists.active)} reward lists of items; set learning.rl.generation=slate": (
+            f"rewards.lists {sorted(self.rewards.lists.active)} are of lists; set learning.rl.generation=slate": (
                 bool(self.rewards.lists.active) and grpo.generation != "slate"
             ),
             "sid.quantizer=vq has one level; set sid.levels=1": sid.quantizer == "vq" and sid.levels != 1,

@@ -77,7 +77,7 @@ class Goals:
     def all_values(
         self, ranked_QK: IntArray, targets_Q: IntArray, events: Sequence[str | None] = ()
     ) -> dict[str, FloatArray]:
-        """``values`` after the accuracy of the rankings: NDCG@10, HR@10, HR@50, and HR@50 of tail and unseen targets."""
+        """``values`` after the accuracy: NDCG@10, HR@10, HR@50, and HR@50 of tail and unseen targets."""
         hits = per_query(target_ranks(ranked_QK, targets_Q), (FIRST, 50))
         accuracy = {name: hits[name] for name in ("ndcg@10", "hr@10", "hr@50")}
         if self._is_tail_N[targets_Q].any():

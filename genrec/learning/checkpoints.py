@@ -89,8 +89,8 @@ class DirectoryCheckpoints:
 class TrainingState:
     """All that a loop needs to resume at a step boundary; batches and random numbers are functions of the step.
 
-    ``best`` holds the tensors of the version with the best validation score (``best_metric`` says of what), ``stopped`` why the run ended before its
-    last step ('' if it did not), ``curve`` the measurements by step.
+    ``best`` holds the tensors of the version with the best validation score, which is that of ``best_metric``,
+    ``stopped`` why the run ended before its last step ('' if it did not), ``curve`` the measurements by step.
     """
 
     step: int = 0

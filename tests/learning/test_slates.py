@@ -128,7 +128,9 @@ def test_groups_of_drawn_lists_estimate_that_gradient_without_bias() -> None:
 
 def slate(items: list[int]) -> Group:
     rows = torch.tensor(items)
-    return Group(QUERY, 0, rows, CATALOG.codes_NL[rows], torch.zeros(len(items), 3), torch.empty(0), {}, slate=len(rows))
+    return Group(
+        QUERY, 0, rows, CATALOG.codes_NL[rows], torch.zeros(len(items), 3), torch.empty(0), {}, slate=len(rows)
+    )
 
 
 def test_rewards_of_lists_are_what_their_formulas_say() -> None:
@@ -198,6 +200,6 @@ def test_what_lists_cannot_be_is_refused() -> None:
     for override, message in wrong.items():
         with pytest.raises(InputError, match=message):
             load_config([], ["learning.rl.generation=slate", override])
-    with pytest.raises(InputError, match="set learning.rl.generation=slate"):
+    with pytest.raises(InputError, match=r"set learning\.rl\.generation=slate"):
         load_config([], ["rewards.lists.categories=0.1"])
     load_config([], ["learning.rl.generation=slate", "rewards.hit=0", "rewards.rank_log=0", "rewards.lists.dcg=1"])

@@ -135,7 +135,9 @@ def shown_name(metric: str) -> str:
     """A metric's name as a table shows it; an event type keeps its spelling: NDCG@10/purchase."""
     name, *event = metric.split("/", 1)
     accuracy = name.removeprefix("tail_").startswith(("ndcg", "hr"))
-    return "/".join([name.upper() if accuracy else name.capitalize(), *event]).replace("TAIL_", "Tail ")
+    return (
+        "/".join([name.upper() if accuracy else name.capitalize(), *event]).replace("TAIL_", "Tail ").replace("_", " ")
+    )
 
 
 def _template() -> Template:

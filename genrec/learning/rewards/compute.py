@@ -73,7 +73,9 @@ def _reward_lists(
 ) -> None:
     """Fill a group of lists: ``gains_GJ``, and their sums as ``terms`` and ``rewards_G``."""
     lists = zip(
-        group.items_G.split(group.slate), group.codes_GL.split(group.slate), group.logp_GL.split(group.slate),
+        group.items_G.split(group.slate),
+        group.codes_GL.split(group.slate),
+        group.logp_GL.split(group.slate),
         strict=True,
     )
     paid = [

@@ -95,8 +95,8 @@ def _future_items(queries: pa.Table, terms: Collection[str], settings: RewardSet
     types = future_items.event_types
     if {"event", "dcg"} & set(terms) and not any(settings.events.get(type_, settings.other_events) for type_ in types):
         raise InputError(
-            f"rewards.event and rewards.lists.dcg: the train log's event types are {sorted(types)}, which all have the value 0 in "
-            "rewards.settings.events and other_events; give a value to a type that occurs"
+            f"rewards.event and rewards.lists.dcg: the train log's event types are {sorted(types)}, which all have the "
+            "value 0 in rewards.settings.events and other_events; give a value to a type that occurs"
         )
     return future_items
 

@@ -53,8 +53,9 @@ class Guard:
     """Compares the validation metrics of versions with those of version 0, the SFT policy, and updates ``state``.
 
     A version with a ``significant_drop`` of a guarded metric ends the run; of the others the one with the best
-    ``learning.rl.guard.goal`` is kept, if no metric of ``guard.keep`` lost more than its share, noise or not. Metrics may be collected several updates after their version was submitted. If they then end the run, the
-    later updates are removed from ``state``, which is therefore the same as with a synchronous validator.
+    ``learning.rl.guard.goal`` is kept, if no metric of ``guard.keep`` lost more than its share, noise or not. Metrics
+    may be collected several updates after their version was submitted. If they then end the run, the later updates are
+    removed from ``state``, which is therefore the same as with a synchronous validator.
     """
 
     def __init__(self, validator: SnapshotValidator, settings: Rl, state: TrainingState) -> None:

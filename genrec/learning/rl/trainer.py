@@ -24,7 +24,7 @@ REPORT_EVERY = 10
 
 
 class GrpoTrainer:
-    """Trains a policy and keeps the version with the best validation metric (``guard.goal``); version 0 is the SFT policy.
+    """Trains a policy and keeps the version with the best ``guard.goal`` on validation; version 0 is the SFT policy.
 
     When the guard finds a version significantly worse than version 0, the run stops and rolls back to the best version
     so far, which may be version 0.
