@@ -114,7 +114,7 @@ def _make_learner(spec: RunSpec, accelerator: Accelerator) -> tuple[_RlParts, Gr
     from genrec.learning.rewards import RewardFunction, active_terms, load_terms
     from genrec.learning.rewards.read_context import read_reward_context
     from genrec.learning.rl.learner import GrpoLearner
-    from genrec.learning.rl.slates import require_room
+    from genrec.learning.rl.slate_advantages import require_room
 
     rewards, settings = spec.config.rewards, spec.config.learning.rl
     policy, prompts, catalog = spec.build()

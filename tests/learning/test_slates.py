@@ -17,7 +17,7 @@ from genrec.learning.rewards.list_terms import LIST_TERMS
 from genrec.learning.rl.candidates import candidate_weights
 from genrec.learning.rl.rollout import generate
 from genrec.learning.rl.scorer import GroupScorer
-from genrec.learning.rl.slates import gains_of, require_room, slate_advantages
+from genrec.learning.rl.slate_advantages import gains_of, require_room, slate_advantages
 from genrec.learning.rl.update_loss import MicroBatch, Targets, UpdateLoss
 from genrec.policy.decoding.score import score
 from genrec.policy.decoding.slates import draw_slates, list_log_probabilities

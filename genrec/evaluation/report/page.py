@@ -135,9 +135,8 @@ def shown_name(metric: str) -> str:
     """A metric's name as a table shows it; an event type keeps its spelling: NDCG@10/purchase."""
     name, *event = metric.split("/", 1)
     accuracy = name.removeprefix("tail_").startswith(("ndcg", "hr"))
-    return (
-        "/".join([name.upper() if accuracy else name.capitalize(), *event]).replace("TAIL_", "Tail ").replace("_", " ")
-    )
+    shown = name.upper().replace("TAIL_", "Tail ") if accuracy else name.capitalize().replace("_", " ")
+    return "/".join([shown, *event])
 
 
 def _template() -> Template:

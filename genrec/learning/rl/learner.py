@@ -22,7 +22,7 @@ from genrec.learning.rl.critic import CriticTrainer, gae, normalised
 from genrec.learning.rl.diagnostics import audited, check_agreement, term_shares, zero_advantage_share
 from genrec.learning.rl.objectives import OBJECTIVES
 from genrec.learning.rl.scorer import GroupScorer, GroupScores
-from genrec.learning.rl.slates import gains_of, slate_advantages
+from genrec.learning.rl.slate_advantages import gains_of, slate_advantages
 from genrec.learning.rl.update_loss import MicroBatch, Targets, UpdateLoss, informative_tokens
 from genrec.learning.schedule import learning_rate
 from genrec.learning.sft.strategies import gradient_norm, read_moments, write_moments
