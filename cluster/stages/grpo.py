@@ -118,7 +118,8 @@ def _make_learner(spec: RunSpec, accelerator: Accelerator) -> tuple[_RlParts, Gr
 
     rewards, settings = spec.config.rewards, spec.config.learning.rl
     policy, prompts, catalog = spec.build()
-    terms = active_terms(rewards, load_terms(rewards.custom, spec.rewards), centred=settings.objective != "ppo")
+    centred = settings.objective != "ppo" and settings.generation != "slate"
+    terms = active_terms(rewards, load_terms(rewards.custom, spec.rewards), centred=centred)
     if settings.generation == "slate":
         require_room(settings.slate, len(catalog))
     active = {*terms, *rewards.lists.active}
