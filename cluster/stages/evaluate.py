@@ -221,11 +221,11 @@ def _summarise(
             return per_query(target_ranks(answers.alone[name].items_QK, test.targets_Q), ks)
 
         add_gain(metrics, values("grpo"), values("sft"), draws, config.seed)
-        both = [
+        after, before = (
             goals.all_values(answers.alone[name].items_QK, test.targets_Q, test.event_Q) for name in ("grpo", "sft")
-        ]
+        )
         metrics["rl_trade"] = {
-            "metrics": dict(compare_goals(*both, draws, config.seed)),
+            "metrics": dict(compare_goals(after, before, draws, config.seed)),
             "few_events": config.rewards.settings.rare,
             "cost": _cost_of_rl(inputs),
         }
