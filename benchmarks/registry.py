@@ -25,6 +25,7 @@ BENCHMARKS: Mapping[str, str] = MappingProxyType(
         "tasks": "what other tasks give to, or take from, the next item at equal steps: NDCG@10, HR@10",
         "chat": "conversations with a policy: the share that ends, with an item where one belongs, and the right one",
         "rewards": "GRPO with each reward or setting: the gain over SFT, the tail, coverage, what the updates did",
+        "tradeoff": "weight of a reward against its goal (categories, new items, purchases) and against NDCG@10",
         "recipes": "the recipes of the design documents trained whole, SFT and RL, beside what was claimed of them",
         "searches": "beams with and without priors, diverse and stochastic beams, samples: NDCG, coverage, validity",
         "scale": "logs of a million and ten million events: memory and time of what holds a whole log",

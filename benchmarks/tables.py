@@ -155,6 +155,33 @@ def searches_page(
     return "\n".join(lines) + "\n"
 
 
+def tradeoff_page(variants: Mapping[str, Mapping[str, Any]]) -> str:
+    """For each variant the curve over weights on validation, then the chosen weight on test."""
+    lines: list[str] = []
+    for name, one in variants.items():
+        goal, points = one["goal"], one["points"]
+        body = (
+            [
+                f"{point['weight']:g}",
+                " ".join(map(str, point["best_step"])),
+                f"{point['ndcg@10']['kept']:.4f} ({point['ndcg@10']['change']:+.1%})",
+                f"{point[goal]['kept']:.4f} ({point[goal]['change']:+.1%})",
+            ]
+            for point in points
+        )
+        lines += [*_table((f"{name}: weight", "kept step", "NDCG@10", goal), body), ""]
+        lines += [f"Validation; NDCG@10 may lose {one['share']:.0%}. Tested: weight {one['chosen']:g}.", ""]
+        tested = ([metric, *_traded(trade)] for metric, trade in one["test"].items())
+        lines += [*_table(("test", "SFT", "RL", "change [95 % paired bootstrap over queries]", "relative"), tested), ""]
+    return "\n".join(lines)
+
+
+def _traded(trade: Mapping[str, Any]) -> list[str]:
+    span = "" if trade["low"] is None else f" [{trade['low']:+.4f}, {trade['high']:+.4f}]"
+    change = f"{trade['difference']:+.4f}{span}"
+    return [f"{trade['sft']:.4f}", f"{trade['rl']:.4f}", change, f"{trade['relative']:+.1%}"]
+
+
 POLICY_SCORES = ("hr@10", "ndcg@10", "hr@50", "hr@50/tail", "coverage@10")
 
 

@@ -39,8 +39,8 @@ def fits_a_quantizer(config: Config) -> bool:
 
 
 def rewards_similarity(config: Config) -> bool:
-    """``rewards.semantic`` compares item vectors."""
-    return bool(config.rewards.semantic)
+    """``rewards.semantic`` and ``rewards.lists.distance`` compare item vectors."""
+    return bool(config.rewards.semantic or config.rewards.lists.distance)
 
 
 def searches_similarity(config: Config) -> bool:

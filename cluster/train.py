@@ -229,7 +229,7 @@ def save_result(
     about: dict[str, Any] = {"steps": state.step, "best_step": state.best_step}
     about |= {"parameters": parameters, "trained_parameters": trained, "trained_share": round(trained / parameters, 6)}
     if math.isfinite(state.best_score):
-        about["valid_ndcg@10"] = state.best_score
+        about[f"valid_{state.best_metric}"] = state.best_score
     write_json({**about, "stopped": state.stopped, "curve": state.curve}, spec.out / CURVE)
 
 

@@ -48,6 +48,7 @@ def plan(run: StageRun) -> Plan:
     settings = {
         "decode": config.decode.result_settings(),
         "evaluation": config.evaluation.result_settings(),
+        "values": config.rewards.settings.result_settings(),
         "name": config.name,
         "seed": config.seed,
     }
@@ -182,6 +183,7 @@ def _summarise(
     config: Config, inputs: Mapping[str, Artifact], test: TestData, answers: PolicyAnswers
 ) -> dict[str, Any]:
     """The metrics of the model, its parts and the baselines, with intervals, and what reinforcement learning gained."""
+    from genrec.evaluation.goals import Goals, compare_goals, covered_means
     from genrec.evaluation.slices import category_numbers
     from genrec.evaluation.summary import Rankings, add_gain, add_prior, summarise
     from genrec.metrics import per_query, target_ranks
@@ -208,6 +210,12 @@ def _summarise(
         "seen_items_masked": suite.mask_seen,
     }
     metrics = summarise(rankings, ks=ks, resamples=draws, seed=config.seed, stages=costs, details=details)
+    goals = Goals(test.items, suite.log.counts_N, config.rewards.settings)
+    systems = {"model": answers.model_QK, **others, **rankings.baselines}
+    metrics["goals"] = {
+        name: covered_means(goals.values(ranked_QK, test.targets_Q, test.event_Q))
+        for name, ranked_QK in systems.items()
+    }
     if answers.tuned.weight:
         add_prior(metrics, "policy", answers.tuned.weight)
     if answers.best == "grpo":
@@ -216,7 +224,23 @@ def _summarise(
             return per_query(target_ranks(answers.alone[name].items_QK, test.targets_Q), ks)
 
         add_gain(metrics, values("grpo"), values("sft"), draws, config.seed)
+        after, before = (
+            goals.all_values(answers.alone[name].items_QK, test.targets_Q, test.event_Q) for name in ("grpo", "sft")
+        )
+        metrics["rl_trade"] = {
+            "metrics": dict(compare_goals(after, before, draws, config.seed)),
+            "few_events": config.rewards.settings.rare,
+            "cost": _cost_of_rl(inputs),
+        }
     return metrics
+
+
+def _cost_of_rl(inputs: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Updates of reinforcement learning, the one that was kept, why it ended, and its time in that of the SFT."""
+    about = read_summary(inputs["grpo"].path)
+    spent = {name: inputs[name].metrics["wall_s"] for name in ("grpo", "sft")}
+    kept = {name: about[name] for name in ("steps", "best_step", "stopped")}
+    return kept | {"wall_s": spent["grpo"], "sft_wall_s": spent["sft"]}
 
 
 def _write(

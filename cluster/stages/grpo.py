@@ -115,11 +115,16 @@ def _make_learner(spec: RunSpec, accelerator: Accelerator) -> tuple[_RlParts, Gr
     from genrec.learning.rewards import RewardFunction, active_terms, load_terms
     from genrec.learning.rewards.read_context import read_reward_context
     from genrec.learning.rl.learner import GrpoLearner
+    from genrec.learning.rl.slate_advantages import require_room
 
     rewards, settings = spec.config.rewards, spec.config.learning.rl
     policy, prompts, catalog = spec.build()
-    terms = active_terms(rewards, load_terms(rewards.custom, spec.rewards), centred=settings.objective != "ppo")
-    context = read_reward_context(spec.data, catalog.codes_NL, terms, rewards.settings, spec.vectors)
+    centred = settings.objective != "ppo" and settings.generation != "slate"
+    terms = active_terms(rewards, load_terms(rewards.custom, spec.rewards), centred=centred)
+    if settings.generation == "slate":
+        require_room(settings.slate, len(catalog))
+    active = {*terms, *rewards.lists.active}
+    context = read_reward_context(spec.data, catalog.codes_NL, active, rewards.settings, spec.vectors)
     reward = RewardFunction(rewards, context, terms)
     learner = GrpoLearner(policy, prompts, catalog.trie, reward, settings, accelerator)
     return _RlParts(policy, prompts, catalog, reward, accelerator), learner
@@ -135,15 +140,17 @@ def _fixed_groups(directory: Path, built: _RlParts, train: pa.Table) -> tuple[Ro
 
 
 def _make_validator(spec: RunSpec, built: _RlParts) -> Validator:
-    from genrec.data.readers import read_queries, stream_sequences
+    from genrec.data.readers import read_items, read_queries, stream_sequences
+    from genrec.evaluation.goals import Goals
     from genrec.evaluation.validate import Search, Validator
 
     config = spec.config
     counts_N = built.reward.context.counts_N
     if counts_N is None:
         raise RuntimeError("the reward context was read without train counts")
+    goals = Goals(read_items(spec.data), counts_N.numpy(), config.rewards.settings)
     sequences = stream_sequences(spec.data, ["items", "split"])
-    return Validator(
+    validator = Validator(
         read_queries(spec.data, "valid"),
         built.prompts,
         built.catalog.trie,
@@ -152,7 +159,10 @@ def _make_validator(spec: RunSpec, built: _RlParts) -> Validator:
         search=Search.of(VALIDATION_WIDTH, sequences, len(built.catalog), config.data.max_history),
         batch_size=config.decode.batch_size,
         train_counts_N=counts_N.numpy(),
+        goals=goals,
     )
+    validator.require(config.learning.rl.guard.metrics)
+    return validator
 
 
 def _make_rollouts(spec: RunSpec, built: _RlParts, validator: Validator) -> tuple[Rollouts, SnapshotValidator]:

@@ -69,13 +69,16 @@ class BenchConfig(Section):
 
     variants: tuple[str, ...] = Field(
         default=(),
-        description="tokenizers, policy, losses, tasks, rewards: rows that policies are trained for, compared with the "
-        "first; empty: none of the tokenizers, all of the others",
+        description="tokenizers, policy, losses, tasks, rewards, tradeoff: rows that policies are trained for, "
+        "compared with the first; empty: none of the tokenizers, all of the others",
     )
     seeds: PositiveInt = Field(
         default=3,
-        description="tokenizers, policy, losses, tasks, rewards, searches: policies per row, trained from seed, "
-        "seed + 1, …",
+        description="tokenizers, policy, losses, tasks, rewards, tradeoff, searches: policies per row, trained from "
+        "seed, seed + 1, …",
+    )
+    weights: tuple[float, ...] = Field(
+        default=(), description="tradeoff: weights of the reward that are tried; empty: each variant's own"
     )
     equal: Literal["steps", "exposure"] = Field(
         default="steps",

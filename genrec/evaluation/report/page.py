@@ -74,6 +74,7 @@ def write_report(
         "prefix_table": prefix_table(metrics),
         "columns": list(metrics["model"]["item"]),
         "titles": TITLES,
+        "shown_name": shown_name,
         "chart": Markup(_chart(metrics)),
         "training": _training(curves),
         "codes": Markup(plots.code_use(sid_stats["levels"])) if sid_stats else None,
@@ -128,6 +129,14 @@ def text_table(metrics: Mapping[str, Any]) -> str:
         cells = (f"{row[column]['value']:.4f}{'*' if row[column].get('best') else ' '}" for column in columns)
         lines.append(f"{name:<{width}}" + "".join(f"{cell:>10}" for cell in cells))
     return "\n".join(lines)
+
+
+def shown_name(metric: str) -> str:
+    """A metric's name as a table shows it; an event type keeps its spelling: NDCG@10/purchase."""
+    name, *event = metric.split("/", 1)
+    accuracy = name.removeprefix("tail_").startswith(("ndcg", "hr"))
+    shown = name.upper().replace("TAIL_", "Tail ") if accuracy else name.capitalize().replace("_", " ")
+    return "/".join([shown, *event])
 
 
 def _template() -> Template:

@@ -18,11 +18,12 @@ from genrec.baselines.itemknn import ItemKNN, cross_fitted
 from genrec.baselines.train_log import TrainLog, read_train_log
 from genrec.config import RewardSettings
 from genrec.data.readers import read_items, read_queries, read_sequences
+from genrec.data.worth import worth_of
 from genrec.errors import InputError
 from genrec.learning.rewards import FutureItems, RewardContext
 from genrec.sid.vectors import VectorFiles, unit_rows
 
-FUTURE = {"future", "event", "unwanted_repeat"}
+FUTURE = {"future", "event", "unwanted_repeat", "dcg"}
 """Terms that look up what the user did next."""
 
 HITS = {"hit", "rank_log", "rank_linear", "ndcg_rank"}
@@ -43,12 +44,12 @@ def read_reward_context(
     Args:
         data: the output of ``prepare``.
         codes_NL: SIDs of the items.
-        terms: names of the active terms.
-        vectors: the output of ``embed``, for ``semantic``.
+        terms: names of the active terms, of lists too.
+        vectors: the output of ``embed``, for ``semantic`` and ``distance``.
 
     Raises:
-        InputError: ``event`` where no event type of the train log has a value, ``semantic`` without vectors, or vectors
-            of another catalogue.
+        InputError: ``event`` or ``dcg`` where no event type of the train log has a value, ``semantic`` or ``distance``
+            without vectors, vectors of another catalogue, or a ``value_column`` that does not fit (``worth_of``).
     """
     items = read_items(data)
     log = read_train_log(data, items.num_rows)
@@ -62,9 +63,10 @@ def read_reward_context(
         future_items=_future_items(read_queries(data, "train", FUTURE_COLUMNS), terms, settings)
         if needs_future
         else None,
-        vectors_ND=_vectors(vectors, items.num_rows) if "semantic" in terms else None,
+        vectors_ND=_vectors(vectors, items.num_rows) if {"semantic", "distance"} & set(terms) else None,
         neighbours=_neighbours(data, log) if "collaborative" in terms else None,
         buckets={name: bucket_N == number for number, name in enumerate(BUCKETS)},
+        worth_N=torch.from_numpy(worth_of(items, settings.value_column)).float() if settings.value_column else None,
     )
 
 
@@ -96,17 +98,19 @@ def _neighbours(data: Path, log: TrainLog) -> Neighbours:
 def _future_items(queries: pa.Table, terms: Collection[str], settings: RewardSettings) -> FutureItems:
     future_items = FutureItems(queries)
     types = future_items.event_types
-    if "event" in terms and not any(settings.events.get(type_, settings.other_events) for type_ in types):
+    if {"event", "dcg"} & set(terms) and not any(settings.events.get(type_, settings.other_events) for type_ in types):
         raise InputError(
-            f"rewards.event: the train log's event types are {sorted(types)}, which all have the value 0 in "
-            "rewards.settings.events and other_events; give a value to a type that occurs"
+            f"rewards.event and rewards.lists.dcg: the train log's event types are {sorted(types)}, which all have the "
+            "value 0 in rewards.settings.events and other_events; give a value to a type that occurs"
         )
     return future_items
 
 
 def _vectors(vectors: Path | None, items: int) -> Tensor:
     if vectors is None:
-        raise InputError("rewards.semantic wants item vectors, got none; run `python -m workflows.embed`")
+        raise InputError(
+            "rewards.semantic and rewards.lists.distance want item vectors, got none; run `python -m workflows.embed`"
+        )
     found = VectorFiles(vectors)
     found.require(items)
     return torch.from_numpy(unit_rows(found.read()).copy())

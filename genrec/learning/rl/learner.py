@@ -22,6 +22,7 @@ from genrec.learning.rl.critic import CriticTrainer, gae, normalised
 from genrec.learning.rl.diagnostics import audited, check_agreement, term_shares, zero_advantage_share
 from genrec.learning.rl.objectives import OBJECTIVES
 from genrec.learning.rl.scorer import GroupScorer, GroupScores
+from genrec.learning.rl.slate_advantages import gains_of, slate_advantages
 from genrec.learning.rl.update_loss import MicroBatch, Targets, UpdateLoss, informative_tokens
 from genrec.learning.schedule import learning_rate
 from genrec.learning.sft.strategies import gradient_norm, read_moments, write_moments
@@ -125,8 +126,11 @@ class GrpoLearner:
         settings, (rewards_BG, _) = self._settings, _stacked(groups)
         weight_BG = candidate_weights(groups, settings.candidate_weight)
         kind = self._objective.advantage if settings.advantage == "auto" else settings.advantage
-        codes_BGL = torch.stack([group.codes_GL for group in groups])
-        advantage_BGL = level_advantages(kind, rewards_BG, weight_BG, codes_BGL, self._total)
+        if groups[0].slate:
+            advantage_BGL = slate_advantages(kind, gains_of(groups), weight_BG)
+        else:
+            codes_BGL = torch.stack([group.codes_GL for group in groups])
+            advantage_BGL = level_advantages(kind, rewards_BG, weight_BG, codes_BGL, self._total)
         return Targets(rewards_BG, weight_BG, advantage_BGL)
 
     def _critics_targets(self, groups: Sequence[Group], targets: Targets) -> Targets:
@@ -223,5 +227,4 @@ def informative_first(groups: Sequence[Group]) -> list[Group]:
 
 def _stacked(groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
     """Rewards of the candidates, and which are real, (B, G) each."""
-    items_BG = torch.stack([group.items_G for group in groups])
-    return torch.stack([group.rewards_G for group in groups]), items_BG >= 0
+    return torch.stack([group.rewards_G for group in groups]), torch.stack([group.real_G for group in groups])
