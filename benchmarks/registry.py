@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 
 from benchmarks.harness import Bench
 from cluster import pipeline
@@ -25,13 +25,20 @@ BENCHMARKS: Mapping[str, str] = MappingProxyType(
         "tasks": "what other tasks give to, or take from, the next item at equal steps: NDCG@10, HR@10",
         "chat": "conversations with a policy: the share that ends, with an item where one belongs, and the right one",
         "rewards": "GRPO with each reward or setting: the gain over SFT, the tail, coverage, what the updates did",
+        "rl-quality": "each part of reinforcement learning with settings that validation chose, the best of them, and "
+        "what they cost, beside SFT",
         "recipes": "the recipes of the design documents trained whole, SFT and RL, beside what was claimed of them",
         "searches": "beams with and without priors, diverse and stochastic beams, samples: NDCG, coverage, validity",
         "chaos": "a small `full` whose processes are killed at random, again and again: its files are compared with an "
         "undisturbed run's",
     }
 )
-"""What each benchmark measures, in one line; ``benchmarks.<name>`` is its module."""
+"""What each benchmark measures, in one line."""
+
+
+def module_of(name: str) -> ModuleType:
+    """The module of the benchmark ``name``: ``benchmarks.<name>``, with ``_`` for ``-``."""
+    return import_module(f"benchmarks.{name.replace('-', '_')}")
 
 
 def run(name: str, config: Config) -> Bench:
@@ -42,5 +49,5 @@ def run(name: str, config: Config) -> Bench:
     """
     if name not in BENCHMARKS:
         raise unknown_name("benchmark", name, BENCHMARKS)
-    module = import_module(f"benchmarks.{name}")
+    module = module_of(name)
     return module.run(config, pipeline.run(config, *module.NEEDS))
