@@ -26,10 +26,14 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
     "grpo": GRPO,
     "listwise": FIXED,
     "lambdarank": {**FIXED, "learning.rl.objective": "lambdarank"},
+    "recast": {**FIXED, "learning.rl.objective": "recast", "learning.rl.sft": 0.2},
+    "crossfit": {**FIXED, "learning.rl.groups": "crossfit"},
     "fresh_listwise": {**FIXED, "learning.rl.groups": "fresh"},
     "sibling": {**GRPO, "learning.rl.advantage": "sibling"},
     "probability": {**GRPO, "learning.rl.candidate_weight": "probability"},
     "target": {"learning.rl.add_target": True},
+    "gate": {"learning.rl.gate": "rank"},
+    "hints": {"learning.rl.groups": "fresh", "learning.rl.hint": 0.5},
 }
 """What each part changes, by name; ``config`` is the config as it stands."""
 

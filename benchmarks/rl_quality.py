@@ -156,5 +156,5 @@ class _RlQuality:
         return {name: sum(values) / len(values) for name, values in means.items()}
 
 
-ADDED = ("groups", "grpo")
+ADDED = ("folds", "groups", "grpo")
 """The stages that a row adds to SFT."""
