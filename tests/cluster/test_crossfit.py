@@ -1,4 +1,4 @@
-"""Groups of policies that never saw the user: folds of the users, a policy for each, and groups of all training queries."""
+"""Groups of policies that never saw the user: a policy for each fold of the users, a group for every query."""
 
 import json
 from pathlib import Path
