@@ -21,7 +21,7 @@ from genrec.sid.catalog import Catalog
 CROSSFIT = (
     "learning.rl.groups=crossfit",
     "learning.rl.objective=listwise",
-    "learning.sft.epochs=2",
+    "learning.sft.epochs=1",
     "learning.rl.steps=3",
     "sid.quantizer=title",
 )
