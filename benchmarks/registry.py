@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 
 from benchmarks.harness import Bench
 from cluster import pipeline
@@ -26,6 +26,8 @@ BENCHMARKS: Mapping[str, str] = MappingProxyType(
         "chat": "conversations with a policy: the share that ends, with an item where one belongs, and the right one",
         "rewards": "GRPO with each reward or setting: the gain over SFT, the tail, coverage, what the updates did",
         "tradeoff": "weight of a reward against its goal (categories, new items, purchases) and against NDCG@10",
+        "rl-quality": "each part of reinforcement learning with settings that validation chose, the best of them, and "
+        "what they cost, beside SFT",
         "recipes": "the recipes of the design documents trained whole, SFT and RL, beside what was claimed of them",
         "searches": "beams with and without priors, diverse and stochastic beams, samples: NDCG, coverage, validity",
         "scale": "logs of a million and ten million events: memory and time of what holds a whole log",
@@ -33,7 +35,12 @@ BENCHMARKS: Mapping[str, str] = MappingProxyType(
         "undisturbed run's",
     }
 )
-"""What each benchmark measures, in one line; ``benchmarks.<name>`` is its module."""
+"""What each benchmark measures, in one line."""
+
+
+def module_of(name: str) -> ModuleType:
+    """The module of the benchmark ``name``: ``benchmarks.<name>``, with ``_`` for ``-``."""
+    return import_module(f"benchmarks.{name.replace('-', '_')}")
 
 
 def run(name: str, config: Config) -> Bench:
@@ -44,5 +51,5 @@ def run(name: str, config: Config) -> Bench:
     """
     if name not in BENCHMARKS:
         raise unknown_name("benchmark", name, BENCHMARKS)
-    module = import_module(f"benchmarks.{name}")
+    module = module_of(name)
     return module.run(config, pipeline.run(config, *module.NEEDS))

@@ -2,7 +2,8 @@
 
     prepare ─ embed ─ assign ─ sft ─ grpo ─ evaluate        (tune searches the rewards of grpo, from the same sft;
                                                              refit repeats sft before evaluate; fixed groups are
-                                                             generated before grpo and tune)
+                                                             generated before grpo and tune, by the sft policy or
+                                                             by the policies of folds)
 
 Adding a stage is one entry in ``STAGES`` and one file in ``cluster/stages/``.
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.content import require_models
 from cluster.lost_ray import explaining_lost_ray
-from cluster.stages import assign, embed, evaluate, groups, grpo, prepare, refit, sft, tune
+from cluster.stages import assign, embed, evaluate, folds, groups, grpo, prepare, refit, sft, tune
 from cluster.stages.plan import Plan, StageRun
 from genrec.config import Config
 from genrec.data.files import explaining_failed_writes
@@ -49,8 +50,18 @@ def searches_similarity(config: Config) -> bool:
 
 
 def fixes_groups(config: Config) -> bool:
-    """``learning.rl.groups`` is fixed."""
-    return config.learning.rl.groups == "fixed"
+    """``learning.rl.groups`` is fixed or crossfit."""
+    return config.learning.rl.groups != "fresh"
+
+
+def crossfits(config: Config) -> bool:
+    """``learning.rl.groups`` is crossfit."""
+    return config.learning.rl.groups == "crossfit"
+
+
+def does_not_crossfit(config: Config) -> bool:
+    """Unless ``learning.rl.groups`` is crossfit."""
+    return not crossfits(config)
 
 
 def refits(config: Config) -> bool:
@@ -116,10 +127,17 @@ STAGES: Mapping[str, Stage] = {
             plan=sft.plan,
         ),
         Stage(
+            "folds",
+            about="policies that are each trained without a fold of the users",
+            writes="fold-0/, fold-1/, …: policy.safetensors, curve.json, data/",
+            reads={"prepare": always, "assign": always},
+            plan=folds.plan,
+        ),
+        Stage(
             "groups",
             about="candidates for the training queries, generated once",
             writes="groups, one Parquet file per shard of queries",
-            reads={"prepare": always, "assign": always, "sft": always},
+            reads={"prepare": always, "assign": always, "sft": does_not_crossfit, "folds": crossfits},
             plan=groups.plan,
         ),
         Stage(

@@ -15,7 +15,7 @@ from cluster.stages.plan import Plan, StageRun
 from cluster.stages.sft import policy_settings
 from cluster.telemetry import Telemetry, TimedRollouts, metric_loggers
 from cluster.train import RunSpec, make_accelerator, make_checkpoints, run_training, save_result, training_summary
-from genrec.config import Config
+from genrec.config import Config, Rl
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -93,7 +93,7 @@ def grpo_loop(spec: RunSpec) -> None:
     with_context = config.policy.context.is_on or bool(config.rewards.custom)  # a reward of the user's may read it
     train, queries = read_train_queries(spec.data, with_context=with_context), settings.queries * settings.oversample
     if spec.groups is not None:
-        rollouts, train = _fixed_groups(spec.groups, built, train)
+        rollouts, train = _fixed_groups(spec.groups, built, train, settings)
     timed = TimedRollouts(rollouts)
     telemetry = Telemetry(timed, metric_loggers(config, spec.out, rank=rank))
     trainer = GrpoTrainer(
@@ -130,13 +130,15 @@ def _make_learner(spec: RunSpec, accelerator: Accelerator) -> tuple[_RlParts, Gr
     return _RlParts(policy, prompts, catalog, reward, accelerator), learner
 
 
-def _fixed_groups(directory: Path, built: _RlParts, train: pa.Table) -> tuple[Rollouts, pa.Table]:
+def _fixed_groups(directory: Path, built: _RlParts, train: pa.Table, settings: Rl) -> tuple[Rollouts, pa.Table]:
     """The groups of the stage "groups", and the queries of those from which the rewards teach something."""
     from cluster.stages.groups import origin_of
     from genrec.learning.rl.fixed_groups import FixedGroups
 
-    fixed = FixedGroups(directory, built.catalog.codes_NL, origin_of(built.policy, built.catalog))
-    return fixed, fixed.informative(train, built.reward)
+    # Groups of policies that cross-fitting trained are of no version of this one.
+    origin, version = origin_of(built.policy, built.catalog, settings), -1 if settings.groups == "crossfit" else 0
+    fixed = FixedGroups(directory, built.catalog.codes_NL, origin, version=version)
+    return fixed, fixed.informative(train, built.reward, settings)
 
 
 def _make_validator(spec: RunSpec, built: _RlParts) -> Validator:

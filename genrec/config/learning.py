@@ -96,7 +96,7 @@ class Sft(Section):
     patience: PositiveInt = Field(default=8, description="checks without a better validation NDCG@10 before stopping")
 
 
-OFF_POLICY = ("dpo", "s_dpo", "listwise", "lambdarank")
+OFF_POLICY = ("dpo", "s_dpo", "listwise", "lambdarank", "recast")
 """Objectives that may learn from groups of an older policy: they have no ratio to the policy that generated them."""
 
 
@@ -141,15 +141,21 @@ class Rl(Section):
     """Reinforcement learning on groups of candidates (GRPO, Shao et al. 2024, and its kin)."""
 
     objective: Literal[
-        "grpo", "dr_grpo", "dapo", "gspo", "reinforce", "ppo", "dpo", "s_dpo", "listwise", "lambdarank"
+        "grpo", "dr_grpo", "dapo", "gspo", "reinforce", "ppo", "dpo", "s_dpo", "listwise", "lambdarank", "recast"
     ] = "grpo"
-    groups: Literal["fresh", "fixed"] = Field(
+    groups: Literal["fresh", "fixed", "crossfit"] = Field(
         default="fresh",
         description="fresh: generated for each update by the policy as it stands; fixed: generated once by the SFT "
-        "policy, those whose rewards differ are learned from again and again",
+        "policy, those whose rewards differ are learned from again and again; crossfit: fixed groups of policies that "
+        "never saw the user",
+    )
+    folds: int = Field(
+        default=2, ge=2, description="groups=crossfit: parts of the users, each with a policy trained without it"
     )
     fixed_queries: int = Field(
-        default=0, ge=0, description="groups=fixed: training queries, drawn at random, that get a group; 0 = all"
+        default=0,
+        ge=0,
+        description="groups=fixed, crossfit: training queries, drawn at random, that get a group; 0 = all",
     )
     steps: PositiveInt = 300
     queries: PositiveInt = Field(default=128, description="queries per update, over all workers")
@@ -170,7 +176,26 @@ class Rl(Section):
         "gradient of the expected reward over an enumerated set such as beams (minimum risk)",
     )
     add_target: bool = Field(
-        default=False, description="the target replaces the last candidate of a group that missed it"
+        default=False,
+        description="the target replaces the last candidate of a group that missed it; always so with objective=recast",
+    )
+    gate: Literal["none", "rank"] = Field(
+        default="none",
+        description="rank: queries whose target has rank 1 in the group are not learned from by rewards, and those "
+        "whose group missed it by the supervised term alone",
+    )
+    gate_sft: float = Field(
+        default=1.0, ge=0, description="gate=rank: weight of the supervised term where the group missed the target"
+    )
+    hint: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of queries, at first, whose candidates are searched among the items with the target's first "
+        "code",
+    )
+    hint_share: float = Field(
+        default=0.5, gt=0, le=1, description="share of the updates in which hint falls linearly to 0"
     )
     lr: float = Field(default=3e-4, gt=0)
     min_lr: float = Field(default=0.0, ge=0)
@@ -201,6 +226,9 @@ class Rl(Section):
         "own, which takes another forward pass of the policy",
     )
     critic_layers: PositiveInt = Field(default=1, description="critic=layers: number of them")
+    contrast_temperature: float = Field(
+        default=1.0, gt=0, description="recast: temperature of the contrast of log-probabilities"
+    )
     dpo_beta: float = Field(default=0.1, gt=0, description="dpo, s_dpo: inverse temperature of the preference")
     max_staleness: int = Field(default=0, ge=0, le=16)
     micro_queries: PositiveInt = Field(
@@ -234,15 +262,20 @@ class Rl(Section):
 
     guard: GuardedMetrics = GuardedMetrics()
 
+    @property
+    def adds_target(self) -> bool:
+        """Whether groups that missed the target get it: ``add_target``, or the repair that recast begins with."""
+        return self.add_target or self.objective == "recast"
+
     @model_validator(mode="after")
     def _fits_together(self) -> Rl:
         wrong = {
             **_slates_fit(self),
             "add_target leaves stochastic_beam's importance weights undefined; use generation=mixed": (
-                self.add_target and self.generation == "stochastic_beam"
+                self.adds_target and self.generation == "stochastic_beam"
             ),
             "add_target leaves the importance weights of samples at another temperature undefined; set temperature=1": (
-                self.add_target and self.generation == "sample" and self.temperature != 1
+                self.adds_target and self.generation == "sample" and self.temperature != 1
             ),
             f"candidate_weight=probability is for enumerated candidates, and those of generation={self.generation} are "
             "drawn by their probability already; take generation=beam or mixed": (
@@ -254,12 +287,20 @@ class Rl(Section):
             f"advantage=sibling differs by level, and objective={self.objective} has one advantage per item": (
                 self.advantage == "sibling" and self.objective == "gspo"
             ),
-            f"objective={self.objective} needs groups of the policy as it stands, and groups=fixed are of the SFT "
-            f"policy; take groups=fresh, or one of {', '.join(OFF_POLICY)}": (
-                self.groups == "fixed" and self.objective not in OFF_POLICY
+            f"objective={self.objective} needs groups of the policy as it stands, and groups={self.groups} are of an "
+            f"older one; take groups=fresh, or one of {', '.join(OFF_POLICY)}": (
+                self.groups != "fresh" and self.objective not in OFF_POLICY
             ),
-            "oversample chooses among fresh groups, and groups=fixed are chosen already; set oversample=1": (
-                self.groups == "fixed" and self.oversample > 1
+            f"oversample chooses among fresh groups, and groups={self.groups} are chosen already; set oversample=1": (
+                self.groups != "fresh" and self.oversample > 1
+            ),
+            "gate=rank tells queries apart by whether the group holds the target, and with add_target (or "
+            "objective=recast) all do; take one of the two": self.gate == "rank" and self.adds_target,
+            f"hint restricts a beam search, and generation={self.generation} draws; take generation=beam": (
+                bool(self.hint) and self.generation != "beam"
+            ),
+            f"hint falls from update to update, and groups={self.groups} are generated once; take groups=fresh": (
+                bool(self.hint) and self.groups != "fresh"
             ),
             "fixed_queries is about groups=fixed": self.groups == "fresh" and bool(self.fixed_queries),
         }

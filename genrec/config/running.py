@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -69,16 +69,33 @@ class BenchConfig(Section):
 
     variants: tuple[str, ...] = Field(
         default=(),
-        description="tokenizers, policy, losses, tasks, rewards, tradeoff: rows that policies are trained for, "
+        description="tokenizers, policy, losses, tasks, rewards, tradeoff, rl-quality: rows that policies are trained "
+        "for, "
         "compared with the first; empty: none of the tokenizers, all of the others",
     )
     seeds: PositiveInt = Field(
         default=3,
-        description="tokenizers, policy, losses, tasks, rewards, tradeoff, searches: policies per row, trained from "
-        "seed, seed + 1, …",
+        description="tokenizers, policy, losses, tasks, rewards, tradeoff, rl-quality, searches: policies per row, "
+        "trained from seed, seed + 1, …",
     )
     weights: tuple[float, ...] = Field(
         default=(), description="tradeoff: weights of the reward that are tried; empty: each variant's own"
+    )
+    parts: dict[str, dict[str, Any]] = Field(
+        default={},
+        description="rl-quality: rows of your own, by name the config keys that one changes and their values",
+    )
+    grid: dict[str, tuple[Any, ...]] = Field(
+        default={},
+        description="rl-quality: config keys, each with the values among which validation chooses, for every row",
+    )
+    grid_seeds: PositiveInt = Field(
+        default=1, description="rl-quality: of the seeds, those whose policies the settings of a row are chosen with"
+    )
+    metric: str = Field(
+        default="ndcg@10",
+        description="rl-quality: the metric that validation chooses by; ndcg@10/purchase: of the targets of this event "
+        "type",
     )
     equal: Literal["steps", "exposure"] = Field(
         default="steps",

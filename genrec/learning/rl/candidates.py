@@ -99,6 +99,11 @@ def _leaves(trie: Trie, items_B: Tensor) -> tuple[Tensor, Tensor]:
     return is_leaf_Bn.int().argmax(1), is_leaf_Bn.any(1)
 
 
+def leaf_codes(trie: Trie) -> Tensor:
+    """Codes (n, L) of all leaves, in the order of ``trie.leaf_items``."""
+    return _codes(trie, torch.arange(len(trie.leaf_items), device=trie.leaf_items.device))
+
+
 def _codes(trie: Trie, leaf_B: Tensor) -> Tensor:
     """Codes on the path to each leaf, (B, L)."""
     found: list[Tensor] = []

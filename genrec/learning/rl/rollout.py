@@ -10,6 +10,7 @@ from torch import Tensor
 
 from genrec.config import Rl
 from genrec.learning.rl.candidates import importance, mixed, tempered_importance, with_target
+from genrec.learning.rl.difficulty import hint_masks
 from genrec.policy.decoding.beam import beam
 from genrec.policy.decoding.sampling import sample, stochastic_beam
 from genrec.policy.decoding.slates import draw_slates
@@ -40,7 +41,7 @@ def generate(
     if settings.generation == "slate":
         beams = draw_slates(*arguments, settings.slate, generator=generators)
     elif settings.generation == "beam":
-        beams = beam(*arguments)
+        beams = beam(*arguments, masks=hint_masks(trie, queries, settings, version=version, seed=seed))
     elif settings.generation == "sample":
         samples = sample(*arguments, temperature=settings.temperature, generator=generators)
         beams = samples.beams
@@ -52,7 +53,7 @@ def generate(
         beams = found.ordered(found.best_first_BW)
         if settings.generation == "stochastic_beam":
             weights = importance(drawn).gather(1, found.best_first_BW).cpu()
-    if settings.add_target:
+    if settings.adds_target:
         beams = with_target(policy, tokens_BP, mask_BP, trie, beams, [query.target for query in queries])
     columns = zip(queries, beams.items_BW.cpu(), beams.codes_BWL.cpu(), beams.logp_BWL.cpu(), weights, strict=True)
     slate = settings.slate if settings.generation == "slate" else 0

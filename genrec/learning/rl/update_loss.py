@@ -24,20 +24,23 @@ class Targets:
     """What an update learns from.
 
     Rewards (B, G), weights of the candidates (B, G; see ``candidate_weights``), advantages (B, G, L; of slates
-    (B, G, J), one per position), and PPO's returns (B, G, L), else None.
+    (B, G, J), one per position), and PPO's returns (B, G, L), else None. ``sft_B``: weights of the supervised term;
+    None: ``learning.rl.sft`` for all.
     """
 
     rewards_BG: Tensor
     weight_BG: Tensor
     advantage_BGL: Tensor
     returns_BGL: Tensor | None = None
+    sft_B: Tensor | None = None
 
     def part(self, rows: slice, device: torch.device) -> Targets:
         """Those of some of the queries, on ``device``."""
-        returns_BGL = None if self.returns_BGL is None else self.returns_BGL[rows].to(device)
+        optional = (self.returns_BGL, self.sft_B)
+        returns_BGL, sft_B = (None if given is None else given[rows].to(device) for given in optional)
         given = (self.rewards_BG, self.weight_BG, self.advantage_BGL)
         rewards_BG, weight_BG, advantage_BGL = (part[rows].to(device) for part in given)
-        return Targets(rewards_BG, weight_BG, advantage_BGL, returns_BGL)
+        return Targets(rewards_BG, weight_BG, advantage_BGL, returns_BGL, sft_B)
 
 
 @dataclass(frozen=True)
@@ -106,12 +109,14 @@ class UpdateLoss:
         visited_BG = F.pad(valid_BG, (0, 1), value=True)
         policy_batch = _policy_batch(batch)
         surrogate = self._objective.loss(policy_batch, settings)
-        sft = -scores.target_logp_BL.sum()
+        sft_B = -scores.target_logp_BL.sum(-1)
         if batch.head_B is not None:
-            sft = sft + batch.head_B.sum()
+            sft_B = sft_B + batch.head_B
+        sft, sft_weight_B = sft_B.sum(), batch.targets.sft_B
+        weighted_sft = settings.sft * sft if sft_weight_B is None else (sft_weight_B * sft_B).sum()
         weight_BGL = prefix_weights(scores.scores.logp_BGL, scores.codes_BGL, visited_BG, settings.prefix_weight)
         entropy_L = exact_entropy(scores.steps, weight_BGL)
-        loss = surrogate / units + (settings.sft * sft - settings.entropy * entropy_L.sum()) / queries
+        loss = surrogate / units + (weighted_sft - settings.entropy * entropy_L.sum()) / queries
         measured = {"surrogate": surrogate * queries / units, "sft_loss": sft, "entropy": entropy_L.sum()}
         kl_L = torch.zeros_like(entropy_L)
         if batch.reference is not None:
