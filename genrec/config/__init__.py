@@ -4,6 +4,17 @@ Merging is OmegaConf's; types and ranges are pydantic's. An unknown key is an er
 from and the nearest key that exists. Nothing here imports torch, so ``--show`` answers at once.
 """
 
+from genrec.config.baselines import (
+    Baselines,
+    Bert4recSettings,
+    BsarecSettings,
+    Gru4recSettings,
+    HstuSettings,
+    SasrecBceSettings,
+    SasrecSettings,
+    SequentialSettings,
+    TigerSettings,
+)
 from genrec.config.data import Data, Embed, Filters
 from genrec.config.learning import Learning, Loss, Rewards, RewardSettings, Rl, Sft
 from genrec.config.loading import known_keys, load_config, to_yaml

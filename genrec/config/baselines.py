@@ -1,0 +1,92 @@
+"""The section of the baselines: how each is trained, and how much is tried before validation chooses."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from genrec.config.section import Section
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class SequentialSettings(Section):
+    """A network that is trained on sequences of items. Its loss is over the items, full or with some negatives."""
+
+    hidden: PositiveInt = 64
+    layers: PositiveInt = 2
+    heads: PositiveInt = 2
+    dropout: Share = 0.5
+    lr: PositiveFloat = Field(default=1e-3, description="of Adam, constant")
+    weight_decay: float = Field(default=0.0, ge=0)
+    batch_size: PositiveInt = Field(default=256, description="sequences of a step")
+    loss: Literal["full", "sampled", "bce"] = Field(
+        default="full", description="softmax over all items, over the target and shared negatives, or binary"
+    )
+    negatives: PositiveInt = Field(default=512, description="of a batch (sampled) or of each prediction (bce)")
+    epochs: PositiveInt = Field(default=200, description="at most")
+    patience: PositiveInt = Field(default=10, description="validations without a better one, one after each epoch")
+
+
+class SasrecSettings(SequentialSettings):
+    """SASRec with a softmax."""
+
+
+class SasrecBceSettings(SequentialSettings):
+    """SASRec as it was published: binary cross-entropy, one negative for each position."""
+
+    loss: Literal["full", "sampled", "bce"] = "bce"
+    negatives: PositiveInt = 1
+
+
+class BsarecSettings(SequentialSettings):
+    """BSARec, with the settings of its published log of Beauty."""
+
+    heads: PositiveInt = 1
+    lr: PositiveFloat = 5e-4
+    alpha: float = Field(default=0.7, ge=0, le=1, description="weight of the frequency rescaler beside attention")
+    cutoff: PositiveInt = Field(default=5, description="the rescaler keeps the cutoff // 2 + 1 lowest frequencies")
+
+
+class Gru4recSettings(SequentialSettings):
+    """GRU4Rec, with a softmax."""
+
+    layers: PositiveInt = 1
+
+
+class Bert4recSettings(SequentialSettings):
+    """BERT4Rec; ``masked`` is the share of items that are hidden and predicted."""
+
+    masked: float = Field(default=0.2, gt=0, lt=1, description="share of items that are hidden and predicted")
+
+
+class HstuSettings(SequentialSettings):
+    """HSTU, without times."""
+
+
+class TigerSettings(SequentialSettings):
+    """TIGER: an encoder and a decoder of ``layers`` layers each, on semantic IDs, searched along the trie."""
+
+    default_loss: ClassVar[str] = "full"
+    hidden: PositiveInt = 128
+    layers: PositiveInt = 4
+    heads: PositiveInt = 6
+    dropout: Share = 0.1
+    beams: PositiveInt = Field(default=50, description="of the search")
+
+
+class Baselines(Section):
+    """How the baselines of ``evaluation.baselines`` are made."""
+
+    counted: PositiveInt = Field(default=40, description="settings tried of each baseline that is counted")
+    trained: PositiveInt = Field(
+        default=1, description="trainings of each network: its settings below, then others near them"
+    )
+    eval_queries: PositiveInt = Field(default=5000, description="validation queries that choose, at most")
+    sasrec: SasrecSettings = SasrecSettings()
+    sasrec_bce: SasrecBceSettings = SasrecBceSettings()
+    bsarec: BsarecSettings = BsarecSettings()
+    gru4rec: Gru4recSettings = Gru4recSettings()
+    bert4rec: Bert4recSettings = Bert4recSettings()
+    hstu: HstuSettings = HstuSettings()
