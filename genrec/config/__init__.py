@@ -13,7 +13,6 @@ from genrec.config.baselines import (
     SasrecBceSettings,
     SasrecSettings,
     SequentialSettings,
-    TigerSettings,
 )
 from genrec.config.data import Data, Embed, Filters
 from genrec.config.learning import Learning, Loss, Rewards, RewardSettings, Rl, Sft
@@ -27,7 +26,10 @@ from genrec.config.sid import Sid
 from genrec.config.tasks import Instruction, Stages, StageSettings, Tasks, TaskWeight, Teacher
 
 __all__ = [
+    "Baselines",
     "BenchConfig",
+    "Bert4recSettings",
+    "BsarecSettings",
     "Compute",
     "Config",
     "Data",
@@ -36,6 +38,8 @@ __all__ = [
     "Evaluation",
     "EventContext",
     "Filters",
+    "Gru4recSettings",
+    "HstuSettings",
     "Instruction",
     "Items",
     "Learning",
@@ -45,7 +49,10 @@ __all__ = [
     "RewardSettings",
     "Rewards",
     "Rl",
+    "SasrecBceSettings",
+    "SasrecSettings",
     "Section",
+    "SequentialSettings",
     "Sft",
     "Sid",
     "StageSettings",

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from genrec.config.section import Section
+
+BaselineName = Literal[
+    "popularity",
+    "transition",
+    "itemknn",
+    "repeat_last",
+    "star",
+    "text",
+    "als",
+    "bpr",
+    "sasrec",
+    "sasrec_bce",
+    "bsarec",
+    "gru4rec",
+    "bert4rec",
+    "hstu",
+]
+COUNTED_BASELINES = ("popularity", "transition", "itemknn")
+"""Counted in seconds, wherever they are needed."""
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -63,17 +82,6 @@ class Bert4recSettings(SequentialSettings):
 
 class HstuSettings(SequentialSettings):
     """HSTU, without times."""
-
-
-class TigerSettings(SequentialSettings):
-    """TIGER: an encoder and a decoder of ``layers`` layers each, on semantic IDs, searched along the trie."""
-
-    default_loss: ClassVar[str] = "full"
-    hidden: PositiveInt = 128
-    layers: PositiveInt = 4
-    heads: PositiveInt = 6
-    dropout: Share = 0.1
-    beams: PositiveInt = Field(default=50, description="of the search")
 
 
 class Baselines(Section):

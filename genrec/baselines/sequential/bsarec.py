@@ -26,7 +26,7 @@ PERIOD = 50
 
 
 def low_pass(width: int, cutoff: int, period: int = PERIOD) -> Tensor:
-    """The matrix (T, T), T = ``width``, that keeps the ``cutoff // 2 + 1`` lowest frequencies of ``period`` positions."""
+    """The matrix (T, T), T = ``width``, that keeps the ``cutoff // 2 + 1`` lowest of ``period``'s frequencies."""
     place_T = torch.arange(width, dtype=torch.float64)
     distance_TT = place_T[:, None] - place_T
     kernel_TT = torch.ones_like(distance_TT)

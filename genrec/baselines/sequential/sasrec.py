@@ -21,7 +21,10 @@ class SelfAttention(nn.Module):
     def __init__(self, settings: SequentialSettings) -> None:
         super().__init__()
         self._heads, self._dropout = settings.heads, settings.dropout
-        self.qkv, self.out = nn.Linear(settings.hidden, 3 * settings.hidden), nn.Linear(settings.hidden, settings.hidden)
+        self.qkv, self.out = (
+            nn.Linear(settings.hidden, 3 * settings.hidden),
+            nn.Linear(settings.hidden, settings.hidden),
+        )
         self.norm = nn.LayerNorm(settings.hidden, eps=1e-12)
 
     def forward(self, x_BTD: Tensor, mask_BTT: Tensor | None = None) -> Tensor:
@@ -41,7 +44,10 @@ class FeedForward(nn.Module):
     def __init__(self, settings: SequentialSettings) -> None:
         super().__init__()
         self._dropout = settings.dropout
-        self.grow, self.shrink = nn.Linear(settings.hidden, 4 * settings.hidden), nn.Linear(4 * settings.hidden, settings.hidden)
+        self.grow, self.shrink = (
+            nn.Linear(settings.hidden, 4 * settings.hidden),
+            nn.Linear(4 * settings.hidden, settings.hidden),
+        )
         self.norm = nn.LayerNorm(settings.hidden, eps=1e-12)
 
     def forward(self, x_BTD: Tensor) -> Tensor:

@@ -30,7 +30,12 @@ NETWORKS: Mapping[str, str] = MappingProxyType(
 """Module and class of each network; they are imported by name, so that one's code is no part of another's key."""
 
 NEAR: Mapping[str, tuple[float, ...]] = MappingProxyType(
-    {"dropout": (0.2, 0.3, 0.4, 0.5, 0.6), "lr": (5e-4, 1e-3, 2e-3), "hidden": (64, 96, 128), "weight_decay": (0.0, 0.1)}
+    {
+        "dropout": (0.2, 0.3, 0.4, 0.5, 0.6),
+        "lr": (5e-4, 1e-3, 2e-3),
+        "hidden": (64, 96, 128),
+        "weight_decay": (0.0, 0.1),
+    }
 )
 """What further trainings draw from."""
 

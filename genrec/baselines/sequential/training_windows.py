@@ -26,7 +26,7 @@ NOTHING = -1
 
 @dataclass(frozen=True)
 class WindowBatch:
-    """``items_BT`` oldest first, padded with 0 behind ``lengths_B``; ``targets_BT`` the item to predict there, or -1."""
+    """``items_BT`` oldest first, 0 behind ``lengths_B``; ``targets_BT`` the item to predict at a place, or -1."""
 
     items_BT: Tensor
     lengths_B: Tensor
