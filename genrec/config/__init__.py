@@ -5,6 +5,8 @@ from and the nearest key that exists. Nothing here imports torch, so ``--show`` 
 """
 
 from genrec.config.baselines import (
+    COUNTED_BASELINES,
+    BaselineName,
     Baselines,
     Bert4recSettings,
     BsarecSettings,
@@ -26,6 +28,8 @@ from genrec.config.sid import Sid
 from genrec.config.tasks import Instruction, Stages, StageSettings, Tasks, TaskWeight, Teacher
 
 __all__ = [
+    "COUNTED_BASELINES",
+    "BaselineName",
     "Baselines",
     "BenchConfig",
     "Bert4recSettings",

@@ -65,6 +65,9 @@ class BsarecSettings(SequentialSettings):
     heads: PositiveInt = 1
     lr: PositiveFloat = 5e-4
     alpha: float = Field(default=0.7, ge=0, le=1, description="weight of the frequency rescaler beside attention")
+    causal: bool = Field(
+        default=False, description="the rescaler reads only what is before a position: all are trained at once"
+    )
     cutoff: PositiveInt = Field(default=5, description="the rescaler keeps the cutoff // 2 + 1 lowest frequencies")
 
 

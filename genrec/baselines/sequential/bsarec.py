@@ -6,7 +6,9 @@ residual and norm: α · rescaler + (1 - α) · attention (eq. 9).
 
 Keeping the frequencies 0 … m of a signal is a product with a fixed matrix, whose entry for two positions depends on
 their distance d alone: (1 + 2 Σ_{f=1}^{m} cos(2 π f d / PERIOD)) / PERIOD. So no FFT is needed, and a short history
-costs no padding; positions outside it count as zero. It looks both ways, so the network is trained on prefixes.
+costs no padding; positions outside it count as zero. It looks both ways, so the network is trained on prefixes, one
+at a time. With ``causal`` the matrix is cut to what is before a position: the last position reads the same signal, and
+all positions are trained at once, which takes a fraction of the time.
 """
 
 from __future__ import annotations
@@ -14,10 +16,9 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genrec.baselines.sequential.network import inside
+from genrec.baselines.sequential.network import dropout, inside
 from genrec.baselines.sequential.sasrec import FeedForward, PositionedNetwork, SelfAttention
 from genrec.config import BsarecSettings
 
@@ -44,7 +45,8 @@ class FrequencyRescaler(nn.Module):
     def __init__(self, max_history: int, settings: BsarecSettings) -> None:
         super().__init__()
         period = max(PERIOD, max_history)
-        self.register_buffer("low_TT", low_pass(max_history + 1, settings.cutoff, period), persistent=False)
+        low_TT = low_pass(max_history + 1, settings.cutoff, period)
+        self.register_buffer("low_TT", low_TT.tril() if settings.causal else low_TT, persistent=False)
         self._dropout = settings.dropout
         self.beta = nn.Parameter(torch.randn(settings.hidden))
         self.norm = nn.LayerNorm(settings.hidden, eps=1e-12)
@@ -54,7 +56,7 @@ class FrequencyRescaler(nn.Module):
         width = x_BTD.shape[1]
         low_BTD = self.low_TT[:width, :width] @ (x_BTD * inside_BT[:, :, None])
         mixed_BTD = low_BTD + self.beta**2 * (x_BTD - low_BTD)
-        return self.norm(x_BTD + F.dropout(mixed_BTD, self._dropout, self.training))
+        return self.norm(x_BTD + dropout(mixed_BTD, self._dropout, self.training))
 
 
 class BsarecLayer(nn.Module):
@@ -75,10 +77,9 @@ class BsarecLayer(nn.Module):
 class BsaRec(PositionedNetwork):
     """See the module."""
 
-    form = "rows"
-
     def __init__(self, n_items: int, max_history: int, settings: BsarecSettings) -> None:
         super().__init__(n_items, max_history, settings, lambda: BsarecLayer(max_history, settings))
+        self.form = "dense" if settings.causal else "rows"
 
     def forward(self, items_BT: Tensor, lengths_B: Tensor) -> Tensor:
         """States (B, T, D)."""

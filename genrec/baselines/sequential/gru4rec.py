@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genrec.baselines.sequential.network import ItemNetwork
+from genrec.baselines.sequential.network import ItemNetwork, dropout
 from genrec.config import SequentialSettings
 
 
@@ -20,6 +19,6 @@ class Gru4Rec(ItemNetwork):
 
     def forward(self, items_BT: Tensor, lengths_B: Tensor) -> Tensor:
         """States (B, T, D); a state depends on its item and those before."""
-        dropout = self.settings.dropout
-        states_BTE, _ = self.gru(F.dropout(self.items(items_BT), dropout, self.training))
-        return self.out(F.dropout(states_BTE, dropout, self.training))
+        share = self.settings.dropout
+        states_BTE, _ = self.gru(dropout(self.items(items_BT), share, self.training))
+        return self.out(dropout(states_BTE, share, self.training))

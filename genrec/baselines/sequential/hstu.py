@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genrec.baselines.sequential.network import dropout
 from genrec.baselines.sequential.sasrec import PositionedNetwork
 from genrec.config import SequentialSettings
 
@@ -48,7 +49,7 @@ class HstuLayer(nn.Module):
         bias_TT = self.distance_bias[self.distance_TT[:width, :width]]
         mixed = pointwise_attention(q, k, v, bias_TT, self._longest)
         mixed_BTD = self.mixed_norm(mixed.transpose(1, 2).reshape(batch, width, hidden)) * u_BTD
-        return x_BTD + self.out(F.dropout(mixed_BTD, self._dropout, self.training))
+        return x_BTD + self.out(dropout(mixed_BTD, self._dropout, self.training))
 
 
 class Hstu(PositionedNetwork):

@@ -21,7 +21,7 @@ class TrainedNetwork(nn.Module):
     networks that look ahead; "cloze", items that are hidden.
     """
 
-    form: ClassVar[Form] = "dense"
+    form: Form = "dense"
     settings: SequentialSettings
 
     def loss(self, batch: WindowBatch) -> Tensor:
@@ -82,3 +82,16 @@ class ItemNetwork(TrainedNetwork):
 def inside(items_BT: Tensor, lengths_B: Tensor) -> Tensor:
     """Whether a column belongs to the history, (B, T)."""
     return torch.arange(items_BT.shape[1], device=items_BT.device) < lengths_B[:, None]
+
+
+def dropout(x: Tensor, share: float, training: bool) -> Tensor:
+    """``torch.nn.functional.dropout`` of any shape with ``share`` rounded to 1/256, several times as fast on a CPU.
+
+    One 64-bit draw makes eight decisions, where torch draws for each.
+    """
+    cut = round(256 * share) if training else 0
+    if not cut:
+        return x
+    words = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+    kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= cut
+    return x * kept * (256 / (256 - cut))

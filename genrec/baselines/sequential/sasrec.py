@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genrec.baselines.sequential.network import ItemNetwork
+from genrec.baselines.sequential.network import ItemNetwork, dropout
 from genrec.config import SequentialSettings
 
 
@@ -31,11 +31,11 @@ class SelfAttention(nn.Module):
         """LayerNorm(x + dropout(attention(x))), (B, T, D)."""
         batch, width, hidden = x_BTD.shape
         q, k, v = self.qkv(x_BTD).view(batch, width, 3, self._heads, -1).permute(2, 0, 3, 1, 4)
-        dropout = self._dropout if self.training else 0.0
+        share = self._dropout if self.training else 0.0
         mask = None if mask_BTT is None else mask_BTT[:, None]
-        mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None)
+        mixed = F.scaled_dot_product_attention(q, k, v, mask, share, is_causal=mask is None)
         mixed_BTD = self.out(mixed.transpose(1, 2).reshape(batch, width, hidden))
-        return self.norm(x_BTD + F.dropout(mixed_BTD, self._dropout, self.training))
+        return self.norm(x_BTD + dropout(mixed_BTD, self._dropout, self.training))
 
 
 class FeedForward(nn.Module):
@@ -52,7 +52,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """LayerNorm(x + dropout(W₂ gelu(W₁ x))), (…, D)."""
-        return self.norm(x_BTD + F.dropout(self.shrink(F.gelu(self.grow(x_BTD))), self._dropout, self.training))
+        return self.norm(x_BTD + dropout(self.shrink(F.gelu(self.grow(x_BTD))), self._dropout, self.training))
 
 
 class TransformerLayer(nn.Module):
@@ -83,7 +83,7 @@ class PositionedNetwork(ItemNetwork):
         """What the first layer gets, (B, T, D)."""
         positions_T = torch.arange(items_BT.shape[1], device=items_BT.device)
         x_BTD = self.norm(self.items(items_BT) + self.positions(positions_T))
-        return F.dropout(x_BTD, self.settings.dropout, self.training)
+        return dropout(x_BTD, self.settings.dropout, self.training)
 
 
 class SasRec(PositionedNetwork):

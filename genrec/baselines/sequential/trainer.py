@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,7 +49,7 @@ class Progressed:
     best: float = -math.inf
     best_epoch: int = 0
     seconds: float = 0.0
-    curve: list[dict[str, float]] | None = None
+    curve: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
 
 
 class SequentialTrainer:
@@ -89,8 +89,8 @@ class SequentialTrainer:
         Raises:
             InputError: a loss that is not finite.
         """
-        state, settings = self.state, self._settings
         self._resume()
+        state, settings = self.state, self._settings
         while state.epoch < settings.epochs and state.epoch - state.best_epoch < settings.patience:
             start = time.perf_counter()
             loss = self._epoch(state.epoch)
@@ -99,7 +99,7 @@ class SequentialTrainer:
             state.seconds += time.perf_counter() - start
             self._checkpoints.save(self._write, {"epoch": state.epoch, "ndcg@10": state.best})
             left = (settings.epochs - state.epoch) * state.seconds / state.epoch
-            figures = {"loss": loss, "ndcg@10": (state.curve or [{}])[-1]["ndcg@10"], "best": state.best}
+            figures = {"loss": loss, "ndcg@10": state.curve[-1]["ndcg@10"], "best": state.best}
             log_progress(LOG, Progress("epoch", state.epoch, settings.epochs, left, figures, self._name))
         self._network.load_state_dict(self._best)
         self._network.eval()
@@ -128,7 +128,7 @@ class SequentialTrainer:
 
     def _validate(self, loss: float) -> None:
         state, score = self.state, self._ndcg()
-        state.curve = [*(state.curve or []), {"epoch": state.epoch, "loss": loss, "ndcg@10": score}]
+        state.curve.append({"epoch": state.epoch, "loss": loss, "ndcg@10": score})
         if score > state.best:
             state.best, state.best_epoch = score, state.epoch
             self._best = {name: value.detach().cpu().clone() for name, value in self._network.state_dict().items()}

@@ -138,6 +138,7 @@ def text_table(metrics: Mapping[str, Any]) -> str:
     for name, row in {**rows, **sid}.items():
         cells = (f"{row[column]['value']:.4f}{'*' if row[column].get('best') else ' '}" for column in columns)
         lines.append(f"{name:<{width}}" + "".join(f"{cell:>10}" for cell in cells))
+    lines += [f"no row of {TITLES.get(name, name)}: {why}" for name, why in metrics.get("baselines_failed", {}).items()]
     return "\n".join(lines)
 
 
