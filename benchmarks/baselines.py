@@ -1,6 +1,6 @@
 """The field's baselines beside the figures that were published for them, one row after the other.
 
-Each row is an artifact (``cluster.baseline_rows``), so a killed run goes on with the row, and the epoch, that it was at.
+Each row is an artifact (``cluster.baseline_rows``): a killed run goes on with the row, and the epoch, that it was at.
 ``bench.variants`` chooses some. One that fails is said, and the others go on.
 """
 

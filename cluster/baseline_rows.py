@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.session import configure_process
-from cluster.train import CURVE, RunSpec, make_accelerator, make_checkpoints, read_summary, run_training
+from cluster.train import (
+    CURVE,
+    RunSpec,
+    make_accelerator,
+    make_checkpoints,
+    read_summary,
+    run_training,
+    training_summary,
+)
 from genrec.config import Config, SequentialSettings
 from genrec.data.files import write_json
 
@@ -63,7 +71,7 @@ def row_settings(config: Config, name: str) -> dict[str, Any]:
     }
     if is_trained(name):
         return settings | {"trained": baselines.trained, "settings": section(config, name).result_settings()}
-    return settings | {"counted": baselines.counted} | _implicit_version(name)
+    return settings | {"budget": _budget(config, name)} | _implicit_version(name)
 
 
 def depth(config: Config) -> int:
@@ -74,6 +82,11 @@ def depth(config: Config) -> int:
 def section(config: Config, name: str) -> SequentialSettings:
     """The settings of the network ``name``."""
     return getattr(config.baselines, name)
+
+
+def _budget(config: Config, name: str) -> int:
+    """Settings that are tried of a baseline that is no network."""
+    return config.baselines.factored if name in USES_IMPLICIT else config.baselines.counted
 
 
 def _implicit_version(name: str) -> dict[str, str]:
@@ -107,7 +120,7 @@ def _count(config: Config, name: str, inputs: Mapping[str, Artifact], out: Path)
 
     started, data = time.perf_counter(), inputs["prepare"].path
     material, vectors = _material(config, data), inputs["embed"].path if "embed" in inputs else None
-    tuned = tune_neighbours(name, material, vectors, config.baselines.counted)
+    tuned = tune_neighbours(name, material, vectors, _budget(config, name))
     seconds = time.perf_counter() - started
     return _ranked(config, material, tuned.model, data, out, {**tuned.settings, "seconds": round(seconds, 2)})
 
@@ -128,7 +141,7 @@ def _train(config: Config, name: str, inputs: Mapping[str, Artifact], out: Path)
     for number, settings in enumerate(tried):
         where = out / f"training-{number}"
         run_training(partial(training_loop, name, settings), RunSpec(alone, data, data, where), f"{name} {number}")
-        scores.append(float(read_summary(where)["valid_ndcg@10"]))
+        scores.append(float(training_summary(where)["valid_ndcg@10"]))
     best = max(range(len(tried)), key=scores.__getitem__)
     material = _material(config, data)
     network = make_network(name, material.log.n_items, material.max_history, tried[best], config.seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from genrec.config.section import Section
 
@@ -46,6 +46,12 @@ class SequentialSettings(Section):
     negatives: PositiveInt = Field(default=512, description="of a batch (sampled) or of each prediction (bce)")
     epochs: PositiveInt = Field(default=200, description="at most")
     patience: PositiveInt = Field(default=10, description="validations without a better one, one after each epoch")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> SequentialSettings:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden={self.hidden} must be a multiple of heads={self.heads}")
+        return self
 
 
 class SasrecSettings(SequentialSettings):
@@ -90,7 +96,8 @@ class HstuSettings(SequentialSettings):
 class Baselines(Section):
     """How the baselines of ``evaluation.baselines`` are made."""
 
-    counted: PositiveInt = Field(default=40, description="settings tried of each baseline that is counted")
+    counted: PositiveInt = Field(default=40, description="settings tried at most of itemknn, star and text")
+    factored: PositiveInt = Field(default=12, description="settings tried at most of als and bpr")
     trained: PositiveInt = Field(
         default=1, description="trainings of each network: its settings below, then others near them"
     )
