@@ -86,3 +86,18 @@ def test_rankings_of_other_queries_are_refused(tmp_path):
     assert np.array_equal(read_ranking(tmp_path / RANKING, 2), ranked)
     with pytest.raises(InputError, match="2 queries, wanted 3"):
         read_ranking(tmp_path / RANKING, 3)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_network_trained_on_ray_ranks_as_one_trained_here(shop, tmp_path):
+    import numpy as np
+
+    ranked = []
+    for workers in (0, 2):
+        where = tmp_path / str(workers)
+        config = tiny_config(where, shop, *NETWORK, "evaluation.baselines=[sasrec]", f"compute.workers={workers}")
+        row = baseline_rows.make_row(config, "sasrec", pipeline.run(config, "prepare"))
+        assert not list(row.path.glob("training-0/*checkpoint*")) and not (row.path / "training-0/train").exists()
+        ranked.append(read_ranking(row.path / RANKING, 60))
+    assert np.array_equal(*ranked)

@@ -45,7 +45,7 @@ class FullSoftmax(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
-        """What ``forward`` prepared, times the gradient of the sum."""
+        """What ``forward`` prepared, times the gradient of the sum, whose shape is ()."""
         grad_PD, grad_ND = ctx.saved_tensors
         return grad_PD * grad, grad_ND * grad, None
 
