@@ -231,7 +231,8 @@ def _baselines(config: Config, inputs: Mapping[str, Artifact], test: TestData) -
 
     width, chosen = max(config.evaluation.ks), config.evaluation.baselines
     models = {name: model for name, model in test.suite.models.items() if name in chosen}
-    ranked = replace(test.suite, models=models).rank(test.recent_QH, width)
+    ranked: dict[str, IntArray] = {}
+    ranked |= replace(test.suite, models=models).rank(test.recent_QH, width)
     for name in _rows_made(inputs, "settings"):
         ranked[name] = read_ranking(inputs["baselines"].path / name / RANKING, len(test.test))[:, :width]
     return {name: ranked[name] for name in chosen if name in ranked}

@@ -71,7 +71,7 @@ class AlsFactors:
         require_implicit()
         from implicit.cpu.als import AlternatingLeastSquares
 
-        options = {"regularization": settings.regularization, "alpha": settings.alpha}
+        options: dict[str, Any] = {"regularization": settings.regularization, "alpha": settings.alpha}
         self._model: Any = AlternatingLeastSquares(
             settings.factors, iterations=settings.iterations, num_threads=1, random_state=seed, **options
         )
@@ -92,7 +92,7 @@ class BprFactors:
         require_implicit()
         from implicit.cpu.bpr import BayesianPersonalizedRanking
 
-        options = {"regularization": settings.regularization, "learning_rate": settings.learning_rate}
+        options: dict[str, Any] = {"regularization": settings.regularization, "learning_rate": settings.learning_rate}
         self._model: Any = BayesianPersonalizedRanking(
             settings.factors, iterations=settings.iterations, num_threads=1, random_state=seed, **options
         )

@@ -93,9 +93,7 @@ def _bpr(material: Material, vectors: Path | None, budget: int) -> TunedBaseline
     return _tuned(make, BprSettings(), BPR_GRID, material, budget)
 
 
-def _tuned(
-    make: Callable[[Any], Baseline], start: object, grid: Grid, material: Material, budget: int
-) -> TunedBaseline:
+def _tuned(make: Callable[[Any], Baseline], start: Any, grid: Grid, material: Material, budget: int) -> TunedBaseline:
     best, tried = coordinate_ascent(lambda settings: material.ndcg(make(settings)), start, grid, budget)
     return TunedBaseline(make(best), {**asdict(best), "valid_ndcg@10": tried[best], "tried": len(tried)})
 
