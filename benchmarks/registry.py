@@ -19,6 +19,7 @@ BENCHMARKS: Mapping[str, str] = MappingProxyType(
         "rl": "a GRPO update compared with an SFT step and with public code; rollout actors, measured and simulated",
         "insert": "hit rate of held-out items, inserted into the catalogue without training, and of the other items",
         "tokenizers": "every quantizer: collisions, code use, neighbours, seconds; NDCG@10 of policies trained on them",
+        "baselines": "the field's baselines, tuned on validation, beside the figures published for them",
         "policy": "semantic IDs, item head, both, and both with ItemKNN, beside ItemKNN; and each part left out",
         "events": "event types, time gaps and the event asked for in the prompt: NDCG@10 by event, beside ItemKNN",
         "losses": "the same fine-tuning with each supervised loss and softmax: NDCG@10, HR@10, also by popularity",

@@ -331,3 +331,30 @@ def markdown(heads: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
     """The lines of a table."""
     rule = ["---", *("---:" for _ in heads[1:])]
     return [f"| {' | '.join(cells)} |" for cells in (heads, rule, *body)]
+
+
+def baselines_page(rows: Mapping[str, Mapping[str, Any]], published: Mapping[str, tuple[float, float]]) -> str:
+    """A table of baselines beside what was published of them (HR@10, NDCG@10), and those that failed.
+
+    Args:
+        rows: by name, what ``benchmarks.baselines`` measured.
+    """
+    heads = ("baseline", "HR@10", "NDCG@10", "published", "HR@50", "NDCG@10 on validation", "epoch", "s", "ms a query")
+    body = ([name, *_baseline(one, published.get(name))] for name, one in rows.items() if "test" in one)
+    lines = [*markdown(heads, body), "", "*published*: HR@10 / NDCG@10. *s*: seconds to train or tune.", ""]
+    lines += [f"- {name} failed: {one['failed']}" for name, one in rows.items() if "failed" in one]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _baseline(one: Mapping[str, Any], published: tuple[float, float] | None) -> list[str]:
+    test, settings = one["test"], one["settings"]
+    return [
+        f"{test['hr@10']:.4f}",
+        f"{test['ndcg@10']:.4f}",
+        "–" if published is None else f"{published[0]:.4f} / {published[1]:.4f}",
+        f"{test['hr@50']:.4f}",
+        f"{settings['valid_ndcg@10']:.4f}",
+        _or_dash(settings.get("best_epoch"), ".0f"),
+        f"{settings['seconds']:.0f}",
+        f"{one['ms_per_query']:.2f}",
+    ]

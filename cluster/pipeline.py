@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.artifacts import Artifact, Recipe, make_artifact
+from cluster.baseline_rows import COMPARES_TEXTS
 from cluster.content import require_models
 from cluster.lost_ray import explaining_lost_ray
-from cluster.stages import assign, embed, evaluate, folds, groups, grpo, prepare, refit, sft, tune
+from cluster.stages import assign, baselines, embed, evaluate, folds, groups, grpo, prepare, refit, sft, tune
 from cluster.stages.plan import Plan, StageRun
 from genrec.config import Config
 from genrec.data.files import explaining_failed_writes
@@ -67,6 +68,16 @@ def does_not_crossfit(config: Config) -> bool:
 def refits(config: Config) -> bool:
     """``learning.refit`` is on."""
     return config.learning.refit
+
+
+def has_made_baselines(config: Config) -> bool:
+    """``evaluation.baselines`` names some that are not counted in ``evaluate``."""
+    return bool(config.evaluation.made_baselines)
+
+
+def compares_texts(config: Config) -> bool:
+    """The baselines ``star`` or ``text`` compare item vectors, where there are some."""
+    return fits_a_quantizer(config) and bool(set(COMPARES_TEXTS) & set(config.evaluation.baselines))
 
 
 @dataclass(frozen=True)
@@ -163,6 +174,14 @@ STAGES: Mapping[str, Stage] = {
             plan=refit.plan,
         ),
         Stage(
+            "baselines",
+            about="baselines that take longer than counting, trained and tuned",
+            writes="the ranking of the test queries by each baseline; why one failed",
+            reads={"prepare": always, "embed": compares_texts},
+            plan=baselines.plan,
+            publish=baselines.publish,
+        ),
+        Stage(
             "evaluate",
             about="the test compared with the baselines",
             writes="metrics.json, report.html, recommender.json; copied to <storage>/runs/<name>-<key>/",
@@ -173,6 +192,7 @@ STAGES: Mapping[str, Stage] = {
                 "sft": always,
                 "grpo": always,
                 "refit": refits,
+                "baselines": has_made_baselines,
             },
             plan=evaluate.plan,
             publish=evaluate.publish,

@@ -49,6 +49,7 @@ def plan(run: StageRun) -> Plan:
         "decode": config.decode.result_settings(),
         "evaluation": config.evaluation.result_settings(),
         "values": config.rewards.settings.result_settings(),
+        "counted": config.baselines.counted,
         "name": config.name,
         "seed": config.seed,
     }
@@ -145,7 +146,7 @@ def read_test(config: Config, inputs: Mapping[str, Artifact]) -> TestData:
     data, catalog = inputs["prepare"].path, Catalog.load(inputs["assign"].path)
     items, test, valid = read_items(data), read_queries(data, "test"), read_queries(data, "valid")
     log, history = stream_sequences(data, TRAIN_COLUMNS), config.data.max_history
-    suite = fit_baselines(log, valid, len(items), history, seed=config.seed)
+    suite = fit_baselines(log, valid, len(items), history, seed=config.seed, budget=config.baselines.counted)
     targets_Q = test["target"].to_numpy().astype(np.int64)
     return TestData(items, test, valid, catalog, suite, targets_Q, recent_history(test, history))
 
@@ -196,7 +197,7 @@ def _summarise(
     rankings = Rankings(
         targets_Q=test.targets_Q,
         model_QK=answers.model_QK,
-        baselines=suite.rank(test.recent_QH, max(ks)),
+        baselines=_baselines(config, inputs, test),
         codes_NL=test.catalog.codes_NL.numpy(),
         train_counts_N=suite.log.counts_N,
         category_N=category_numbers(test.items),
@@ -205,7 +206,8 @@ def _summarise(
     )
     costs = {name: {k: made.metrics[k] for k in ("wall_s", "peak_rss_mb")} for name, made in inputs.items()}
     details = {
-        "baseline_settings": dict(suite.settings),
+        "baseline_settings": {**suite.settings, **_rows_made(inputs, "settings")},
+        "baselines_failed": inputs["baselines"].metrics["failed"] if "baselines" in inputs else {},
         "prior": answers.tuned.as_json(),
         "seen_items_masked": suite.mask_seen,
     }
@@ -241,6 +243,26 @@ def _cost_of_rl(inputs: Mapping[str, Artifact]) -> dict[str, Any]:
     spent = {name: inputs[name].metrics["wall_s"] for name in ("grpo", "sft")}
     kept = {name: about[name] for name in ("steps", "best_step", "stopped")}
     return kept | {"wall_s": spent["grpo"], "sft_wall_s": spent["sft"]}
+
+
+def _baselines(config: Config, inputs: Mapping[str, Artifact], test: TestData) -> dict[str, IntArray]:
+    """The rankings of ``evaluation.baselines``, in that order; those that failed are missing."""
+    from genrec.baselines.ranking_files import RANKING, read_ranking
+
+    width, chosen = max(config.evaluation.ks), config.evaluation.baselines
+    models = {name: model for name, model in test.suite.models.items() if name in chosen}
+    ranked: dict[str, IntArray] = {}
+    ranked |= replace(test.suite, models=models).rank(test.recent_QH, width)
+    for name in _rows_made(inputs, "settings"):
+        ranked[name] = read_ranking(inputs["baselines"].path / name / RANKING, len(test.test))[:, :width]
+    return {name: ranked[name] for name in chosen if name in ranked}
+
+
+def _rows_made(inputs: Mapping[str, Artifact], figure: str) -> dict[str, Any]:
+    """One figure of each baseline that the stage ``baselines`` made."""
+    if "baselines" not in inputs:
+        return {}
+    return {name: row[figure] for name, row in inputs["baselines"].metrics["rows"].items()}
 
 
 def _write(

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from genrec.config.baselines import Baselines
 from genrec.config.data import Data, Embed
 from genrec.config.learning import Learning, Rewards
 from genrec.config.policy import EventContext, PolicyConfig
@@ -40,6 +41,7 @@ class Config(Section):
     learning: Learning = Learning()
     rewards: Rewards = Rewards()
     decode: Decode = Decode()
+    baselines: Baselines = Baselines()
     evaluation: Evaluation = Evaluation()
     tune: Tune = Tune()
     bench: BenchConfig = BenchConfig()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
+from genrec.config.baselines import COUNTED_BASELINES, BaselineName
 from genrec.config.section import SPEED, Effect, Section
 
 
@@ -51,6 +52,23 @@ class Evaluation(Section):
     ks: tuple[PositiveInt, ...] = (1, 3, 5, 10, 20, 50)
     bootstrap: int = Field(default=1000, ge=0, description="resamples for the 95 % intervals")
     shard_queries: PositiveInt = Field(default=512, description="queries per Ray Data shard")
+    baselines: tuple[BaselineName, ...] = Field(
+        default=("popularity", "transition", "itemknn"),
+        description="rows beside the model: popularity, transition and itemknn are counted in evaluate, the others are "
+        "made by the stage baselines",
+    )
+
+    @field_validator("baselines")
+    @classmethod
+    def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"names {twice} twice")
+        return names
+
+    @property
+    def made_baselines(self) -> tuple[str, ...]:
+        """Those of ``baselines`` that the stage of this name makes."""
+        return tuple(name for name in self.baselines if name not in COUNTED_BASELINES)
 
 
 class Tune(Section):

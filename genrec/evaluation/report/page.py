@@ -21,6 +21,17 @@ TITLES = {
     "popularity": "Popularity",
     "transition": "Last-item transitions",
     "itemknn": "ItemKNN, tuned",
+    "repeat_last": "Repeat-last",
+    "star": "STAR",
+    "text": "Text neighbours",
+    "als": "ALS",
+    "bpr": "BPR",
+    "sasrec": "SASRec",
+    "sasrec_bce": "SASRec, binary loss",
+    "bsarec": "BSARec",
+    "gru4rec": "GRU4Rec",
+    "bert4rec": "BERT4Rec",
+    "hstu": "HSTU",
     "refit_model": "Model, trained on train + valid",
     "refit_policy": "Policy without prior, train + valid",
     "refit_itemknn": "ItemKNN, tuned, train + valid",
@@ -128,6 +139,7 @@ def text_table(metrics: Mapping[str, Any]) -> str:
     for name, row in {**rows, **sid}.items():
         cells = (f"{row[column]['value']:.4f}{'*' if row[column].get('best') else ' '}" for column in columns)
         lines.append(f"{name:<{width}}" + "".join(f"{cell:>10}" for cell in cells))
+    lines += [f"no row of {TITLES.get(name, name)}: {why}" for name, why in metrics.get("baselines_failed", {}).items()]
     return "\n".join(lines)
 
 
