@@ -58,7 +58,9 @@ def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
         inputs = {**artifacts, "sft": policy}
         settings = {"decode": variant.decode.result_settings(), "seed": seed}
         work = partial(_score, variant, inputs, test)
-        made = make_artifact(variant, Recipe("parts", settings, (__name__,), list(inputs.values())), work)
+        made = make_artifact(
+            variant, Recipe("parts", settings, (__name__, "benchmarks.scores"), list(inputs.values())), work
+        )
         one = {**made.metrics["parts"], "train_s": policy.metrics["wall_s"]}
         found.setdefault(name, {})[str(seed)] = one
         shown = "  ".join(f"{row} {one['rows'][row]['ndcg@10']:.4f}" for row in one["rows"])
@@ -82,12 +84,9 @@ def parts_of(config: Config) -> list[str]:
 
 def _score(config: Config, inputs: Mapping[str, Artifact], test: TestData, out: Path) -> Mapping[str, Any]:
     """Metrics of each way to answer and of ItemKNN, and the paired intervals of the differences to ItemKNN."""
-    from genrec.baselines.buckets import popularity_bucket
+    from benchmarks.scores import RankingScorer
     from genrec.baselines.ranking import rank
     from genrec.evaluation.intervals import paired
-    from genrec.evaluation.slices import by_bucket
-    from genrec.evaluation.spread import spread
-    from genrec.metrics import means, per_query, target_ranks
 
     started = time.perf_counter()
     answers = predict_test(config, inputs, test, out)
@@ -96,15 +95,9 @@ def _score(config: Config, inputs: Mapping[str, Artifact], test: TestData, out: 
     rankings |= {"policy": answers.alone[answers.best].items_QK, "model": answers.model_QK}
     suite, width = test.suite, config.decode.width
     rankings["itemknn"] = rank(suite.itemknn, test.recent_QH, width, mask_seen=suite.mask_seen)
-    values = {
-        name: per_query(target_ranks(ranked_QK, test.targets_Q), (10, 50)) for name, ranked_QK in rankings.items()
-    }
-    bucket_N = popularity_bucket(suite.log.counts_N)
-    rows: dict[str, dict[str, float]] = {}
-    for name, ranked_QK in rankings.items():
-        tail = by_bucket(values[name], test.targets_Q, bucket_N).get("tail", {})
-        rows[name] = means(values[name]) | spread(ranked_QK, suite.log.counts_N)
-        rows[name] |= {"hr@50/tail": tail["hr@50"]} if tail else {}
+    scorer = RankingScorer.of(test.test, test.items, suite.log.counts_N)
+    values = {name: scorer.per_query(ranked_QK) for name, ranked_QK in rankings.items()}
+    rows = {name: scorer.scores(ranked_QK) for name, ranked_QK in rankings.items()}
     draws = config.evaluation.bootstrap
     differences = {
         name: paired(values[name], values["itemknn"], draws, config.seed) for name in rankings if name != "itemknn"
