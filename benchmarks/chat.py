@@ -30,7 +30,7 @@ from cluster.pipeline import run_stage
 from cluster.stages.sft import make_chat_format, make_example_builder
 from cluster.train import RunSpec
 from genrec.config import Config
-from genrec.data.tables import read_items
+from genrec.data.readers import read_items
 from genrec.errors import InputError
 from genrec.policy.chat import generate
 from genrec.policy.chat.task_schema import TASKS

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,22 +22,28 @@ from benchmarks.harness import Bench, in_process
 from benchmarks.tables import popularity_table, scores_table
 from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.batch_inference import predict
-from cluster.pipeline import fixes_groups, run_stage
+from cluster.pipeline import STAGES, reads, run_stage
 from cluster.progress import STAGE
+from cluster.train import read_summary
 from genrec.config import Config
 from genrec.data.files import write_json, write_text
-from genrec.data.tables import read_items, read_queries, read_sequences
+from genrec.data.readers import read_items, read_queries
 from genrec.metrics import FloatArray, IntArray
+
+if TYPE_CHECKING:
+    from genrec.inference.batch import Split
 
 LOG = logging.getLogger(__name__)
 
 METRICS = ("ndcg@10", "hr@10")
+AUDITED = ("zero_advantage_groups", "advantage_share/", "prob_shift/")
+SCORED_BY = ("benchmarks.compare", "benchmarks.scores")
 QUERIES = "queries.parquet"
-"""Next to the scores: per test query the ``rank`` of its target (0: not found) and the ``bucket`` of its popularity."""
+"""Next to the scores: per query the ``rank`` of its target (0: not found) and the ``bucket`` of its popularity."""
 
 
 class RunScore(NamedTuple):
-    """A policy's test metrics (in a popularity bucket: ``ndcg@10/tail``), its directory, and that of its scores."""
+    """A policy's metrics (in a slice: ``ndcg@10/tail``), its directory, and that of its scores."""
 
     values: dict[str, float]
     policy: Path
@@ -75,13 +81,17 @@ class Variant:
 
     def train(self, config: Config) -> Artifact:
         """The policy of ``config``, which is this variant's with a seed and a storage."""
-        sft = run_stage(config, "sft", self.inputs)
-        if self.policy == "sft":
-            return sft
-        made = {**self.inputs, "sft": sft}
-        if fixes_groups(config):
-            made["groups"] = run_stage(config, "groups", made)
-        return run_stage(config, "grpo", made)
+        return make_from(config, self.policy, self.inputs)[self.policy]
+
+
+def make_from(config: Config, stage: str, inputs: Mapping[str, Artifact]) -> dict[str, Artifact]:
+    """``inputs`` with the artifact of ``stage``, and of what it reads and ``inputs`` lack."""
+    made = dict(inputs)
+    for other in reads(STAGES[stage], config):
+        if other not in made:
+            made = make_from(config, other, made)
+    made[stage] = run_stage(config, stage, made)
+    return made
 
 
 def compare_variants(directory: str, label: str, config: Config, variants: Mapping[str, Variant]) -> Comparison:
@@ -124,38 +134,38 @@ def score_variants(directory: str, variants: Mapping[str, Variant]) -> Iterator[
 
 
 def _scored(config: Config, variant: Variant, policy: Artifact) -> RunScore:
-    data, catalog = variant.inputs["prepare"], variant.inputs["assign"]
-    work = partial(_score, config, data.path, catalog.path, policy.path)
-    recipe = Recipe("scores", {"width": config.decode.width}, (__name__,), [data, catalog, policy])
-    made = make_artifact(config, recipe, work)
+    return score_policy(config, variant.inputs, policy, "test")
+
+
+def score_policy(config: Config, inputs: Mapping[str, Artifact], policy: Artifact, split: Split) -> RunScore:
+    """The scores of a policy's own answers to the queries of ``split``, an artifact."""
+    data, catalog = inputs["prepare"], inputs["assign"]
+    work = partial(_score, config, data.path, catalog.path, policy.path, split)
+    settings = {"width": config.decode.width} | ({} if split == "test" else {"split": split})
+    made = make_artifact(config, Recipe("scores", settings, SCORED_BY, [data, catalog, policy]), work)
     return RunScore(made.metrics["scores"], policy.path, made.path)
 
 
-def _score(config: Config, data: Path, catalog: Path, policy: Path, out: Path) -> Mapping[str, Any]:
-    """Item-level metrics of the test queries, of all and by popularity of the target; what is recommended.
+def _score(
+    config: Config, data: Path, catalog: Path, policy: Path, split: Split, out: Path
+) -> Mapping[str, Mapping[str, float]]:
+    """The scores of a ``RankingScorer``; the ranks of the targets go to ``QUERIES``.
 
     As in ``evaluate``, seen items are masked where the log never repeats. An item head has the weight of validation.
     """
-    from genrec.baselines.buckets import popularity_bucket
-    from genrec.baselines.train_log import train_log
-    from genrec.evaluation.slices import by_bucket, category_numbers
-    from genrec.evaluation.spread import spread
+    from benchmarks.scores import RankingScorer
+    from genrec.baselines.train_log import read_train_log
     from genrec.inference.batch import own_answering
-    from genrec.metrics import means, per_query, target_ranks
 
     items = read_items(data)
-    log = train_log(read_sequences(data), items.num_rows)
+    log = read_train_log(data, items.num_rows)
     ways = {"own": own_answering(config)}
-    beams = predict(config, data, catalog, policy, out / "answers", ways, mask_seen=log.mask_seen)["own"]
-    targets_Q = read_queries(data, "test")["target"].to_numpy().astype("int64")
-    ranks_Q, bucket_N = target_ranks(beams.items_QK, targets_Q), popularity_bucket(log.counts_N)
-    values = per_query(ranks_Q, (10, 50))
-    buckets = by_bucket(values, targets_Q, bucket_N)
-    sliced = {f"{metric}/{name}": bucket[metric] for name, bucket in buckets.items() for metric in values}
-    shown = spread(beams.items_QK, log.counts_N, category_numbers(items))
-    pq.write_table(pa.table({"rank": ranks_Q, "bucket": bucket_N[targets_Q]}), out / QUERIES)
-    counts = {name: part["queries"] for name, part in buckets.items()}
-    return {"scores": means(values) | sliced | shown, "queries": counts}
+    found = predict(config, data, catalog, policy, out / "answers", ways, split=split, mask_seen=log.mask_seen)
+    ranked_QK = found["own"].items_QK
+    scorer = RankingScorer.of(read_queries(data, split), items, log.counts_N)
+    columns = {"rank": scorer.ranks(ranked_QK), "bucket": scorer.bucket_N[scorer.targets_Q]}
+    pq.write_table(pa.table(columns), out / QUERIES)
+    return {"scores": scorer.scores(ranked_QK)}
 
 
 def common_seeds(scores: Scores) -> list[int]:
@@ -212,3 +222,18 @@ def per_query_means(scored: Sequence[RunScore], metrics: Sequence[str]) -> tuple
     values = [per_query(table["rank"].to_numpy(), (10, 50)) for table in tables]
     means = {name: np.mean([one[name] for one in values], axis=0) for name in metrics}
     return means, tables[0]["bucket"].to_numpy()
+
+
+def audit(scored: Sequence[RunScore]) -> dict[str, float]:
+    """Means over seeds of the step that was kept, of the share that the guard stopped, and of the updates' audit."""
+    curves = [read_summary(one.policy) for one in scored]
+    records = [record for curve in curves for record in curve["curve"]]
+    found = {
+        "best_step": sum(curve["best_step"] for curve in curves) / len(curves),
+        "stopped": sum(bool(curve["stopped"]) for curve in curves) / len(curves),
+    }
+    for name in sorted({name for record in records for name in record if name.startswith(AUDITED)}):
+        values = [record[name] for record in records if record.get(name) is not None and record[name] == record[name]]
+        if values:
+            found[name] = sum(values) / len(values)
+    return found

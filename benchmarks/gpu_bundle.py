@@ -24,7 +24,7 @@ import numpy as np
 from benchmarks.gpu_check import ARTIFACTS, SITE
 from cluster import pipeline
 from genrec.config import load_config
-from genrec.data.tables import read_items
+from genrec.data.readers import read_items
 from genrec.policy.pretrained import packaged_smollm2
 from genrec.policy.prompts import instruction
 

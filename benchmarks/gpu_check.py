@@ -39,6 +39,7 @@ class CheckPart:
 PARTS: Mapping[str, CheckPart] = {
     "exactness": CheckPart("decoding, scoring and gradients on the GPU against the CPU; bfloat16 against float32", 90),
     "language_model": CheckPart("SmolLM2-135M, all weights: SFT to early stopping, GRPO, test beside ItemKNN", 420),
+    "random_weights": CheckPart("the same SFT and test from random weights: what pretraining is worth", 300),
     "pipeline": CheckPart(
         "the stages of the workflow, a learner and a rollout actor on one card, on Ray if it came", 300
     ),

@@ -154,29 +154,38 @@ def _same_as_generate(policy: Policy, prompts: Prompts, catalog: Catalog, histor
     return float((found == policy.sids.tokens(codes_BWL)).float().mean())
 
 
+LANGUAGE_MODEL = [
+    "policy.kind=pretrained",
+    "policy.path=smollm2",
+    "policy.finetuning=full",
+    "policy.dtype=bfloat16",
+    "policy.sid_init=text",
+    "policy.items={input: none, head: false}",
+    "learning.sft.epochs=8",
+    "learning.sft.eval_every=1",
+    "learning.sft.patience=2",
+    "learning.sft.lr=3e-4",
+    "learning.sft.batch_size=64",
+    "learning.sft.micro_batch=64",
+    "learning.sft.eval_queries=2000",
+    "learning.rl.lr=2e-5",
+    "learning.rl.checkpoint_every=1000",
+    "learning.rl.eval_every=50",
+    "decode.prior=none",
+]
+"""Overrides of the config of Industrial: SmolLM2-135M with all weights, whole sequences behind one instruction."""
+
+
 def language_model(machine: Machine, figures: Figures) -> None:
     """SmolLM2-135M with all weights on Industrial: the curve of SFT, GRPO with its config's rewards, the test."""
-    settings = [
-        "policy.kind=pretrained",
-        "policy.path=smollm2",
-        "policy.finetuning=full",
-        "policy.dtype=bfloat16",
-        "policy.sid_init=text",
-        "policy.items={input: none, head: false}",
-        "learning.sft.epochs=8",
-        "learning.sft.eval_every=1",
-        "learning.sft.patience=2",
-        "learning.sft.lr=3e-4",
-        "learning.sft.batch_size=64",
-        "learning.sft.micro_batch=64",
-        "learning.sft.eval_queries=2000",
-        "learning.rl.lr=2e-5",
-        "learning.rl.checkpoint_every=1000",
-        "learning.rl.eval_every=50",
-        "decode.prior=none",
-    ]
     stages = ("sft", "grpo") if machine.rehearse else ("sft", "grpo", "evaluate")
-    _run_stages(machine, figures, ["industrial"], settings, stages)
+    _run_stages(machine, figures, ["industrial"], LANGUAGE_MODEL, stages)
+
+
+def random_weights(machine: Machine, figures: Figures) -> None:
+    """The SFT and the test of ``language_model`` from random weights: what pretraining is worth."""
+    stages = ("sft",) if machine.rehearse else ("sft", "evaluate")
+    _run_stages(machine, figures, ["industrial"], [*LANGUAGE_MODEL, "policy.weights=random"], stages)
 
 
 def pipeline_on_one_card(machine: Machine, figures: Figures) -> None:
@@ -365,6 +374,7 @@ def _forget_process_state() -> None:
 WORK: Mapping[str, Callable[[Machine, Figures], None]] = {
     "exactness": exactness,
     "language_model": language_model,
+    "random_weights": random_weights,
     "pipeline": pipeline_on_one_card,
     "shapes": shapes,
     "decoding": decoding,

@@ -37,6 +37,7 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
     "without_cosine": {"policy.items.score": "dot"},
     "without_itemknns_soft_targets": {"learning.sft.distill": 0.0},
     "without_averaged_weights": {"learning.sft.ema_decay": 0.0},
+    "without_pretraining": {"policy.weights": "random"},
 }
 """What is changed in the config, by the name of the variant."""
 
@@ -47,7 +48,7 @@ def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
     Raises:
         InputError: ``bench.variants`` names one that does not exist.
     """
-    names = chosen_variants(config, PARTS)
+    names = chosen_variants(config, parts_of(config))
     test = read_test(in_process(config, DIRECTORY), artifacts)
     comparison, found = Comparison(DIRECTORY), dict[str, dict[str, Any]]()
     pairs = [(seed, name) for seed in range(config.seed, config.seed + config.bench.seeds) for name in names]
@@ -57,7 +58,9 @@ def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
         inputs = {**artifacts, "sft": policy}
         settings = {"decode": variant.decode.result_settings(), "seed": seed}
         work = partial(_score, variant, inputs, test)
-        made = make_artifact(variant, Recipe("parts", settings, (__name__,), list(inputs.values())), work)
+        made = make_artifact(
+            variant, Recipe("parts", settings, (__name__, "benchmarks.scores"), list(inputs.values())), work
+        )
         one = {**made.metrics["parts"], "train_s": policy.metrics["wall_s"]}
         found.setdefault(name, {})[str(seed)] = one
         shown = "  ".join(f"{row} {one['rows'][row]['ndcg@10']:.4f}" for row in one["rows"])
@@ -73,14 +76,17 @@ def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
     return comparison
 
 
+def parts_of(config: Config) -> list[str]:
+    """The variants that the config can have: a policy from scratch has no pretraining to leave out."""
+    can_be_random = config.policy.kind == "pretrained" and config.policy.finetuning == "full"
+    return [name for name in PARTS if can_be_random or name != "without_pretraining"]
+
+
 def _score(config: Config, inputs: Mapping[str, Artifact], test: TestData, out: Path) -> Mapping[str, Any]:
     """Metrics of each way to answer and of ItemKNN, and the paired intervals of the differences to ItemKNN."""
-    from genrec.baselines.buckets import popularity_bucket
+    from benchmarks.scores import RankingScorer
     from genrec.baselines.ranking import rank
     from genrec.evaluation.intervals import paired
-    from genrec.evaluation.slices import by_bucket
-    from genrec.evaluation.spread import spread
-    from genrec.metrics import means, per_query, target_ranks
 
     started = time.perf_counter()
     answers = predict_test(config, inputs, test, out)
@@ -89,15 +95,9 @@ def _score(config: Config, inputs: Mapping[str, Artifact], test: TestData, out: 
     rankings |= {"policy": answers.alone[answers.best].items_QK, "model": answers.model_QK}
     suite, width = test.suite, config.decode.width
     rankings["itemknn"] = rank(suite.itemknn, test.recent_QH, width, mask_seen=suite.mask_seen)
-    values = {
-        name: per_query(target_ranks(ranked_QK, test.targets_Q), (10, 50)) for name, ranked_QK in rankings.items()
-    }
-    bucket_N = popularity_bucket(suite.log.counts_N)
-    rows: dict[str, dict[str, float]] = {}
-    for name, ranked_QK in rankings.items():
-        tail = by_bucket(values[name], test.targets_Q, bucket_N).get("tail", {})
-        rows[name] = means(values[name]) | spread(ranked_QK, suite.log.counts_N)
-        rows[name] |= {"hr@50/tail": tail["hr@50"]} if tail else {}
+    scorer = RankingScorer.of(test.test, test.items, suite.log.counts_N)
+    values = {name: scorer.per_query(ranked_QK) for name, ranked_QK in rankings.items()}
+    rows = {name: scorer.scores(ranked_QK) for name, ranked_QK in rankings.items()}
     draws = config.evaluation.bootstrap
     differences = {
         name: paired(values[name], values["itemknn"], draws, config.seed) for name in rankings if name != "itemknn"

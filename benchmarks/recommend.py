@@ -82,7 +82,7 @@ def _recommender(config: Config, artifacts: Mapping[str, Artifact], kind: str) -
 
 
 def _requests(recommender: Recommender) -> list[RecommendRequest]:
-    from genrec.data.tables import read_queries
+    from genrec.data.readers import read_queries
     from genrec.inference.request import RecommendRequest
 
     view, queries = recommender.view, read_queries(recommender.run.data, "test").slice(0, REQUESTS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 
 from benchmarks.harness import Bench
 from cluster import pipeline
@@ -20,20 +20,30 @@ BENCHMARKS: Mapping[str, str] = MappingProxyType(
         "rl": "a GRPO update compared with an SFT step and with public code; rollout actors, measured and simulated",
         "insert": "hit rate of held-out items, inserted into the catalogue without training, and of the other items",
         "tokenizers": "every quantizer: collisions, code use, neighbours, seconds; NDCG@10 of policies trained on them",
+        "baselines": "the field's baselines, tuned on validation, beside the figures published for them",
         "policy": "semantic IDs, item head, both, and both with ItemKNN, beside ItemKNN; and each part left out",
         "events": "event types, time gaps and the event asked for in the prompt: NDCG@10 by event, beside ItemKNN",
         "losses": "the same fine-tuning with each supervised loss and softmax: NDCG@10, HR@10, also by popularity",
         "tasks": "what other tasks give to, or take from, the next item at equal steps: NDCG@10, HR@10",
         "chat": "conversations with a policy: the share that ends, with an item where one belongs, and the right one",
         "rewards": "GRPO with each reward or setting: the gain over SFT, the tail, coverage, what the updates did",
+        "tradeoff": "weight of a reward against its goal (categories, new items, purchases) and against NDCG@10",
+        "rl-quality": "each part of reinforcement learning with settings that validation chose, the best of them, and "
+        "what they cost, beside SFT",
         "recipes": "the recipes of the design documents trained whole, SFT and RL, beside what was claimed of them",
         "searches": "beams with and without priors, diverse and stochastic beams, samples: NDCG, coverage, validity",
         "serve": "the HTTP service under load: batches beside single searches, latency, memory, changes, kills",
+        "scale": "logs of a million and ten million events: memory and time of what holds a whole log",
         "chaos": "a small `full` whose processes are killed at random, again and again: its files are compared with an "
         "undisturbed run's",
     }
 )
-"""What each benchmark measures, in one line; ``benchmarks.<name>`` is its module."""
+"""What each benchmark measures, in one line."""
+
+
+def module_of(name: str) -> ModuleType:
+    """The module of the benchmark ``name``: ``benchmarks.<name>``, with ``_`` for ``-``."""
+    return import_module(f"benchmarks.{name.replace('-', '_')}")
 
 
 def run(name: str, config: Config) -> Bench:
@@ -44,5 +54,5 @@ def run(name: str, config: Config) -> Bench:
     """
     if name not in BENCHMARKS:
         raise unknown_name("benchmark", name, BENCHMARKS)
-    module = import_module(f"benchmarks.{name}")
+    module = module_of(name)
     return module.run(config, pipeline.run(config, *module.NEEDS))

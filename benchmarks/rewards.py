@@ -8,14 +8,14 @@ chooses, ``bench.seeds`` is the number of SFT policies. ``benchmarks.compare`` s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.compare import (
     Comparison,
-    RunScore,
     Scores,
     Variant,
+    audit,
     common_seeds,
     compare,
     paired_gains,
@@ -24,7 +24,6 @@ from benchmarks.compare import (
 from benchmarks.harness import chosen_variants
 from benchmarks.tables import rewards_page
 from cluster.artifacts import Artifact
-from cluster.train import read_summary
 from genrec.config import Config, Rewards, load_config
 
 DIRECTORY = "rewards"
@@ -87,31 +86,8 @@ def _compared(config: Config, scores: Scores) -> Comparison:
         own = [by_seed[seed] for seed in seeds]
         found[name]["paired"] = paired_gains(own, base, GUARDED, config.evaluation.bootstrap, config.seed)
         if name != FIRST:
-            found[name]["audit"] = _audit(own)
+            found[name]["audit"] = audit(own)
     comparison = Comparison(DIRECTORY, text=rewards_page(found))
     comparison.figures = {f"{name}.{metric}": one[metric]["mean"] for name, one in found.items() for metric in GUARDED}
     comparison.write(config, found)
     return comparison
-
-
-def _audit(scored: Sequence[RunScore]) -> dict[str, float]:
-    """Means over seeds of the step that was kept, of the share that the guard stopped, and of the updates' audit."""
-    curves = [read_summary(one.policy) for one in scored]
-    records = [record for curve in curves for record in curve["curve"]]
-    found = {
-        "best_step": sum(curve["best_step"] for curve in curves) / len(curves),
-        "stopped": sum(bool(curve["stopped"]) for curve in curves) / len(curves),
-    }
-    names = sorted(
-        {
-            name
-            for record in records
-            for name in record
-            if name.startswith(("zero_advantage_groups", "advantage_share/", "prob_shift/"))
-        }
-    )
-    for name in names:
-        values = [record[name] for record in records if record.get(name) is not None and record[name] == record[name]]
-        if values:
-            found[name] = sum(values) / len(values)
-    return found

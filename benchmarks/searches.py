@@ -25,7 +25,8 @@ from genrec.baselines.sparse import Sparse
 from genrec.baselines.train_log import recent_history
 from genrec.baselines.tuning import fit_baselines
 from genrec.config import Config
-from genrec.data.tables import contexts, read_items, read_queries, read_sequences
+from genrec.data.readers import read_items, read_queries, read_sequences
+from genrec.data.tables import contexts
 from genrec.evaluation.intervals import over_runs
 from genrec.evaluation.slices import category_numbers
 from genrec.evaluation.spread import spread

@@ -24,7 +24,7 @@ from benchmarks.harness import Bench
 from benchmarks.load import HttpReply, Load, LoadClient, LoadResult
 from cluster.artifacts import Artifact
 from genrec.config import Config
-from genrec.data.tables import read_items, read_queries
+from genrec.data.readers import read_items, read_queries
 from genrec.inference.run_record import RunRecord
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from genrec.learning.sft.losses import SftLoss
 from genrec.learning.sft.trainer import SftTrainer
 from genrec.policy.backbone import build
 from genrec.policy.model import Policy
-from genrec.policy.pretrained import frozen_bytes
+from genrec.policy.packed_weights import frozen_bytes
 from genrec.policy.prompts import Prompts
 from genrec.sid.catalog import Catalog
 

@@ -31,10 +31,10 @@ REWARD_SCORES = ("ndcg@10", "hr@10", "hr@50", "hr@50/tail", "coverage@10", "cate
 def tokenizers_page(variants: Mapping[str, Mapping[str, Any]], policies: Mapping[str, Mapping[str, Any]]) -> str:
     """Both tables: the figures of every variant, and the policies of those that policies were trained on."""
     made = {name: one for name, one in variants.items() if "refused" not in one}
-    lines = [*_table(FIGURES, (_figures(name, one) for name, one in made.items())), "", NOTES]
+    lines = [*markdown(FIGURES, (_figures(name, one) for name, one in made.items())), "", NOTES]
     lines += [f"\n{name} is left out: {one['refused']}" for name, one in variants.items() if "refused" in one]
     if policies:
-        lines += ["", *scores_table("tokenizer", policies)]
+        lines += ["", *scoresmarkdown("tokenizer", policies)]
     return "\n".join(lines) + "\n"
 
 
@@ -53,17 +53,17 @@ def _figures(name: str, row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def scores_table(label: str, policies: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def scoresmarkdown(label: str, policies: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The lines of a table of policies by name, which ``label`` heads: scores, and differences to the first."""
     first = next(iter(policies))
     heads = (label, "NDCG@10", "HR@10", f"NDCG@10 minus {first}", f"HR@10 minus {first}")
     body = (
         [
             name,
-            _estimate(row["ndcg@10"], ".4f"),
-            _estimate(row["hr@10"], ".4f"),
+            estimate_text(row["ndcg@10"], ".4f"),
+            estimate_text(row["hr@10"], ".4f"),
             *(
-                "" if name == first else _estimate(row[f"{metric}_difference"], "+.4f")
+                "" if name == first else estimate_text(row[f"{metric}_difference"], "+.4f")
                 for metric in ("ndcg@10", "hr@10")
             ),
         ]
@@ -71,10 +71,10 @@ def scores_table(label: str, policies: Mapping[str, Mapping[str, Any]]) -> list[
     )
     seeds = min(len(row["seeds"]) for row in policies.values())
     note = f"Test split, item level: mean of {seeds} seeds [95 % t interval]; differences are paired by seed."
-    return [*_table(heads, body), "", note]
+    return [*markdown(heads, body), "", note]
 
 
-def popularity_table(policies: Mapping[str, Mapping[str, Any]], metric: str) -> list[str]:
+def popularitymarkdown(policies: Mapping[str, Mapping[str, Any]], metric: str) -> list[str]:
     """The lines of a table of ``metric`` by popularity of the target: the first row's, and the others' differences."""
     from genrec.baselines.buckets import BUCKETS
 
@@ -84,9 +84,9 @@ def popularity_table(policies: Mapping[str, Mapping[str, Any]], metric: str) -> 
         [
             name,
             *(
-                _estimate(row[f"{metric}/{bucket}"], ".4f")
+                estimate_text(row[f"{metric}/{bucket}"], ".4f")
                 if name == first
-                else _estimate(row[f"{metric}/{bucket}_difference"], "+.4f")
+                else estimate_text(row[f"{metric}/{bucket}_difference"], "+.4f")
                 for bucket in buckets
             ),
         ]
@@ -94,7 +94,7 @@ def popularity_table(policies: Mapping[str, Mapping[str, Any]], metric: str) -> 
     )
     heads = (f"{metric.upper()} by target", *buckets)
     return [
-        *_table(heads, body),
+        *markdown(heads, body),
         "",
         f"The first row is {first}'s {metric.upper()}, the others' are differences to it.",
     ]
@@ -105,14 +105,16 @@ def rewards_page(policies: Mapping[str, Mapping[str, Any]]) -> str:
     first = next(iter(policies))
     base, seeds = policies[first], min(len(one["seeds"]) for one in policies.values())
     scores, gains = [name for name in REWARD_SCORES if name in base], list(base["paired"])
-    scored = ([name, *(_estimate(one[score], ".4f") for score in scores)] for name, one in policies.items())
-    gained = ([name, *(_gain(one, base, gain) for gain in gains)] for name, one in policies.items() if name != first)
+    scored = ([name, *(estimate_text(one[score], ".4f") for score in scores)] for name, one in policies.items())
+    gained = (
+        [name, *(gain_text(one, base, gain) for gain in gains)] for name, one in policies.items() if name != first
+    )
     lines = [
-        *_table(("rewards", *scores), scored),
+        *markdown(("rewards", *scores), scored),
         "",
         f"Test split, item level: mean of {seeds} seeds [95 % t interval].",
         "",
-        *_table(("rewards", *gains), gained),
+        *markdown(("rewards", *gains), gained),
         "",
         f"Gains over {first}: mean over seeds [95 % paired bootstrap over queries] (relative).",
         "",
@@ -130,7 +132,7 @@ def _audits(audits: Mapping[str, Mapping[str, float]]) -> list[str]:
         [name, *(_or_dash(audit.get(column), ".3g") for column in columns), _shares(audit)]
         for name, audit in audits.items()
     )
-    return _table(("rewards", *columns, "shares of the advantages' variance"), body)
+    return markdown(("rewards", *columns, "shares of the advantages' variance"), body)
 
 
 def searches_page(
@@ -140,19 +142,49 @@ def searches_page(
     metrics = list(next(iter(searches.values())))
     tuned = "; ".join(", ".join(f"{name} {value:g}" for name, value in one.items()) for one in weights)
     lines = [
-        *_table(
+        *markdown(
             ("search", *metrics),
-            ([name, *(_estimate(one[metric], ".4f") for metric in metrics)] for name, one in searches.items()),
+            ([name, *(estimate_text(one[metric], ".4f") for metric in metrics)] for name, one in searches.items()),
         ),
         "",
         f"Test split, item level: mean of {len(weights)} seeds [95 % t interval]. Tuned on validation: {tuned}.",
         "",
-        *_table(
+        *markdown(
             ("without constraint", *(f"rank {rank}" if rank.isdigit() else rank for rank in validity)),
-            [["share in the catalogue", *(_estimate(share, ".3f") for share in validity.values())]],
+            [["share in the catalogue", *(estimate_text(share, ".3f") for share in validity.values())]],
         ),
     ]
     return "\n".join(lines) + "\n"
+
+
+def tradeoff_page(variants: Mapping[str, Mapping[str, Any]]) -> str:
+    """For each variant the curve over weights on validation, then the chosen weight on test."""
+    lines: list[str] = []
+    for name, one in variants.items():
+        goal, points = one["goal"], one["points"]
+        body = (
+            [
+                f"{point['weight']:g}",
+                " ".join(map(str, point["best_step"])),
+                f"{point['ndcg@10']['kept']:.4f} ({point['ndcg@10']['change']:+.1%})",
+                f"{point[goal]['kept']:.4f} ({point[goal]['change']:+.1%})",
+            ]
+            for point in points
+        )
+        lines += [*markdown((f"{name}: weight", "kept step", "NDCG@10", goal), body), ""]
+        lines += [f"Validation; NDCG@10 may lose {one['share']:.0%}. Tested: weight {one['chosen']:g}.", ""]
+        tested = ([metric, *_traded(trade)] for metric, trade in one["test"].items())
+        lines += [
+            *markdown(("test", "SFT", "RL", "change [95 % paired bootstrap over queries]", "relative"), tested),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _traded(trade: Mapping[str, Any]) -> list[str]:
+    span = "" if trade["low"] is None else f" [{trade['low']:+.4f}, {trade['high']:+.4f}]"
+    change = f"{trade['difference']:+.4f}{span}"
+    return [f"{trade['sft']:.4f}", f"{trade['rl']:.4f}", change, f"{trade['relative']:+.1%}"]
 
 
 POLICY_SCORES = ("hr@10", "ndcg@10", "hr@50", "hr@50/tail", "coverage@10")
@@ -172,17 +204,17 @@ def policy_page(variants: Mapping[str, Mapping[str, Any]]) -> str:
     scores = [score for score in POLICY_SCORES if score in seeds[0]["rows"][rows[0]]]
 
     def mean(runs: Iterable[Mapping[str, Any]], row: str, score: str) -> str:
-        return _estimate(over_runs([one["rows"][row][score] for one in runs]), ".4f")
+        return estimate_text(over_runs([one["rows"][row][score] for one in runs]), ".4f")
 
     answered = ([row, *(mean(seeds, row, score) for score in scores)] for row in rows)
-    lines = [*_table(("answered by", *(score.upper() for score in scores)), answered), ""]
+    lines = [*markdown(("answered by", *(score.upper() for score in scores)), answered), ""]
     lines += [f"Test split, item level: mean of {len(seeds)} seeds [95 % t interval].", ""]
     compared = (
         [f"{row}, seed {seed}", *(_difference(one["minus_itemknn"][row], score) for score in ("hr@10", "ndcg@10"))]
         for seed, one in first.items()
         for row in ("policy", "model")
     )
-    lines += [*_table(("minus ItemKNN", "HR@10", "NDCG@10"), compared), ""]
+    lines += [*markdown(("minus ItemKNN", "HR@10", "NDCG@10"), compared), ""]
     lines += ["Paired bootstrap over queries, 95 %.", ""]
     if others:
         shown = [(row, score) for row in ("sid_path", "item_head", "policy", "model") for score in ("hr@10", "ndcg@10")]
@@ -197,7 +229,7 @@ def policy_page(variants: Mapping[str, Mapping[str, Any]]) -> str:
             ]
             for name, runs in variants.items()
         )
-        lines += [*_table(("variant", *(f"{row} {score.upper()}" for row, score in shown), "training s"), body), ""]
+        lines += [*markdown(("variant", *(f"{row} {score.upper()}" for row, score in shown), "training s"), body), ""]
     return "\n".join(lines) + "\n"
 
 
@@ -215,13 +247,13 @@ def recipes_page(
     heads = ("recipe", "SIDs", "SFT", "RL", *(f"{kind} {score}" for score in ("HR@10", "NDCG@10") for kind in KINDS))
     body = ([name, *one["method"].values(), *_recipe_scores(one, claims.get(name))] for name, one in recipes.items())
     shown = ", ".join(f"{name.upper()} {value:.4f}" for name, value in itemknn.items())
-    lines = [*_table(heads, body), ""]
+    lines = [*markdown(heads, body), ""]
     lines += [f"Test split, item level: mean of {seeds} seeds [95 % t interval]; *gain*: of RL over SFT, 95 % paired"]
     lines += [f"bootstrap over queries; *claimed*: SFT → RL (gain). ItemKNN, tuned on validation: {shown}.", ""]
     costs = ("trained_share", "collisions", "sft_s", "rl_s", "sft_peak_mb", "rl_peak_mb")
     forms = (".2%", ".1%", ".0f", ".0f", ".0f", ".0f")
     costed = ([name, *map(format, (one[cost] for cost in costs), forms)] for name, one in recipes.items())
-    lines += [*_table(("recipe", *costs), costed), ""]
+    lines += [*markdown(("recipe", *costs), costed), ""]
     lines += [
         "*collisions*: before they are resolved. *peak_mb*: of the process, the earlier rows' pages included.",
         "",
@@ -240,8 +272,8 @@ def _recipe_scores(one: Mapping[str, Any], claim: Any) -> Iterable[str]:
             yield "–"
         else:
             yield f"{claim.sft[place]:.3f} → {claim.rl[place]:.3f} ({claim.gain(score):+.1%})"
-        yield from (_estimate(one[kind][score], ".4f") for kind in ("sft", "rl"))
-        yield _gain({"paired": one["gain"]}, one["sft"], score)
+        yield from (estimate_text(one[kind][score], ".4f") for kind in ("sft", "rl"))
+        yield gain_text({"paired": one["gain"]}, one["sft"], score)
 
 
 def events_page(variants: Mapping[str, Mapping[str, Any]]) -> str:
@@ -255,10 +287,10 @@ def events_page(variants: Mapping[str, Mapping[str, Any]]) -> str:
     first = next(iter(next(iter(variants.values())).values()))
     header = ("NDCG@10", *(f"{event} ({one['queries']:,})" for event, one in first.items()))
     body = (
-        [name, *(_estimate(over_runs([one[event]["ndcg@10"] for one in seeds.values()]), ".4f") for event in first)]
+        [name, *(estimate_text(over_runs([one[event]["ndcg@10"] for one in seeds.values()]), ".4f") for event in first)]
         for name, seeds in variants.items()
     )
-    return "\n".join([*_table(header, body), ""])
+    return "\n".join([*markdown(header, body), ""])
 
 
 def _difference(found: Mapping[str, Any], name: str) -> str:
@@ -266,7 +298,8 @@ def _difference(found: Mapping[str, Any], name: str) -> str:
     return "–" if one is None else f"{one['difference']:+.4f} [{one['low']:+.4f}, {one['high']:+.4f}]"
 
 
-def _gain(row: Mapping[str, Any], base: Mapping[str, Any], name: str) -> str:
+def gain_text(row: Mapping[str, Any], base: Mapping[str, Any], name: str) -> str:
+    """The paired gain of a metric with its interval, and what share of the base's mean it is."""
     found = row["paired"].get(name)
     if found is None:
         return "–"
@@ -280,7 +313,8 @@ def _shares(audit: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share)
 
 
-def _estimate(estimate: Mapping[str, Any], form: str) -> str:
+def estimate_text(estimate: Mapping[str, Any], form: str) -> str:
+    """A mean over runs with its interval, if it has one."""
     mean, low, high = estimate["mean"], estimate["low"], estimate["high"]
     return f"{mean:{form}}" if low is None else f"{mean:{form}} [{low:{form}}, {high:{form}}]"
 
@@ -293,6 +327,34 @@ def _or_dash(value: float | None, form: str) -> str:
     return "–" if value is None else f"{value:{form}}"
 
 
-def _table(heads: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
+def markdown(heads: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
     rule = ["---", *("---:" for _ in heads[1:])]
     return [f"| {' | '.join(cells)} |" for cells in (heads, rule, *body)]
+
+
+def baselines_page(rows: Mapping[str, Mapping[str, Any]], published: Mapping[str, tuple[float, float]]) -> str:
+    """A table of baselines beside what was published of them (HR@10, NDCG@10), and those that failed.
+
+    Args:
+        rows: by name, what ``benchmarks.baselines`` measured.
+    """
+    heads = ("baseline", "HR@10", "NDCG@10", "published", "HR@50", "NDCG@10 on validation", "epoch", "s", "ms a query")
+    body = ([name, *_baseline(one, published.get(name))] for name, one in rows.items() if "test" in one)
+    lines = [*markdown(heads, body), "", "*published*: HR@10 / NDCG@10. *s*: seconds to train or tune.", ""]
+    lines += [f"- {name} failed: {one['failed']}" for name, one in rows.items() if "failed" in one]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _baseline(one: Mapping[str, Any], published: tuple[float, float] | None) -> list[str]:
+    test, settings = one["test"], one["settings"]
+    return [
+        f"{test['hr@10']:.4f}",
+        f"{test['ndcg@10']:.4f}",
+        "–" if published is None else f"{published[0]:.4f} / {published[1]:.4f}",
+        f"{test['hr@50']:.4f}",
+        f"{settings['valid_ndcg@10']:.4f}",
+        _or_dash(settings.get("best_epoch"), ".0f"),
+        f"{settings['seconds']:.0f}",
+        f"{one['ms_per_query']:.2f}",
+    ]

@@ -25,7 +25,7 @@ from cluster.pipeline import run_stage
 from cluster.progress import STAGE
 from genrec.config import Config, Sid
 from genrec.config.sid import READABLE
-from genrec.data.tables import read_items
+from genrec.data.readers import read_items
 from genrec.errors import InputError
 
 LOG = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from cluster.data import parallel_map
 from genrec.config import Config
-from genrec.data.tables import read_queries
+from genrec.data.readers import read_queries
 
 if TYPE_CHECKING:
     from genrec.inference.batch import Answering, KnnPrior, Split

@@ -2,7 +2,8 @@
 
     prepare ─ embed ─ assign ─ sft ─ grpo ─ evaluate        (tune searches the rewards of grpo, from the same sft;
                                                              refit repeats sft before evaluate; fixed groups are
-                                                             generated before grpo and tune)
+                                                             generated before grpo and tune, by the sft policy or
+                                                             by the policies of folds)
 
 Adding a stage is one entry in ``STAGES`` and one file in ``cluster/stages/``.
 """
@@ -15,9 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.artifacts import Artifact, Recipe, make_artifact
+from cluster.baseline_rows import COMPARES_TEXTS
 from cluster.content import require_models
 from cluster.lost_ray import explaining_lost_ray
-from cluster.stages import assign, embed, evaluate, groups, grpo, prepare, refit, sft, tune
+from cluster.stages import assign, baselines, embed, evaluate, folds, groups, grpo, prepare, refit, sft, tune
 from cluster.stages.plan import Plan, StageRun
 from genrec.config import Config
 from genrec.data.files import explaining_failed_writes
@@ -39,8 +41,8 @@ def fits_a_quantizer(config: Config) -> bool:
 
 
 def rewards_similarity(config: Config) -> bool:
-    """``rewards.semantic`` compares item vectors."""
-    return bool(config.rewards.semantic)
+    """``rewards.semantic`` and ``rewards.lists.distance`` compare item vectors."""
+    return bool(config.rewards.semantic or config.rewards.lists.distance)
 
 
 def searches_similarity(config: Config) -> bool:
@@ -49,13 +51,33 @@ def searches_similarity(config: Config) -> bool:
 
 
 def fixes_groups(config: Config) -> bool:
-    """``learning.rl.groups`` is fixed."""
-    return config.learning.rl.groups == "fixed"
+    """``learning.rl.groups`` is fixed or crossfit."""
+    return config.learning.rl.groups != "fresh"
+
+
+def crossfits(config: Config) -> bool:
+    """``learning.rl.groups`` is crossfit."""
+    return config.learning.rl.groups == "crossfit"
+
+
+def does_not_crossfit(config: Config) -> bool:
+    """Unless ``learning.rl.groups`` is crossfit."""
+    return not crossfits(config)
 
 
 def refits(config: Config) -> bool:
     """``learning.refit`` is on."""
     return config.learning.refit
+
+
+def has_made_baselines(config: Config) -> bool:
+    """``evaluation.baselines`` names some that are not counted in ``evaluate``."""
+    return bool(config.evaluation.made_baselines)
+
+
+def compares_texts(config: Config) -> bool:
+    """The baselines ``star`` or ``text`` compare item vectors, where there are some."""
+    return fits_a_quantizer(config) and bool(set(COMPARES_TEXTS) & set(config.evaluation.baselines))
 
 
 @dataclass(frozen=True)
@@ -116,10 +138,17 @@ STAGES: Mapping[str, Stage] = {
             plan=sft.plan,
         ),
         Stage(
+            "folds",
+            about="policies that are each trained without a fold of the users",
+            writes="fold-0/, fold-1/, …: policy.safetensors, curve.json, data/",
+            reads={"prepare": always, "assign": always},
+            plan=folds.plan,
+        ),
+        Stage(
             "groups",
             about="candidates for the training queries, generated once",
             writes="groups, one Parquet file per shard of queries",
-            reads={"prepare": always, "assign": always, "sft": always},
+            reads={"prepare": always, "assign": always, "sft": does_not_crossfit, "folds": crossfits},
             plan=groups.plan,
         ),
         Stage(
@@ -145,6 +174,14 @@ STAGES: Mapping[str, Stage] = {
             plan=refit.plan,
         ),
         Stage(
+            "baselines",
+            about="baselines that take longer than counting, trained and tuned",
+            writes="the ranking of the test queries by each baseline; why one failed",
+            reads={"prepare": always, "embed": compares_texts},
+            plan=baselines.plan,
+            publish=baselines.publish,
+        ),
+        Stage(
             "evaluate",
             about="the test compared with the baselines",
             writes="metrics.json, report.html, recommender.json; copied to <storage>/runs/<name>-<key>/",
@@ -155,6 +192,7 @@ STAGES: Mapping[str, Stage] = {
                 "sft": always,
                 "grpo": always,
                 "refit": refits,
+                "baselines": has_made_baselines,
             },
             plan=evaluate.plan,
             publish=evaluate.publish,

@@ -86,7 +86,7 @@ def read_texts(out: Path) -> dict[tuple[str, int, str], str]:
 
 def _questions(config: Config, data: Path, tasks: Sequence[str]) -> list[tuple[str, int, str, str]]:
     """(task, row, language, question) for a seeded sample of the queries whose items have titles."""
-    from genrec.data.tables import read_items, read_queries
+    from genrec.data.readers import read_items, read_queries
     from genrec.learning.tasks.history_fields import HistoryFields
     from genrec.learning.tasks.item_fields import ItemFields
     from genrec.policy.chat.templates import fill, load_language

@@ -57,7 +57,7 @@ class RunSpec:
 
     def build(self) -> tuple[Policy, Prompts, Catalog]:
         """The policy (with the tensors of ``start``), its prompts and the catalogue."""
-        from genrec.data.tables import read_items
+        from genrec.data.readers import read_items
         from genrec.policy.backbone import build, load
         from genrec.sid.catalog import Catalog
 
@@ -229,7 +229,7 @@ def save_result(
     about: dict[str, Any] = {"steps": state.step, "best_step": state.best_step}
     about |= {"parameters": parameters, "trained_parameters": trained, "trained_share": round(trained / parameters, 6)}
     if math.isfinite(state.best_score):
-        about["valid_ndcg@10"] = state.best_score
+        about[f"valid_{state.best_metric}"] = state.best_score
     write_json({**about, "stopped": state.stopped, "curve": state.curve}, spec.out / CURVE)
 
 

@@ -92,6 +92,9 @@ class Group:
     ``items_G``: items, -1 for empty candidates. ``logp_GL``: log-probabilities of the trie-renormalised policy, one per
     level (0 for a forced step). ``rewards_G``: empty until ``compute_rewards`` fills it, as is ``terms``, each term's
     weighted values (G,). ``weights_G``: importance weights of candidates drawn without replacement; None: all equal.
+
+    With ``slate`` = J > 0 a candidate is an ordered list of J items: items, codes and log-probabilities then have
+    G · J rows, list after list, and ``gains_GJ`` what each position adds to the reward of its list.
     """
 
     query: Query
@@ -102,6 +105,14 @@ class Group:
     rewards_G: torch.Tensor
     terms: dict[str, torch.Tensor]
     weights_G: torch.Tensor | None = None
+    slate: int = 0
+    gains_GJ: torch.Tensor | None = None
+
+    @property
+    def real_G(self) -> torch.Tensor:
+        """False for empty candidates, (G,): those without an item, or lists in which one is missing."""
+        real_G = self.items_G >= 0
+        return real_G.view(-1, self.slate).all(-1) if self.slate else real_G
 
 
 class Rollouts(Protocol):

@@ -84,7 +84,9 @@ def test_every_command_that_a_page_names_can_be_read(page: Path) -> None:
             words = rest.split("--rewards")[0].replace("[key=value ...]", "").replace("[--json]", "").split()
             if verb == "bench" and words:
                 benchmark = words.pop(0)
-                assert benchmark == "NAME" or (ROOT / "benchmarks" / f"{benchmark}.py").is_file(), code
+                assert benchmark == "NAME" or (ROOT / "benchmarks" / f"{benchmark.replace('-', '_')}.py").is_file(), (
+                    code
+                )
             if verb == "serve":
                 words = [word for word in words if "=" in word]
             if verb == "catalog":

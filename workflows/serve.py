@@ -1,4 +1,6 @@
-"""Serve a finished run over HTTP, or two of them with a share of the users each.
+"""Serve a finished run over HTTP, or two runs side by side.
+
+Of two runs each has a share of the users.
 
 RUN is the directory of a run's report. The environment variable GENREC_API_KEY (16 characters or more) is the key that
 inserts, removals and reloads ask for. /docs shows every route.

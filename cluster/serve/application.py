@@ -17,6 +17,7 @@ from uuid import uuid4
 from pydantic import Field
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import AutoscalingConfig
 from starlette.types import ASGIApp
 
 from cluster.serve.runs_file import RunPlace, RunsFile, Split
@@ -62,40 +63,36 @@ def _runs(arguments: ServeArguments) -> list[str]:
 
 
 def _deployment(arguments: Serve) -> serve.Deployment:
-    waiting = 4 * arguments.max_queue
-    scaled = (
-        {"num_replicas": arguments.replicas}
-        if arguments.max_replicas is None
-        else {
-            "autoscaling_config": {
-                "min_replicas": arguments.replicas,
-                "max_replicas": arguments.max_replicas,
-                "target_ongoing_requests": arguments.ongoing_per_replica,
-            }
-        }
-    )
-    return serve.deployment(
-        serve.ingress(None)(Replica),
+    scaled = None
+    if arguments.max_replicas is not None:
+        scaled = AutoscalingConfig(
+            min_replicas=arguments.replicas,
+            max_replicas=arguments.max_replicas,
+            target_ongoing_requests=arguments.ongoing_per_replica,
+        )
+    deployed = serve.deployment(
         name="genrec",
         ray_actor_options={"num_cpus": arguments.cpus, "num_gpus": arguments.gpus},
-        max_ongoing_requests=waiting,
+        max_ongoing_requests=4 * arguments.max_queue,
         health_check_period_s=5,
         health_check_timeout_s=10,
         graceful_shutdown_timeout_s=arguments.timeout_s,
-        logging_config={"enable_access_log": False},  # Guard writes a line for each request.
-        **scaled,
+        logging_config={"enable_access_log": False},  # RequestGuard writes a line for each request.
+        num_replicas=None if scaled else arguments.replicas,
+        autoscaling_config=scaled,
     )
+    return deployed(serve.ingress(None)(Replica))
 
 
 class Replica:
     """A process of the service: it is ready when its runs are loaded and have passed their smoke tests."""
 
     def __init__(self, places: list[RunPlace], split: Split, settings: Serve, shared: RunsFile) -> None:
-        from cluster.serve.service import Service  # Here, since who deploys needs no model.
+        from cluster.serve.service import HttpService  # Here, since who deploys needs no model.
 
         sys.setswitchinterval(SWITCH_S)
         _log_where_serve_logs()
-        self._service = Service(places, split, settings, shared)
+        self._service = HttpService(places, split, settings, shared)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The ASGI application; Ray Serve asks for it once."""
@@ -110,7 +107,7 @@ class Replica:
 
 
 def _log_where_serve_logs() -> None:
-    """Write the lines of ``Guard`` to this replica's log file, which ``serve`` and Ray's dashboard show."""
+    """Write the lines of ``RequestGuard`` to this replica's log file, which ``serve`` and Ray's dashboard show."""
     own = logging.getLogger("cluster.serve")
     own.setLevel(logging.INFO)
     for handler in logging.getLogger("ray.serve").handlers:

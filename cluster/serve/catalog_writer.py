@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,7 +28,7 @@ class CatalogWriter:
     """Changes the catalogues of runs; the text encoder is loaded at the first insert that needs it, and kept."""
 
     def __init__(self) -> None:
-        self._encoder = cache(_encoder)
+        self._encoders: dict[str, Encoder] = {}
 
     def insert(self, run: RunRecord, items: Sequence[NewItem]) -> dict[str, int]:
         """Give each item the nearest free semantic ID; returns the numbers ``inserted`` and ``returned``.
@@ -47,6 +47,13 @@ class CatalogWriter:
             )
         return {name: int(done.get(name, 0)) for name in ("inserted", "returned")}
 
+    def _encoder(self, embed: Embed) -> Encoder:
+        """The encoder of these settings; called by one writer at a time."""
+        key = embed.model_dump_json()
+        if key not in self._encoders:
+            self._encoders[key] = make_text_encoder(embed, "cpu", 1)
+        return self._encoders[key]
+
     def remove(self, run: RunRecord, ids: Sequence[str]) -> dict[str, int]:
         """Hide items from every search; returns the number ``removed``.
 
@@ -57,10 +64,6 @@ class CatalogWriter:
         with _only_writer(live):
             done = catalog_updates.remove(run.catalog, live, ids)
         return {"removed": int(done["removed"])}
-
-
-def _encoder(embed: Embed) -> Encoder:
-    return make_text_encoder(embed, "cpu", 1)
 
 
 def _live(run: RunRecord) -> Path:

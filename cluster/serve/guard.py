@@ -79,7 +79,7 @@ class _Passage:
         await JSONResponse(content, refusal.status_code, refusal.headers)(self.scope, receive, self.reply)
 
 
-class Guard:
+class RequestGuard:
     """The middleware.
 
     Args:

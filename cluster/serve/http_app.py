@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from cluster.serve.asked import refuse_above_limits
-from cluster.serve.guard import FAULT, Guard, Refusal
+from cluster.serve.guard import FAULT, Refusal, RequestGuard
 from cluster.serve.locks import KEY_HEADER, api_key
 from cluster.serve.messages import (
     About,
@@ -40,7 +40,7 @@ from cluster.serve.messages import (
     ScoreBody,
 )
 from cluster.serve.search_queue import TooLateError
-from cluster.serve.service import Service
+from cluster.serve.service import HttpService
 from cluster.serve.service_metrics import METRICS
 from genrec.errors import InputError
 
@@ -51,27 +51,29 @@ SCORED_PER_K = 10
 """``POST /v1/score`` takes so many items for each of ``serve.max_k``."""
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
-PROBLEMS = {code: {"model": Problem} for code in (401, 403, 404, 409, 413, 422, 429, 503, 504)}
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    code: {"model": Problem} for code in (401, 403, 404, 409, 413, 422, 429, 503, 504)
+}
 KEY = Security(APIKeyHeader(name=KEY_HEADER, auto_error=False, description="of GENREC_API_KEY"))
 
 router = APIRouter()
 
 
-def served(request: Request) -> Service:
+def served(request: Request) -> HttpService:
     """The service that answers."""
-    return cast("Service", request.app.state.service)
+    return cast("HttpService", request.app.state.service)
 
 
 def request_id(request: Request) -> str:
-    """The id of a request, as the client gave it or as ``Guard`` made it."""
+    """The id of a request, as the client gave it or as ``RequestGuard`` made it."""
     return cast("str", request.state.request_id)
 
 
-Served = Annotated[Service, Depends(served)]
+Served = Annotated[HttpService, Depends(served)]
 RequestId = Annotated[str, Depends(request_id)]
 
 
-def make_app(service: Service) -> ASGIApp:
+def make_app(service: HttpService) -> ASGIApp:
     """The application of a service; it needs no Ray, so a test can call it."""
     key = api_key()
 
@@ -95,7 +97,7 @@ def make_app(service: Service) -> ASGIApp:
     app.add_exception_handler(Exception, _failed)
     if PAGE.is_dir():
         app.mount("/", StaticFiles(directory=PAGE, html=True))
-    return Guard(app, service.settings, key)
+    return RequestGuard(app, service.settings, key)
 
 
 @router.post("/v1/recommend", tags=["recommendations"])
@@ -211,12 +213,12 @@ async def metrics() -> Response:
     return Response(METRICS.text(), media_type=TEXT)
 
 
-async def _each(bodies: Sequence[RecommendBody], service: Service, id_: str) -> list[RecommendAnswer]:
+async def _each(bodies: Sequence[RecommendBody], service: HttpService, id_: str) -> list[RecommendAnswer]:
     refuse_above_limits(bodies, service.settings)
     return list(await asyncio.gather(*(recommend(body, service, id_) for body in bodies)))
 
 
-def _known(service: Service, item_id: str, run: str | None) -> str:
+def _known(service: HttpService, item_id: str, run: str | None) -> str:
     """The id, if the catalogue of the run has it; else 404."""
     if item_id not in service.named(run).recommender.view.rows:
         raise Refusal(404, f"no item of the catalogue has the id {item_id[:100]!r}; GET /v1/items?title=… finds ids")
@@ -251,7 +253,7 @@ def _busy(request: Request, error: Exception) -> Response:
 
 
 def _failed(request: Request, error: Exception) -> Response:
-    """Any other error: it is raised again after this answer, and ``Guard`` logs it."""
+    """Any other error: it is raised again after this answer, and ``RequestGuard`` logs it."""
     return _problem(request, 500, FAULT)
 
 

@@ -66,7 +66,9 @@ class ServedRun:
         self._chats = threading.Semaphore(4)
         self.in_use = 0
         self._smoke_test()
-        self._queue: SearchQueue[Question, RankedAnswer] = SearchQueue(self._search, settings.batch, settings.max_queue)
+        self._queue: SearchQueue[Question, RankedAnswer] = SearchQueue(
+            self._search, settings.batch, settings.max_queue, settings.gather_ms / 1000
+        )
 
     @property
     def version(self) -> ServedVersion:

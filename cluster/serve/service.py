@@ -28,7 +28,7 @@ WATCH_S = 0.5
 SHOWN_CATEGORIES = 200
 
 
-class Service:
+class HttpService:
     """One or two runs in service.
 
     Args:

@@ -1,6 +1,8 @@
-"""What the service counts and times, for Prometheus: of this replica, whose name is the label ``replica``."""
+"""What the service counts and times, for Prometheus: of this replica alone."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
@@ -13,7 +15,7 @@ class ServiceMetrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
-        of = {"registry": self._registry, "namespace": "genrec"}
+        of: Any = {"registry": self._registry, "namespace": "genrec"}
         self.requests = Counter("requests", "requests by route and status", ["route", "method", "status"], **of)
         self.request_s = Histogram("request_seconds", "whole requests", ["route"], buckets=SECONDS, **of)
         self.in_flight = Gauge("requests_in_flight", "requests in progress", **of)

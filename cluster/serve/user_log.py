@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from genrec.baselines.popularity import Popularity
-from genrec.baselines.train_log import train_log
-from genrec.data.tables import read_sequences
+from genrec.baselines.train_log import read_train_log
+from genrec.data.readers import read_sequences
 from genrec.errors import InputError
 from genrec.metrics import FloatArray
 
@@ -25,9 +26,9 @@ class UserLog:
     """The sequences of all users, from the directory that ``prepare`` wrote; N is the number of its items."""
 
     def __init__(self, data: Path, items: int) -> None:
+        self._data, self._items = data, items
         self._table = read_sequences(data).combine_chunks()
         self._row_of = {user: row for row, user in enumerate(self._table["user_id"].to_pylist())}
-        self._log = train_log(self._table, items)
 
     def __len__(self) -> int:
         return len(self._row_of)
@@ -50,8 +51,8 @@ class UserLog:
         return UserHistory(rows, self._listed("events", row), self._listed("times", row))
 
     def popularity(self) -> FloatArray:
-        """Train events of each item, (N,); ties go to none."""
-        return Popularity(self._log).scores_N
+        """The scores (N,) of ``Popularity``: train events of each item."""
+        return Popularity(read_train_log(self._data, self._items)).scores_N
 
-    def _listed(self, column: str, row: int) -> list[object]:
+    def _listed(self, column: str, row: int) -> list[Any]:
         return (self._table[column][row].as_py() or []) if column in self._table.column_names else []

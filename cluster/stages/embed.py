@@ -12,7 +12,7 @@ from cluster.data import parallel_map
 from cluster.resources import data_device
 from cluster.stages.plan import Plan, StageRun
 from genrec.config import Config
-from genrec.data.tables import read_items
+from genrec.data.readers import read_items
 
 
 def plan(run: StageRun) -> Plan:

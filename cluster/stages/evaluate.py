@@ -19,9 +19,11 @@ from cluster.policy_predictor import OWN, PolicyPredictor, TunedSearch
 from cluster.stages import refit
 from cluster.stages.plan import Plan, StageRun
 from cluster.train import read_summary
+from genrec.baselines.train_log import TRAIN_COLUMNS
 from genrec.config import Config, to_yaml
 from genrec.data.files import write_json
-from genrec.data.tables import most_frequent_event, read_items, read_queries, read_sequences
+from genrec.data.readers import read_items, read_queries, stream_sequences
+from genrec.data.tables import most_frequent_event
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,6 +48,8 @@ def plan(run: StageRun) -> Plan:
     settings = {
         "decode": config.decode.result_settings(),
         "evaluation": config.evaluation.result_settings(),
+        "values": config.rewards.settings.result_settings(),
+        "counted": config.baselines.counted,
         "name": config.name,
         "seed": config.seed,
     }
@@ -141,9 +145,10 @@ def read_test(config: Config, inputs: Mapping[str, Artifact]) -> TestData:
 
     data, catalog = inputs["prepare"].path, Catalog.load(inputs["assign"].path)
     items, test, valid = read_items(data), read_queries(data, "test"), read_queries(data, "valid")
-    suite = fit_baselines(read_sequences(data), valid, len(items), config.data.max_history, seed=config.seed)
+    log, history = stream_sequences(data, TRAIN_COLUMNS), config.data.max_history
+    suite = fit_baselines(log, valid, len(items), history, seed=config.seed, budget=config.baselines.counted)
     targets_Q = test["target"].to_numpy().astype(np.int64)
-    return TestData(items, test, valid, catalog, suite, targets_Q, recent_history(test, config.data.max_history))
+    return TestData(items, test, valid, catalog, suite, targets_Q, recent_history(test, history))
 
 
 def predict_test(config: Config, inputs: Mapping[str, Artifact], test: TestData, out: Path) -> PolicyAnswers:
@@ -167,7 +172,7 @@ def _refitted(
 ) -> dict[str, IntArray]:
     """What the refitted policy and ItemKNN answer, with the weights that were tuned before."""
     data = replace(inputs["prepare"], path=inputs["refit"].path / refit.DATA)
-    suite = test.suite.refitted(read_sequences(data.path))
+    suite = test.suite.refitted(stream_sequences(data.path, TRAIN_COLUMNS))
     predictor = PolicyPredictor(config, {**inputs, "prepare": data}, "refit", suite, out / "predictions")
     found, model_QK = predictor.tested(tuned, test.recent_QH)
     itemknn_QK = suite.rank(test.recent_QH, config.decode.width)["itemknn"]
@@ -179,6 +184,7 @@ def _summarise(
     config: Config, inputs: Mapping[str, Artifact], test: TestData, answers: PolicyAnswers
 ) -> dict[str, Any]:
     """The metrics of the model, its parts and the baselines, with intervals, and what reinforcement learning gained."""
+    from genrec.evaluation.goals import Goals, compare_goals, covered_means
     from genrec.evaluation.slices import category_numbers
     from genrec.evaluation.summary import Rankings, add_gain, add_prior, summarise
     from genrec.metrics import per_query, target_ranks
@@ -191,7 +197,7 @@ def _summarise(
     rankings = Rankings(
         targets_Q=test.targets_Q,
         model_QK=answers.model_QK,
-        baselines=suite.rank(test.recent_QH, max(ks)),
+        baselines=_baselines(config, inputs, test),
         codes_NL=test.catalog.codes_NL.numpy(),
         train_counts_N=suite.log.counts_N,
         category_N=category_numbers(test.items),
@@ -200,11 +206,18 @@ def _summarise(
     )
     costs = {name: {k: made.metrics[k] for k in ("wall_s", "peak_rss_mb")} for name, made in inputs.items()}
     details = {
-        "baseline_settings": dict(suite.settings),
+        "baseline_settings": {**suite.settings, **_rows_made(inputs, "settings")},
+        "baselines_failed": inputs["baselines"].metrics["failed"] if "baselines" in inputs else {},
         "prior": answers.tuned.as_json(),
         "seen_items_masked": suite.mask_seen,
     }
     metrics = summarise(rankings, ks=ks, resamples=draws, seed=config.seed, stages=costs, details=details)
+    goals = Goals(test.items, suite.log.counts_N, config.rewards.settings)
+    systems = {"model": answers.model_QK, **others, **rankings.baselines}
+    metrics["goals"] = {
+        name: covered_means(goals.values(ranked_QK, test.targets_Q, test.event_Q))
+        for name, ranked_QK in systems.items()
+    }
     if answers.tuned.weight:
         add_prior(metrics, "policy", answers.tuned.weight)
     if answers.best == "grpo":
@@ -213,7 +226,43 @@ def _summarise(
             return per_query(target_ranks(answers.alone[name].items_QK, test.targets_Q), ks)
 
         add_gain(metrics, values("grpo"), values("sft"), draws, config.seed)
+        after, before = (
+            goals.all_values(answers.alone[name].items_QK, test.targets_Q, test.event_Q) for name in ("grpo", "sft")
+        )
+        metrics["rl_trade"] = {
+            "metrics": dict(compare_goals(after, before, draws, config.seed)),
+            "few_events": config.rewards.settings.rare,
+            "cost": _cost_of_rl(inputs),
+        }
     return metrics
+
+
+def _cost_of_rl(inputs: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Updates of reinforcement learning, the one that was kept, why it ended, and its time in that of the SFT."""
+    about = read_summary(inputs["grpo"].path)
+    spent = {name: inputs[name].metrics["wall_s"] for name in ("grpo", "sft")}
+    kept = {name: about[name] for name in ("steps", "best_step", "stopped")}
+    return kept | {"wall_s": spent["grpo"], "sft_wall_s": spent["sft"]}
+
+
+def _baselines(config: Config, inputs: Mapping[str, Artifact], test: TestData) -> dict[str, IntArray]:
+    """The rankings of ``evaluation.baselines``, in that order; those that failed are missing."""
+    from genrec.baselines.ranking_files import RANKING, read_ranking
+
+    width, chosen = max(config.evaluation.ks), config.evaluation.baselines
+    models = {name: model for name, model in test.suite.models.items() if name in chosen}
+    ranked: dict[str, IntArray] = {}
+    ranked |= replace(test.suite, models=models).rank(test.recent_QH, width)
+    for name in _rows_made(inputs, "settings"):
+        ranked[name] = read_ranking(inputs["baselines"].path / name / RANKING, len(test.test))[:, :width]
+    return {name: ranked[name] for name in chosen if name in ranked}
+
+
+def _rows_made(inputs: Mapping[str, Artifact], figure: str) -> dict[str, Any]:
+    """One figure of each baseline that the stage ``baselines`` made."""
+    if "baselines" not in inputs:
+        return {}
+    return {name: row[figure] for name, row in inputs["baselines"].metrics["rows"].items()}
 
 
 def _write(
@@ -258,7 +307,7 @@ def _samples(items: pa.Table, test: pa.Table, model_QK: IntArray) -> list[dict[s
 
 def _usual_event(config: Config, data: Path) -> str | None:
     """The event type of most train targets, where the policy's prompts have event types."""
-    return most_frequent_event(read_queries(data, "train")) if config.policy.context.is_on else None
+    return most_frequent_event(read_queries(data, "train", ["event"])) if config.policy.context.is_on else None
 
 
 def _write_pointer(

@@ -1,15 +1,22 @@
-"""groups: candidates of the SFT policy for the training queries, generated once, on Ray Data."""
+"""groups: candidates for the training queries, generated once, on Ray Data.
+
+They are the SFT policy's, or for ``learning.rl.groups=crossfit`` those of the policies of stage "folds", each for the
+users whom it never saw.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cluster.data import parallel_map
+from cluster.stages.folds import fold_directory
 from cluster.stages.plan import Plan, StageRun
 from cluster.train import RunSpec
+from genrec.config import Rl
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,36 +31,69 @@ SHARD_QUERIES = 1024
 def plan(run: StageRun) -> Plan:
     """Generate ``learning.rl.group`` candidates for every training query, or for ``learning.rl.fixed_queries``."""
     config, rl = run.config, run.config.learning.rl
-    names = ("group", "generation", "temperature", "add_target", "fixed_queries")
-    settings = {name: getattr(rl, name) for name in names} | {"seed": config.seed}
-    make_spec = partial(RunSpec, config, run.path("prepare"), run.path("assign"), start=run.path("sft"))
+    names = ("group", "generation", "temperature", "fixed_queries", *(("folds",) if rl.groups == "crossfit" else ()))
+    settings = {name: getattr(rl, name) for name in names} | {"add_target": rl.adds_target, "seed": config.seed}
+    start = run.path("folds" if rl.groups == "crossfit" else "sft")
+    make_spec = partial(RunSpec, config, run.path("prepare"), run.path("assign"), start=start)
     return Plan(settings, partial(_generate, make_spec))
 
 
-def origin_of(policy: Policy, catalog: Catalog) -> dict[str, str]:
-    """The digests of a policy's trainable tensors as they stand, and of its catalogue."""
-    return {"policy": policy.snapshot(0).digest, "catalog": catalog.digest}
+def origin_of(policy: Policy, catalog: Catalog, rl: Rl) -> dict[str, str]:
+    """What groups are of: the digests of a policy's trainable tensors as they stand, and of its catalogue.
+
+    Crossfit groups are of no one policy: they have the number of folds in its place.
+    """
+    own = f"crossfit/{rl.folds}" if rl.groups == "crossfit" else policy.snapshot(0).digest
+    return {"policy": own, "catalog": catalog.digest}
 
 
 def _generate(make_spec: partial[RunSpec], out: Path) -> Mapping[str, Any]:
-    from genrec.inference.batch import missing_shards
+    from genrec.inference.batch import shard_file
 
     spec = make_spec(out=out)
-    queries = _queries(spec).num_rows
-    parallel_map(spec.config, partial(GroupWriter, spec), missing_shards([out], queries, SHARD_QUERIES), label="groups")
-    return {"groups": queries}
+    shards = _shards(spec)
+    missing = [number for number in range(len(shards)) if not shard_file(out, number).is_file()]
+    parallel_map(spec.config, partial(GroupWriter, spec), missing, label="groups")
+    return {"groups": sum(shard.queries.num_rows for shard in shards)}
 
 
-def _queries(spec: RunSpec) -> pa.Table:
-    from genrec.data.tables import read_queries
+class _Shard(NamedTuple):
+    """The queries of one file of groups, and the directory of the policy that generates them."""
+
+    policy: Path
+    queries: pa.Table
+
+
+def _shards(spec: RunSpec) -> list[_Shard]:
+    """All shards, in the order of their files."""
+    import pyarrow as pa
+
+    from genrec.data.folds import folds_of
+    from genrec.data.readers import read_queries
     from genrec.learning.rl.fixed_groups import drawn_queries
 
-    config = spec.config
-    return drawn_queries(read_queries(spec.data, "train"), config.learning.rl.fixed_queries, config.seed)
+    config, rl, start = spec.config, spec.config.learning.rl, spec.start
+    assert start is not None
+    every = read_queries(spec.data, "train")
+    parts = [(start, every)]
+    if rl.groups == "crossfit":
+        fold_Q = folds_of(every, rl.folds, config.seed)
+        parts = [(fold_directory(start, fold), every.filter(pa.array(fold_Q == fold))) for fold in range(rl.folds)]
+    wanted = drawn_queries(every, rl.fixed_queries, config.seed)["id"].to_pylist()
+    return [shard for policy, table in parts for shard in _cut(policy, table, set(wanted))]
+
+
+def _cut(policy: Path, queries: pa.Table, wanted: set[int]) -> list[_Shard]:
+    """The ``wanted`` ones of the queries, in shards."""
+    import pyarrow as pa
+
+    chosen = queries.filter(pa.array([id_ in wanted for id_ in queries["id"].to_pylist()], pa.bool_()))
+    starts = range(0, chosen.num_rows, SHARD_QUERIES)
+    return [_Shard(policy, chosen.slice(start, SHARD_QUERIES)) for start in starts]
 
 
 class GroupWriter:
-    """Loads the policy once, then generates the groups of one shard of queries per call and writes them to a file."""
+    """Generates the groups of one shard of queries per call and writes them to a file; keeps the policy meanwhile."""
 
     def __init__(self, spec: RunSpec) -> None:
         import torch
@@ -61,12 +101,16 @@ class GroupWriter:
         compute = spec.config.compute
         torch.set_num_threads(compute.data_threads)
         cuda = compute.data_may_use_gpu and torch.cuda.is_available()
-        self._spec, self._queries = spec, _queries(spec)
-        self._policy, self._prompts, catalog = spec.build()
-        self._origin = origin_of(self._policy, catalog)
-        device = torch.device("cuda" if cuda else "cpu")
-        self._policy.to(device)
-        self._trie = catalog.trie.to(device)
+        self._spec, self._shards = spec, _shards(spec)
+        self._device = torch.device("cuda" if cuda else "cpu")
+        self._load(self._shards[0].policy)
+
+    def _load(self, policy: Path) -> None:
+        self._loaded = policy
+        self._policy, self._prompts, catalog = replace(self._spec, start=policy).build()
+        self._origin = origin_of(self._policy, catalog, self._spec.config.learning.rl)
+        self._policy.to(self._device)
+        self._trie = catalog.trie.to(self._device)
 
     def __call__(self, shard: int) -> dict[str, int]:
         """Write the file of shard ``shard``; returns the number of its groups."""
@@ -76,8 +120,10 @@ class GroupWriter:
         from genrec.learning.rl.rollout import chunks, generate
 
         rl, seed = self._spec.config.learning.rl, self._spec.config.seed
-        queries = to_queries(self._queries.slice(shard * SHARD_QUERIES, SHARD_QUERIES))
-        where = (self._policy, self._prompts, self._trie)
+        directory, table = self._shards[shard]
+        if directory != self._loaded:
+            self._load(directory)
+        queries, where = to_queries(table), (self._policy, self._prompts, self._trie)
         parts = [generate(*where, part, rl, version=0, seed=seed) for part in chunks(queries, rl.rollout_chunk)]
         groups = [group for part in parts for group in part]
         write_groups(groups, self._origin, shard_file(self._spec.out, shard))

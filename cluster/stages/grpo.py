@@ -15,7 +15,7 @@ from cluster.stages.plan import Plan, StageRun
 from cluster.stages.sft import policy_settings
 from cluster.telemetry import Telemetry, TimedRollouts, metric_loggers
 from cluster.train import RunSpec, make_accelerator, make_checkpoints, run_training, save_result, training_summary
-from genrec.config import Config
+from genrec.config import Config, Rl
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -81,7 +81,7 @@ class _RlParts:
 def grpo_loop(spec: RunSpec) -> None:
     """What every GRPO learner runs, all of them with the same rollout actors; rank 0 writes the result."""
     configure_process(spec.config)
-    from genrec.data.tables import read_queries
+    from genrec.data.readers import read_train_queries
     from genrec.learning.rl.query_sampler import QueryStream
     from genrec.learning.rl.trainer import GrpoTrainer
 
@@ -90,9 +90,10 @@ def grpo_loop(spec: RunSpec) -> None:
     rank, world = accelerator.process_index, accelerator.num_processes
     built, learner = _make_learner(spec, accelerator)
     rollouts, validator = _make_rollouts(spec, built, _make_validator(spec, built))
-    train, queries = read_queries(spec.data, "train"), settings.queries * settings.oversample
+    with_context = config.policy.context.is_on or bool(config.rewards.custom)  # a reward of the user's may read it
+    train, queries = read_train_queries(spec.data, with_context=with_context), settings.queries * settings.oversample
     if spec.groups is not None:
-        rollouts, train = _fixed_groups(spec.groups, built, train)
+        rollouts, train = _fixed_groups(spec.groups, built, train, settings)
     timed = TimedRollouts(rollouts)
     telemetry = Telemetry(timed, metric_loggers(config, spec.out, rank=rank))
     trainer = GrpoTrainer(
@@ -114,43 +115,56 @@ def _make_learner(spec: RunSpec, accelerator: Accelerator) -> tuple[_RlParts, Gr
     from genrec.learning.rewards import RewardFunction, active_terms, load_terms
     from genrec.learning.rewards.read_context import read_reward_context
     from genrec.learning.rl.learner import GrpoLearner
+    from genrec.learning.rl.slate_advantages import require_room
 
     rewards, settings = spec.config.rewards, spec.config.learning.rl
     policy, prompts, catalog = spec.build()
-    terms = active_terms(rewards, load_terms(rewards.custom, spec.rewards), centred=settings.objective != "ppo")
-    context = read_reward_context(spec.data, catalog.codes_NL, terms, rewards.settings, spec.vectors)
+    centred = settings.objective != "ppo" and settings.generation != "slate"
+    terms = active_terms(rewards, load_terms(rewards.custom, spec.rewards), centred=centred)
+    if settings.generation == "slate":
+        require_room(settings.slate, len(catalog))
+    active = {*terms, *rewards.lists.active}
+    context = read_reward_context(spec.data, catalog.codes_NL, active, rewards.settings, spec.vectors)
     reward = RewardFunction(rewards, context, terms)
     learner = GrpoLearner(policy, prompts, catalog.trie, reward, settings, accelerator)
     return _RlParts(policy, prompts, catalog, reward, accelerator), learner
 
 
-def _fixed_groups(directory: Path, built: _RlParts, train: pa.Table) -> tuple[Rollouts, pa.Table]:
+def _fixed_groups(directory: Path, built: _RlParts, train: pa.Table, settings: Rl) -> tuple[Rollouts, pa.Table]:
     """The groups of the stage "groups", and the queries of those from which the rewards teach something."""
     from cluster.stages.groups import origin_of
     from genrec.learning.rl.fixed_groups import FixedGroups
 
-    fixed = FixedGroups(directory, built.catalog.codes_NL, origin_of(built.policy, built.catalog))
-    return fixed, fixed.informative(train, built.reward)
+    # Groups of policies that cross-fitting trained are of no version of this one.
+    origin, version = origin_of(built.policy, built.catalog, settings), -1 if settings.groups == "crossfit" else 0
+    fixed = FixedGroups(directory, built.catalog.codes_NL, origin, version=version)
+    return fixed, fixed.informative(train, built.reward, settings)
 
 
 def _make_validator(spec: RunSpec, built: _RlParts) -> Validator:
-    from genrec.data.tables import read_queries, read_sequences
+    from genrec.data.readers import read_items, read_queries, stream_sequences
+    from genrec.evaluation.goals import Goals
     from genrec.evaluation.validate import Search, Validator
 
     config = spec.config
     counts_N = built.reward.context.counts_N
     if counts_N is None:
         raise RuntimeError("the reward context was read without train counts")
-    return Validator(
+    goals = Goals(read_items(spec.data), counts_N.numpy(), config.rewards.settings)
+    sequences = stream_sequences(spec.data, ["items", "split"])
+    validator = Validator(
         read_queries(spec.data, "valid"),
         built.prompts,
         built.catalog.trie,
         built.accelerator,
         count=config.learning.rl.eval_queries,
-        search=Search.of(VALIDATION_WIDTH, read_sequences(spec.data), len(built.catalog), config.data.max_history),
+        search=Search.of(VALIDATION_WIDTH, sequences, len(built.catalog), config.data.max_history),
         batch_size=config.decode.batch_size,
         train_counts_N=counts_N.numpy(),
+        goals=goals,
     )
+    validator.require(config.learning.rl.guard.metrics)
+    return validator
 
 
 def _make_rollouts(spec: RunSpec, built: _RlParts, validator: Validator) -> tuple[Rollouts, SnapshotValidator]:

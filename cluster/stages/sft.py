@@ -24,7 +24,8 @@ from cluster.train import (
 )
 from genrec.config import Config, Tasks
 from genrec.data.files import write_json
-from genrec.data.tables import Split, read_items, read_queries, read_sequences
+from genrec.data.readers import read_items, read_queries, read_sequences, read_train_queries, stream_sequences
+from genrec.data.tables import Split
 from genrec.seeds import seed_of
 
 if TYPE_CHECKING:
@@ -159,10 +160,10 @@ def _make_loss(spec: RunSpec, prompts: Prompts, catalog: Catalog, device: torch.
 
     settings, rare_N, knn = spec.config.learning.sft, None, None
     if spec.config.policy.items.head and settings.distill:
-        sequences = read_sequences(spec.data)
+        sequences = read_sequences(spec.data, ["user_id", "items", "split"])
         knn = KnnTeacher(sequences, len(catalog), spec.config.data.max_history, settings.distill)
     if "rare" in settings.loss.weights:
-        targets = torch.from_numpy(read_queries(spec.data, "train")["target"].to_numpy().astype("int64"))
+        targets = torch.from_numpy(read_queries(spec.data, "train", ["target"])["target"].to_numpy().astype("int64"))
         rare_N = rare_items(targets.bincount(minlength=len(catalog.codes_NL)), settings.loss.rare_share)
     return SftLoss(
         prompts,
@@ -187,8 +188,9 @@ def _examples(data: Path, example_format: str, max_history: int, *, with_context
     from genrec.learning.sft.batches import DenseExamples, RowExamples
 
     if example_format == "dense":
-        return DenseExamples(read_sequences(data), max_history, with_context=with_context)
-    return RowExamples(read_queries(data, "train"), with_context=with_context)
+        columns = ["user_id", "items", "split", *(("times", "events") if with_context else ())]
+        return DenseExamples(stream_sequences(data, columns), max_history, with_context=with_context)
+    return RowExamples(read_train_queries(data, with_context=with_context), with_context=with_context)
 
 
 @lru_cache(maxsize=1)
@@ -196,7 +198,8 @@ def _validation(data: Path, max_history: int, items: int) -> tuple[pa.Table, Sea
     """The validation queries and how they are searched."""
     from genrec.evaluation.validate import Search
 
-    return read_queries(data, "valid"), Search.of(VALIDATION_WIDTH, read_sequences(data), items, max_history)
+    sequences = stream_sequences(data, ["items", "split"])
+    return read_queries(data, "valid"), Search.of(VALIDATION_WIDTH, sequences, items, max_history)
 
 
 def learns_tasks(config: Config) -> bool:
@@ -212,7 +215,8 @@ def _stages(spec: RunSpec, built: SftParts, loss: SftLoss, accelerator: Accelera
     from genrec.learning.tasks.mixture import MixtureEpochs
 
     config, learning = spec.config, spec.config.learning
-    queries = RowExamples(read_queries(spec.data, "train"), with_context=spec.config.policy.context.is_on)
+    with_context = config.policy.context.is_on
+    queries = RowExamples(read_train_queries(spec.data, with_context=with_context), with_context=with_context)
     make = _mixtures(spec, built, queries)
     mixed = MixedLoss(loss, built.catalog.trie.to(accelerator.device))
     size, statistics, stages = learning.sft.batch_size, dict[str, Any](), list[TrainingStage]()
@@ -294,9 +298,9 @@ def _train_sequences(data: Path, n_items: int) -> list[list[int]]:
     """The train part of each user's sequence, oldest first."""
     import numpy as np
 
-    from genrec.baselines.train_log import train_log
+    from genrec.baselines.train_log import read_train_log
 
-    log = train_log(read_sequences(data), n_items)
+    log = read_train_log(data, n_items)
     ends = np.flatnonzero(np.diff(log.users_E)) + 1
     return [part.tolist() for part in np.split(log.items_E, ends)]
 

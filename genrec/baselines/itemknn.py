@@ -13,18 +13,22 @@ with n_i the train events of item i. The diagonal of S is what recommends an ite
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
 
-from genrec.baselines.sparse import Sparse, csr, keep_largest
+from genrec.baselines.sparse import Sparse, csr, keep_largest, row_of_entry, stacked
 from genrec.baselines.train_log import TrainLog
-from genrec.baselines.transitions import following
+from genrec.baselines.transitions import following, following_rows
 from genrec.errors import InputError
 from genrec.metrics import FloatArray, IntArray
 
 MAX_WINDOW = 10
+
+KEPT_PAIRS = 1 << 23
+"""Pairs of events that are counted in one go, and kept if there are no more: about 100 MB of counts."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +54,55 @@ class KnnSettings:
 
 
 class Pairs:
-    """Ordered co-occurrence counts of a train log: a sparse (N, N) matrix per distance 1 … ``window``, counted once for
-    all settings.
+    """Ordered co-occurrence counts of a train log: a sparse (N, N) matrix per distance 1 … ``window``.
+
+    Together they have about ``window`` entries for each event. Where that is few enough, all are counted once for all
+    settings; otherwise they are counted for some rows at a time, whenever these are needed, and never kept.
     """
 
     def __init__(self, log: TrainLog, window: int = MAX_WINDOW) -> None:
         self.counts_N = log.counts_N.astype(np.float64)
-        self.at_distance = [following(log, distance) for distance in range(1, window + 1)]
+        self._log, self._kept = log, list[Sparse]()
+        self._ends_N = np.append(0, np.cumsum(log.counts_N))
+        self._places_E = np.zeros(0, np.int32)
+        if len(log.items_E) * window <= KEPT_PAIRS:
+            self._kept = [following(log, distance) for distance in range(1, window + 1)]
+        else:  # the places of each item's events
+            self._places_E = np.argsort(log.items_E, kind="stable").astype(np.int32)
 
-    def weighted(self, settings: KnnSettings) -> Sparse:
-        """C (N, N) of the module's formulas."""
-        total = self.at_distance[0] * 0.0
-        for distance, counts in enumerate(self.at_distance[: settings.window], start=1):
-            total = total + counts * distance**-settings.distance_decay
-        return (total + total.T * settings.backward).tocsr() if settings.backward else total.tocsr()
+    def blocks(self) -> Iterator[range]:
+        """The rows, in ranges whose pairs fit in memory together: about ``KEPT_PAIRS``, but at least one row."""
+        start, items = 0, len(self.counts_N)
+        if self._kept:
+            yield range(items)
+            return
+        while start < items:
+            most = self._ends_N[start] + KEPT_PAIRS // MAX_WINDOW
+            end = max(start + 1, int(np.searchsorted(self._ends_N, most, side="right")) - 1)
+            yield range(start, end)
+            start = end
+
+    def weighted(self, settings: KnnSettings, rows: range) -> Sparse:
+        """C of the module's formulas: the ``rows`` of a block, (R, N)."""
+        forward = self._sum(settings, rows, 1)
+        if not settings.backward:
+            return forward.tocsr()
+        backward = forward.T if self._kept else self._sum(settings, rows, -1)
+        return (forward + backward * settings.backward).tocsr()
+
+    def _sum(self, settings: KnnSettings, rows: range, direction: int) -> Sparse:
+        """The weighted sum over all distances of how often the column's item is after (1) or before (-1) the row's."""
+        total: Sparse = None
+        for distance in range(1, settings.window + 1):
+            weighted = self._counts(rows, direction * distance) * distance**-settings.distance_decay
+            total = weighted if total is None else total + weighted
+        return total
+
+    def _counts(self, rows: range, distance: int) -> Sparse:
+        if self._kept:
+            return self._kept[distance - 1]
+        places_E = self._places_E[self._ends_N[rows.start] : self._ends_N[rows.stop]]
+        return following_rows(self._log, distance, rows, places_E)
 
 
 class ItemKNN:
@@ -71,7 +110,8 @@ class ItemKNN:
 
     def __init__(self, pairs: Pairs, settings: KnnSettings) -> None:
         self.settings = settings
-        self.similarity_NN = keep_largest(_similarity(pairs, settings), settings.neighbours)
+        blocks = [keep_largest(_similarity(pairs, settings, rows), settings.neighbours) for rows in pairs.blocks()]
+        self.similarity_NN = stacked(blocks)
         popularity_N = np.log1p(pairs.counts_N)
         self.backoff_N = settings.popularity * popularity_N / max(1.0, float(popularity_N.max()))
 
@@ -128,12 +168,13 @@ def cross_fitted(log: TrainLog, fold_U: IntArray, folds: int) -> list[ItemKNN]:
     return [ItemKNN(Pairs(other), KnnSettings()) for other in others]
 
 
-def _similarity(pairs: Pairs, settings: KnnSettings) -> Sparse:
-    counts_NN = pairs.weighted(settings).tocoo()
+def _similarity(pairs: Pairs, settings: KnnSettings, rows: range) -> Sparse:
+    """The ``rows`` (R, N) of S, with all neighbours."""
+    similar_RN = pairs.weighted(settings, rows)
     size_N = np.maximum(pairs.counts_N, 1.0)
-    scale_E = size_N[counts_NN.row] ** settings.source_power * size_N[counts_NN.col] ** settings.target_power
-    value_E = counts_NN.data / (scale_E + settings.shrink)
-    value_E = np.where(counts_NN.row == counts_NN.col, value_E * settings.self_weight, value_E)
-    similar_NN = csr(value_E, counts_NN.row, counts_NN.col, counts_NN.shape)
-    similar_NN.eliminate_zeros()
-    return similar_NN
+    row_E, column_E = row_of_entry(similar_RN) + rows.start, similar_RN.indices
+    scale_E = (size_N**settings.source_power)[row_E] * (size_N**settings.target_power)[column_E]
+    value_E = similar_RN.data / (scale_E + settings.shrink)
+    similar_RN.data = np.where(row_E == column_E, value_E * settings.self_weight, value_E)
+    similar_RN.eliminate_zeros()
+    return similar_RN

@@ -40,12 +40,37 @@ def rank(
     parts = [np.zeros((0, min(k, n_items)), dtype=np.int64)]
     for start in range(0, len(recent_QH), chunk):
         recent_CH = recent_QH[start : start + chunk]
-        scores_CN = baseline.dense(recent_CH)
-        if mask_seen:
-            row_CH = np.broadcast_to(np.arange(len(recent_CH))[:, None], recent_CH.shape)
-            scores_CN[row_CH[recent_CH >= 0], recent_CH[recent_CH >= 0]] = -np.inf
+        scores_CN = _masked(baseline.dense(recent_CH), recent_CH, mask_seen=mask_seen)
         parts.append(_top(scores_CN, k))
     return np.concatenate(parts)
+
+
+def target_ranks_of(
+    baseline: Baseline, recent_QH: IntArray, targets_Q: IntArray, *, mask_seen: bool, chunk_bytes: int = CHUNK_BYTES
+) -> NDArray[np.int64]:
+    """Rank (Q,), from 1, of each target among all items, ties to the lower item; 0 for a masked target.
+
+    Counting what is above a target is faster than ``rank``, which sorts.
+    """
+    ranks_Q = np.zeros(len(targets_Q), dtype=np.int64)
+    chunk = max(1, chunk_bytes // max(1, 24 * baseline.dense(recent_QH[:1]).shape[1])) if len(recent_QH) else 1
+    for start in range(0, len(recent_QH), chunk):
+        recent_CH = recent_QH[start : start + chunk]
+        scores_CN = _masked(baseline.dense(recent_CH), recent_CH, mask_seen=mask_seen)
+        target_C1 = targets_Q[start : start + chunk, None]
+        wanted_C1 = np.take_along_axis(scores_CN, target_C1, axis=1)
+        tied_CN = (scores_CN == wanted_C1) & (np.arange(scores_CN.shape[1]) < target_C1)
+        above_C = (scores_CN > wanted_C1).sum(axis=1) + tied_CN.sum(axis=1)
+        ranks_Q[start : start + chunk] = np.where(np.isneginf(wanted_C1[:, 0]), 0, 1 + above_C)
+    return ranks_Q
+
+
+def _masked(scores_CN: FloatArray, recent_CH: IntArray, *, mask_seen: bool) -> FloatArray:
+    """The scores, under ``mask_seen`` minus infinity for the items of each history; changed in place."""
+    if mask_seen:
+        row_CH = np.broadcast_to(np.arange(len(recent_CH))[:, None], recent_CH.shape)
+        scores_CN[row_CH[recent_CH >= 0], recent_CH[recent_CH >= 0]] = -np.inf
+    return scores_CN
 
 
 def _top(scores_QN: FloatArray, k: int) -> NDArray[np.int64]:

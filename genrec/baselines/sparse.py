@@ -33,14 +33,31 @@ def values_at(matrix: Sparse, rows_E: IndexArray, columns_E: IndexArray) -> NDAr
     return np.asarray(matrix[rows_E, columns_E], dtype=np.float64).reshape(-1)
 
 
+def stacked(blocks: Sequence[Sparse]) -> Sparse:
+    """The rows of all blocks, one after the other."""
+    return blocks[0] if len(blocks) == 1 else sparse.vstack(blocks, format="csr")
+
+
 def keep_largest(matrix: Sparse, k: int) -> Sparse:
     """The matrix with only the k largest entries of each row; ties go to the lower column."""
-    if int(np.diff(matrix.indptr).max(initial=0)) <= k:
+    (long_R,) = (np.diff(matrix.indptr) > k).nonzero()
+    if not len(long_R):
         return matrix
-    kept_RK = top_columns(matrix, k)
-    rows_E, ranks_E = np.nonzero(kept_RK >= 0)
-    columns_E = kept_RK[rows_E, ranks_E]
-    return csr(values_at(matrix, rows_E, columns_E), rows_E, columns_E, matrix.shape)
+    matrix.sort_indices()
+    kept_E = np.ones(len(matrix.data), dtype=np.bool_)
+    for start, end in zip(matrix.indptr[long_R], matrix.indptr[long_R + 1], strict=True):
+        kept_E[start:end] = _largest(matrix.data[start:end], k)
+    ends_R = np.append(0, np.cumsum(kept_E))[matrix.indptr]
+    return sparse.csr_matrix((matrix.data[kept_E], matrix.indices[kept_E], ends_R), shape=matrix.shape)
+
+
+def _largest(values_E: NDArray[np.float64], k: int) -> NDArray[np.bool_]:
+    """Which (E,) are the k largest of more than k values; of equal ones the first."""
+    border = np.partition(values_E, len(values_E) - k)[len(values_E) - k]
+    kept_E = values_E > border
+    (tied,) = (values_E == border).nonzero()
+    kept_E[tied[: k - int(kept_E.sum())]] = True
+    return kept_E
 
 
 def top_columns(matrix: Sparse, k: int) -> NDArray[np.int64]:

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import cast
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from genrec.data.readers import STREAM_ROWS, stream_sequences
 from genrec.errors import InputError
+from genrec.metrics import IntArray
 
 CONTEXT, TRAIN = 0, 1
+
+TRAIN_COLUMNS = ("items", "split", "times")
+"""Columns of sequences that ``train_log`` reads."""
+
+COUNTED_AT_ONCE = 1 << 22
+"""Events whose distinct items are counted in one go."""
 
 
 @dataclass(frozen=True)
 class TrainLog:
     """The train part of all users' sequences, concatenated: E events, oldest first within a user.
 
-    ``items_E`` item rows, ``users_E`` user numbers, ``times_E`` times; ``n_items`` is N.
+    ``items_E`` item rows, ``users_E`` user numbers (the events of a user stand together), ``times_E`` times;
+    ``n_items`` is N.
     """
 
-    items_E: NDArray[np.int64]
-    users_E: NDArray[np.int64]
-    times_E: NDArray[np.int64]
+    items_E: IntArray
+    users_E: IntArray
+    times_E: IntArray
     n_items: int
 
     @property
@@ -36,28 +48,57 @@ class TrainLog:
         """Share of the train targets that repeat an earlier item of the user (a user's first event is no target)."""
         if self.items_E.size == 0:
             return 0.0
-        distinct = np.unique(self.users_E * self.n_items + self.items_E).size
-        users = np.unique(self.users_E).size
+        users = np.count_nonzero(np.diff(self.users_E)) + 1
         targets = self.items_E.size - users
-        return (self.items_E.size - distinct) / targets if targets else 0.0
+        return (self.items_E.size - self._distinct()) / targets if targets else 0.0
 
     @property
     def mask_seen(self) -> bool:
         """Whether answers leave out the items of the history: where no train target repeats one."""
         return self.repeat_share == 0.0
 
+    def _distinct(self) -> int:
+        """The number of pairs of a user and an item, counted in runs of whole users."""
+        (last_U,) = np.diff(self.users_E, append=-1).nonzero()
+        cuts = np.searchsorted(last_U, np.arange(COUNTED_AT_ONCE, self.items_E.size, COUNTED_AT_ONCE))
+        bounds = np.unique([0, *(last_U[cuts] + 1), self.items_E.size])
+        runs = (slice(start, end) for start, end in pairwise(bounds))
+        return sum(np.unique(self.users_E[E] * np.int64(self.n_items) + self.items_E[E]).size for E in runs)
 
-def train_log(sequences: pa.Table, n_items: int) -> TrainLog:
+
+def train_log(sequences: pa.Table | Iterable[pa.Table], n_items: int) -> TrainLog:
     """The train events: each user's context and train positions up to the last train target.
 
     Args:
-        sequences: columns ``items``, ``split`` (0 context, 1 train, 2 valid, 3 test) and, if known, ``times``; without
-            them the time of an event is its position. A user without a train target adds nothing.
+        sequences: a table, or a stream of tables, with the columns ``items``, ``split`` (0 context, 1 train, 2 valid,
+            3 test) and, if known, ``times``; without them the time of an event is its position. A user without a train
+            target adds nothing.
         n_items: N; items are rows 0 … N - 1.
 
     Raises:
         InputError: no train target, an item outside the catalogue, or columns that do not fit.
     """
+    if isinstance(sequences, pa.Table):
+        sequences = (pa.Table.from_batches([part]) for part in sequences.to_batches(STREAM_ROWS))
+    parts, users = list[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]](), 0
+    for table in sequences:
+        parts.append(_train_events(table, users, n_items))
+        users += table.num_rows
+    if not any(len(part[0]) for part in parts):
+        raise InputError("sequences hold no train position (split code 1); the baselines need a train split")
+    items_E, users_E, times_E = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return TrainLog(items_E, users_E, times_E, n_items)
+
+
+def read_train_log(data: Path, n_items: int) -> TrainLog:
+    """``train_log`` of the sequences in a data directory, of which it reads a part at a time."""
+    return train_log(stream_sequences(data, TRAIN_COLUMNS), n_items)
+
+
+def _train_events(
+    sequences: pa.Table, first_user: int, n_items: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
+    """Items, users and times (E,) of the train events of some users."""
     items_E, lengths_U = _flat(sequences, "items")
     split_E, split_lengths_U = _flat(sequences, "split")
     if not np.array_equal(lengths_U, split_lengths_U):
@@ -68,13 +109,11 @@ def train_log(sequences: pa.Table, n_items: int) -> TrainLog:
     is_train_E = split_E == TRAIN
     np.maximum.at(last_U, users_E[is_train_E], position_E[is_train_E])
     keep_E = (position_E <= last_U[users_E]) & (split_E <= TRAIN)
-    if not keep_E.any():
-        raise InputError("sequences hold no train position (split code 1); the baselines need a train split")
-    low, high = int(items_E.min()), int(items_E.max())
+    low, high = int(items_E.min(initial=0)), int(items_E.max(initial=0))
     if low < 0 or high >= n_items:
         raise InputError(f"sequences hold item {low if low < 0 else high}; the catalogue has rows 0 to {n_items - 1}")
     times_E = _flat(sequences, "times")[0] if "times" in sequences.column_names else position_E
-    return TrainLog(items_E[keep_E], users_E[keep_E], times_E[keep_E], n_items)
+    return items_E[keep_E].astype(np.int32), (users_E[keep_E] + first_user).astype(np.int32), times_E[keep_E]
 
 
 def recent_history(queries: pa.Table, max_history: int) -> NDArray[np.int64]:

@@ -27,6 +27,22 @@ class Transition:
 def following(log: TrainLog, distance: int) -> Sparse:
     """Counts (N, N): how often the column's item is ``distance`` events after the row's item, within one user."""
     same_E = log.users_E[:-distance] == log.users_E[distance:]
-    before_E, after_E = log.items_E[:-distance][same_E], log.items_E[distance:][same_E]
-    ones_E = np.ones(len(before_E), dtype=np.float64)
-    return csr(ones_E, before_E, after_E, (log.n_items, log.n_items))
+    return _counted(log.items_E[:-distance][same_E], log.items_E[distance:][same_E], (log.n_items, log.n_items))
+
+
+def following_rows(log: TrainLog, distance: int, rows: range, places_E: IntArray) -> Sparse:
+    """Some ``rows`` (R, N) of ``following``; a negative ``distance`` counts the items before the row's.
+
+    Args:
+        places_E: the places in the log of all events with an item of ``rows``.
+    """
+    others_E = places_E + distance
+    inside_E = (others_E >= 0) & (others_E < len(log.items_E))
+    places_E, others_E = places_E[inside_E], others_E[inside_E]
+    same_E = log.users_E[places_E] == log.users_E[others_E]
+    row_E = log.items_E[places_E[same_E]] - rows.start
+    return _counted(row_E, log.items_E[others_E[same_E]], (len(rows), log.n_items))
+
+
+def _counted(row_E: IntArray, column_E: IntArray, shape: tuple[int, int]) -> Sparse:
+    return csr(np.ones(len(row_E)), row_E, column_E, shape)

@@ -8,14 +8,14 @@ cost of a setting does not grow with the size of the catalogue.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import product
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from genrec.baselines.coordinate_ascent import coordinate_ascent
 from genrec.baselines.itemknn import ItemKNN, KnnSettings, Pairs
 from genrec.baselines.popularity import Popularity
 from genrec.baselines.ranking import Baseline, rank
@@ -69,7 +69,7 @@ class BaselineSuite:
         assert isinstance(knn, ItemKNN)
         return knn
 
-    def refitted(self, sequences: pa.Table) -> BaselineSuite:
+    def refitted(self, sequences: pa.Table | Iterable[pa.Table]) -> BaselineSuite:
         """ItemKNN alone, with the same settings, trained on other ``sequences`` of the same items."""
         log = train_log(sequences, self.log.n_items)
         return replace(self, log=log, models={"itemknn": ItemKNN(Pairs(log), self.itemknn.settings)})
@@ -81,12 +81,18 @@ class BaselineSuite:
 
 
 def fit_baselines(
-    sequences: pa.Table, valid: pa.Table, n_items: int, max_history: int, *, seed: int = 0, budget: int = BUDGET
+    sequences: pa.Table | Iterable[pa.Table],
+    valid: pa.Table,
+    n_items: int,
+    max_history: int,
+    *,
+    seed: int = 0,
+    budget: int = BUDGET,
 ) -> BaselineSuite:
     """Popularity, transition counts and ItemKNN: trained on train positions, tuned on the ``valid`` queries.
 
     Args:
-        sequences: columns ``items``, ``split`` and, if known, ``times``; see ``train_log``.
+        sequences: see ``train_log``.
         valid: columns ``history`` and ``target``.
         n_items: N; items are rows 0 … N - 1.
         max_history: items of a history that are used, its last ones.
@@ -136,46 +142,8 @@ def tune_itemknn(
         ranks_Q = exact_ranks(ItemKNN(pairs, settings), recent_QH, targets_Q, mask_seen=mask_seen)
         return float(per_query(ranks_Q, (10,))["ndcg@10"].mean()) if len(ranks_Q) else 0.0
 
-    best, tried = _coordinate_ascent(ndcg, KnnSettings(), budget)
+    best, tried = coordinate_ascent(ndcg, KnnSettings(), GRID, budget)
     return TunedKnn(ItemKNN(pairs, best), tried[best], len(tried), time.perf_counter() - start)
-
-
-def _coordinate_ascent(
-    value: Callable[[KnnSettings], float], start: KnnSettings, budget: int
-) -> tuple[KnnSettings, dict[KnnSettings, float]]:
-    """The best settings found from ``start``, and the values of all settings that were tried."""
-    tried = {start: value(start)}
-    best, before = start, None
-    while best != before and len(tried) < budget:
-        before = best
-        for name, step in product(GRID, (1, -1)):
-            best = _ascend(value, best, name, step, tried, budget)
-    return best, tried
-
-
-def _ascend(
-    value: Callable[[KnnSettings], float],
-    best: KnnSettings,
-    name: str,
-    step: int,
-    tried: dict[KnnSettings, float],
-    budget: int,
-) -> KnnSettings:
-    """The settings after steps along one coordinate of the grid, as long as each is better than the one before."""
-    while (move := _move(best, name, step)) is not None and len(tried) < budget:
-        if move not in tried:
-            tried[move] = value(move)
-        if tried[move] <= tried[best]:
-            break
-        best = move
-    return best
-
-
-def _move(settings: KnnSettings, name: str, step: int) -> KnnSettings | None:
-    """The settings one grid step away; None beyond the end of the grid."""
-    values = GRID[name]
-    index = values.index(getattr(settings, name)) + step
-    return replace(settings, **{name: values[index]}) if 0 <= index < len(values) else None
 
 
 def exact_ranks(knn: ItemKNN, recent_QH: IntArray, targets_Q: IntArray, *, mask_seen: bool) -> NDArray[np.int64]:

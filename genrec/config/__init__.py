@@ -4,6 +4,18 @@ Merging is OmegaConf's; types and ranges are pydantic's. An unknown key is an er
 from and the nearest key that exists. Nothing here imports torch, so ``--show`` answers at once.
 """
 
+from genrec.config.baselines import (
+    COUNTED_BASELINES,
+    BaselineName,
+    Baselines,
+    Bert4recSettings,
+    BsarecSettings,
+    Gru4recSettings,
+    HstuSettings,
+    SasrecBceSettings,
+    SasrecSettings,
+    SequentialSettings,
+)
 from genrec.config.data import Data, Embed, Filters
 from genrec.config.learning import Learning, Loss, Rewards, RewardSettings, Rl, Sft
 from genrec.config.loading import known_keys, load_config, to_yaml
@@ -16,7 +28,12 @@ from genrec.config.sid import Sid
 from genrec.config.tasks import Instruction, Stages, StageSettings, Tasks, TaskWeight, Teacher
 
 __all__ = [
+    "COUNTED_BASELINES",
+    "BaselineName",
+    "Baselines",
     "BenchConfig",
+    "Bert4recSettings",
+    "BsarecSettings",
     "Compute",
     "Config",
     "Data",
@@ -25,6 +42,8 @@ __all__ = [
     "Evaluation",
     "EventContext",
     "Filters",
+    "Gru4recSettings",
+    "HstuSettings",
     "Instruction",
     "Items",
     "Learning",
@@ -34,7 +53,10 @@ __all__ = [
     "RewardSettings",
     "Rewards",
     "Rl",
+    "SasrecBceSettings",
+    "SasrecSettings",
     "Section",
+    "SequentialSettings",
     "Serve",
     "Sft",
     "Sid",

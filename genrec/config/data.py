@@ -33,7 +33,7 @@ class Filters(Section):
 class Data(Section):
     """Where the catalogue and the log come from, and how the log is split."""
 
-    source: Literal["parquet", "complete_journey", "amazon", "minionerec"] = "parquet"
+    source: Literal["parquet", "complete_journey", "amazon", "minionerec", "movielens", "recbole"] = "parquet"
     path: UserPath | None = Field(default=None, description="directory (or URL prefix) with the source's files")
     items: UserPath | None = Field(
         default=None, description="item file or URL, when it is not at its default place under path"

@@ -96,23 +96,66 @@ class Sft(Section):
     patience: PositiveInt = Field(default=8, description="checks without a better validation NDCG@10 before stopping")
 
 
-OFF_POLICY = ("dpo", "s_dpo", "listwise", "lambdarank")
+OFF_POLICY = ("dpo", "s_dpo", "listwise", "lambdarank", "recast")
 """Objectives that may learn from groups of an older policy: they have no ratio to the policy that generated them."""
+
+
+OF_LISTS = ("group_std", "group_mean", "leave_one_out")
+"""Advantages that lists may have."""
+
+VALIDATED = ("ndcg@10", "hr@10", "hr@50", "tail_hr@50", "value@10", "categories@10", "new_items@10")
+"""Validation metrics that the guard may read, with ndcg@10/<event type>."""
+
+
+class GuardedMetrics(Section):
+    """What reinforcement learning is to raise, and what may not fall, on validation, compared with the SFT policy."""
+
+    goal: str = Field(
+        default="ndcg@10",
+        description="the version with the best one is kept: ndcg@10, hr@10, hr@50, tail_hr@50, ndcg@10/<event type>, "
+        "value@10, categories@10 or new_items@10",
+    )
+    keep: dict[str, float] = Field(
+        default_factory=dict,
+        description="metrics and the relative loss of each that is allowed, such as {ndcg@10: 0.01}: versions that "
+        "lose more are not kept, and one that loses more than noise explains (guard_noise) ends the run; empty: "
+        "ndcg@10, hr@50 and tail_hr@50 end it, at guard_drop",
+    )
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """All that are read."""
+        return tuple(dict.fromkeys((self.goal, *self.keep)))
+
+    @model_validator(mode="after")
+    def _exist(self) -> GuardedMetrics:
+        events = [name for name in self.metrics if name.startswith("ndcg@10/") and name != "ndcg@10/"]
+        if unknown := [name for name in self.metrics if name not in (*VALIDATED, *events)]:
+            raise ValueError(f"no metrics {unknown}; choose from {', '.join(VALIDATED)} and ndcg@10/<event type>")
+        if wrong := {name: share for name, share in self.keep.items() if not 0 <= share <= 1}:
+            raise ValueError(f"keep wants a share from 0 to 1 of each metric, got {wrong}")
+        return self
 
 
 class Rl(Section):
     """Reinforcement learning on groups of candidates (GRPO, Shao et al. 2024, and its kin)."""
 
     objective: Literal[
-        "grpo", "dr_grpo", "dapo", "gspo", "reinforce", "ppo", "dpo", "s_dpo", "listwise", "lambdarank"
+        "grpo", "dr_grpo", "dapo", "gspo", "reinforce", "ppo", "dpo", "s_dpo", "listwise", "lambdarank", "recast"
     ] = "grpo"
-    groups: Literal["fresh", "fixed"] = Field(
+    groups: Literal["fresh", "fixed", "crossfit"] = Field(
         default="fresh",
         description="fresh: generated for each update by the policy as it stands; fixed: generated once by the SFT "
-        "policy, those whose rewards differ are learned from again and again",
+        "policy, those whose rewards differ are learned from again and again; crossfit: fixed groups of policies that "
+        "never saw the user",
+    )
+    folds: int = Field(
+        default=2, ge=2, description="groups=crossfit: parts of the users, each with a policy trained without it"
     )
     fixed_queries: int = Field(
-        default=0, ge=0, description="groups=fixed: training queries, drawn at random, that get a group; 0 = all"
+        default=0,
+        ge=0,
+        description="groups=fixed, crossfit: training queries, drawn at random, that get a group; 0 = all",
     )
     steps: PositiveInt = 300
     queries: PositiveInt = Field(default=128, description="queries per update, over all workers")
@@ -120,9 +163,12 @@ class Rl(Section):
         default=1, description="x queries are generated for; groups with an advantage come first (DAPO)"
     )
     group: int = Field(default=16, ge=2, description="candidates per query")
-    generation: Literal["beam", "sample", "stochastic_beam", "mixed"] = Field(
-        default="beam", description="mixed: the first half beams, the rest drawn without replacement"
+    generation: Literal["beam", "sample", "stochastic_beam", "mixed", "slate"] = Field(
+        default="beam",
+        description="mixed: the first half beams, the rest drawn without replacement; slate: a candidate is a list of "
+        "distinct items, drawn without replacement, and rewards.lists count",
     )
+    slate: PositiveInt = Field(default=10, description="generation=slate: items per list")
     temperature: float = Field(default=1.0, gt=0, description="sample: of sampling")
     candidate_weight: Literal["uniform", "probability"] = Field(
         default="uniform",
@@ -130,7 +176,26 @@ class Rl(Section):
         "gradient of the expected reward over an enumerated set such as beams (minimum risk)",
     )
     add_target: bool = Field(
-        default=False, description="the target replaces the last candidate of a group that missed it"
+        default=False,
+        description="the target replaces the last candidate of a group that missed it; always so with objective=recast",
+    )
+    gate: Literal["none", "rank"] = Field(
+        default="none",
+        description="rank: queries whose target has rank 1 in the group are not learned from by rewards, and those "
+        "whose group missed it by the supervised term alone",
+    )
+    gate_sft: float = Field(
+        default=1.0, ge=0, description="gate=rank: weight of the supervised term where the group missed the target"
+    )
+    hint: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of queries, at first, whose candidates are searched among the items with the target's first "
+        "code",
+    )
+    hint_share: float = Field(
+        default=0.5, gt=0, le=1, description="share of the updates in which hint falls linearly to 0"
     )
     lr: float = Field(default=3e-4, gt=0)
     min_lr: float = Field(default=0.0, ge=0)
@@ -161,6 +226,9 @@ class Rl(Section):
         "own, which takes another forward pass of the policy",
     )
     critic_layers: PositiveInt = Field(default=1, description="critic=layers: number of them")
+    contrast_temperature: float = Field(
+        default=1.0, gt=0, description="recast: temperature of the contrast of log-probabilities"
+    )
     dpo_beta: float = Field(default=0.1, gt=0, description="dpo, s_dpo: inverse temperature of the preference")
     max_staleness: int = Field(default=0, ge=0, le=16)
     micro_queries: PositiveInt = Field(
@@ -192,18 +260,26 @@ class Rl(Section):
         default=0.01, ge=0, description="relative loss of these metrics that is allowed, noise or not"
     )
 
+    guard: GuardedMetrics = GuardedMetrics()
+
+    @property
+    def adds_target(self) -> bool:
+        """Whether groups that missed the target get it: ``add_target``, or the repair that recast begins with."""
+        return self.add_target or self.objective == "recast"
+
     @model_validator(mode="after")
     def _fits_together(self) -> Rl:
         wrong = {
+            **_slates_fit(self),
             "add_target leaves stochastic_beam's importance weights undefined; use generation=mixed": (
-                self.add_target and self.generation == "stochastic_beam"
+                self.adds_target and self.generation == "stochastic_beam"
             ),
             "add_target leaves the importance weights of samples at another temperature undefined; set temperature=1": (
-                self.add_target and self.generation == "sample" and self.temperature != 1
+                self.adds_target and self.generation == "sample" and self.temperature != 1
             ),
             f"candidate_weight=probability is for enumerated candidates, and those of generation={self.generation} are "
             "drawn by their probability already; take generation=beam or mixed": (
-                self.candidate_weight == "probability" and self.generation in ("sample", "stochastic_beam")
+                self.candidate_weight == "probability" and self.generation in ("sample", "stochastic_beam", "slate")
             ),
             f"candidate_weight=probability changes nothing for objective={self.objective}, which compares candidates": (
                 self.candidate_weight == "probability" and self.objective in OFF_POLICY
@@ -211,18 +287,41 @@ class Rl(Section):
             f"advantage=sibling differs by level, and objective={self.objective} has one advantage per item": (
                 self.advantage == "sibling" and self.objective == "gspo"
             ),
-            f"objective={self.objective} needs groups of the policy as it stands, and groups=fixed are of the SFT "
-            f"policy; take groups=fresh, or one of {', '.join(OFF_POLICY)}": (
-                self.groups == "fixed" and self.objective not in OFF_POLICY
+            f"objective={self.objective} needs groups of the policy as it stands, and groups={self.groups} are of an "
+            f"older one; take groups=fresh, or one of {', '.join(OFF_POLICY)}": (
+                self.groups != "fresh" and self.objective not in OFF_POLICY
             ),
-            "oversample chooses among fresh groups, and groups=fixed are chosen already; set oversample=1": (
-                self.groups == "fixed" and self.oversample > 1
+            f"oversample chooses among fresh groups, and groups={self.groups} are chosen already; set oversample=1": (
+                self.groups != "fresh" and self.oversample > 1
+            ),
+            "gate=rank tells queries apart by whether the group holds the target, and with add_target (or "
+            "objective=recast) all do; take one of the two": self.gate == "rank" and self.adds_target,
+            f"hint restricts a beam search, and generation={self.generation} draws; take generation=beam": (
+                bool(self.hint) and self.generation != "beam"
+            ),
+            f"hint falls from update to update, and groups={self.groups} are generated once; take groups=fresh": (
+                bool(self.hint) and self.groups != "fresh"
             ),
             "fixed_queries is about groups=fixed": self.groups == "fresh" and bool(self.fixed_queries),
         }
         if found := [message for message, is_wrong in wrong.items() if is_wrong]:
             raise ValueError("; ".join(found))
         return self
+
+
+def _slates_fit(rl: Rl) -> dict[str, bool]:
+    """What lists of items exclude: message -> whether it applies."""
+    slate = rl.generation == "slate"
+    return {
+        "generation=slate draws lists from the policy as it stands; take groups=fresh": slate and rl.groups == "fixed",
+        "add_target is about items; with generation=slate a candidate is a list": slate and rl.add_target,
+        "objective=ppo has a value per code, and generation=slate one advantage per item; take grpo or reinforce": (
+            slate and rl.objective == "ppo"
+        ),
+        f"advantage={rl.advantage} is not defined for lists; generation=slate wants auto, {', '.join(OF_LISTS)}": (
+            slate and rl.advantage not in ("auto", *OF_LISTS)
+        ),
+    }
 
 
 class Learning(Section):
@@ -254,9 +353,9 @@ class RewardSettings(Section):
     discount: float = Field(default=0.5, ge=0, le=1, description="future, event: factor per step after the target")
     events: dict[str, float] = Field(
         default={"click": 1.0, "purchase": 3.0, "unknown": 1.0},
-        description="event: value of an event of this type; 'unknown' where the log has no type",
+        description="event, lists.dcg and value@10: value of an event of this type; 'unknown' where the log has none",
     )
-    other_events: float = Field(default=1.0, description="event: value of an event of any other type")
+    other_events: float = Field(default=1.0, description="the same, of an event of any other type")
     delayed: tuple[str, ...] | None = Field(
         default=None, description="event: the types that also count after the target; null: all"
     )
@@ -264,7 +363,33 @@ class RewardSettings(Section):
         default=("purchase",),
         description="unwanted_repeat: types of events that make an item of the history a wanted one",
     )
-    rare: int = Field(default=4, ge=0, description="novelty: items with more train events have reward 0")
+    rare: int = Field(
+        default=4,
+        ge=0,
+        description="novelty: items with more train events have reward 0; lists.new_items and new_items@10: items with "
+        "more are not new",
+    )
+    value_column: str = Field(
+        default="",
+        description="event, lists.dcg and value@10: column of the item table, such as price, that multiplies the value "
+        "of an event; empty: none",
+    )
+
+
+class ListRewards(Section):
+    """Weights of rewards of whole lists, for ``learning.rl.generation=slate``."""
+
+    dcg: float = Field(
+        default=0.0, description="DCG of the list over the user's next items, with gains by event type as in event"
+    )
+    categories: float = Field(default=0.0, description="number of distinct categories in the list; 0.1 is usual")
+    distance: float = Field(default=0.0, description="mean of 1 - cosine over pairs of the list's item vectors")
+    new_items: float = Field(default=0.0, description="share of items with at most settings.rare train events")
+
+    @property
+    def active(self) -> dict[str, float]:
+        """The weights that are not 0, by name."""
+        return {name: weight for name, weight in self.model_dump().items() if weight}
 
 
 class Rewards(Section):
@@ -294,6 +419,7 @@ class Rewards(Section):
     custom: dict[str, float] = Field(
         default_factory=dict, description="weights of terms from entry points (genrec.rewards) or a --rewards file"
     )
+    lists: ListRewards = ListRewards()
     settings: RewardSettings = RewardSettings()
     control: bool = Field(
         default=False,
@@ -308,7 +434,7 @@ class Rewards(Section):
 
     @model_validator(mode="after")
     def _something_is_rewarded(self) -> Rewards:
-        if not any(self.weights().values()) and not self.control:
+        if not any(self.weights().values()) and not self.lists.active and not self.control:
             raise ValueError(
                 "every weight of rewards is 0, so nothing is learned; set one, such as rewards.hit=1, "
                 "or rewards.control=true to see what training without rewards does"
@@ -316,8 +442,8 @@ class Rewards(Section):
         return self
 
     def weights(self) -> dict[str, float]:
-        """The weight of every term, switched off or not, by name."""
-        return {**self.model_dump(exclude={"custom", "settings", "control"}), **self.custom}
+        """The weight of every term of items, switched off or not, by name."""
+        return {**self.model_dump(exclude={"custom", "lists", "settings", "control"}), **self.custom}
 
     def weighted(self, weights: Mapping[str, float]) -> Rewards:
         """These rewards with some weights replaced."""

@@ -127,7 +127,8 @@ def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[st
 
 def _refuse_unknown_keys(layer: Mapping[str, Any], source: str) -> None:
     known = list(known_keys())
-    free = ("data.columns", "tune.space", "rewards.custom", "rewards.settings.events")
+    free = ("data.columns", "tune.space", "rewards.custom", "rewards.settings.events", "learning.rl.guard.keep")
+    free += ("bench.parts", "bench.grid")
     for key in _dotted(layer):
         if key in known or key.startswith(tuple(f"{name}." for name in free)):
             continue

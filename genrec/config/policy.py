@@ -91,6 +91,11 @@ class PolicyConfig(Section):
     finetuning: Literal["full", "lora", "qlora"] = Field(
         default="lora", description="pretrained: train all of it, adapters, or adapters on 4-bit weights"
     )
+    weights: Literal["pretrained", "random"] = Field(
+        default="pretrained",
+        description="pretrained: begin from the model's weights, or from random ones (finetuning=full), to see what "
+        "its pretraining is worth",
+    )
     lora: Lora = Lora()
     sid_tokens: Literal["letters", "numbered"] = Field(
         default="letters",

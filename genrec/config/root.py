@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from genrec.config.baselines import Baselines
 from genrec.config.data import Data, Embed
 from genrec.config.learning import Learning, Rewards
 from genrec.config.policy import EventContext, PolicyConfig
@@ -40,6 +41,7 @@ class Config(Section):
     learning: Learning = Learning()
     rewards: Rewards = Rewards()
     decode: Decode = Decode()
+    baselines: Baselines = Baselines()
     evaluation: Evaluation = Evaluation()
     tune: Tune = Tune()
     bench: BenchConfig = BenchConfig()
@@ -83,12 +85,18 @@ class Config(Section):
                 self.policy.sid_tokens == "numbered" and not self.policy.knows_text
             ),
             "policy.finetuning=qlora is for pretrained policies": not pretrained and self.policy.finetuning == "qlora",
+            "policy.weights=random is for policy.kind=pretrained with policy.finetuning=full: adapters of rank "
+            "policy.lora.rank cannot teach a model that knows nothing": self.policy.weights == "random"
+            and not (pretrained and self.policy.finetuning == "full"),
             **_strategy_fits(self),
             **_items_fit(self),
             **_context_fits(self.policy.context, self.decode.event),
             "policy.hidden must be a multiple of policy.heads": not pretrained
             and self.policy.hidden % self.policy.heads,
             f"learning.rl.queries must be a multiple of the {workers} workers": grpo.queries % workers,
+            f"rewards.lists {sorted(self.rewards.lists.active)} are of lists; set learning.rl.generation=slate": (
+                bool(self.rewards.lists.active) and grpo.generation != "slate"
+            ),
             "sid.quantizer=vq has one level; set sid.levels=1": sid.quantizer == "vq" and sid.levels != 1,
             VQ_SHARES: sid.quantizer == "vq" and sid.collisions == "resolve",
             "sid.text_weight and sid.cf_weight cannot both be 0": not (sid.text_weight or sid.cf_weight),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
+from genrec.config.baselines import COUNTED_BASELINES, BaselineName
 from genrec.config.section import SPEED, Effect, Section
 
 
@@ -51,6 +52,23 @@ class Evaluation(Section):
     ks: tuple[PositiveInt, ...] = (1, 3, 5, 10, 20, 50)
     bootstrap: int = Field(default=1000, ge=0, description="resamples for the 95 % intervals")
     shard_queries: PositiveInt = Field(default=512, description="queries per Ray Data shard")
+    baselines: tuple[BaselineName, ...] = Field(
+        default=("popularity", "transition", "itemknn"),
+        description="rows beside the model: popularity, transition and itemknn are counted in evaluate, the others are "
+        "made by the stage baselines",
+    )
+
+    @field_validator("baselines")
+    @classmethod
+    def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"names {twice} twice")
+        return names
+
+    @property
+    def made_baselines(self) -> tuple[str, ...]:
+        """Those of ``baselines`` that the stage of this name makes."""
+        return tuple(name for name in self.baselines if name not in COUNTED_BASELINES)
 
 
 class Tune(Section):
@@ -69,13 +87,33 @@ class BenchConfig(Section):
 
     variants: tuple[str, ...] = Field(
         default=(),
-        description="tokenizers, policy, losses, tasks, rewards: rows that policies are trained for, compared with the "
-        "first; empty: none of the tokenizers, all of the others",
+        description="tokenizers, policy, losses, tasks, rewards, tradeoff, rl-quality: rows that policies are trained "
+        "for, "
+        "compared with the first; empty: none of the tokenizers, all of the others",
     )
     seeds: PositiveInt = Field(
         default=3,
-        description="tokenizers, policy, losses, tasks, rewards, searches: policies per row, trained from seed, "
-        "seed + 1, …",
+        description="tokenizers, policy, losses, tasks, rewards, tradeoff, rl-quality, searches: policies per row, "
+        "trained from seed, seed + 1, …",
+    )
+    weights: tuple[float, ...] = Field(
+        default=(), description="tradeoff: weights of the reward that are tried; empty: each variant's own"
+    )
+    parts: dict[str, dict[str, Any]] = Field(
+        default={},
+        description="rl-quality: rows of your own, by name the config keys that one changes and their values",
+    )
+    grid: dict[str, tuple[Any, ...]] = Field(
+        default={},
+        description="rl-quality: config keys, each with the values among which validation chooses, for every row",
+    )
+    grid_seeds: PositiveInt = Field(
+        default=1, description="rl-quality: of the seeds, those whose policies the settings of a row are chosen with"
+    )
+    metric: str = Field(
+        default="ndcg@10",
+        description="rl-quality: the metric that validation chooses by; ndcg@10/purchase: of the targets of this event "
+        "type",
     )
     equal: Literal["steps", "exposure"] = Field(
         default="steps",
@@ -174,6 +212,11 @@ class Serve(Section):
     gpus: float = Field(default=0.0, ge=0, description="per replica; above 0 the model runs on CUDA")
     threads: PositiveInt = Field(default=1, description="torch threads per replica")
     batch: PositiveInt = Field(default=16, le=512, description="requests per search; 1: each by itself")
+    gather_ms: float = Field(
+        default=4.0,
+        ge=0,
+        description="a search waits so long for the clients of the one before, if they are likely to ask again",
+    )
     max_queue: PositiveInt = Field(
         default=256, description="requests that wait for a search; beyond it, popular items are answered"
     )

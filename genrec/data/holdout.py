@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from genrec.data.arrow import pc
 from genrec.data.files import write_json, write_parquet
-from genrec.data.tables import ITEMS, SEQUENCES, SPLITS, read_items, read_queries, read_sequences
+from genrec.data.readers import read_items, read_queries, read_sequences
+from genrec.data.tables import ITEMS, SEQUENCES, SPLITS
 from genrec.errors import InputError
 
 Ints = NDArray[np.int64]

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from genrec.data.files import write_parquet
-from genrec.data.tables import QUERIES, QUERY_CONTEXT, SEQUENCES, SPLIT_CODES, read_queries, read_sequences
+from genrec.data.readers import read_queries, read_sequences
+from genrec.data.tables import QUERIES, QUERY_CONTEXT, SEQUENCES, SPLIT_CODES
 from genrec.errors import InputError
 
 COPIED = ("items.parquet", "stats.json")

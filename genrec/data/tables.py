@@ -1,4 +1,4 @@
-"""The data directory that ``prepare`` writes: schemas, readers and checks.
+"""The data directory that ``prepare`` writes: schemas and checks; ``genrec.data.readers`` reads it.
 
     items.parquet               one row per item; row i is item i everywhere in genrec
     sequences/part-*.parquet    one row per user, oldest event first; each user is in one part
@@ -10,12 +10,9 @@ Only these tables hold the ids of the source (strings); everything else uses ite
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from genrec.data.arrow import pc
 from genrec.errors import InputError
@@ -79,45 +76,6 @@ QUERY_CONTEXT = pa.schema(
 """Further columns of queries: of the history, as in ``SEQUENCES``, and the target's ``value``; null where unknown."""
 
 
-def read_items(directory: Path) -> pa.Table:
-    """The item table (schema ``ITEMS``, then extra columns), N rows in item order; InputError if it is not valid."""
-    table = _read([Path(directory) / "items.parquet"])
-    validate_items(table)
-    return table
-
-
-def read_sequences(directory: Path) -> pa.Table:
-    """All users' sequences (schema ``SEQUENCES``), in file order."""
-    table = _read(sequence_files(directory))
-    _refuse_other_columns(table, SEQUENCES, "sequences")
-    return table
-
-
-def read_queries(directory: Path, split: Split) -> pa.Table:
-    """All queries of one split (schema ``QUERIES``, then ``QUERY_CONTEXT``), in file order."""
-    table = _read(query_files(directory, split))
-    _refuse_other_columns(table, QUERIES, f"queries/{split}")
-    for field in QUERY_CONTEXT:
-        if field.name not in table.column_names:
-            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-    return table
-
-
-def read_stats(directory: Path) -> dict[str, Any]:
-    """The contents of ``stats.json``."""
-    return json.loads((Path(directory) / "stats.json").read_text(encoding="utf-8"))
-
-
-def sequence_files(directory: Path) -> list[Path]:
-    """The sequence files, one per shard of users, in order; InputError if there are none."""
-    return _parts(Path(directory) / "sequences")
-
-
-def query_files(directory: Path, split: Split) -> list[Path]:
-    """The query files of one split, one per shard of users, in order; InputError if there are none."""
-    return _parts(Path(directory) / "queries" / split)
-
-
 def to_queries(table: pa.Table) -> list[Query]:
     """Rows of a query table as ``Query`` objects, in row order."""
     columns = [table[name].to_pylist() for name in ("id", "user", "history", "target")]
@@ -144,7 +102,7 @@ def most_frequent_event(queries: pa.Table) -> str | None:
 
 def validate_items(table: pa.Table) -> None:
     """Raise InputError for an item table with wrong columns, no rows, rows out of order, or ids that occur twice."""
-    _refuse_other_columns(table, ITEMS, "items")
+    require_columns(table, ITEMS, "items")
     if table.num_rows == 0:
         raise InputError("the item table is empty; wanted at least one item")
     rows = table["item"].to_numpy()
@@ -157,7 +115,7 @@ def validate_items(table: pa.Table) -> None:
 
 def validate_queries(table: pa.Table, items: int, max_history: int) -> None:
     """Raise InputError for queries with wrong columns, empty or too long histories, or items not in 0 … items - 1."""
-    _refuse_other_columns(table, QUERIES, "queries")
+    require_columns(table, QUERIES, "queries")
     lengths = pc.list_value_length(table["history"])
     if table.num_rows and not 1 <= pc.min(lengths).as_py() <= pc.max(lengths).as_py() <= max_history:
         raise InputError(
@@ -193,21 +151,8 @@ def refuse_duplicate_ids(ids: pa.ChunkedArray, where: str, column: str) -> None:
     )
 
 
-def _parts(folder: Path) -> list[Path]:
-    files = sorted(folder.glob("part-*.parquet"))
-    if not files:
-        raise InputError(f"{folder}: found no part-*.parquet; run workflows.prepare first")
-    return files
-
-
-def _read(files: list[Path]) -> pa.Table:
-    missing = [str(file) for file in files if not file.is_file()]
-    if missing:
-        raise InputError(f"not found: {missing[0]}; run workflows.prepare first")
-    return pa.concat_tables([pq.ParquetFile(file).read() for file in files])
-
-
-def _refuse_other_columns(table: pa.Table, schema: pa.Schema, where: str) -> None:
+def require_columns(table: pa.Table, schema: pa.Schema, where: str) -> None:
+    """Raise InputError if a column of ``schema`` is missing in ``table``, or has another type there."""
     for field in schema:
         if field.name not in table.column_names:
             raise InputError(f"{where}: column '{field.name}' ({field.type}) is missing; found {table.column_names}")

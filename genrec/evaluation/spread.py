@@ -43,6 +43,16 @@ def of_targets(targets_Q: IntArray, train_counts_N: IntArray) -> dict[str, float
     return {"popularity": float(counts_Q.mean()), "new_items": float((counts_Q <= FEW_EVENTS).mean())}
 
 
+def distinct_categories(top_QK: IntArray, category_N: IntArray) -> IntArray:
+    """The number of distinct categories among each query's items, (Q,); items without one are left out.
+
+    Args:
+        top_QK: items, -1 for none.
+        category_N: number of each item's category, -1 for none; some item has one.
+    """
+    return _categories(top_QK, category_N)[1]
+
+
 def _categories(top_QK: IntArray, category_N: IntArray) -> tuple[np.ndarray, np.ndarray]:
     """-Σ_c p_c log2 p_c of the shares p of a query's categories c, and their number, both (Q,).
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,8 @@ from genrec import metrics
 from genrec.baselines.buckets import popularity_bucket
 from genrec.baselines.train_log import recent_history, train_log
 from genrec.data.tables import to_queries
+from genrec.errors import InputError
+from genrec.evaluation.goals import Goals
 from genrec.inference.batch import without_seen
 from genrec.inference.prior import RankedItems
 from genrec.metrics import IntArray
@@ -36,15 +38,15 @@ class Search:
     masked: int = 0
 
     @staticmethod
-    def of(width: int, sequences: pa.Table, n_items: int, max_history: int) -> Search:
+    def of(width: int, sequences: pa.Table | Iterable[pa.Table], n_items: int, max_history: int) -> Search:
         """``width`` items, and seen ones masked where the evaluation of these ``sequences`` masks them."""
         return Search(width, max_history if train_log(sequences, n_items).mask_seen else 0)
 
 
-def target_ranks(policy: Policy, prompts: Prompts, trie: Trie, queries: Sequence[Query], search: Search) -> Tensor:
-    """Rank (from 1) of each query's target among the items of ``search``, 0 if it is missing; (Q,) on the CPU."""
+def ranked_items(policy: Policy, prompts: Prompts, trie: Trie, queries: Sequence[Query], search: Search) -> Tensor:
+    """The items of ``search`` for each query, best first, -1 for none; (Q, width) on the CPU."""
     policy.eval()
-    histories, targets_Q = [query.history for query in queries], np.array([query.target for query in queries])
+    histories = [query.history for query in queries]
     tokens_BP, mask_BP = (t.to(policy.device) for t in prompts.encode(histories, [query.context for query in queries]))
     head_weight = 0.0 if policy.item_head is None else HEAD_WEIGHT
     beams = beam(policy, tokens_BP, mask_BP, trie, search.width + search.masked, head_weight=head_weight)
@@ -52,18 +54,20 @@ def target_ranks(policy: Policy, prompts: Prompts, trie: Trie, queries: Sequence
     if search.masked:
         table = pa.table({"history": pa.array(histories, pa.list_(pa.int64()))})
         found = without_seen(found, recent_history(table, search.masked), search.width)
-    return torch.from_numpy(metrics.target_ranks(found.items_QK, targets_Q))
+    items_QK = torch.from_numpy(found.items_QK[:, : search.width])
+    return torch.nn.functional.pad(items_QK, (0, search.width - items_QK.shape[1]), value=-1)
 
 
 class Validator:
     """HR@10, HR@50 and NDCG@10 of a policy on ``count`` validation queries (item level, beam search).
 
-    The queries are divided among the workers of ``accelerator`` and their ranks are summed over workers, so every
+    The queries are divided among the workers of ``accelerator`` and their rankings are summed over workers, so every
     worker has the metrics of all queries.
 
     Args:
         search: the items that are searched for; with fewer than 50 there is no HR@50.
         train_counts_N: train events per item; adds HR@50 of tail and unseen targets (see ``BUCKETS``).
+        goals: adds the metrics of a shop's goals.
     """
 
     def __init__(
@@ -77,8 +81,12 @@ class Validator:
         search: Search,
         batch_size: int,
         train_counts_N: IntArray | None = None,
+        goals: Goals | None = None,
     ) -> None:
-        sample = to_queries(queries.take(np.sort(np.random.default_rng(0).permutation(queries.num_rows)[:count])))
+        rows = queries.take(np.sort(np.random.default_rng(0).permutation(queries.num_rows)[:count]))
+        sample, self._goals = to_queries(rows), goals
+        self._targets_Q = rows["target"].to_numpy().astype(np.int64)
+        self._events: list[str | None] = rows["event"].to_pylist() if goals is not None else []
         own = sample[accelerator.process_index :: accelerator.num_processes]
         self.requests = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
         self.search = search
@@ -91,25 +99,52 @@ class Validator:
 
     def __call__(self, policy: Policy) -> dict[str, float]:
         """Mean metrics of ``policy`` as it stands."""
-        return {name: float(values_Q.nanmean()) for name, values_Q in self.values(self.ranks(policy)).items()}
+        return {name: float(values_Q.nanmean()) for name, values_Q in self.values(self.rankings(policy)).items()}
 
-    def ranks(self, policy: Policy) -> list[Tensor]:
-        """The targets' ranks, (Q,) for each of this worker's ``requests``."""
-        return [target_ranks(policy, self._prompts, self._trie, part, self.search) for part in self.requests]
+    def rankings(self, policy: Policy) -> list[Tensor]:
+        """The items that are found, (Q, width) for each of this worker's ``requests``."""
+        return [ranked_items(policy, self._prompts, self._trie, part, self.search) for part in self.requests]
 
-    def values(self, ranks: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Metrics per query, (Q,), from the ranks of all workers' ``requests``; NaN where one does not apply.
+    def require(self, names: Sequence[str]) -> None:
+        """Refuse a metric that ``values`` will not have.
+
+        Raises:
+            InputError: the queries, or the items, have nothing that one of ``names`` measures.
+        """
+        tail = self._tail_Q is not None and bool(self._tail_Q.any())
+        known = ["hr@10", "ndcg@10", *(["hr@50"] if self.search.width >= 50 else []), *(["tail_hr@50"] if tail else [])]
+        known += [] if self._goals is None else self._goals.names(self._events)
+        if missing := [name for name in names if name not in known]:
+            raise InputError(
+                f"learning.rl.guard reads {missing}, which the validation queries do not have; wanted some of "
+                f"{', '.join(known)}"
+            )
+
+    def values(self, rankings: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Metrics per query, (Q,), from the rankings of all workers' ``requests``; NaN where one does not apply.
 
         Args:
-            ranks: those of this worker's requests.
+            rankings: those of this worker's requests.
         """
+        items_QK = self._gathered(rankings)
+        ranks_Q = torch.from_numpy(metrics.target_ranks(items_QK, self._targets_Q)).double()
+        values = self._hits(ranks_Q)
+        if self._goals is None:
+            return values
+        goals = self._goals.values(items_QK, self._targets_Q, self._events)
+        return values | {name: torch.from_numpy(values_Q) for name, values_Q in goals.items()}
+
+    def _gathered(self, rankings: Sequence[Tensor]) -> IntArray:
+        """The rankings of all workers' queries, (Q, width)."""
         accelerator = self._accelerator
-        all_Q = torch.zeros(self._count, device=accelerator.device)
-        if ranks:
-            own_Q = torch.cat(list(ranks)).to(all_Q)
-            all_Q[accelerator.process_index :: accelerator.num_processes] = own_Q
-        reduced: Tensor = accelerator.reduce(all_Q, "sum")  # pyright: ignore[reportAssignmentType]
-        ranks_Q = reduced.cpu().double()
+        all_QK = torch.zeros(self._count, self.search.width, dtype=torch.long, device=accelerator.device)
+        if rankings:
+            own_QK = torch.cat(list(rankings)).to(all_QK)
+            all_QK[accelerator.process_index :: accelerator.num_processes] = own_QK
+        reduced: Tensor = accelerator.reduce(all_QK, "sum")  # pyright: ignore[reportAssignmentType]
+        return reduced.cpu().numpy()
+
+    def _hits(self, ranks_Q: Tensor) -> dict[str, Tensor]:
         hit10_Q = ((ranks_Q > 0) & (ranks_Q <= 10)).double()
         values = {"hr@10": hit10_Q, "ndcg@10": hit10_Q / (ranks_Q + 1).clamp(min=2).log2()}
         if self.search.width < 50:
@@ -129,9 +164,9 @@ class LocalValidator:
         self._validator, self._policy = validator, policy
 
     def submit(self, snapshot: Snapshot) -> list[Tensor]:
-        """The ranks of this worker's queries."""
+        """The rankings of this worker's queries."""
         with self._policy.using(snapshot.tensors):
-            return self._validator.ranks(self._policy)
+            return self._validator.rankings(self._policy)
 
     def collect(self, ticket: list[Tensor]) -> Mapping[str, Tensor]:
         """Metrics per query, of all workers' queries."""

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from genrec.baselines.itemknn import ItemKNN, KnnSettings, Pairs
 from genrec.baselines.sparse import Sparse, mask_seen_items
-from genrec.baselines.train_log import recent_history, train_log
+from genrec.baselines.train_log import read_train_log, recent_history
 from genrec.config import Config
 from genrec.data.files import write_parquet
-from genrec.data.tables import contexts, read_queries, read_sequences
+from genrec.data.readers import read_queries
+from genrec.data.tables import contexts
 from genrec.inference.prior import RankedItems, grown_knn
 from genrec.metrics import IntArray
 from genrec.policy.backbone import load
@@ -48,7 +49,7 @@ class KnnPrior:
 
     def scorer(self, data: Path, catalog: Catalog) -> Callable[[IntArray], Sparse]:
         """Fit ItemKNN on the train log in ``data``; returns the function from histories (Q, H) to scores (Q, N)."""
-        knn = ItemKNN(Pairs(train_log(read_sequences(data), catalog.assigned)), self.settings)
+        knn = ItemKNN(Pairs(read_train_log(data, catalog.assigned)), self.settings)
         knn = grown_knn(knn, catalog)
         if not self.mask_seen:
             return knn.scores

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from genrec.baselines.itemknn import ItemKNN, Pairs
-from genrec.baselines.train_log import train_log
-from genrec.data.tables import read_items, read_sequences
+from genrec.baselines.train_log import read_train_log
+from genrec.data.readers import read_items
 from genrec.errors import InputError
 from genrec.inference.answers import CatalogItem, Recommendation, Reply
 from genrec.inference.catalog_view import CatalogView
@@ -65,7 +65,7 @@ class Recommender:
         self._ranker = TreeRanker(run, self._policy)
         self._knn: ItemKNN | None = None
         if run.prior.weight and run.prior.settings is not None:
-            log = train_log(read_sequences(run.data), self._items.num_rows)
+            log = read_train_log(run.data, self._items.num_rows)
             self._knn = ItemKNN(Pairs(log), run.prior.settings)
         self._names = SidNames.load(run.catalog)
         self._refresh_lock = threading.Lock()

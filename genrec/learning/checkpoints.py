@@ -89,12 +89,13 @@ class DirectoryCheckpoints:
 class TrainingState:
     """All that a loop needs to resume at a step boundary; batches and random numbers are functions of the step.
 
-    ``best`` holds the tensors of the version with the best validation score, ``stopped`` why the run ended before its
-    last step ('' if it did not), ``curve`` the measurements by step.
+    ``best`` holds the tensors of the version with the best validation score, which is that of ``best_metric``,
+    ``stopped`` why the run ended before its last step ('' if it did not), ``curve`` the measurements by step.
     """
 
     step: int = 0
     best_score: float = float("-inf")
+    best_metric: str = "ndcg@10"
     best: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     best_step: int = 0
     checks_since_best: int = 0
@@ -107,7 +108,7 @@ class TrainingState:
         save_file({name: tensor.contiguous() for name, tensor in moments.items()}, directory / "optimizer.safetensors")
         if self.best:
             save_file(self.best, directory / "best.safetensors")
-        fields = ("step", "best_score", "best_step", "checks_since_best", "stopped", "curve")
+        fields = ("step", "best_score", "best_metric", "best_step", "checks_since_best", "stopped", "curve")
         write_json({name: getattr(self, name) for name in fields}, directory / "state.json")
 
     def read(self, directory: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

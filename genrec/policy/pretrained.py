@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from genrec.config import PolicyConfig
@@ -26,14 +25,12 @@ from genrec.data.model_files import LOADING, model_identity, require_model
 from genrec.errors import InputError
 from genrec.policy.context import ContextTokens
 from genrec.policy.item_rows import ItemRows, make_item_rows
-from genrec.policy.model import Policy, input_scale
+from genrec.policy.model import Policy
+from genrec.policy.packed_weights import nf4, pack_embeddings
 from genrec.policy.prompts import DENSE_WINDOW, SYSTEM, Prompts, SidTokens, instruction, token_ids
 from genrec.policy.sid_embeddings import add_rows
 from genrec.policy.sid_text import MARKERS, sid_names
 from genrec.sid.catalog import Catalog
-
-if TYPE_CHECKING:
-    from transformers import BitsAndBytesConfig
 
 EMBEDDING_FACTORS = (
     "embedding_multiplier",
@@ -59,6 +56,8 @@ def build_pretrained(
             that the decoder cannot serve.
     """
     tokenizer, model = load_weights(settings, cache)
+    if settings.weights == "random":
+        model = _untrained(model)
     sids = _new_sid_block(tokenizer, model, catalog, settings)
     add_rows(model, tokenizer, sids, catalog.codes_NL, settings.sid_init, titles)
     _require_plain_embeddings(model, settings.path)
@@ -73,6 +72,11 @@ def build_pretrained(
     _require_room(model, prompts, settings)
     policy.base = model_identity(settings.path, HashCache(cache / "content.json") if cache is not None else None)
     return policy, prompts
+
+
+def _untrained(model: PreTrainedModel) -> PreTrainedModel:
+    """The same architecture with the weights that its training began from, drawn from torch's generator."""
+    return AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
 
 
 def _new_sid_block(
@@ -208,7 +212,7 @@ def load_weights(settings: PolicyConfig, cache: Path | None) -> tuple[PreTrained
 
 def _from_pretrained(settings: PolicyConfig, where: dict[str, str]) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     dtype = torch.float32 if settings.finetuning == "full" else getattr(torch, settings.dtype)
-    options: dict[str, Any] = {"quantization_config": _nf4(dtype)} if settings.finetuning == "qlora" else {}
+    options: dict[str, Any] = {"quantization_config": nf4(dtype)} if settings.finetuning == "qlora" else {}
     safely = LOADING if "gguf_file" not in where else {"trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
@@ -238,74 +242,6 @@ def require_vocabulary(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
             f"policy.path={path!r}: the tokenizer has {len(tokenizer)} tokens and turns {SYSTEM!r} into none; copy the "
             "tokenizer's files again, or save it with save_pretrained"
         )
-
-
-def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """4-bit NormalFloat with double quantization (Dettmers et al. 2023, QLoRA, section 3)."""
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
-
-
-class PackedTable(nn.Module):
-    """A frozen embedding table (V, D) in 8 bits: row = scale · int8 with scale = max |row| / 127, one per row.
-
-    Args:
-        factor: what the looked-up rows are multiplied by (``input_scale``), and ``weight`` is not.
-    """
-
-    def __init__(self, weight_VD: Tensor, factor: float = 1.0) -> None:
-        super().__init__()
-        self.scalar_embed_scale = factor
-        self._dtype = weight_VD.dtype
-        scale_V1 = weight_VD.float().abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
-        packed_VD = (weight_VD.float() / scale_V1).round().to(torch.int8)
-        # Parameters, not buffers: DDP sends buffers before every forward.
-        self.scale_V1 = nn.Parameter(scale_V1, requires_grad=False)
-        self.packed_VD = nn.Parameter(packed_VD, requires_grad=False)
-
-    @property
-    def weight(self) -> Tensor:
-        """The whole table (V, D), unpacked into its original type."""
-        return (self.packed_VD * self.scale_V1).to(self._dtype)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Embeddings (…, D) of ``tokens`` (…)."""
-        rows = (F.embedding(tokens, self.packed_VD) * F.embedding(tokens, self.scale_V1)).to(self._dtype)
-        return rows if self.scalar_embed_scale == 1 else rows * torch.tensor(self.scalar_embed_scale).to(rows)
-
-
-def pack_embeddings(model: PreTrainedModel) -> None:
-    """Replace the frozen embedding tables of a QLoRA model by ``PackedTable``, in place; tied ones share one.
-
-    bitsandbytes packs linear layers only, and the vocabulary is a fifth or more of a small model. The SID embeddings
-    are parameters of their own (peft's ``trainable_token_indices``), so they stay in full precision.
-    """
-    from bitsandbytes.nn import Linear4bit  # pyright: ignore[reportMissingImports]
-
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            # Its CPU inference format replaces the weights for good, but training continues after a validation.
-            module.support_avx512bf16_for_cpu = False
-    tables: Any = (model.get_input_embeddings(), model.get_output_embeddings())
-    inputs, outputs = (table.token_adapter for table in tables)
-    tied = outputs.base_layer.weight is inputs.base_layer.weight
-    inputs.base_layer = PackedTable(inputs.base_layer.weight.data, input_scale(model))
-    outputs.base_layer = inputs.base_layer if tied else PackedTable(outputs.base_layer.weight.data)
-
-
-def frozen_bytes(model: nn.Module) -> int:
-    """Bytes of the weights that are not trained, the scales of packed ones included."""
-    held = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    states = [state for weight in held if (state := getattr(weight, "quant_state", None)) is not None]
-    inner = [state.state2 for state in states if state.state2 is not None]
-    held += [state.absmax for state in (*states, *inner)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
 def _converted(where: dict[str, str], directory: Path) -> Path:

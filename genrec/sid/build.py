@@ -23,7 +23,7 @@ import torch
 
 from genrec.config import Sid
 from genrec.data.files import write_json
-from genrec.data.tables import read_items, read_sequences
+from genrec.data.readers import read_items, read_sequences
 from genrec.sid.catalog import Catalog, save_codes
 from genrec.sid.codes import read_codes, write_codes, write_sids
 from genrec.sid.collisions import resolve

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pyarrow as pa
 
 from genrec.config import Embed
-from genrec.data.tables import read_items
+from genrec.data.readers import read_items
 from genrec.errors import InputError
 from genrec.sid.encoders import CausalEncoder, Encoder, SentenceEncoder
 from genrec.sid.vectors import check_vectors, shard_path, write_vectors

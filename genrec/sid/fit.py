@@ -13,7 +13,7 @@ import numpy as np
 
 from genrec.config.sid import VQ_SHARES, Sid
 from genrec.data.files import write_json
-from genrec.data.tables import read_items, read_sequences
+from genrec.data.readers import read_items, read_sequences
 from genrec.errors import InputError
 from genrec.sid.distributed.collectives import ProcessGroup
 from genrec.sid.distributed.vector_stream import Stream

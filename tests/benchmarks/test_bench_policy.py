@@ -36,6 +36,18 @@ def test_ways_to_answer_are_compared_with_itemknn_and_variants_with_each_other(
 
 def test_each_variant_is_the_config_with_one_part_off(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, tmp_path)
-    changed = [config.replace(dict(change)) for change in policy.PARTS.values()]
+    names = policy.parts_of(config)
+    changed = [config.replace(dict(policy.PARTS[name])) for name in names]
     assert changed[0] == config
     assert all(one != config for one in changed[1:]) and len({str(one) for one in changed}) == len(changed)
+
+
+def test_pretraining_is_left_out_where_there_is_some(tmp_path: Path) -> None:
+    scratch = tiny_config(tmp_path, tmp_path)
+    adapters = scratch.replace({"policy.kind": "pretrained", "policy.finetuning": "lora"})
+    whole = scratch.replace({"policy.kind": "pretrained", "policy.finetuning": "full"})
+    assert not any("without_pretraining" in policy.parts_of(config) for config in (scratch, adapters))
+    assert set(policy.parts_of(whole)) == set(policy.PARTS)
+    assert whole.replace(dict(policy.PARTS["without_pretraining"])).policy.weights == "random"
+    with pytest.raises(ValueError, match=r"policy.weights=random is for .* adapters of rank"):
+        adapters.replace({"policy.weights": "random"})

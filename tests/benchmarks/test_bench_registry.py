@@ -1,7 +1,6 @@
 """The benchmarks by name: what there is, what each needs, and a run of a small one. In the default suite."""
 
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from genrec.sid import embed
 
 @pytest.mark.parametrize("name", registry.BENCHMARKS)
 def test_every_benchmark_has_a_module_that_says_which_stages_it_needs(name: str) -> None:
-    module = import_module(f"benchmarks.{name}")
+    module = registry.module_of(name)
     assert set(module.NEEDS) <= set(STAGES) and callable(module.run)
     assert "\n" not in registry.BENCHMARKS[name]
 

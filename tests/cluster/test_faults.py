@@ -21,7 +21,8 @@ from support.synthetic import chain_shop, tiny_config
 
 from cluster.stages.grpo import grpo_loop
 from cluster.train import RayCheckpoints, RunSpec
-from genrec.data.tables import read_queries, to_queries
+from genrec.data.readers import read_queries
+from genrec.data.tables import to_queries
 from genrec.errors import InputError
 from genrec.learning.checkpoints import DirectoryCheckpoints, TrainingState
 from genrec.learning.rewards import RewardContext, RewardFunction, active_terms
@@ -299,7 +300,8 @@ from cluster.session import configure_process
 from genrec.config import load_config
 from cluster.rollouts import RayRollouts, start_actors
 from cluster.train import RunSpec
-from genrec.data.tables import read_queries, to_queries
+from genrec.data.readers import read_queries
+from genrec.data.tables import to_queries
 
 config = load_config([sys.argv[1]], ["compute.rollout_cpus=1"])
 configure_process(config)

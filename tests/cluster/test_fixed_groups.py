@@ -14,7 +14,7 @@ from cluster import pipeline
 from cluster.stages import groups
 from cluster.stages.groups import GroupWriter
 from genrec.config import Config
-from genrec.data.tables import read_queries
+from genrec.data.readers import read_queries
 from genrec.errors import InputError
 from genrec.learning.rl.fixed_groups import FixedGroups
 from genrec.sid.catalog import Catalog
@@ -120,7 +120,7 @@ def test_rewards_that_never_differ_within_a_group_are_refused(config: Config) ->
 
     queries = read_queries(made(config, "prepare").path, "train")
     with pytest.raises(InputError, match=r"fixed groups of which none has two different rewards.*learning\.rl\.group"):
-        fixed.informative(queries, equal)  # type: ignore[arg-type]
+        fixed.informative(queries, equal, config.learning.rl)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

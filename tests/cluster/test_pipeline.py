@@ -24,7 +24,7 @@ from cluster.stages.grpo import grpo_loop
 from cluster.stages.sft import sft_loop
 from cluster.train import REFUSED, RunSpec, _worker_entry, run_training
 from genrec.config import Config, to_yaml
-from genrec.data.tables import read_items, read_queries
+from genrec.data.readers import read_items, read_queries
 from genrec.errors import InputError
 from genrec.inference.batch import read_predictions
 from genrec.inference.fusion import HEAD_WEIGHTS
@@ -61,6 +61,22 @@ def test_the_model_learns_the_chain_and_metrics_have_their_form(report: Artifact
         assert metrics["stages"][stage]["peak_rss_mb"] > 0
     page = (report.path / "report.html").read_text()
     assert metrics["headline"].split()[0] in page
+
+
+def test_the_report_says_what_reinforcement_learning_bought_and_what_it_cost(report: Artifact) -> None:
+    metrics = json.loads((report.path / "metrics.json").read_text())
+    trade = metrics["rl_trade"]["metrics"]
+    assert {"ndcg@10", "hr@50", "tail_hr@50", "value@10", "categories@10", "new_items@10"} == set(trade) - {"hr@10"}
+    for policy, system in (("sft", "sft"), ("rl", "model")):
+        assert trade["ndcg@10"][policy] == pytest.approx(metrics[system]["item"]["ndcg@10"])
+        assert trade["categories@10"][policy] == pytest.approx(metrics["spread"][system]["unique_categories@10"])
+        assert trade["value@10"][policy] == pytest.approx(metrics["goals"][system]["value@10"])
+    assert set(metrics["goals"]) == set(metrics["spread"])
+    cost = metrics["rl_trade"]["cost"]
+    assert cost["steps"] == 6 and cost["wall_s"] > 0 and cost["sft_wall_s"] > 0
+    section = (report.path / "report.html").read_text().split("What reinforcement learning bought, and what it cost")[1]
+    for shown in ("Categories@10", "New items@10", "Value@10", "Tail HR@50", "6 updates"):
+        assert shown in section.split("<h2>")[0]
 
 
 def test_a_second_run_does_nothing(report: Artifact, config: Config, caplog: pytest.LogCaptureFixture) -> None:

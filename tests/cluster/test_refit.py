@@ -12,8 +12,9 @@ from support.synthetic import chain_shop, tiny_config
 import genrec
 from cluster import pipeline
 from genrec.baselines.train_log import train_log
+from genrec.data.readers import read_queries, read_sequences
 from genrec.data.refit import refit_sequences, write_refit_data
-from genrec.data.tables import SEQUENCES, read_queries, read_sequences
+from genrec.data.tables import SEQUENCES
 from genrec.errors import InputError
 from genrec.learning.sft.trainer import SftTrainer
 

@@ -3,7 +3,8 @@ import pyarrow.parquet as pq
 import pytest
 from support.data_worlds import random_log, run_prepare, write_world
 
-from genrec.data.tables import QUERIES, read_items, read_queries, validate_items, validate_queries
+from genrec.data.readers import read_items, read_queries
+from genrec.data.tables import QUERIES, validate_items, validate_queries
 from genrec.errors import InputError
 
 ITEMS = {"item_id": ["x", "y"], "title": ["X", "Y"]}

@@ -14,10 +14,10 @@ from support.data_worlds import run_prepare, samples, write_world
 
 from genrec.config import Data
 from genrec.data.canonical import canonical_log, paths
+from genrec.data.readers import read_items, read_sequences, read_stats
 from genrec.data.sources import open_source, streams
 from genrec.data.sources.json_lines import read_objects
-from genrec.data.sources.locate import TEXT, find_files, is_data_file, partition_values
-from genrec.data.tables import read_items, read_sequences, read_stats
+from genrec.data.sources.locate import CSV, find_files, is_data_file, partition_values
 from genrec.errors import InputError
 
 ITEMS = {"id": ["x", "y"], "title": ["X", "Y"]}
@@ -232,7 +232,7 @@ def write_csv(folder, ending="", delimiter=",", encoding="utf-8", items=None, **
         (folder / f"{key}{ending}").write_bytes(pack.get(ending[4:], bytes)(data))
 
 
-@pytest.mark.parametrize("ending", TEXT)
+@pytest.mark.parametrize("ending", CSV)
 def test_text_files_are_read_also_compressed(tmp_path, ending):
     write_csv(tmp_path, ending, "\t" if "tsv" in ending else ",")
     items, log = read(tmp_path)
@@ -288,7 +288,7 @@ def test_parquet_and_csv_in_one_folder_are_refused(tmp_path):
     write_world(tmp_path, LOG, ITEMS)
     (tmp_path / "interactions.parquet").rename(tmp_path / "interactions" / "p.parquet")
     (tmp_path / "interactions" / "p.csv").write_text("user_id,item_id,timestamp\na,x,1\n")
-    with pytest.raises(InputError, match=r"Parquet and text files together.*data.interactions"):
+    with pytest.raises(InputError, match=r"files of several kinds together.*data.interactions"):
         read(tmp_path)
     assert read(tmp_path, interactions="interactions/*.csv")[1].num_rows == 1
 

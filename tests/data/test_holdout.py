@@ -9,7 +9,8 @@ from support.data_worlds import run_prepare
 from support.synthetic import chain_shop
 
 from genrec.data.holdout import hold_out, pick_items
-from genrec.data.tables import read_items, read_queries, read_sequences, validate_queries
+from genrec.data.readers import read_items, read_queries, read_sequences
+from genrec.data.tables import validate_queries
 from genrec.errors import InputError
 
 HISTORY = 5

@@ -9,7 +9,8 @@ from support.data_worlds import random_log, run_prepare, write_world
 from genrec.baselines.itemknn import ItemKNN, KnnSettings, Pairs
 from genrec.baselines.train_log import TrainLog, train_log
 from genrec.data.leaks import copied_targets, excess_counts, wrong_queries
-from genrec.data.tables import SPLITS, read_items, read_queries, read_sequences, read_stats
+from genrec.data.readers import read_items, read_queries, read_sequences, read_stats
+from genrec.data.tables import SPLITS
 from genrec.learning.sft.batches import DenseExamples, RowExamples
 
 

@@ -13,16 +13,9 @@ from support.pipeline import made
 
 from cluster.stages import prepare
 from genrec.data import partition
+from genrec.data.readers import read_items, read_queries, read_sequences, read_stats
 from genrec.data.sources import open_source, table_file
-from genrec.data.tables import (
-    SPLITS,
-    read_items,
-    read_queries,
-    read_sequences,
-    read_stats,
-    to_queries,
-    validate_queries,
-)
+from genrec.data.tables import SPLITS, to_queries, validate_queries
 from genrec.errors import InputError
 
 

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from support.data_worlds import run_prepare, samples, write_world
 
+from genrec.data.readers import read_items, read_sequences, read_stats
 from genrec.data.sources.journey_text import label, size, title
-from genrec.data.tables import read_items, read_sequences, read_stats
 from genrec.errors import InputError
 
 BOUGHT = [("u1", "B1", 100), ("u1", "B2", 200), ("u1", "B1", 300), ("u1", "B3", 400), ("u1", "NOPE", 500)]

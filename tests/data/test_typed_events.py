@@ -7,15 +7,9 @@ import pytest
 from support.data_worlds import run_prepare, write_world
 
 from genrec.data.holdout import hold_out
+from genrec.data.readers import read_items, read_queries, read_sequences
 from genrec.data.refit import write_refit_data
-from genrec.data.tables import (
-    contexts,
-    most_frequent_event,
-    read_items,
-    read_queries,
-    read_sequences,
-    to_queries,
-)
+from genrec.data.tables import contexts, most_frequent_event, to_queries
 from genrec.types import NO_CONTEXT, HistoryContext
 
 LOG = {

@@ -9,7 +9,7 @@ from support.synthetic import random_catalog, small_policy
 from genrec import metrics
 from genrec.baselines.train_log import recent_history
 from genrec.baselines.tuning import fit_baselines
-from genrec.evaluation.validate import Search, target_ranks
+from genrec.evaluation.validate import Search, ranked_items
 from genrec.inference.batch import without_seen
 from genrec.inference.prior import RankedItems
 from genrec.policy.decoding.beam import beam
@@ -38,8 +38,8 @@ def test_seen_items_are_masked_exactly_where_the_evaluation_masks_them(repeats: 
     ranked = RankedItems(found.items_BW.numpy(), found.logp_BW.numpy())
     if not repeats:  # what cluster.batch_inference does with the answers of the evaluation
         ranked = without_seen(ranked, recent_history(pa.table({"history": histories}), HISTORY), 10)
-    wanted = metrics.target_ranks(ranked.items_QK, np.array([query.target for query in queries]))
-    assert torch.equal(target_ranks(policy, prompts, catalog.trie, queries, search), torch.from_numpy(wanted))
+    items_QK = ranked_items(policy, prompts, catalog.trie, queries, search)
+    assert torch.equal(items_QK, torch.from_numpy(ranked.items_QK))
     seen = [Query(0, 0, (best[0],), best[0])]
-    rank = int(target_ranks(policy, prompts, catalog.trie, seen, Search(40, search.masked)))
-    assert (rank > 0) == repeats
+    found = ranked_items(policy, prompts, catalog.trie, seen, Search(40, search.masked)).numpy()
+    assert found.shape == (1, 40) and bool(metrics.target_ranks(found, np.array([best[0]])) > 0) == repeats

@@ -14,7 +14,7 @@ from support.synthetic import chain_shop, tiny_config
 
 from genrec.baselines.itemknn import KnnSettings
 from genrec.baselines.train_log import recent_history
-from genrec.data.tables import read_queries
+from genrec.data.readers import read_queries
 from genrec.inference.batch import (
     Answering,
     BatchPredictor,

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from genrec.config import Rl
+from genrec.config import Rl, load_config
+from genrec.errors import InputError
 from genrec.learning.checkpoints import TrainingState
 from genrec.learning.rl.guard import Guard, significant_drop
 from genrec.types import Snapshot
@@ -88,3 +89,44 @@ def test_a_resumed_guard_compares_with_the_values_of_the_first_version(tmp_path:
     again.read(tmp_path)
     again.submit(snapshot(1))
     assert "ndcg@10" in state.stopped
+
+
+def kept_by(settings: Rl, *versions: Mapping[str, Tensor]) -> TrainingState:
+    """The state after versions 0, 1, … with these values."""
+    state = TrainingState()
+    guard = Guard(FakeValidator(dict(enumerate(versions)), is_synchronous=True), settings, state)
+    for version in range(len(versions)):
+        state.step = version
+        state.curve.append({"step": float(version)})
+        guard.submit(snapshot(version))
+        if state.stopped:
+            break
+    return state
+
+
+def test_the_goal_chooses_among_the_versions_that_keep_what_they_must() -> None:
+    start = {"ndcg@10": hits(*range(50)), "categories@10": torch.full((100,), 3.0), "hr@50": hits(*range(60))}
+    wider = start | {"categories@10": torch.full((100,), 4.0)}
+    dearer = {**start, "categories@10": torch.full((100,), 5.0), "ndcg@10": hits(*range(48))}
+    settings = Rl.model_validate({"guard": {"goal": "categories@10", "keep": {"ndcg@10": 0.01}}})
+    state = kept_by(settings, start, wider, dearer, wider | {"hr@50": hits()})
+    assert not state.stopped, "within the noise, and hr@50 is not among what is kept"
+    assert state.best_step == 1 and state.best_score == 4 and state.best_metric == "categories@10"
+    assert kept_by(settings.replace({"guard.keep": {"ndcg@10": 0.05}}), start, wider, dearer).best_step == 2
+    fallen = kept_by(settings, start, wider, dearer | {"ndcg@10": hits(*range(20))}, wider)
+    assert "ndcg@10 fell" in fallen.stopped and fallen.step == 2 and fallen.best_step == 1
+
+
+def test_a_goal_alone_leaves_the_usual_metrics_guarded() -> None:
+    start = {name: hits(*range(50)) for name in ("ndcg@10", "hr@50", "value@10")}
+    better = start | {"value@10": hits(*range(70)), "ndcg@10": hits(*range(49))}
+    settings = Rl.model_validate({"guard": {"goal": "value@10"}})
+    assert kept_by(settings, start, better).best_step == 1
+    assert "hr@50" in kept_by(settings, start, better | {"hr@50": hits(1)}).stopped
+
+
+def test_metrics_that_do_not_exist_are_refused() -> None:
+    for guard in ("{goal: category@10}", "{keep: {ndcg@5: 0.1}}", "{goal: ndcg@10/}", "{keep: {ndcg@10: -1}}"):
+        with pytest.raises(InputError, match=r"choose from ndcg@10|a share from 0 to 1"):
+            load_config([], [f"learning.rl.guard={guard}"])
+    assert load_config([], ["learning.rl.guard={goal: ndcg@10/buy}"]).learning.rl.guard.metrics == ("ndcg@10/buy",)

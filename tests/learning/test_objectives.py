@@ -145,6 +145,12 @@ def plain_lambdarank(b: PolicyBatch) -> Tensor:
     return total
 
 
+def plain_recast(b: PolicyBatch) -> Tensor:
+    """Gains 1, 0, ½ of query 0: ½ is no negative. Of query 1, whose last candidate is empty, 0 and ½."""
+    score = b.logp_BGL.sum(-1)
+    return -sum(((score[q, best] - score[q, worst]).sigmoid().log() for q, best, worst in ((0, 0, 1), (1, 1, 0))), 0)
+
+
 def plain_s_dpo(b: PolicyBatch) -> Tensor:
     rows = [torch.stack([(-m).exp() for m in row]).sum() for row in margins(b)]
     return sum((-(-total.log()).sigmoid().log() for total in rows), torch.zeros(()))
@@ -161,6 +167,7 @@ PLAIN: dict[str, Callable[[PolicyBatch], Tensor]] = {
     "s_dpo": plain_s_dpo,
     "listwise": plain_listwise,
     "lambdarank": plain_lambdarank,
+    "recast": plain_recast,
 }
 
 
@@ -189,7 +196,7 @@ def test_the_log_ratio_is_clamped() -> None:
 def test_groups_of_equal_rewards_have_no_preference() -> None:
     given, logp = batch()
     equal = replace(given, rewards_BG=torch.ones(2, 3))
-    for name in ("dpo", "s_dpo", "listwise", "lambdarank"):
+    for name in OFF_POLICY:
         OBJECTIVES[name].loss(equal, Rl(objective=name)).backward()
         assert logp.grad is not None
         assert (logp.grad == 0).all()
@@ -452,6 +459,10 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_the_update_and_leaves_the_w
         ({"candidate_weight": "probability", "objective": "listwise"}, "changes nothing for objective=listwise"),
         ({"advantage": "sibling", "objective": "gspo"}, "has one advantage per item"),
         ({"add_target": True, "generation": "sample", "temperature": 2.0}, "set temperature=1"),
+        ({"objective": "recast", "generation": "stochastic_beam"}, "importance weights undefined"),
+        ({"objective": "recast", "gate": "rank"}, "with add_target .or objective=recast. all do; take one of the two"),
+        ({"hint": 0.5, "generation": "mixed"}, "generation=mixed draws; take generation=beam"),
+        ({"hint": 0.5, "groups": "fixed", "objective": "listwise"}, "groups=fixed are generated once; take groups=f"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused(settings: dict[str, object], message: str) -> None:

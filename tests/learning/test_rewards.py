@@ -275,7 +275,7 @@ def test_the_context_is_read_from_train_rows_alone(world: tuple[Path, Path]) -> 
 
 def test_context_that_the_data_does_not_have_is_refused_before_the_run(world: tuple[Path, Path]) -> None:
     data, _ = world
-    with pytest.raises(InputError, match="wants item vectors"):
+    with pytest.raises(InputError, match="want item vectors"):
         read_reward_context(data, CODES, ["semantic"], RewardSettings())
     with pytest.raises(InputError, match=r"event types are \['unknown'\]"):
         read_reward_context(data, CODES, ["event"], RewardSettings(events={"click": 1.0}, other_events=0.0))

@@ -17,11 +17,11 @@ from genrec.learning.rl.learner import GrpoLearner
 from genrec.learning.rl.rollout import LocalRollouts
 from genrec.learning.sft.batches import Rows
 from genrec.learning.sft.losses import SftLoss
-from genrec.policy import pretrained
 from genrec.policy.backbone import build, load, save
 from genrec.policy.decoding.beam import beam
 from genrec.policy.decoding.score import score
 from genrec.policy.model import Policy as Model
+from genrec.policy.packed_weights import frozen_bytes
 from genrec.policy.prompts import AFTER, BEFORE, SYSTEM
 from genrec.sid.catalog import Catalog
 from genrec.types import Query
@@ -118,8 +118,26 @@ def test_qlora_answers_nearly_as_the_whole_weights_do_and_is_a_third_of_their_si
         with torch.no_grad():
             found[form] = score(policy.eval(), *prompts.encode(HISTORIES), codes_B1L, catalog.trie).logp_BGL
     assert torch.allclose(found["lora"], found["qlora"], atol=0.1)
-    sizes = {form: pretrained.frozen_bytes(policy.model) for form, (policy, _) in forms.items()}
+    sizes = {form: frozen_bytes(policy.model) for form, (policy, _) in forms.items()}
     assert sizes["qlora"] < 0.4 * sizes["lora"]
+
+
+def test_random_weights_are_the_same_architecture_untrained_and_drawn_from_the_seed(
+    tmp_path: Path, catalog: Catalog
+) -> None:
+    pretrained = settings(tiny_backbone(tmp_path), "full")
+    untrained = pretrained.replace({"weights": "random"})
+
+    def weights(chosen: PolicyConfig, seed: int) -> dict[str, torch.Tensor]:
+        policy, _ = build(chosen, catalog, max_history=4, seed=seed)
+        return {name: tensor for name, tensor in policy.trainable().items() if "proj" in name}
+
+    first, again, other = (weights(untrained, seed) for seed in (1, 1, 2))  # the backbone on disk has seed 0
+    known = weights(pretrained, 0)
+    assert first.keys() == known.keys() and len(first) > 10
+    for name, tensor in first.items():
+        assert tensor.shape == known[name].shape and torch.equal(tensor, again[name])
+        assert not torch.equal(tensor, other[name]) and not torch.equal(tensor, known[name])
 
 
 @pytest.mark.parametrize("form", ["full", "lora", "qlora"])

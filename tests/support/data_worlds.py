@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 
 from cluster.stages.prepare import prepare
 from genrec.config import Config, load_config
+from genrec.data.readers import read_items, read_queries
 from genrec.data.sources import open_source
-from genrec.data.tables import SPLITS, read_items, read_queries
+from genrec.data.tables import SPLITS
 
 Row = tuple[str, str, int]
 

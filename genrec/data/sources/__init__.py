@@ -20,6 +20,14 @@ def open_source(data: Data) -> Source:
         from genrec.data.sources.minionerec import MiniOneRec
 
         source = MiniOneRec(data)
+    elif data.source == "movielens":
+        from genrec.data.sources.movielens import MovieLens
+
+        source = MovieLens(data)
+    elif data.source == "recbole":
+        from genrec.data.sources.recbole import RecBole
+
+        source = RecBole(data)
     else:
         from genrec.data.sources.parquet import Parquet
 

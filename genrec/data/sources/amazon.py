@@ -3,6 +3,7 @@
     2014  reviews_X.json.gz (JSON), meta_X.json.gz (Python literals); reviewerID, asin, overall, unixReviewTime
     2018  X.json.gz, meta_X.json.gz; the same names, the category path in ``category``
     2023  X.jsonl.gz, meta_X.jsonl.gz; user_id, parent_asin, rating, timestamp in milliseconds; ``store`` as brand
+    2023  X.csv.gz (0-core, 5-core), or X.train.csv.gz, X.valid.csv.gz and X.test.csv.gz; the same columns
 
 Local paths or http(s) URLs. Interactions whose item has no metadata are dropped and counted, as is usual; of
 repeated metadata the first is kept. Sources: He & McAuley (2016); Ni et al. (2019); Hou et al. (2024).
@@ -24,6 +25,7 @@ import pyarrow as pa
 from genrec.config import Data
 from genrec.data.canonical import canonical_log
 from genrec.data.columns import LOG
+from genrec.data.sources.csv_file import read_csv, read_header
 from genrec.data.sources.json_lines import read_objects
 from genrec.data.sources.locate import is_data_file
 from genrec.data.sources.source import Part, is_url, need_path, resolve
@@ -32,7 +34,10 @@ from genrec.errors import InputError
 BATCH_ROWS = 1 << 16
 LARGEST = 1e18
 """Prices, ratings and times above are errors in the data."""
-ENDINGS = tuple(kind + packed for kind in (".json", ".jsonl") for packed in ("", ".gz", ".zst", ".bz2"))
+PACKED = ("", ".gz", ".zst", ".bz2")
+CSV_ENDINGS = tuple(f".csv{packed}" for packed in PACKED)
+ENDINGS = (*(kind + packed for kind in (".json", ".jsonl") for packed in PACKED), *CSV_ENDINGS)
+CSV_COLUMNS = ("user_id", "parent_asin", "rating", "timestamp")
 NOT_REVIEWS = ("dataset_info.json", "dataset_infos.json", "state.json", "package.json")
 """Files that tools put beside data."""
 CATALOG = pa.schema(
@@ -61,7 +66,17 @@ class Amazon:
             raise InputError(
                 "data.split=given: Amazon's raw files have no splits; set data.split=leave_one_out or chronological"
             )
-        for file, needed in [(self._items(), _item), *((log, _interaction) for log in self._logs())]:
+        tables = [log for log in self._logs() if _is_csv(log)]
+        for table in tables:
+            if missing := [name for name in CSV_COLUMNS if name not in read_header(table)[0]]:
+                raise InputError(f"{table}: columns {missing} are missing; got {read_header(table)[0]}")
+        lines = [log for log in self._logs() if log not in tables]
+        if tables and lines:
+            raise InputError(
+                f"{self.data.path}: got reviews twice, e.g. {tables[0]} and {lines[0]}; "
+                "name one with data.interactions=…"
+            )
+        for file, needed in [(self._items(), _item), *((log, _interaction) for log in lines)]:
             first = next(read_objects(file), None)
             if first is None:
                 raise InputError(f"{file} is empty; wanted one object per line")
@@ -87,6 +102,9 @@ class Amazon:
 
     def read(self, part: Part) -> Iterator[pa.Table]:
         """Reviews as events of type 'review' whose value is the rating."""
+        if _is_csv(part.path):
+            yield from _read_csv(part.path)
+            return
         rows = (_interaction(entry, where) for where, entry in read_objects(part.path))
         present = {name: name for name in ("user_id", "item_id", "timestamp", "event", "value")}
         schema = pa.schema([LOG.field(name) for name in present])
@@ -109,7 +127,7 @@ class Amazon:
             return [_existing(resolve(self.data.path, self.data.interactions), "interactions")]
         found = [file for file in self._listed() if not Path(file).name.startswith("meta")]
         if not found:
-            raise InputError(f"{self.data.path}: no review file *.json(l)(.gz); set data.interactions=…")
+            raise InputError(f"{self.data.path}: no review file *.json(l)(.gz) or *.csv(.gz); set data.interactions=…")
         return found
 
     def _listed(self) -> list[str]:
@@ -118,6 +136,18 @@ class Amazon:
             raise InputError(f"{path} cannot be listed; set data.items=… and data.interactions=… to its files")
         found = (file for file in Path(path).iterdir() if file.is_file() and is_data_file(file.name, ENDINGS))
         return sorted(str(file) for file in found if file.name not in NOT_REVIEWS)
+
+
+def _is_csv(file: str) -> bool:
+    return file.lower().endswith(CSV_ENDINGS)
+
+
+def _read_csv(file: str) -> Iterator[pa.Table]:
+    """The reviews of a CSV file of 2023."""
+    found = dict(zip(("user_id", "item_id", "value", "timestamp"), CSV_COLUMNS, strict=True)) | {"event": "event"}
+    for table in read_csv(file, CSV_COLUMNS):
+        events = pa.repeat(pa.scalar("review"), table.num_rows)
+        yield canonical_log(table.append_column("event", events), found, file, "ms")
 
 
 def clean(text: object) -> str:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, cast
+
+import pyarrow as pa
 
 from genrec.data.sources.streams import read_lines
 from genrec.errors import InputError
+
+KEY_ROWS = 1000
+"""Objects whose keys are the columns of a file."""
 
 
 def read_objects(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -21,6 +27,28 @@ def read_objects(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
         if line.strip():
             where = f"{path}, line {number}"
             yield where, _parse(line, where)
+
+
+def read_keys(path: str) -> list[str]:
+    """The names in the first ``KEY_ROWS`` objects, in order of appearance; InputError if there is no object."""
+    names = {str(name): None for _, row in islice(read_objects(path), KEY_ROWS) for name in row}
+    if not names:
+        raise InputError(f"{path} holds no object; wanted one JSON object a line")
+    return list(names)
+
+
+def read_json_table(path: str, columns: Sequence[str], batch_rows: int) -> Iterator[pa.Table]:
+    """Some keys of the objects as tables of strings, as of a CSV file; lists and objects are JSON, empty texts null."""
+    objects = (row for _, row in read_objects(path))
+    schema = pa.schema([(name, pa.string()) for name in columns])
+    while rows := list(islice(objects, batch_rows)):
+        yield pa.table({name: [_text(row.get(name)) for row in rows] for name in columns}, schema=schema)
+
+
+def _text(value: Any) -> str | None:
+    if value is None or value == "":
+        return None
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:

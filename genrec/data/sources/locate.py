@@ -14,7 +14,10 @@ from genrec.data.sources.source import is_url
 from genrec.errors import InputError
 
 PARQUET = (".parquet", ".parq", ".pq")
-TEXT = tuple(kind + packed for kind in (".csv", ".tsv") for packed in ("", ".gz", ".zst", ".bz2"))
+PACKED = ("", ".gz", ".zst", ".bz2")
+CSV = tuple(kind + packed for kind in (".csv", ".tsv") for packed in PACKED)
+JSON = tuple(kind + packed for kind in (".jsonl", ".ndjson") for packed in PACKED)
+TEXT = (*CSV, *JSON)
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 

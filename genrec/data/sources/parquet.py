@@ -1,9 +1,9 @@
 """Tables in (nearly) the canonical columns: items and interactions, each a file or a folder of files.
 
-Parquet, or CSV and TSV (also compressed), whose columns are text until one is needed as a number or a time. Local
-paths, and URIs that Arrow can open (``s3://``, ``gs://``, ``hdfs://``; Parquet only). Integer ids become strings;
-common column names are recognised, and other names are given in ``data.columns``. Folders named ``event=click`` are
-a column.
+Parquet, or CSV, TSV and JSON lines (also compressed), whose columns are text until one is needed as a number or a
+time. Local paths, and URIs that Arrow can open (``s3://``, ``gs://``, ``hdfs://``; Parquet only). Integer ids become
+strings; common column names are recognised, and other names are given in ``data.columns``. Folders named
+``event=click`` are a column.
 """
 
 from __future__ import annotations
@@ -85,14 +85,16 @@ class Parquet:
 
 
 def find_tables(name: str, remedy: str) -> list[TableFile]:
-    """The files of a table; InputError, which ends in ``remedy``, if there are none, or both Parquet and text."""
+    """The files of a table; InputError, which ends in ``remedy``, if there are none, or files of several kinds."""
     files = find_files(name, (*PARQUET, *TEXT))
     if not files:
-        raise InputError(f"not found: {name}; wanted a Parquet or CSV file, a folder of them or a pattern; {remedy}")
-    tables = [TableFile(file, folder_of(name)) for file in files]
-    if len({table.is_text for table in tables}) > 1:
         raise InputError(
-            f"{name}: got Parquet and text files together, e.g. {files[0]} and {files[-1]}, which may be copies; "
+            f"not found: {name}; wanted a file of Parquet, CSV or JSON lines, a folder of them or a pattern; {remedy}"
+        )
+    tables = [TableFile(file, folder_of(name)) for file in files]
+    if len({(table.is_text, table.is_json) for table in tables}) > 1:
+        raise InputError(
+            f"{name}: got files of several kinds together, e.g. {files[0]} and {files[-1]}, which may be copies; "
             f"name one kind with a pattern such as '{name}/*.parquet'; {remedy}"
         )
     return tables

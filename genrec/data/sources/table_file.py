@@ -10,14 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genrec.data.sources.csv_file import read_csv, read_header
-from genrec.data.sources.locate import TEXT, partition_values, remote
+from genrec.data.sources.json_lines import read_json_table, read_keys
+from genrec.data.sources.locate import JSON, TEXT, partition_values, remote
 from genrec.data.sources.source import Part, is_url
 from genrec.data.sources.streams import FREE_BYTES, MAX_RATIO, reading
 from genrec.errors import InputError
 
 BATCH_ROWS = 1 << 18
 PART_ROWS = 1 << 21
-WANTED = "a whole Parquet file, or text under a name that ends in .csv or .tsv"
+WANTED = "a whole Parquet file, or text under a name that ends in .csv, .tsv or .jsonl"
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class TableFile:
 
     @property
     def is_text(self) -> bool:
-        """Whether the name says CSV or TSV; any other file is Parquet."""
+        """Whether the name says CSV, TSV or JSON lines; any other file is Parquet."""
         return self.path.lower().endswith(TEXT)
 
     def schema(self) -> pa.Schema:
@@ -43,7 +44,7 @@ class TableFile:
     def is_empty(self) -> bool:
         """Whether there is no row."""
         if self.is_text:
-            return all(table.num_rows == 0 for table in read_csv(self.path))
+            return all(table.num_rows == 0 for table in self._read_text(self._own_schema().names))
         return open_parquet(self.path).metadata.num_rows == 0
 
     def parts(self) -> list[Part]:
@@ -55,15 +56,24 @@ class TableFile:
         own = self._own_schema()
         names = own.names if columns is None else [name for name in columns if name in own.names]
         folders = {name: value for name, value in self._folders(own).items() if columns is None or name in columns}
-        for table in read_csv(self.path, names) if self.is_text else _read_parquet(self.path, names, groups):
+        for table in self._read_text(names) if self.is_text else _read_parquet(self.path, names, groups):
             for name, value in folders.items():
                 table = table.append_column(name, pa.repeat(pa.scalar(value, pa.string()), table.num_rows))
             yield table
 
     def _own_schema(self) -> pa.Schema:
         if self.is_text:
-            return pa.schema([(name, pa.string()) for name in read_header(self.path)[0]])
+            names = read_keys(self.path) if self.is_json else read_header(self.path)[0]
+            return pa.schema([(name, pa.string()) for name in names])
         return open_parquet(self.path).schema_arrow
+
+    @property
+    def is_json(self) -> bool:
+        """Whether the name says JSON lines."""
+        return self.path.lower().endswith(JSON)
+
+    def _read_text(self, names: Sequence[str]) -> Iterator[pa.Table]:
+        return read_json_table(self.path, names, BATCH_ROWS) if self.is_json else read_csv(self.path, names)
 
     def _folders(self, own: pa.Schema) -> dict[str, str | None]:
         values = partition_values(self.folder, self.path)

@@ -21,6 +21,17 @@ TITLES = {
     "popularity": "Popularity",
     "transition": "Last-item transitions",
     "itemknn": "ItemKNN, tuned",
+    "repeat_last": "Repeat-last",
+    "star": "STAR",
+    "text": "Text neighbours",
+    "als": "ALS",
+    "bpr": "BPR",
+    "sasrec": "SASRec",
+    "sasrec_bce": "SASRec, binary loss",
+    "bsarec": "BSARec",
+    "gru4rec": "GRU4Rec",
+    "bert4rec": "BERT4Rec",
+    "hstu": "HSTU",
     "refit_model": "Model, trained on train + valid",
     "refit_policy": "Policy without prior, train + valid",
     "refit_itemknn": "ItemKNN, tuned, train + valid",
@@ -74,6 +85,7 @@ def write_report(
         "prefix_table": prefix_table(metrics),
         "columns": list(metrics["model"]["item"]),
         "titles": TITLES,
+        "shown_name": shown_name,
         "chart": Markup(_chart(metrics)),
         "training": _training(curves),
         "codes": Markup(plots.code_use(sid_stats["levels"])) if sid_stats else None,
@@ -127,7 +139,16 @@ def text_table(metrics: Mapping[str, Any]) -> str:
     for name, row in {**rows, **sid}.items():
         cells = (f"{row[column]['value']:.4f}{'*' if row[column].get('best') else ' '}" for column in columns)
         lines.append(f"{name:<{width}}" + "".join(f"{cell:>10}" for cell in cells))
+    lines += [f"no row of {TITLES.get(name, name)}: {why}" for name, why in metrics.get("baselines_failed", {}).items()]
     return "\n".join(lines)
+
+
+def shown_name(metric: str) -> str:
+    """A metric's name as a table shows it; an event type keeps its spelling: NDCG@10/purchase."""
+    name, *event = metric.split("/", 1)
+    accuracy = name.removeprefix("tail_").startswith(("ndcg", "hr"))
+    shown = name.upper().replace("TAIL_", "Tail ") if accuracy else name.capitalize().replace("_", " ")
+    return "/".join([shown, *event])
 
 
 def _template() -> Template:

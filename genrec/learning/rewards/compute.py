@@ -13,6 +13,7 @@ from torch import Tensor
 from genrec.config import Rewards
 from genrec.errors import InputError
 from genrec.learning.rewards.context import RewardContext, Term
+from genrec.learning.rewards.list_terms import LIST_TERMS
 from genrec.learning.rewards.terms import TERMS
 from genrec.types import Group
 
@@ -44,18 +45,47 @@ def compute_rewards(
 ) -> None:
     """r_i = Σ_t w_t · t_i for each candidate i: fills ``rewards_G`` and ``terms`` (w_t · t) of each group.
 
-    Empty candidates (item -1) have reward 0.
+    Empty candidates (item -1) have reward 0. A candidate that is a list has the sum over its positions, of the terms of
+    items with the list in the place of the group and of the terms of ``rewards.lists``; ``gains_GJ`` has the positions.
 
     Raises:
         InputError: a term raised, or returned something else than G finite values; the message names it.
     """
-    weights = rewards.weights()
+    item_weights = {name: weight for name, weight in rewards.weights().items() if weight and name in terms}
     for group in groups:
-        for name, term in terms.items():
-            if weights[name]:
-                values_G = _checked(name, term, group, context)
-                group.terms[name] = weights[name] * values_G.masked_fill(group.items_G < 0, 0)
+        if group.slate:
+            _reward_lists(group, context, item_weights | rewards.lists.active, {**terms, **LIST_TERMS})
+            continue
+        group.terms |= _weighted(group, context, item_weights, terms)
         group.rewards_G = sum(group.terms.values(), torch.zeros(len(group.items_G)))
+
+
+def _weighted(
+    group: Group, context: RewardContext, weights: Mapping[str, float], terms: Mapping[str, Term]
+) -> dict[str, Tensor]:
+    """w_t · t_i of each term, (G,); 0 for empty candidates."""
+    values = {name: _checked(name, terms[name], group, context) for name in weights}
+    return {name: weights[name] * values_G.masked_fill(group.items_G < 0, 0) for name, values_G in values.items()}
+
+
+def _reward_lists(
+    group: Group, context: RewardContext, weights: Mapping[str, float], terms: Mapping[str, Term]
+) -> None:
+    """Fill a group of lists: ``gains_GJ``, and their sums as ``terms`` and ``rewards_G``."""
+    lists = zip(
+        group.items_G.split(group.slate),
+        group.codes_GL.split(group.slate),
+        group.logp_GL.split(group.slate),
+        strict=True,
+    )
+    paid = [
+        _weighted(Group(group.query, group.version, *parts, torch.empty(0), {}), context, weights, terms)
+        for parts in lists
+    ]
+    by_term = {name: torch.stack([values[name] for values in paid]) for name in weights}
+    group.gains_GJ = sum(by_term.values(), torch.zeros(len(paid), group.slate))
+    group.terms |= {name: values_GJ.sum(-1) for name, values_GJ in by_term.items()}
+    group.rewards_G = group.gains_GJ.sum(-1)
 
 
 @dataclass(frozen=True)

@@ -15,18 +15,22 @@ from torch import Tensor
 
 from genrec.baselines.buckets import BUCKETS, popularity_bucket
 from genrec.baselines.itemknn import ItemKNN, cross_fitted
-from genrec.baselines.train_log import TrainLog, train_log
+from genrec.baselines.train_log import TrainLog, read_train_log
 from genrec.config import RewardSettings
-from genrec.data.tables import read_items, read_queries, read_sequences
+from genrec.data.readers import read_items, read_queries, read_sequences
+from genrec.data.worth import worth_of
 from genrec.errors import InputError
 from genrec.learning.rewards import FutureItems, RewardContext
 from genrec.sid.vectors import VectorFiles, unit_rows
 
-FUTURE = {"future", "event", "unwanted_repeat"}
+FUTURE = {"future", "event", "unwanted_repeat", "dcg"}
 """Terms that look up what the user did next."""
 
 HITS = {"hit", "rank_log", "rank_linear", "ndcg_rank"}
 """Terms that do so where the ground truth is more than the target."""
+
+FUTURE_COLUMNS = ("id", "user", "target", "event")
+"""Columns of the train queries that ``FutureItems`` reads."""
 
 FOLDS = 5
 """Folds of users: the ItemKNN of a fold is fitted on the other four."""
@@ -40,15 +44,15 @@ def read_reward_context(
     Args:
         data: the output of ``prepare``.
         codes_NL: SIDs of the items.
-        terms: names of the active terms.
-        vectors: the output of ``embed``, for ``semantic``.
+        terms: names of the active terms, of lists too.
+        vectors: the output of ``embed``, for ``semantic`` and ``distance``.
 
     Raises:
-        InputError: ``event`` where no event type of the train log has a value, ``semantic`` without vectors, or vectors
-            of another catalogue.
+        InputError: ``event`` or ``dcg`` where no event type of the train log has a value, ``semantic`` or ``distance``
+            without vectors, vectors of another catalogue, or a ``value_column`` that does not fit (``worth_of``).
     """
-    items, sequences = read_items(data), read_sequences(data)
-    log = train_log(sequences, items.num_rows)
+    items = read_items(data)
+    log = read_train_log(data, items.num_rows)
     needs_future = bool(FUTURE & set(terms)) or (settings.ground_truth == "future" and bool(HITS & set(terms)))
     bucket_N = torch.from_numpy(popularity_bucket(log.counts_N))
     return RewardContext(
@@ -56,10 +60,13 @@ def read_reward_context(
         [path[-1] if path else "" for path in items["categories"].to_pylist()],
         settings,
         counts_N=torch.from_numpy(log.counts_N),
-        future_items=_future_items(read_queries(data, "train"), terms, settings) if needs_future else None,
-        vectors_ND=_vectors(vectors, items.num_rows) if "semantic" in terms else None,
-        neighbours=_neighbours(sequences, log) if "collaborative" in terms else None,
+        future_items=_future_items(read_queries(data, "train", FUTURE_COLUMNS), terms, settings)
+        if needs_future
+        else None,
+        vectors_ND=_vectors(vectors, items.num_rows) if {"semantic", "distance"} & set(terms) else None,
+        neighbours=_neighbours(data, log) if "collaborative" in terms else None,
         buckets={name: bucket_N == number for number, name in enumerate(BUCKETS)},
+        worth_N=torch.from_numpy(worth_of(items, settings.value_column)).float() if settings.value_column else None,
     )
 
 
@@ -84,24 +91,26 @@ class Neighbours:
         return torch.from_numpy(scores_N[items_G.clamp(min=0).numpy()] / (best if best > 0 else 1.0)).float()
 
 
-def _neighbours(sequences: pa.Table, log: TrainLog) -> Neighbours:
-    return Neighbours(cross_fitted(log, sequences["user"].to_numpy() % FOLDS, FOLDS))
+def _neighbours(data: Path, log: TrainLog) -> Neighbours:
+    return Neighbours(cross_fitted(log, read_sequences(data, ["user"])["user"].to_numpy() % FOLDS, FOLDS))
 
 
 def _future_items(queries: pa.Table, terms: Collection[str], settings: RewardSettings) -> FutureItems:
     future_items = FutureItems(queries)
     types = future_items.event_types
-    if "event" in terms and not any(settings.events.get(type_, settings.other_events) for type_ in types):
+    if {"event", "dcg"} & set(terms) and not any(settings.events.get(type_, settings.other_events) for type_ in types):
         raise InputError(
-            f"rewards.event: the train log's event types are {sorted(types)}, which all have the value 0 in "
-            "rewards.settings.events and other_events; give a value to a type that occurs"
+            f"rewards.event and rewards.lists.dcg: the train log's event types are {sorted(types)}, which all have the "
+            "value 0 in rewards.settings.events and other_events; give a value to a type that occurs"
         )
     return future_items
 
 
 def _vectors(vectors: Path | None, items: int) -> Tensor:
     if vectors is None:
-        raise InputError("rewards.semantic wants item vectors, got none; run `python -m workflows.embed`")
+        raise InputError(
+            "rewards.semantic and rewards.lists.distance want item vectors, got none; run `python -m workflows.embed`"
+        )
     found = VectorFiles(vectors)
     found.require(items)
     return torch.from_numpy(unit_rows(found.read()).copy())

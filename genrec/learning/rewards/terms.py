@@ -60,7 +60,9 @@ def future(group: Group, context: RewardContext) -> Tensor:
 
 
 def event(group: Group, context: RewardContext) -> Tensor:
-    """r_i = max_d γ^d · value(event type of y_d) · [item_i = y_d], y_d as in ``future``.
+    """r_i = max_d γ^d · value(event type of y_d) · worth(y_d) · [item_i = y_d], y_d as in ``future``.
+
+    An item's worth is 1, or what ``value_column`` says, such as its price.
 
     Delayed credit: if the target was a click and its item is purchased later, that purchase counts, discounted. After
     y itself only types in ``delayed`` count, where it names some.
@@ -74,13 +76,21 @@ def event(group: Group, context: RewardContext) -> Tensor:
         else 0.0
         for d, type_ in enumerate(types)
     ]
+    if context.worth_N is not None:
+        worth = context.worth_N[items].tolist()
+        values = [value * times for value, times in zip(values, worth, strict=True)]
     return _credit(group, items, values)
 
 
 def semantic(group: Group, context: RewardContext) -> Tensor:
     """r_i = cos(vector of item_i, vector of y), in [-1, 1]."""
-    vectors_ND = require(context.vectors_ND, "item vectors")
+    vectors_ND = semantic_vectors(context)
     return vectors_ND[group.items_G.clamp(min=0)] @ vectors_ND[group.query.target]
+
+
+def semantic_vectors(context: RewardContext) -> Tensor:
+    """Item vectors of length 1, (N, D)."""
+    return require(context.vectors_ND, "item vectors")
 
 
 def collaborative(group: Group, context: RewardContext) -> Tensor:

@@ -22,7 +22,7 @@ def candidate_weights(groups: Sequence[Group], kind: str) -> Tensor:
     ``probability`` they are n π_i / Σ_j π_j for the n candidates, π being the policy that generated them: beams are an
     enumerated set, over which Σ_i π_i r_i / Σ_j π_j is the risk to minimise (Shen et al. 2016, eq. 9–10, α = 1).
     """
-    real_BG = torch.stack([group.items_G for group in groups]) >= 0
+    real_BG = torch.stack([group.real_G for group in groups])
     if groups[0].weights_G is not None:
         given = [group.weights_G for group in groups if group.weights_G is not None]
         return torch.stack(given).masked_fill(~real_BG, 0)
@@ -97,6 +97,11 @@ def _leaves(trie: Trie, items_B: Tensor) -> tuple[Tensor, Tensor]:
     """The leaf of each item (0 if it has none), and whether it has one; (B,) each."""
     is_leaf_Bn = trie.leaf_items == items_B[:, None]
     return is_leaf_Bn.int().argmax(1), is_leaf_Bn.any(1)
+
+
+def leaf_codes(trie: Trie) -> Tensor:
+    """Codes (n, L) of all leaves, in the order of ``trie.leaf_items``."""
+    return _codes(trie, torch.arange(len(trie.leaf_items), device=trie.leaf_items.device))
 
 
 def _codes(trie: Trie, leaf_B: Tensor) -> Tensor:

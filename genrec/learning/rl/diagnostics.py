@@ -60,7 +60,7 @@ def term_shares(groups: Sequence[Group], advantage_BG: Tensor) -> dict[str, floa
     """
     totals: dict[str, float] = {}
     for group, advantage_G in zip(groups, advantage_BG, strict=True):
-        share_G = shares((group.items_G >= 0).float())
+        share_G = shares(group.real_G.float())
         centred_G = (group.rewards_G - (share_G * group.rewards_G).sum()).masked_fill(share_G == 0, 0)
         scale = float((centred_G * advantage_G).sum() / centred_G.square().sum().clamp(min=EPSILON**2))
         for name, term_G in group.terms.items():

@@ -1,4 +1,4 @@
-"""Fixed groups: candidates that the SFT policy generated once, kept in Parquet files, and learned from for many epochs.
+"""Fixed groups: candidates that were generated once, kept in Parquet files, and learned from for many epochs.
 
 Columns of ``part-*.parquet``: ``id`` of the train query; ``items``, G item rows, -1 for empty candidates; ``logp``, the
 G · L log-probabilities of their codes; ``weights``, the G importance weights, null where there are none. The schema's
@@ -18,11 +18,13 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from genrec.config import Rl
 from genrec.data.files import write_parquet
 from genrec.data.tables import to_queries
 from genrec.errors import InputError
 from genrec.learning.rewards import RewardFunction
 from genrec.learning.rl.advantages import has_advantage
+from genrec.learning.rl.difficulty import target_ranks
 from genrec.metrics import IntArray
 from genrec.seeds import generator_of
 from genrec.types import Group, Query, Snapshot
@@ -70,17 +72,19 @@ class FixedGroups:
     Args:
         codes_NL: SIDs of the items.
         origin: digests of the ``policy`` that starts to learn and of its ``catalog``, which the groups must be of.
+        version: the version of the policy that the groups are of; -1 if they are another policy's.
 
     Raises:
         InputError: there are no groups, or they are of another policy or catalogue.
     """
 
-    def __init__(self, directory: Path, codes_NL: Tensor, origin: Mapping[str, str]) -> None:
+    def __init__(self, directory: Path, codes_NL: Tensor, origin: Mapping[str, str], *, version: int = 0) -> None:
+        self._version = version
         table = pa.concat_tables(_read(directory, origin)).combine_chunks().sort_by("id")
         self._codes_NL, self._ids_Q, self._table = codes_NL, table["id"].to_numpy(), table
 
     def submit(self, queries: Sequence[Query], policy: Snapshot) -> list[Group]:
-        """The groups of ``queries``; they are of version 0, whatever ``policy`` is."""
+        """The groups of ``queries``; they are of one version, whatever ``policy`` is."""
         rows = self._rows(np.array([query.id for query in queries]))
         return [self._group(query, row) for query, row in zip(queries, self._table.take(rows).to_pylist(), strict=True)]
 
@@ -88,15 +92,17 @@ class FixedGroups:
         """The groups of ``submit``."""
         return ticket
 
-    def informative(self, queries: pa.Table, reward: RewardFunction) -> pa.Table:
+    def informative(self, queries: pa.Table, reward: RewardFunction, settings: Rl) -> pa.Table:
         """Those of the train queries that have a group whose rewards differ: from the others there is nothing to learn.
+
+        With ``gate`` also those whose group missed the target, and where ``sft`` is 0 none whose target has rank 1.
 
         Raises:
             InputError: there is none.
         """
         own = queries.filter(pa.array(np.isin(queries["id"].to_numpy(), self._ids_Q)))
         starts = range(0, own.num_rows, REWARDED_AT_ONCE)
-        found = [self._differ(to_queries(own.slice(start, REWARDED_AT_ONCE)), reward) for start in starts]
+        found = [self._teach(to_queries(own.slice(start, REWARDED_AT_ONCE)), reward, settings) for start in starts]
         kept = own.filter(pa.array([one for part in found for one in part], pa.bool_()))
         if kept.num_rows == 0:
             raise InputError(
@@ -107,11 +113,15 @@ class FixedGroups:
         LOG.info("fixed groups: %d of %d have rewards that differ", kept.num_rows, own.num_rows)
         return kept
 
-    def _differ(self, queries: Sequence[Query], reward: RewardFunction) -> list[bool]:
+    def _teach(self, queries: Sequence[Query], reward: RewardFunction, settings: Rl) -> list[bool]:
         groups = self.submit(queries, Snapshot(0, {}))
         reward(groups)
         real_BG = torch.stack([group.items_G for group in groups]) >= 0
-        return has_advantage(torch.stack([group.rewards_G for group in groups]), real_BG).tolist()
+        differ_B = has_advantage(torch.stack([group.rewards_G for group in groups]), real_BG)
+        if settings.gate == "rank":
+            ranks_B = target_ranks(groups)
+            differ_B = (ranks_B == 0) | (differ_B & ((ranks_B > 1) | bool(settings.sft)))
+        return differ_B.tolist()
 
     def _rows(self, ids_Q: IntArray) -> IntArray:
         """The rows of the table with these ids.
@@ -129,7 +139,7 @@ class FixedGroups:
         weights_G = None if row["weights"] is None else torch.tensor(row["weights"])
         logp_GL = torch.tensor(row["logp"]).view(len(items_G), -1)
         codes_GL = self._codes_NL[items_G.clamp(min=0)]
-        return Group(query, 0, items_G, codes_GL, logp_GL, torch.empty(0), {}, weights_G)
+        return Group(query, self._version, items_G, codes_GL, logp_GL, torch.empty(0), {}, weights_G)
 
 
 def _read(directory: Path, origin: Mapping[str, str]) -> Iterator[pa.Table]:

@@ -14,7 +14,7 @@ from genrec.learning.checkpoints import TrainingState
 from genrec.types import Snapshot
 
 GUARDED = ("ndcg@10", "hr@50", "tail_hr@50")
-"""Validation metrics that may not drop significantly below those of version 0."""
+"""Validation metrics that may not drop significantly below those of version 0, unless ``guard.keep`` names others."""
 
 FILE = "guard.safetensors"
 
@@ -52,13 +52,15 @@ def significant_drop(values_Q: Tensor, base_Q: Tensor, *, noise: float, share: f
 class Guard:
     """Compares the validation metrics of versions with those of version 0, the SFT policy, and updates ``state``.
 
-    A version with a ``significant_drop`` of a guarded metric ends the run; of the others the one with the best NDCG@10
-    is kept. Metrics may be collected several updates after their version was submitted. If they then end the run, the
-    later updates are removed from ``state``, which is therefore the same as with a synchronous validator.
+    A version with a ``significant_drop`` of a guarded metric ends the run; of the others the one with the best
+    ``learning.rl.guard.goal`` is kept, if no metric of ``guard.keep`` lost more than its share, noise or not. Metrics
+    may be collected several updates after their version was submitted. If they then end the run, the later updates are
+    removed from ``state``, which is therefore the same as with a synchronous validator.
     """
 
     def __init__(self, validator: SnapshotValidator, settings: Rl, state: TrainingState) -> None:
         self._validator, self._settings, self._state = validator, settings, state
+        state.best_metric = settings.guard.goal
         self._base: dict[str, Tensor] = {}
         self._pending: tuple[Snapshot, Any] | None = None
 
@@ -81,10 +83,25 @@ class Guard:
         record |= metrics
         if reason := self._reason_to_stop(values):
             self._stop(snapshot.version, reason)
-        elif metrics["ndcg@10"] > self._state.best_score:
-            self._state.best_score, self._state.best_step = metrics["ndcg@10"], snapshot.version
+        elif metrics[self.goal] > self._state.best_score and self._keeps(values):
+            self._state.best_score, self._state.best_step = metrics[self.goal], snapshot.version
             self._state.best = dict(snapshot.tensors)
         return True
+
+    @property
+    def goal(self) -> str:
+        """The metric whose best version is kept."""
+        return self._settings.guard.goal
+
+    @property
+    def guarded(self) -> dict[str, float]:
+        """The metrics that end a run, with the share of each that may be lost."""
+        return self._settings.guard.keep or dict.fromkeys(GUARDED, self._settings.guard_drop)
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The metrics that are watched: the goal, then the guarded ones."""
+        return tuple(dict.fromkeys((self.goal, *self.guarded)))
 
     def is_validated(self, version: int) -> bool:
         """Whether the metrics of ``version`` have been collected."""
@@ -100,13 +117,18 @@ class Guard:
         self._base = load_file(directory / FILE) if (directory / FILE).is_file() else {}
 
     def _reason_to_stop(self, values: Mapping[str, Tensor]) -> str:
-        noise, share = self._settings.guard_noise, self._settings.guard_drop
-        for name in GUARDED:
+        noise = self._settings.guard_noise
+        for name, share in self.guarded.items():
             if name in values and name in self._base:
                 drop = significant_drop(values[name], self._base[name], noise=noise, share=share)
                 if drop:
                     return f"{name} fell below the SFT policy's by {drop:.4f}, more than its noise"
         return ""
+
+    def _keeps(self, values: Mapping[str, Tensor]) -> bool:
+        """Whether no metric of ``guard.keep`` has lost more than its share."""
+        kept = self._settings.guard.keep.items()
+        return not any(significant_drop(values[name], self._base[name], noise=0, share=share) for name, share in kept)
 
     def _stop(self, version: int, reason: str) -> None:
         self._state.curve = [record for record in self._state.curve if record["step"] <= version]

@@ -20,8 +20,10 @@ from genrec.learning.rl.advantages import has_advantage, level_advantages
 from genrec.learning.rl.candidates import candidate_weights
 from genrec.learning.rl.critic import CriticTrainer, gae, normalised
 from genrec.learning.rl.diagnostics import audited, check_agreement, term_shares, zero_advantage_share
+from genrec.learning.rl.difficulty import learned_by_rewards, supervised_weights, target_ranks
 from genrec.learning.rl.objectives import OBJECTIVES
 from genrec.learning.rl.scorer import GroupScorer, GroupScores
+from genrec.learning.rl.slate_advantages import gains_of, slate_advantages
 from genrec.learning.rl.update_loss import MicroBatch, Targets, UpdateLoss, informative_tokens
 from genrec.learning.schedule import learning_rate
 from genrec.learning.sft.strategies import gradient_norm, read_moments, write_moments
@@ -93,7 +95,7 @@ class GrpoLearner:
         self._wrapped.eval()
         targets = self._targets(groups)
         sums = self._backward(groups, targets if self._critic is None else self._critics_targets(groups, targets))
-        own = {"reward": targets.rewards_BG.mean(), "zero_advantage_groups": zero_advantage}
+        own = {"reward": targets.rewards_BG.mean(), "zero_advantage_groups": zero_advantage, **self._gated(groups)}
         measured = self._means(sums, len(groups), own)
         norm = self._step(measured["loss"], [f"query {group.query.id}" for group in groups])
         staleness = self.version - groups[0].version
@@ -125,9 +127,21 @@ class GrpoLearner:
         settings, (rewards_BG, _) = self._settings, _stacked(groups)
         weight_BG = candidate_weights(groups, settings.candidate_weight)
         kind = self._objective.advantage if settings.advantage == "auto" else settings.advantage
-        codes_BGL = torch.stack([group.codes_GL for group in groups])
+        if groups[0].slate:
+            return Targets(rewards_BG, weight_BG, slate_advantages(kind, gains_of(groups), weight_BG))
+        codes_BGL, sft_B = torch.stack([group.codes_GL for group in groups]), None
+        if settings.gate == "rank":
+            ranks_B = target_ranks(groups)
+            weight_BG, sft_B = weight_BG * learned_by_rewards(ranks_B)[:, None], supervised_weights(ranks_B, settings)
         advantage_BGL = level_advantages(kind, rewards_BG, weight_BG, codes_BGL, self._total)
-        return Targets(rewards_BG, weight_BG, advantage_BGL)
+        return Targets(rewards_BG, weight_BG, advantage_BGL, sft_B=sft_B)
+
+    def _gated(self, groups: Sequence[Group]) -> dict[str, Tensor]:
+        """The shares of queries that the gate skips and that it leaves to the supervised term."""
+        if self._settings.gate == "none":
+            return {}
+        ranks_B = target_ranks(groups)
+        return {"gate/easy": (ranks_B == 1).float().mean(), "gate/missed": (ranks_B == 0).float().mean()}
 
     def _critics_targets(self, groups: Sequence[Group], targets: Targets) -> Targets:
         """The same with PPO's advantages and returns, by the critic as it stands before the update."""
@@ -223,5 +237,4 @@ def informative_first(groups: Sequence[Group]) -> list[Group]:
 
 def _stacked(groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
     """Rewards of the candidates, and which are real, (B, G) each."""
-    items_BG = torch.stack([group.items_G for group in groups])
-    return torch.stack([group.rewards_G for group in groups]), items_BG >= 0
+    return torch.stack([group.rewards_G for group in groups]), torch.stack([group.real_G for group in groups])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from genrec.config import Rl
+from genrec.learning.rl.contrast import recast
 from genrec.learning.rl.list_losses import lambdarank, listwise
 from genrec.learning.rl.preferences import dpo, s_dpo
 
@@ -105,6 +106,12 @@ def ranked(batch: PolicyBatch, settings: Rl) -> Tensor:
     return loss(score_BG, batch.rewards_BG, batch.weight_BG > 0)
 
 
+def contrasted(batch: PolicyBatch, settings: Rl) -> Tensor:
+    """The best candidate against the hardest negative by log π(item); see ``contrast`` for the formula."""
+    score_BG = batch.logp_BGL.masked_fill(batch.weight_BG[..., None] == 0, 0).sum(-1)
+    return recast(score_BG, batch.rewards_BG, batch.weight_BG > 0, settings.contrast_temperature)
+
+
 @dataclass(frozen=True)
 class Objective:
     """A loss summed over its ``unit`` (the learner divides), its default advantage, whether it needs the reference.
@@ -131,6 +138,7 @@ OBJECTIVES: Mapping[str, Objective] = {
     "s_dpo": Objective(preferred, "group_mean", reference=True),
     "listwise": Objective(ranked, "group_mean"),
     "lambdarank": Objective(ranked, "group_mean"),
+    "recast": Objective(contrasted, "group_mean"),
 }
 """Every objective by its config name. PPO's advantages come from its value head (``critic``), those of the losses that
 compare candidates serve the measurements alone."""

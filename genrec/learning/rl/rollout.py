@@ -10,8 +10,10 @@ from torch import Tensor
 
 from genrec.config import Rl
 from genrec.learning.rl.candidates import importance, mixed, tempered_importance, with_target
+from genrec.learning.rl.difficulty import hint_masks
 from genrec.policy.decoding.beam import beam
 from genrec.policy.decoding.sampling import sample, stochastic_beam
+from genrec.policy.decoding.slates import draw_slates
 from genrec.policy.model import Policy
 from genrec.policy.prompts import Prompts
 from genrec.seeds import generator_of
@@ -24,6 +26,8 @@ def generate(
 ) -> list[Group]:
     """One group of ``settings.group`` candidates per query from the policy as it stands, without rewards.
 
+    Where ``settings.generation`` is ``slate``, a candidate is a list of ``settings.slate`` items.
+
     Candidates carry importance weights where ``settings.generation`` is ``stochastic_beam`` (see ``importance``), or
     ``sample`` at a temperature other than 1 (``tempered_importance``).
     A query's random numbers depend on ``seed``, ``version``, its ``draw`` and its id: they are the same in any request.
@@ -34,8 +38,10 @@ def generate(
     generators = [generator_of("rollout", seed, version, query.draw, query.id) for query in queries]
     arguments = (policy, tokens_BP, mask_BP, trie, settings.group)
     weights: Iterable[Tensor | None] = repeat(None, len(queries))
-    if settings.generation == "beam":
-        beams = beam(*arguments)
+    if settings.generation == "slate":
+        beams = draw_slates(*arguments, settings.slate, generator=generators)
+    elif settings.generation == "beam":
+        beams = beam(*arguments, masks=hint_masks(trie, queries, settings, version=version, seed=seed))
     elif settings.generation == "sample":
         samples = sample(*arguments, temperature=settings.temperature, generator=generators)
         beams = samples.beams
@@ -47,10 +53,11 @@ def generate(
         beams = found.ordered(found.best_first_BW)
         if settings.generation == "stochastic_beam":
             weights = importance(drawn).gather(1, found.best_first_BW).cpu()
-    if settings.add_target:
+    if settings.adds_target:
         beams = with_target(policy, tokens_BP, mask_BP, trie, beams, [query.target for query in queries])
     columns = zip(queries, beams.items_BW.cpu(), beams.codes_BWL.cpu(), beams.logp_BWL.cpu(), weights, strict=True)
-    return [Group(q, version, items, codes, logp, torch.empty(0), {}, w) for q, items, codes, logp, w in columns]
+    slate = settings.slate if settings.generation == "slate" else 0
+    return [Group(q, version, items, codes, logp, torch.empty(0), {}, w, slate) for q, items, codes, logp, w in columns]
 
 
 def chunks(queries: Sequence[Query], size: int) -> list[Sequence[Query]]:

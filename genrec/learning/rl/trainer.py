@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from genrec.config import Rl
 from genrec.learning.checkpoints import Checkpoints, TrainingState
-from genrec.learning.rl.guard import GUARDED, Guard, SnapshotValidator
+from genrec.learning.rl.guard import Guard, SnapshotValidator
 from genrec.learning.rl.learner import GrpoLearner
 from genrec.learning.rl.loop import Callback, no_callback, train_async
 from genrec.progress import Progress, log_progress
@@ -24,7 +24,7 @@ REPORT_EVERY = 10
 
 
 class GrpoTrainer:
-    """Trains a policy and keeps the version with the best validation NDCG@10; version 0 is the SFT policy.
+    """Trains a policy and keeps the version with the best ``guard.goal`` on validation; version 0 is the SFT policy.
 
     When the guard finds a version significantly worse than version 0, the run stops and rolls back to the best version
     so far, which may be version 0.
@@ -91,16 +91,16 @@ class GrpoTrainer:
         if not self._guard.collect():
             return False
         validated = [record for record in self.state.curve if "ndcg@10" in record][-1]
-        self._callback({name: validated[name] for name in ("step", *GUARDED) if name in validated})
+        self._callback({name: validated[name] for name in ("step", *self._guard.shown) if name in validated})
         if self._accelerator.is_main_process:
-            shown = "  ".join(f"{name} {validated[name]:.4f}" for name in GUARDED if name in validated)
+            shown = "  ".join(f"{name} {validated[name]:.4f}" for name in self._guard.shown if name in validated)
             LOG.info("version %d validated  %s", validated["step"], shown)
         return True
 
     def _save(self) -> None:
         if self.state.stopped:
             self._learner.policy.adopt(self.state.best)
-        metrics = {"step": self.state.step, "ndcg@10": self.state.best_score}
+        metrics = {"step": self.state.step, self._guard.goal: self.state.best_score}
         self._checkpoints.save(self._write, metrics)
 
     def _write(self, directory: Path) -> None:
@@ -111,6 +111,6 @@ class GrpoTrainer:
         if not self._accelerator.is_main_process:
             return
         left = step_s * (self._settings.steps - self.state.step)
-        names = ("reward", "zero_advantage_groups", "kl", "staleness", "rollouts_per_s", *GUARDED)
+        names = ("reward", "zero_advantage_groups", "kl", "staleness", "rollouts_per_s", *self._guard.shown)
         shown = {name: record[name] for name in names if name in record}
         log_progress(LOG, Progress("step", self.state.step, self._settings.steps, left, shown))

@@ -5,7 +5,7 @@ Dense examples: windows of a user's sequence in which every train target is scor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -14,14 +14,13 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from genrec.data.arrow import pc
 from genrec.data.tables import contexts
 from genrec.errors import InputError
+from genrec.learning.sft.dense_windows import cut_windows
 from genrec.learning.sft.second_pass import HardSamples
 from genrec.seeds import generator_of
 from genrec.types import HistoryContext
-
-TRAIN = 1
-"""The split code of a position whose item is a training target (``sequences`` table)."""
 
 BUCKET = 8
 """Batches are cut from runs of this many batches sorted by length: little padding, still shuffled."""
@@ -123,78 +122,49 @@ class DenseExamples:
     user has as many.
 
     Args:
-        sequences: of all users.
+        sequences: of all users, a table or a stream of tables.
         with_context: batches have the events' types and times, too.
 
     Raises:
         InputError: the sequences hold no training target.
     """
 
-    def __init__(self, sequences: pa.Table, max_history: int, *, with_context: bool = False) -> None:
-        self._windows: list[tuple[np.ndarray, np.ndarray]] = []
-        self._names, context = _contexts(sequences) if with_context else ((), None)
-        self._has_context = with_context
-        self._users: list[str] = []
-        named = "user_id" in sequences.column_names
-        users = sequences["user_id"].to_pylist() if named else [str(row) for row in range(sequences.num_rows)]
-        columns = (sequences[name].to_pylist() for name in ("items", "split"))
-        for row, (user, items, split) in enumerate(zip(users, *columns, strict=True)):
-            scored = np.array(split) == TRAIN
-            scored[:1] = False
-            if scored.any():
-                end = int(scored.nonzero()[0][-1]) + 1
-                columns_IC = np.array([items, *(context[row] if context else ())], dtype=np.int64).T
-                cut = _windows(columns_IC[:end], scored[:end], max_history)
-                self._windows += cut
-                self._users += [user] * len(cut)
-        if not self._windows:
-            raise InputError("got sequences without a training target; check data.split and data.filters")
-        self._targets_W = np.array([int(scored.sum()) for _, scored in self._windows])
+    def __init__(
+        self, sequences: pa.Table | Iterable[pa.Table], max_history: int, *, with_context: bool = False
+    ) -> None:
+        tables = [sequences] if isinstance(sequences, pa.Table) else sequences
+        self._windows = cut_windows(tables, max_history, with_context=with_context)
 
     def lengths(self) -> np.ndarray:
         """Items per window."""
-        return np.array([len(scored) for _, scored in self._windows])
+        return self._windows.length_W
 
     def take(self, index: np.ndarray) -> Dense:
         """Windows ``index`` (B,), padded to the longest of them."""
-        chosen = [self._windows[i] for i in index]
-        width = max((len(items) for items, _ in chosen), default=2)
-        columns_BIC = torch.full((len(chosen), width, 3 if self._has_context else 1), -1)
-        target_BI = torch.zeros(len(chosen), width, dtype=torch.bool)
-        for row, (columns_IC, scored) in enumerate(chosen):
-            columns_BIC[row, : len(scored)] = torch.from_numpy(columns_IC)
-            target_BI[row, : len(scored)] = torch.from_numpy(scored)
-        items_BI, *rest = columns_BIC.unbind(-1)
-        context = DenseContext(self._names, rest[0], rest[1]) if rest else None
-        return Dense(items_BI, target_BI, [self._users[i] for i in index], context)
+        own, length_B = self._windows, self._windows.length_W[index]
+        place_I = np.arange(length_B.max(initial=2))
+        inside_BI = place_I < length_B[:, None]
+        event_BI = np.where(inside_BI, own.start_W[index][:, None] + place_I, 0)
+
+        def padded(values_E: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.where(inside_BI, values_E[event_BI], -1).astype(np.int64))
+
+        target_BI = inside_BI & own.scored_E[event_BI] & (place_I >= own.fresh_W[index][:, None])
+        context = None
+        if own.event_E is not None and own.time_E is not None:
+            context = DenseContext(list(own.names), padded(own.event_E), padded(own.time_E))
+        return Dense(padded(own.items_E), torch.from_numpy(target_BI), self._users(index), context)
 
     def targets(self, index: np.ndarray) -> int:
         """Number of scored items in the windows ``index`` (B,)."""
-        return int(self._targets_W[index].sum())
+        return int(self._windows.targets_W[index].sum())
 
     def names(self, index: np.ndarray) -> list[str]:
         """The users whose windows ``index`` (B,) are."""
-        return [f"user {self._users[i]}" for i in index]
+        return [f"user {user}" for user in self._users(index)]
 
-
-def _contexts(sequences: pa.Table) -> tuple[list[str], list[tuple[list[int], list[int]]]]:
-    """The names of the event types, and per user the index of each event's type (-1: unknown) and its time."""
-    names: dict[str | None, int] = {None: -1}
-    found: list[tuple[list[int], list[int]]] = []
-    for events, times in zip(sequences["events"].to_pylist(), sequences["times"].to_pylist(), strict=True):
-        named = [names.setdefault(event, len(names) - 1) for event in events or [None] * len(times)]
-        found.append((named, times))
-    return [name for name in names if name is not None], found
-
-
-def _windows(columns_IC: np.ndarray, scored: np.ndarray, history: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    size = 2 * history + 1
-    cut = [(columns_IC[:size], scored[:size])]
-    for start in range(history, len(scored) - history - 1, history):
-        fresh = scored[start : start + size].copy()
-        fresh[: history + 1] = False
-        cut.append((columns_IC[start : start + size], fresh))
-    return [(part, fresh) for part, fresh in cut if fresh.any()]
+    def _users(self, index: np.ndarray) -> list[str]:
+        return self._windows.users.take(pa.array(self._windows.user_W[index])).to_pylist()
 
 
 class RowExamples:
@@ -207,21 +177,23 @@ class RowExamples:
     def __init__(self, queries: pa.Table, *, with_context: bool = False) -> None:
         if queries.num_rows == 0:
             raise InputError("got no training query, wanted at least one; check data.split and data.filters")
-        self._histories: list[list[int]] = queries["history"].to_pylist()
-        self._users: list[str] = queries["user_id"].to_pylist() if "user_id" in queries.column_names else []
-        self._ids_N = queries["id"].to_numpy() if "id" in queries.column_names else np.arange(queries.num_rows)
+        has = set(queries.column_names)
+        wanted = ["history", "user_id", *(("events", "times", "event") if with_context else ())]
+        self._table = queries.select([name for name in wanted if name in has]).combine_chunks()
+        self._ids_N = queries["id"].to_numpy() if "id" in has else np.arange(queries.num_rows)
         self._targets = torch.from_numpy(queries["target"].to_numpy().astype(np.int64))
-        self._contexts = contexts(queries) if with_context else []
+        self._with_context = with_context
 
     def lengths(self) -> np.ndarray:
         """Items of history per row."""
-        return np.array([len(history) for history in self._histories])
+        return pc.list_value_length(self._table["history"]).to_numpy().astype(np.int32)
 
     def take(self, index: np.ndarray) -> Rows:
         """Rows ``index`` (B,)."""
-        users = [self._users[i] for i in index] if self._users else []
-        known = [self._contexts[i] for i in index] if self._contexts else []
-        return Rows([self._histories[i] for i in index], self._targets[torch.from_numpy(index)], users, known)
+        rows = self._table.take(pa.array(index))
+        users: list[str] = rows["user_id"].to_pylist() if "user_id" in rows.column_names else []
+        known = contexts(rows) if self._with_context else []
+        return Rows(rows["history"].to_pylist(), self._targets[torch.from_numpy(index)], users, known)
 
     def targets(self, index: np.ndarray) -> int:
         """Number of the rows ``index`` (B,): B."""

@@ -94,8 +94,8 @@ def stochastic_beam(
     def gumbel(frontier: Frontier) -> Chosen:
         phi_BWK = frontier.total_BW[..., None] + frontier.step_BWK
         # The root's own is drawn too: with a fixed one the thresholds, and so the inclusion probabilities, are wrong.
-        parent_BW = state[-1] if state else _gumbel(frontier.total_BW.shape, generator, phi_BWK.device)
-        perturbed_BWK = _conditioned(phi_BWK + _gumbel(phi_BWK.shape, generator, phi_BWK.device), parent_BW)
+        parent_BW = state[-1] if state else gumbel_noise(frontier.total_BW.shape, generator, phi_BWK.device)
+        perturbed_BWK = conditioned(phi_BWK + gumbel_noise(phi_BWK.shape, generator, phi_BWK.device), parent_BW)
         chosen = pick(perturbed_BWK, count + 1)
         rows_B1 = torch.arange(len(phi_BWK), device=phi_BWK.device)[:, None]
         state.append(perturbed_BWK[rows_B1, chosen.parents_BW, chosen.codes_BW])
@@ -108,12 +108,12 @@ def stochastic_beam(
     return SampledBeams(found.ordered(first), last_BW[:, :kept], left_out)
 
 
-def _gumbel(shape: Sequence[int], generator: Source, device: torch.device) -> Tensor:
-    """Standard Gumbel noise of ``shape`` (B, …)."""
+def gumbel_noise(shape: Sequence[int], generator: Source, device: torch.device) -> Tensor:
+    """Standard Gumbel noise of ``shape`` (B, …), float32."""
     return -torch.log(-torch.log(uniform(shape, generator, device).clamp(1e-20, 1 - 1e-7)))
 
 
-def _conditioned(perturbed_BWK: Tensor, parent_BW: Tensor) -> Tensor:
+def conditioned(perturbed_BWK: Tensor, parent_BW: Tensor) -> Tensor:
     """Gumbels shifted so that the largest under each parent is the parent's own (Kool et al. 2019, appendix B.3)."""
     parent_BW1 = parent_BW[..., None]
     gap_BWK = perturbed_BWK - perturbed_BWK.amax(-1, keepdim=True)

@@ -28,6 +28,7 @@ def test_the_builder_takes_the_arguments_of_the_command_line_and_refuses_others(
 
 
 @pytest.mark.ray
+@pytest.mark.slow  # two starts of a replica, of some seconds each
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_killed_replica_comes_back_and_serves_the_catalogue_as_it_is_then(tmp_path: Path) -> None:
     from ray import serve

@@ -1,0 +1,76 @@
+"""The field's baselines beside the figures that were published for them, one row after the other.
+
+Each row is an artifact (``cluster.baseline_rows``): a killed run goes on with the row, and the epoch, that it was at.
+``bench.variants`` chooses some. One that fails is said, and the others go on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, get_args
+
+from benchmarks.compare import Comparison
+from benchmarks.harness import chosen_variants
+from benchmarks.tables import baselines_page
+from cluster.artifacts import Artifact
+from cluster.baseline_rows import make_row
+from cluster.progress import STAGE
+from genrec.baselines.ranking_files import RANKING, read_ranking
+from genrec.config import COUNTED_BASELINES, BaselineName, Config
+from genrec.data.readers import read_queries
+from genrec.errors import InputError
+
+LOG = logging.getLogger(__name__)
+
+DIRECTORY = "baselines"
+NEEDS = ("prepare", "embed")
+
+PUBLISHED: Mapping[str, Mapping[str, tuple[float, float]]] = MappingProxyType(
+    {
+        "beauty": {
+            "sasrec": (0.0859, 0.0503),  # full softmax, public rerun
+            "sasrec_bce": (0.0605, 0.0318),  # TIGER (Rajput et al. 2023), Table 1
+            "bsarec": (0.1008, 0.0611),  # its own log
+            "gru4rec": (0.0283, 0.0137),  # TIGER, Table 1
+            "bert4rec": (0.0347, 0.0170),  # TIGER, Table 1
+        },
+        "industrial": {"sasrec": (0.1088, 0.0806), "hstu": (0.1163, 0.0958)},  # MiniOneRec, Table 1
+    }
+)
+"""HR@10 and NDCG@10 by ``config.name`` and baseline."""
+
+
+def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
+    """Make and score the chosen baselines.
+
+    Raises:
+        InputError: ``bench.variants`` names one that does not exist.
+    """
+    names = chosen_variants(config, [name for name in get_args(BaselineName) if name not in COUNTED_BASELINES])
+    comparison, rows = Comparison(DIRECTORY), dict[str, dict[str, Any]]()
+    for number, name in enumerate(names, start=1):
+        rows[name] = _row(config, name, artifacts)
+        shown = "  ".join(f"{key} {value:.4f}" for key, value in rows[name].get("test", {}).items())
+        LOG.info("%d/%d %s: %s", number, len(names), name, shown or rows[name]["failed"], extra={STAGE: DIRECTORY})
+        comparison.text = baselines_page(rows, PUBLISHED.get(config.name, {}))
+        comparison.figures = {
+            f"{row}.{metric}": value for row, one in rows.items() for metric, value in one.get("test", {}).items()
+        }
+        comparison.write(config, rows)
+    return comparison
+
+
+def _row(config: Config, name: str, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+    """What a row measures: on validation, on test, and the seconds; or why there is none."""
+    from genrec.metrics import measure
+
+    try:
+        made = make_row(config, name, artifacts)
+    except InputError as error:
+        return {"failed": str(error)}
+    test = read_queries(artifacts["prepare"].path, "test")
+    ranked_QK = read_ranking(made.path / RANKING, len(test))
+    scores = measure(ranked_QK, test["target"].to_numpy().astype("int64"), (10, 50))
+    return {"test": scores, "settings": made.metrics["settings"], "ms_per_query": made.metrics["ms_per_query"]}

@@ -1,0 +1,82 @@
+"""The parts of reinforcement learning that ``benchmarks.rl_quality`` compares: what each changes in the config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from genrec.config import Config, load_config
+from genrec.errors import InputError
+
+FIXED: Mapping[str, Any] = {
+    "learning.rl.groups": "fixed",
+    "learning.rl.objective": "listwise",
+    "learning.rl.group": 24,
+    "learning.rl.kl": 1.0,
+    "learning.rl.sft": 0.0,
+    "learning.rl.ema_decay": 0.97,
+    "learning.rl.steps": 300,
+}
+"""A list-wise loss over the SFT policy's own beams, held to it by its KL."""
+
+GRPO: Mapping[str, Any] = {"learning.rl.groups": "fresh", "learning.rl.objective": "grpo"}
+
+PARTS: Mapping[str, Mapping[str, Any]] = {
+    "config": {},
+    "grpo": GRPO,
+    "listwise": FIXED,
+    "lambdarank": {**FIXED, "learning.rl.objective": "lambdarank"},
+    "recast": {**FIXED, "learning.rl.objective": "recast", "learning.rl.sft": 0.2},
+    "crossfit": {**FIXED, "learning.rl.groups": "crossfit"},
+    "fresh_listwise": {**FIXED, "learning.rl.groups": "fresh"},
+    "sibling": {**GRPO, "learning.rl.advantage": "sibling"},
+    "probability": {**GRPO, "learning.rl.candidate_weight": "probability"},
+    "target": {"learning.rl.add_target": True},
+    "gate": {"learning.rl.gate": "rank"},
+    "hints": {"learning.rl.groups": "fresh", "learning.rl.hint": 0.5},
+}
+"""What each part changes, by name; ``config`` is the config as it stands."""
+
+RECIPES = ("v0a", "v0b", "v1", "v2", "v3", "v4")
+"""The files of ``configs/versions`` whose rewards and objectives are parts, too."""
+
+START = ("learning.rl.", "rewards")
+"""What a part may change: with other keys a row would begin from another SFT policy than the others."""
+
+
+def known_parts(config: Config) -> dict[str, Mapping[str, Any]]:
+    """What each part changes, by name, those of ``bench.parts`` included."""
+    return {**PARTS, **{name: _rewards_of(name) for name in RECIPES}, **config.bench.parts}
+
+
+def _rewards_of(recipe: str) -> dict[str, Any]:
+    """The rewards of a recipe, with the objective and the advantages that they are for."""
+    own = load_config([f"versions/{recipe}"])
+    rl = {f"learning.rl.{name}": getattr(own.learning.rl, name) for name in ("objective", "advantage")}
+    return {"learning.rl.groups": "fresh", **rl, "rewards": own.rewards}
+
+
+def rows_of(config: Config) -> dict[str, Config]:
+    """The config of each row: of ``bench.variants``, or of all parts.
+
+    Raises:
+        InputError: a name that is no part, or a key that a part may not change.
+    """
+    known = known_parts(config)
+    rows = list(config.bench.variants or known)
+    if unknown := [name for row in rows for name in row.split("+") if name not in known]:
+        raise InputError(f"bench.variants names {unknown}; wanted: some of {list(known)}, alone or joined by +")
+    return {
+        row: changed(config, dict(change for name in row.split("+") for change in known[name].items())) for row in rows
+    }
+
+
+def changed(config: Config, changes: Mapping[str, Any]) -> Config:
+    """The config with other values.
+
+    Raises:
+        InputError: a key that a part may not change, that does not exist, or values that do not fit together.
+    """
+    if wrong := [key for key in changes if not key.startswith(START)]:
+        raise InputError(f"bench.parts and bench.grid change keys of {' and '.join(START)} alone; got {wrong[0]}")
+    return config.replace(dict(changes))

@@ -1,0 +1,126 @@
+"""Reading the data directory (``genrec.data.tables`` describes it): tables, streams of tables, and train queries.
+
+A log has far more events than users or items. So what holds all users or all queries in memory names the columns that
+it needs, or reads a stream; Python lists are made of the rows of one batch alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from genrec.data.shared_lists import SharedLists
+from genrec.data.tables import QUERIES, QUERY_CONTEXT, SEQUENCES, Split, require_columns, validate_items
+from genrec.errors import InputError
+
+STREAM_ROWS = 1 << 15
+"""Rows of a table of a stream at most."""
+
+HISTORY_LISTS = ("history", "events", "times")
+"""Columns of queries with an entry for each event of the history."""
+
+
+def read_items(directory: Path) -> pa.Table:
+    """The item table (schema ``ITEMS``, then extra columns), N rows in item order; InputError if it is not valid."""
+    table = _read([Path(directory) / "items.parquet"])
+    validate_items(table)
+    return table
+
+
+def read_sequences(directory: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """All users' sequences (schema ``SEQUENCES``, or some ``columns`` of it), in file order."""
+    table = _read(sequence_files(directory), columns)
+    require_columns(table, _part_of(SEQUENCES, columns), "sequences")
+    return table
+
+
+def stream_sequences(directory: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Some ``columns`` of the sequences, in file order, as tables of at most ``STREAM_ROWS`` users."""
+    return _stream(sequence_files(directory), _part_of(SEQUENCES, columns), "sequences")
+
+
+def read_queries(directory: Path, split: Split, columns: Sequence[str] | None = None) -> pa.Table:
+    """All queries of one split (schema ``QUERIES``, then ``QUERY_CONTEXT``, or some ``columns``), in file order."""
+    table = _read(query_files(directory, split), columns)
+    require_columns(table, _part_of(QUERIES, columns), f"queries/{split}")
+    for field in QUERY_CONTEXT:
+        if field.name not in table.column_names and (columns is None or field.name in columns):
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table
+
+
+def read_train_queries(directory: Path, *, with_context: bool) -> pa.Table:
+    """All train queries to learn from, in file order, in a small part of the memory that ``read_queries`` takes.
+
+    Columns ``id``, ``user``, ``user_id``, ``history`` and ``target``; ``with_context`` also ``event``, and of the
+    history ``events`` and ``times``. The lists are views into values that successive queries of a user share (see
+    ``SharedLists``): they can be sliced, filtered and taken from, but Arrow cannot cast or write them.
+    """
+    names = ["id", "user", "user_id", "history", "target"]
+    names += ["event", "events", "times"] if with_context else []
+    schema = _part_of(pa.schema([*QUERIES, *QUERY_CONTEXT]), names)
+    lists = [name for name in HISTORY_LISTS if name in names]
+    shared, rows = SharedLists(pa.schema([schema.field(name) for name in lists])), list[pa.Table]()
+    for table in _stream(query_files(directory, "train"), schema, "queries/train"):
+        shared.add(table.select(lists))
+        rows.append(table.drop_columns(lists))
+    flat = pa.concat_tables(rows).unify_dictionaries() if rows else schema.empty_table().drop_columns(lists)
+    columns = {name: flat[name] for name in flat.column_names} | dict(shared.columns())
+    return pa.table({name: columns[name] for name in names})
+
+
+def read_stats(directory: Path) -> dict[str, Any]:
+    """The contents of ``stats.json``."""
+    return json.loads((Path(directory) / "stats.json").read_text(encoding="utf-8"))
+
+
+def sequence_files(directory: Path) -> list[Path]:
+    """The sequence files, one per shard of users, in order; InputError if there are none."""
+    return _parts(Path(directory) / "sequences")
+
+
+def query_files(directory: Path, split: Split) -> list[Path]:
+    """The query files of one split, one per shard of users, in order; InputError if there are none."""
+    return _parts(Path(directory) / "queries" / split)
+
+
+def _parts(folder: Path) -> list[Path]:
+    files = sorted(folder.glob("part-*.parquet"))
+    if not files:
+        raise InputError(f"{folder}: found no part-*.parquet; run workflows.prepare first")
+    return files
+
+
+def _part_of(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
+    return schema if columns is None else pa.schema([field for field in schema if field.name in columns])
+
+
+def _read(files: list[Path], columns: Sequence[str] | None = None) -> pa.Table:
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing:
+        raise InputError(f"not found: {missing[0]}; run workflows.prepare first")
+    chosen = None if columns is None else list(columns)
+    return pa.concat_tables([pq.ParquetFile(file).read(columns=chosen) for file in files])
+
+
+def _stream(files: list[Path], schema: pa.Schema, where: str) -> Iterator[pa.Table]:
+    """The columns of ``schema`` of some files; ids of users come as dictionaries, nullable columns may be missing."""
+    for path in files:
+        with pq.ParquetFile(path, read_dictionary=["user_id"]) as file:
+            found = [field for field in schema if not field.nullable or field.name in file.schema_arrow.names]
+            require_columns(file.schema_arrow.empty_table(), _without_user_ids(pa.schema(found)), where)
+            for batch in file.iter_batches(STREAM_ROWS, columns=[field.name for field in found]):
+                table = pa.Table.from_batches([batch])
+                for field in schema:
+                    if field.name not in table.column_names:
+                        table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+                yield table
+
+
+def _without_user_ids(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([field for field in schema if field.name != "user_id"])
