@@ -118,9 +118,11 @@ def browser() -> Generator[Page]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         flags = "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --remote-debugging-pipe"
         script = f'exec "$0" {flags} --user-data-dir="$1" about:blank 3<&{command_in} 4>&{answer_out}'
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         started = subprocess.Popen(
-            ["bash", "-c", script, CHROMIUM, profile], pass_fds=(command_in, answer_out), **quiet
+            ["bash", "-c", script, CHROMIUM, profile],
+            pass_fds=(command_in, answer_out),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         os.close(command_in)
         os.close(answer_out)
