@@ -160,8 +160,16 @@ class Compute(Section):
         description="seconds in which a rollout actor with work must answer something, a new actor's start included; "
         "one that does not is started again and its requests go to the others, with twice the time",
     )
+    rollout_resources: dict[str, PositiveFloat] = Field(
+        default={},
+        description="custom resources of Ray that a rollout actor takes, which place it: {spot: 0.001} puts it on nodes "
+        "that were started with the resource spot",
+    )
     worker_cpus: float = Field(default=1.0, gt=0)
     worker_gpus: float = Field(default=0.0, ge=0, le=1)
+    worker_resources: dict[str, PositiveFloat] = Field(
+        default={}, description="custom resources of Ray that a training worker takes"
+    )
     data_actors: int = Field(
         default=1,
         ge=0,
@@ -174,6 +182,9 @@ class Compute(Section):
     )
     data_cpus: float = Field(default=1.0, gt=0)
     data_gpus: float = Field(default=0.0, ge=0)
+    data_resources: dict[str, PositiveFloat] = Field(
+        default={}, description="custom resources of Ray that a data actor takes"
+    )
     max_failures: int = Field(default=2, ge=0, description="restarts of a training worker")
     object_store_mb: PositiveInt = 512
     mlflow: str | None = Field(default=None, description="MLflow tracking server that GRPO's figures go to")
