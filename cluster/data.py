@@ -81,6 +81,7 @@ def _on_ray(config: Config, make: Callable[[], Work], shards: Sequence[int]) -> 
         compute=ActorPoolStrategy(size=min(compute.data_actors, len(shards))),
         num_cpus=compute.data_cpus,
         num_gpus=compute.data_gpus or None,
+        resources=compute.data_resources,
     )
     return iter(results.iter_rows())
 

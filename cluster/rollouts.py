@@ -118,9 +118,11 @@ def start_actors(spec: RunSpec, count: int) -> list[Any]:
     make = ray.remote(RolloutWorker).options(
         num_cpus=compute.rollout_cpus,
         num_gpus=compute.rollout_gpus,
+        resources=compute.rollout_resources,
         max_restarts=-1,
-        # An actor made inside a trial would otherwise wait for room in the trial's placement group.
-        scheduling_strategy="DEFAULT",
+        # A node that is lost takes few of them. Also, an actor made inside a trial would without a strategy of its own
+        # wait for room in the trial's placement group.
+        scheduling_strategy="SPREAD",
     )
     return [make.remote(spec) for _ in range(count)]
 

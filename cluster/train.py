@@ -145,7 +145,13 @@ def train_on_ray(loop: Callable[[], None], config: Config, out: Path, name: str,
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=gpus,
-            resources_per_worker={"CPU": compute.worker_cpus} | ({"GPU": compute.worker_gpus} if gpus else {}),
+            resources_per_worker={
+                "CPU": compute.worker_cpus,
+                **({"GPU": compute.worker_gpus} if gpus else {}),
+                **compute.worker_resources,
+            },
+            # Workers exchange gradients at each step: on few nodes. Rollout actors are spread (``start_actors``).
+            placement_strategy="PACK",
         ),
         run_config=RunConfig(
             name=name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from genrec.config.baselines import COUNTED_BASELINES, BaselineName
 from genrec.config.section import SPEED, Effect, Section
@@ -162,8 +162,8 @@ class Compute(Section):
     )
     rollout_resources: dict[str, PositiveFloat] = Field(
         default={},
-        description="custom resources of Ray that a rollout actor takes, which place it: {spot: 0.001} puts it on nodes "
-        "that were started with the resource spot",
+        description="custom resources of Ray that a rollout actor takes, which place it: {spot: 0.001} puts it on "
+        "nodes that were started with the resource spot",
     )
     worker_cpus: float = Field(default=1.0, gt=0)
     worker_gpus: float = Field(default=0.0, ge=0, le=1)
