@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.node_check import require_nodes
+from cluster.node_files import NodeFiles, files_in_work, on_this_node, ray_storage
 from cluster.progress import WORKER_LOG, log_to_file, tail_log
 from cluster.resources import cap_memory
 from cluster.session import connect, require_resources
@@ -135,12 +137,13 @@ def train_on_ray(loop: Callable[[], None], config: Config, out: Path, name: str,
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    compute = config.compute
+    compute, files = config.compute, files_in_work()
+    require_nodes(config)
     cpus = workers * compute.worker_cpus + actors * compute.rollout_cpus
     require_resources(config, name, cpus, workers * compute.worker_gpus + actors * compute.rollout_gpus)
     gpus = compute.worker_gpus > 0
     trainer = TorchTrainer(
-        partial(_worker_entry, loop, out),
+        partial(_worker_entry, loop, out, files),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers,
@@ -155,7 +158,7 @@ def train_on_ray(loop: Callable[[], None], config: Config, out: Path, name: str,
         ),
         run_config=RunConfig(
             name=name,
-            storage_path=str(out / "train"),
+            **ray_storage(config, out / "train"),
             failure_config=FailureConfig(max_failures=compute.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
@@ -163,17 +166,26 @@ def train_on_ray(loop: Callable[[], None], config: Config, out: Path, name: str,
     out.mkdir(parents=True, exist_ok=True)
     refused = out / REFUSED
     refused.unlink(missing_ok=True)
+    if files is not None:
+        files.offer()
     with tail_log(out):
         try:
             trainer.fit()
         except WorkerGroupError:
+            _collect(files)
             if not refused.is_file():
                 raise
+    _collect(files)
     if refused.is_file():
         raise InputError(refused.read_text(encoding="utf-8"))
 
 
-def _worker_entry(loop: Callable[[], None], out: Path) -> None:
+def _collect(files: NodeFiles | None) -> None:
+    if files is not None:
+        files.collect()
+
+
+def _worker_entry(loop: Callable[[], None], out: Path, files: NodeFiles | None = None) -> None:
     """In a Ray Train worker: what it logs goes to the driver by file, Ray's own reports to Ray's logs.
 
     A loop that refused its input is not tried again: workers that are started after that end at once.
@@ -183,7 +195,7 @@ def _worker_entry(loop: Callable[[], None], out: Path) -> None:
     if (out / REFUSED).is_file():
         return
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    with log_to_file(out):
+    with on_this_node(files), log_to_file(out):
         try:
             loop()
         except InputError as error:

@@ -18,6 +18,7 @@ from cluster.artifacts import Artifact, shown_path
 from cluster.policy_predictor import OWN, PolicyPredictor, TunedSearch
 from cluster.stages import refit
 from cluster.stages.plan import Plan, StageRun
+from cluster.store_folders import publish_in_store
 from cluster.train import read_summary
 from genrec.baselines.train_log import TRAIN_COLUMNS
 from genrec.config import Config, to_yaml
@@ -79,6 +80,7 @@ def publish(run: StageRun, artifact: Artifact) -> None:
     link.unlink(missing_ok=True)
     link.symlink_to(kept.name)
     link.replace(newest)
+    publish_in_store(run.config, kept, (kept, newest), last="recommender.json")
     LOG.info("headline: %s", artifact.metrics["headline"])
     LOG.info("report: %s (kept at %s)", shown_path(newest / "report.html"), kept.name)
 

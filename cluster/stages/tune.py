@@ -11,6 +11,7 @@ from typing import Any
 
 from cluster import reward_file
 from cluster.artifacts import Artifact
+from cluster.node_files import NodeFiles, files_in_work, on_this_node, ray_storage
 from cluster.session import configure_process, connect
 from cluster.stages.grpo import grpo_loop, rl_settings, spec_of
 from cluster.stages.plan import Plan, StageRun
@@ -58,10 +59,14 @@ def run_search(spec: RunSpec) -> list[dict[str, Any]]:
     from ray import tune
     from ray.tune.search import BasicVariantGenerator
 
-    trainable = tune.with_resources(partial(_trial, spec=spec), {"cpu": 0.1})
-    storage = spec.out / "trials"
-    if tune.Tuner.can_restore(str(storage / "search")):
-        tuner = tune.Tuner.restore(str(storage / "search"), trainable, restart_errored=True)
+    files = files_in_work()
+    if files is not None:
+        files.offer()
+    trainable = tune.with_resources(partial(_trial, spec=spec, files=files), {"cpu": 0.1})
+    where = ray_storage(config, spec.out / "trials")
+    before, filesystem = f"{where['storage_path']}/search", where.get("storage_filesystem")
+    if tune.Tuner.can_restore(before, filesystem):
+        tuner = tune.Tuner.restore(before, trainable, restart_errored=True, storage_filesystem=filesystem)
     else:
         space = {name: tune.uniform(low, high) for name, (low, high) in config.tune.space.items()}
         tuner = tune.Tuner(
@@ -74,9 +79,11 @@ def run_search(spec: RunSpec) -> list[dict[str, Any]]:
                 max_concurrent_trials=config.tune.max_concurrent,
                 search_alg=BasicVariantGenerator(random_state=config.seed),
             ),
-            run_config=tune.RunConfig(name="search", storage_path=str(storage), verbose=0),
+            run_config=tune.RunConfig(name="search", verbose=0, **where),
         )
     results = tuner.fit()
+    if files is not None:
+        files.collect()
     for error in results.errors:
         LOG.warning("a trial failed: %s", error)
     trials = [
@@ -85,11 +92,17 @@ def run_search(spec: RunSpec) -> list[dict[str, Any]]:
         if result.metrics and "ndcg@10" in result.metrics
     ]
     if not trials:
-        raise InputError(f"no trial of the search finished; their errors are under {storage}")
+        raise InputError(f"no trial of the search finished; their errors are under {where['storage_path']}")
     return sorted(trials, key=lambda trial: (-trial["ndcg@10"], -trial["last"]))
 
 
-def _trial(weights: dict[str, float], spec: RunSpec) -> dict[str, float]:
+def _trial(weights: dict[str, float], spec: RunSpec, files: NodeFiles | None) -> dict[str, float]:
+    """``_run_trial`` where the trial's process is."""
+    with on_this_node(files):
+        return _run_trial(weights, spec)
+
+
+def _run_trial(weights: dict[str, float], spec: RunSpec) -> dict[str, float]:
     """One GRPO run with ``weights`` over the config's; returns its best validation and its gain over the SFT policy."""
     configure_process(spec.config)
     from ray import tune

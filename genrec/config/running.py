@@ -187,6 +187,11 @@ class Compute(Section):
     )
     max_failures: int = Field(default=2, ge=0, description="restarts of a training worker")
     object_store_mb: PositiveInt = 512
+    cache: str = Field(
+        default="~/.cache/genrec",
+        min_length=1,
+        description="directory of each node for what it has of a storage that is a URL",
+    )
     mlflow: str | None = Field(default=None, description="MLflow tracking server that GRPO's figures go to")
 
     @property
