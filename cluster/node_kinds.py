@@ -11,8 +11,8 @@ from typing import Any
 
 from genrec.errors import InputError
 
-UNITS = {"": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
-UNITS |= {f"{unit}i": 2.0 ** (10 * power) for power, unit in enumerate("KMGTP", start=1)}
+_DECIMAL = {"": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+UNITS: Mapping[str, float] = _DECIMAL | {f"{unit}i": 2.0 ** (10 * power) for power, unit in enumerate("KMGTP", start=1)}
 GPU = "nvidia.com/gpu"
 
 Resources = Mapping[str, float]

@@ -233,7 +233,9 @@ def _s3(url: str) -> tuple[fs.FileSystem, str]:
     endpoint = options.get("endpoint_override", "")
     if "://" in endpoint:
         options["scheme"], _, options["endpoint_override"] = endpoint.partition("://")
-    chosen: dict[str, Any] = {"retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=REQUEST_TRIES), **options}
+    tries = fs.AwsStandardS3RetryStrategy(max_attempts=REQUEST_TRIES)
+    # A small file is one request, where it is not opened before it is written.
+    chosen: dict[str, Any] = {"retry_strategy": tries, "allow_delayed_open": True, **options}
     return fs.S3FileSystem(**chosen), f"{parts.netloc}{parts.path}".rstrip("/")
 
 
