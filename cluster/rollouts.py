@@ -82,13 +82,13 @@ class RolloutWorker:
             self._adopt(snapshot)
             return generate(*where, queries, self._settings, version=snapshot.version, seed=self._seed)
 
-    def ranks(self, snapshot: Snapshot, queries: Sequence[Query], search: Search) -> Any:
-        """Ranks (Q,) of the targets of ``queries`` under ``snapshot``."""
-        from genrec.evaluation.validate import target_ranks
+    def answers(self, snapshot: Snapshot, queries: Sequence[Query], search: Search) -> Any:
+        """Ranks of the targets of ``queries`` under ``snapshot`` and the items listed, (Q, 1 + listed)."""
+        from genrec.evaluation.validate import answers
 
         with self._busy:
             self._adopt(snapshot)
-            return target_ranks(self._policy, self._prompts, self._trie, queries, search)
+            return answers(self._policy, self._prompts, self._trie, queries, search)
 
     def _adopt(self, snapshot: Snapshot) -> None:
         """Load a snapshot unless it is loaded; every tensor must be bound, and its bytes must arrive unchanged.
@@ -171,10 +171,10 @@ class RayRollouts:
         """Validation of snapshots on these actors, between the batches that they generate."""
         return RemoteValidator(self, validator)
 
-    def ranks(self, snapshot: Snapshot, requests: Sequence[Sequence[Query]], search: Search) -> RayTicket:
-        """Request the targets' ranks of ``requests``, each from the least busy actor; returns at once."""
+    def answers(self, snapshot: Snapshot, requests: Sequence[Sequence[Query]], search: Search) -> RayTicket:
+        """Request the answers to ``requests``, each from the least busy actor; returns at once."""
         sent = self.put(snapshot)
-        return RayTicket([self._send("ranks", (sent, part, search)) for part in requests])
+        return RayTicket([self._send("answers", (sent, part, search)) for part in requests])
 
     def fetched(self, ticket: RayTicket) -> list[Any]:
         """Wait for all answers. Requests of dead or hanging actors and of lost nodes are sent to the others.
@@ -289,8 +289,8 @@ class RemoteValidator:
         self._rollouts, self._validator = rollouts, validator
 
     def submit(self, snapshot: Snapshot) -> RayTicket:
-        """Request the ranks of this worker's share; returns at once."""
-        return self._rollouts.ranks(snapshot, self._validator.requests, self._validator.search)
+        """Request the answers to this worker's share; returns at once."""
+        return self._rollouts.answers(snapshot, self._validator.requests, self._validator.search)
 
     def collect(self, ticket: RayTicket) -> Mapping[str, Any]:
         """Metrics per query, of all workers' shares."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from genrec.learning.rewards import RewardFunction
     from genrec.learning.rl.guard import SnapshotValidator
     from genrec.learning.rl.learner import GrpoLearner
+    from genrec.learning.rl.trainer import OnValidation
     from genrec.policy.model import Policy
     from genrec.policy.prompts import Prompts
     from genrec.sid.catalog import Catalog
@@ -78,8 +79,12 @@ class _RlParts:
     accelerator: Accelerator
 
 
-def grpo_loop(spec: RunSpec) -> None:
-    """What every GRPO learner runs, all of them with the same rollout actors; rank 0 writes the result."""
+def grpo_loop(spec: RunSpec, on_validation: OnValidation | None = None) -> None:
+    """What every GRPO learner runs, all of them with the same rollout actors; rank 0 writes the result.
+
+    Args:
+        on_validation: told by rank 0 of every version that is validated.
+    """
     configure_process(spec.config)
     from genrec.data.tables import read_queries
     from genrec.learning.rl.query_sampler import QueryStream
@@ -104,6 +109,7 @@ def grpo_loop(spec: RunSpec) -> None:
         checkpoints=make_checkpoints(spec),
         validator=validator,
         callback=telemetry,
+        on_validation=on_validation if rank == 0 else None,
     )
     with closing(telemetry):
         state = trainer.run()
@@ -134,10 +140,12 @@ def _fixed_groups(directory: Path, built: _RlParts, train: pa.Table) -> tuple[Ro
 
 
 def _make_validator(spec: RunSpec, built: _RlParts) -> Validator:
-    from genrec.data.tables import read_queries, read_sequences
+    from genrec.data.tables import read_items, read_queries, read_sequences
+    from genrec.evaluation.slices import category_numbers
     from genrec.evaluation.validate import Search, Validator
 
     config = spec.config
+    search = Search.of(VALIDATION_WIDTH, read_sequences(spec.data), len(built.catalog), config.data.max_history)
     counts_N = built.reward.context.counts_N
     if counts_N is None:
         raise RuntimeError("the reward context was read without train counts")
@@ -147,9 +155,10 @@ def _make_validator(spec: RunSpec, built: _RlParts) -> Validator:
         built.catalog.trie,
         built.accelerator,
         count=config.learning.rl.eval_queries,
-        search=Search.of(VALIDATION_WIDTH, read_sequences(spec.data), len(built.catalog), config.data.max_history),
+        search=replace(search, listed=10),
         batch_size=config.decode.batch_size,
         train_counts_N=counts_N.numpy(),
+        category_N=category_numbers(read_items(spec.data)),
     )
 
 

@@ -15,6 +15,7 @@ from genrec import metrics
 from genrec.baselines.buckets import popularity_bucket
 from genrec.baselines.train_log import recent_history, train_log
 from genrec.data.tables import to_queries
+from genrec.evaluation.spread import category_entropy
 from genrec.inference.batch import without_seen
 from genrec.inference.prior import RankedItems
 from genrec.metrics import IntArray
@@ -29,11 +30,13 @@ from genrec.types import Query, Snapshot
 class Search:
     """How validation searches: the ``width`` best items, without the last ``masked`` of the history (0: with them).
 
-    As in the evaluation, a beam that is wider by ``masked`` makes up for the items that are left out.
+    As in the evaluation, a beam that is wider by ``masked`` makes up for the items that are left out. The first
+    ``listed`` items are part of the answer, for metrics of what is recommended besides the target's rank.
     """
 
     width: int
     masked: int = 0
+    listed: int = 0
 
     @staticmethod
     def of(width: int, sequences: pa.Table, n_items: int, max_history: int) -> Search:
@@ -41,8 +44,10 @@ class Search:
         return Search(width, max_history if train_log(sequences, n_items).mask_seen else 0)
 
 
-def target_ranks(policy: Policy, prompts: Prompts, trie: Trie, queries: Sequence[Query], search: Search) -> Tensor:
-    """Rank (from 1) of each query's target among the items of ``search``, 0 if it is missing; (Q,) on the CPU."""
+def answers(policy: Policy, prompts: Prompts, trie: Trie, queries: Sequence[Query], search: Search) -> Tensor:
+    """(Q, 1 + listed) on the CPU: the rank (from 1) of each query's target among the items of ``search``, 0 if it is
+    missing, and the first ``search.listed`` items, -1 for none.
+    """
     policy.eval()
     histories, targets_Q = [query.history for query in queries], np.array([query.target for query in queries])
     tokens_BP, mask_BP = (t.to(policy.device) for t in prompts.encode(histories, [query.context for query in queries]))
@@ -52,18 +57,21 @@ def target_ranks(policy: Policy, prompts: Prompts, trie: Trie, queries: Sequence
     if search.masked:
         table = pa.table({"history": pa.array(histories, pa.list_(pa.int64()))})
         found = without_seen(found, recent_history(table, search.masked), search.width)
-    return torch.from_numpy(metrics.target_ranks(found.items_QK, targets_Q))
+    ranks_Q = torch.from_numpy(metrics.target_ranks(found.items_QK, targets_Q))
+    return torch.cat([ranks_Q[:, None], torch.from_numpy(found.items_QK[:, : search.listed]).long()], dim=1)
 
 
 class Validator:
     """HR@10, HR@50 and NDCG@10 of a policy on ``count`` validation queries (item level, beam search).
 
-    The queries are divided among the workers of ``accelerator`` and their ranks are summed over workers, so every
+    The queries are divided among the workers of ``accelerator`` and their answers are summed over workers, so every
     worker has the metrics of all queries.
 
     Args:
         search: the items that are searched for; with fewer than 50 there is no HR@50.
         train_counts_N: train events per item; adds HR@50 of tail and unseen targets (see ``BUCKETS``).
+        category_N: number of each item's category, -1 for none; adds the entropy of the categories of the first 10
+            items, in bits, where ``search`` lists them.
     """
 
     def __init__(
@@ -77,6 +85,7 @@ class Validator:
         search: Search,
         batch_size: int,
         train_counts_N: IntArray | None = None,
+        category_N: IntArray | None = None,
     ) -> None:
         sample = to_queries(queries.take(np.sort(np.random.default_rng(0).permutation(queries.num_rows)[:count])))
         own = sample[accelerator.process_index :: accelerator.num_processes]
@@ -84,6 +93,7 @@ class Validator:
         self.search = search
         self._count, self._accelerator, self._prompts = len(sample), accelerator, prompts
         self._trie = trie.to(accelerator.device)
+        self._category_N = category_N if category_N is not None and (category_N >= 0).any() else None
         self._tail_Q: Tensor | None = None
         if train_counts_N is not None:
             bucket_Q = popularity_bucket(train_counts_N)[[query.target for query in sample]]
@@ -91,27 +101,30 @@ class Validator:
 
     def __call__(self, policy: Policy) -> dict[str, float]:
         """Mean metrics of ``policy`` as it stands."""
-        return {name: float(values_Q.nanmean()) for name, values_Q in self.values(self.ranks(policy)).items()}
+        return {name: float(values_Q.nanmean()) for name, values_Q in self.values(self.answers(policy)).items()}
 
-    def ranks(self, policy: Policy) -> list[Tensor]:
-        """The targets' ranks, (Q,) for each of this worker's ``requests``."""
-        return [target_ranks(policy, self._prompts, self._trie, part, self.search) for part in self.requests]
+    def answers(self, policy: Policy) -> list[Tensor]:
+        """The function ``answers``, (Q, 1 + listed), of each of this worker's ``requests``."""
+        return [answers(policy, self._prompts, self._trie, part, self.search) for part in self.requests]
 
-    def values(self, ranks: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Metrics per query, (Q,), from the ranks of all workers' ``requests``; NaN where one does not apply.
+    def values(self, found: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Metrics per query, (Q,), from the answers to all workers' ``requests``; NaN where one does not apply.
 
         Args:
-            ranks: those of this worker's requests.
+            found: those of this worker's requests.
         """
         accelerator = self._accelerator
-        all_Q = torch.zeros(self._count, device=accelerator.device)
-        if ranks:
-            own_Q = torch.cat(list(ranks)).to(all_Q)
-            all_Q[accelerator.process_index :: accelerator.num_processes] = own_Q
-        reduced: Tensor = accelerator.reduce(all_Q, "sum")  # pyright: ignore[reportAssignmentType]
-        ranks_Q = reduced.cpu().double()
+        all_QA = torch.zeros(self._count, 1 + self.search.listed, device=accelerator.device, dtype=torch.float64)
+        if found:
+            own_QA = torch.cat(list(found)).to(all_QA)
+            all_QA[accelerator.process_index :: accelerator.num_processes] = own_QA
+        reduced: Tensor = accelerator.reduce(all_QA, "sum")  # pyright: ignore[reportAssignmentType]
+        ranks_Q, items_QA = reduced.cpu()[:, 0], reduced.cpu()[:, 1:].long()
         hit10_Q = ((ranks_Q > 0) & (ranks_Q <= 10)).double()
         values = {"hr@10": hit10_Q, "ndcg@10": hit10_Q / (ranks_Q + 1).clamp(min=2).log2()}
+        if self._category_N is not None and self.search.listed:
+            entropy_Q, _ = category_entropy(items_QA.numpy(), self._category_N)
+            values[f"category_entropy@{self.search.listed}"] = torch.from_numpy(entropy_Q)
         if self.search.width < 50:
             return values
         values["hr@50"] = ((ranks_Q > 0) & (ranks_Q <= 50)).double()
@@ -129,9 +142,9 @@ class LocalValidator:
         self._validator, self._policy = validator, policy
 
     def submit(self, snapshot: Snapshot) -> list[Tensor]:
-        """The ranks of this worker's queries."""
+        """The answers to this worker's queries."""
         with self._policy.using(snapshot.tensors):
-            return self._validator.ranks(self._policy)
+            return self._validator.answers(self._policy)
 
     def collect(self, ticket: list[Tensor]) -> Mapping[str, Tensor]:
         """Metrics per query, of all workers' queries."""

@@ -9,7 +9,7 @@ from support.synthetic import random_catalog, small_policy
 from genrec import metrics
 from genrec.baselines.train_log import recent_history
 from genrec.baselines.tuning import fit_baselines
-from genrec.evaluation.validate import Search, target_ranks
+from genrec.evaluation.validate import Search, answers
 from genrec.inference.batch import without_seen
 from genrec.inference.prior import RankedItems
 from genrec.policy.decoding.beam import beam
@@ -39,7 +39,9 @@ def test_seen_items_are_masked_exactly_where_the_evaluation_masks_them(repeats: 
     if not repeats:  # what cluster.batch_inference does with the answers of the evaluation
         ranked = without_seen(ranked, recent_history(pa.table({"history": histories}), HISTORY), 10)
     wanted = metrics.target_ranks(ranked.items_QK, np.array([query.target for query in queries]))
-    assert torch.equal(target_ranks(policy, prompts, catalog.trie, queries, search), torch.from_numpy(wanted))
+    assert torch.equal(answers(policy, prompts, catalog.trie, queries, search)[:, 0], torch.from_numpy(wanted))
+    listed = answers(policy, prompts, catalog.trie, queries, Search(10, search.masked, listed=4))[:, 1:]
+    assert listed.tolist() == ranked.items_QK[:, :4].tolist()
     seen = [Query(0, 0, (best[0],), best[0])]
-    rank = int(target_ranks(policy, prompts, catalog.trie, seen, Search(40, search.masked)))
+    rank = int(answers(policy, prompts, catalog.trie, seen, Search(40, search.masked))[0, 0])
     assert (rank > 0) == repeats

@@ -61,6 +61,7 @@ class Guard:
         self._validator, self._settings, self._state = validator, settings, state
         self._base: dict[str, Tensor] = {}
         self._pending: tuple[Snapshot, Any] | None = None
+        self._untold: list[tuple[int, Mapping[str, Tensor]]] = []
 
     def submit(self, snapshot: Snapshot) -> None:
         """Start to validate ``snapshot``; with a synchronous validator this blocks and collects the metrics."""
@@ -84,7 +85,13 @@ class Guard:
         elif metrics["ndcg@10"] > self._state.best_score:
             self._state.best_score, self._state.best_step = metrics["ndcg@10"], snapshot.version
             self._state.best = dict(snapshot.tensors)
+        self._untold.append((snapshot.version, values))
         return True
+
+    def take_validated(self) -> list[tuple[int, Mapping[str, Tensor]]]:
+        """The versions that were validated since the last call, each with its metrics per query, (Q,)."""
+        untold, self._untold = self._untold, []
+        return untold
 
     def is_validated(self, version: int) -> bool:
         """Whether the metrics of ``version`` have been collected."""
