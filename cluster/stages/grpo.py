@@ -20,6 +20,7 @@ from genrec.config import Config
 if TYPE_CHECKING:
     import pyarrow as pa
     from accelerate import Accelerator
+    from torch import Tensor
 
     from genrec.evaluation.validate import Validator
     from genrec.learning.rewards import RewardFunction
@@ -114,6 +115,16 @@ def grpo_loop(spec: RunSpec, on_validation: OnValidation | None = None) -> None:
     with closing(telemetry):
         state = trainer.run()
     save_result(spec, built.policy, built.catalog, state, accelerator)
+
+
+def validated_start(spec: RunSpec) -> dict[str, Tensor]:
+    """Metrics per validation query, (Q,), of the policy that a run begins with."""
+    configure_process(spec.config)
+    from genrec.evaluation.validate import LocalValidator
+
+    built, _ = _make_learner(spec, make_accelerator(spec.config))
+    validator = LocalValidator(_make_validator(spec, built), built.policy)
+    return dict(validator.collect(validator.submit(built.policy.snapshot(0))))
 
 
 def _make_learner(spec: RunSpec, accelerator: Accelerator) -> tuple[_RlParts, GrpoLearner]:

@@ -1,5 +1,4 @@
-"""What a search does to a config: which key a name of ``tune.space`` means, a trial's config, and the space's corners.
-"""
+"""What a search does to a config: the keys that ``tune.space`` means, a trial's config, the space's corners."""
 
 from __future__ import annotations
 

@@ -76,8 +76,9 @@ class Dimension(Section):
         """Whether a search of this dimension may come to ``value``."""
         if self.low is None or self.high is None:
             return value in self.values
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return is_number and self.low <= value <= self.high and (self.kind != "int" or value % 1 == 0)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        return self.low <= value <= self.high and (self.kind != "int" or value % 1 == 0)
 
 
 class Tune(Section):
@@ -152,7 +153,7 @@ class Tune(Section):
             and uncounted,
             f"tune.space: kind=grid of {listed} is for tune.searcher=grid; take choice": self.searcher != "grid"
             and listed,
-            f"the grid of tune.space has {self.grid_size} points, and tune.trials is {self.trials}; raise tune.trials": (
+            f"the grid has {self.grid_size} points, and tune.trials is {self.trials}; raise tune.trials": (
                 self.searcher == "grid" and not uncounted and self.grid_size > self.trials
             ),
             f"tune.finalists={self.finalists} of tune.trials={self.trials} cannot be": self.finalists > self.trials,
