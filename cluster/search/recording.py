@@ -65,10 +65,11 @@ def read_trials(out: Path, name: str, seed: int = 0) -> list[TrialRecord]:
 def _trial(out: Path, state: Mapping[str, Any], seed: int) -> TrialRecord:
     report, point = _read(out / "runs" / state["id"] / REPORT), dict(state["point"])
     own_seed = point.pop(SEED, seed)
-    found = {name: report[name] for name in FIELDS if name in report}
+    found: dict[str, Any] = {name: report[name] for name in FIELDS if name in report}
     error = report.get("error") or state["error"]
     status = _status(state["status"], str(report.get("status", "")))
     ended_badly = status in ("failed", "diverged")
+    found["feasible"] = bool(found.get("feasible")) and not ended_badly
     return TrialRecord(
         id=state["id"],
         name=state["name"],
@@ -76,7 +77,7 @@ def _trial(out: Path, state: Mapping[str, Any], seed: int) -> TrialRecord:
         seed=own_seed,
         status=status,
         error=error if ended_badly else None,
-        **{**found, "feasible": bool(found.get("feasible")) and not ended_badly},
+        **found,
     )
 
 
@@ -143,7 +144,7 @@ def make_record(
     """``head`` with the trials, the front, the config's own trial and what was used; ``parts`` are further fields."""
     placed, used = with_front(trials, head.objectives), _read(out / USED)
     default = next((one for one in placed if _same(one.values, own)), None)
-    budget = {
+    budget: dict[str, Any] = {
         **head.budget.model_dump(),
         "used_trials": len(placed),
         "used_hours": round(used.get("hours", 0.0), 5),

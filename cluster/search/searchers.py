@@ -44,7 +44,11 @@ def make_searcher(config: Config) -> Any:
     from ray.tune.search import BasicVariantGenerator
 
     grid = tune.searcher == "grid"
-    return BasicVariantGenerator(random_state=config.seed, points_to_evaluate=None if grid else first or None)
+    return BasicVariantGenerator(
+        random_state=config.seed,
+        points_to_evaluate=None if grid else first or None,
+        max_concurrent=tune.max_concurrent,
+    )
 
 
 def make_scheduler(config: Config) -> Any:
@@ -69,7 +73,7 @@ def make_scheduler(config: Config) -> Any:
     if tune.searcher == "pb2":
         from ray.tune.schedulers.pb2 import PB2
 
-        bounds = {key: [one.low, one.high] for key, one in dimensions(config).items()}
+        bounds: dict[str, Any] = {key: [one.low, one.high] for key, one in dimensions(config).items()}
         return PB2(**by_step, perturbation_interval=distance, hyperparam_bounds=bounds, quantile_fraction=0.25)
     return None
 
@@ -81,8 +85,10 @@ def samples(config: Config) -> int:
 
 def objective(config: Config) -> tuple[str | list[str], str | list[str]]:
     """Metric and mode: the score; several objectives by their names."""
-    names = list(config.tune.objectives)
-    return (SCORE, "max") if len(names) == 1 else (names, ["max"] * len(names))
+    names: list[str] = list(config.tune.objectives)
+    if len(names) == 1:
+        return SCORE, "max"
+    return names, ["max"] * len(names)
 
 
 def _first_points(config: Config) -> list[dict[str, Any]]:

@@ -83,9 +83,11 @@ def _new_tuner(search: SearchSpec, trainable: Callable[..., None], experiment: E
         space, budget = param_space(config), (config.tune.hours, config.tune.gpu_hours)
         options: dict[str, Any] = {"search_alg": make_searcher(config), "scheduler": make_scheduler(config)}
         options["num_samples"] = samples(config)
+        if config.tune.searcher == "optuna":  # The other searchers hold the limit themselves.
+            options["max_concurrent_trials"] = config.tune.max_concurrent
     else:
         space, budget = {"point": tune.grid_search([dict(point) for point in points])}, (None, None)
-        options = {}
+        options = {"max_concurrent_trials": config.tune.max_concurrent}
     gpus = trial_resources(config)[1]
     watch = SearchWatch(out, experiment.name, config.seed, gpus, experiment.head, own_values(config))
     failures = 0 if is_one_process(config) else config.compute.max_failures
@@ -94,7 +96,6 @@ def _new_tuner(search: SearchSpec, trainable: Callable[..., None], experiment: E
         param_space=space,
         tune_config=tune.TuneConfig(
             **options,
-            max_concurrent_trials=config.tune.max_concurrent,
             reuse_actors=is_one_process(config) and not search.population,
             trial_name_creator=trial_name,
             trial_dirname_creator=trial_folder,
