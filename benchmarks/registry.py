@@ -25,6 +25,7 @@ BENCHMARKS: Mapping[str, str] = MappingProxyType(
         "tasks": "what other tasks give to, or take from, the next item at equal steps: NDCG@10, HR@10",
         "chat": "conversations with a policy: the share that ends, with an item where one belongs, and the right one",
         "rewards": "GRPO with each reward or setting: the gain over SFT, the tail, coverage, what the updates did",
+        "tune": "a search compared with the same GRPO runs by hand; ASHA with random search on the same trials",
         "recipes": "the recipes of the design documents trained whole, SFT and RL, beside what was claimed of them",
         "searches": "beams with and without priors, diverse and stochastic beams, samples: NDCG, coverage, validity",
         "chaos": "a small `full` whose processes are killed at random, again and again: its files are compared with an "

@@ -112,6 +112,14 @@ def begin_trial(search: SearchSpec, trial: str, name: str, values: Mapping[str, 
         shutil.rmtree(out / left, ignore_errors=True)
 
 
+def run_by_hand(search: SearchSpec, trial: str, values: Mapping[str, Any]) -> None:
+    """The GRPO run of a trial as one would start it without a search, in this process."""
+    out = search.trial_directory(trial)
+    out.mkdir(parents=True, exist_ok=True)
+    spec = replace(search.run, config=_in_this_process(trial_config(search.config, values)), out=out)
+    run_training(grpo_loop, spec, trial)
+
+
 def _in_this_process(config: Config) -> Config:
     return config.replace({"compute.workers": 0}) if is_one_process(config) else config
 
