@@ -141,6 +141,6 @@ def name_of(values: Mapping[str, Any]) -> str:
     return ",".join(f"{key.rsplit('.', 1)[-1]}={_short(value)}" for key, value in sorted(values.items()))
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = f"{value:.3g}" if isinstance(value, float) else str(value)
     return "".join(sign if sign.isalnum() or sign in ".-+_" else "_" for sign in text)

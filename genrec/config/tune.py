@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_serializer, model_validator
 
 from genrec.config.section import SPEED, Section
 
@@ -60,6 +60,14 @@ class Dimension(Section):
             raise ValueError(f"kind=int wants whole numbers; got {self.low:g} and {self.high:g}")
         return self
 
+    @model_serializer
+    def _short(self) -> list[float | None] | dict[str, Any]:
+        """As it is written in a config: a uniform range as ``[low, high]``."""
+        if self.kind == "uniform":
+            return [self.low, self.high]
+        ends = {"low": self.low, "high": self.high} if self.low is not None else {"values": list(self.values)}
+        return {"kind": self.kind, **ends}
+
     def ends(self) -> tuple[Scalar, ...]:
         """The extreme values: both ends of a range, every one of ``values``."""
         if self.low is None or self.high is None:
@@ -82,19 +90,17 @@ class Dimension(Section):
 
 
 class Tune(Section):
-    """A search over config keys: each trial is a short GRPO run with other values, validated as it goes.
-
-    ``space`` maps a reward, as in ``prefix``, or any key that changes training, as in ``learning.rl.kl``, to where it
-    is searched: ``[low, high]``, or ``{kind: uniform | loguniform | int, low, high}``, or ``{kind: choice | grid,
-    values}``.
-    """
+    """A search over config keys: each trial is a short GRPO run with other values."""
 
     space: dict[str, Dimension] = Field(
         default={
             "rank_log": Dimension(low=-0.3, high=0.0),
             "prefix": Dimension(low=0.0, high=0.5),
             "diversity": Dimension(low=0.0, high=0.3),
-        }
+        },
+        description="a reward, as in prefix, or a key of rewards, learning, sid, embed or policy, as in learning.rl.kl, "
+        "to where it is searched: [low, high], or a mapping of kind uniform, loguniform or int with low and high, or of "
+        "kind choice or grid with values",
     )
     searcher: Literal["random", "grid", "optuna", "pb2"] = Field(
         default="random",
