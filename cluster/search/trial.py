@@ -82,6 +82,9 @@ def run_trial(values: dict[str, Any], search: SearchSpec) -> None:
     from ray import tune
 
     context = tune.get_context()
+    before = _read(search.trial_directory(str(context.get_trial_id())) / REPORT)
+    if before.get("status") == "diverged":  # It would again: the run is a function of its values and its seed.
+        raise InputError(before["error"])
     point = dict(values.get("point", values))
     seed = point.pop(SEED, None)
     try:

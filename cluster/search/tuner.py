@@ -16,6 +16,7 @@ from cluster.search.trial import SearchSpec, is_one_process, run_trial
 from cluster.session import require_resources
 from genrec.config import Config
 from genrec.config.search_space import own_values
+from genrec.data.files import write_text
 from genrec.evaluation.search_record import SearchRecord, TrialRecord
 
 DRIVER_CPUS = 0.1
@@ -61,12 +62,16 @@ def run_experiment(search: SearchSpec, experiment: Experiment) -> list[TrialReco
     A killed experiment goes on where it was: finished trials are kept, the others go on from their checkpoints.
     """
     storage = search.run.out / "tune"
+    ended = storage / f"{experiment.name}.ended"
+    if ended.is_file():
+        return read_trials(search.run.out, experiment.name, search.config.seed)
     trainable = tune.with_resources(partial(run_trial, search=search), _request(search.config))
     if tune.Tuner.can_restore(str(storage / experiment.name)):
         tuner = tune.Tuner.restore(str(storage / experiment.name), trainable, restart_errored=True)
     else:
         tuner = _new_tuner(search, trainable, experiment)
     tuner.fit()
+    write_text("", ended)
     return read_trials(search.run.out, experiment.name, search.config.seed)
 
 

@@ -98,8 +98,8 @@ class Tune(Section):
             "prefix": Dimension(low=0.0, high=0.5),
             "diversity": Dimension(low=0.0, high=0.3),
         },
-        description="a reward, as in prefix, or a key of rewards, learning, sid, embed or policy, as in learning.rl.kl, "
-        "to where it is searched: [low, high], or a mapping of kind uniform, loguniform or int with low and high, or of "
+        description="a reward, as in prefix, or a key of rewards, learning, sid, embed or policy, and where it is "
+        "searched: [low, high], or a mapping of kind uniform, loguniform or int with low and high, or of "
         "kind choice or grid with values",
     )
     searcher: Literal["random", "grid", "optuna", "pb2"] = Field(
