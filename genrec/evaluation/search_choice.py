@@ -30,7 +30,8 @@ def pareto_front(points_TM: FloatArray) -> list[bool]:
     """For each of T points, whether no other is as large in all M objectives and larger in one, (T, M)."""
     as_good_TT = (points_TM[None] >= points_TM[:, None]).all(-1)
     better_TT = (points_TM[None] > points_TM[:, None]).any(-1)
-    return [not dominated for dominated in (as_good_TT & better_TT).any(-1)]
+    dominated_T = np.any(as_good_TT & better_TT, axis=-1)
+    return np.logical_not(dominated_T).tolist()
 
 
 def with_front(trials: Sequence[TrialRecord], objectives: Sequence[str]) -> list[TrialRecord]:
