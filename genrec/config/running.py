@@ -71,17 +71,6 @@ class Evaluation(Section):
         return tuple(name for name in self.baselines if name not in COUNTED_BASELINES)
 
 
-class Tune(Section):
-    """The search over reward weights. ``space`` maps a reward to its low and high end."""
-
-    space: dict[str, tuple[float, float]] = Field(
-        default={"rank_log": (-0.3, 0.0), "prefix": (0.0, 0.5), "diversity": (0.0, 0.3)}
-    )
-    trials: PositiveInt = 4
-    steps: PositiveInt = 40
-    max_concurrent: PositiveInt = Field(default=1, json_schema_extra=SPEED, description="trials at a time")
-
-
 class BenchConfig(Section):
     """What ``genrec bench`` compares."""
 
