@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from markupsafe import escape
+from support.shop_texts import SHOPS_TEXTS
 from support.sid_worlds import sequences
 
 from genrec.errors import InputError
@@ -199,21 +200,6 @@ def test_few_queries_have_no_interval_and_nothing_leads(tmp_path, queries):
 def test_rankings_that_are_equal_on_every_query_are_not_called_worse(tmp_path):
     page = write_report(tmp_path, summary_of(FIRST, FIRST)).read_text(encoding="utf-8")
     assert "0.0%</td>" not in page.split("Paired differences")[1].split("At semantic-ID level")[0]
-
-
-SHOPS_TEXTS = {
-    "formula": "$ave & $pend",
-    "half a formula": "$\\frac{ a_b^{c}",
-    "lines": "two\nlines\tand a tab",
-    "terminal": "\x1b[31mred\x07",
-    "emoji": "🧴 shampoo",
-    "right to left": "شامبو للشعر",
-    "Chinese": "洗发水",
-    "reversed": "\u202egnp.exe",
-    "long": "x" * 5000,
-    "script": "</text></svg><script>alert(1)</script>",
-    "quotes": "' onload=alert(1) \"&amp;",
-}
 
 
 def test_any_text_of_a_shop_can_stand_in_the_report_and_on_the_health_page(tmp_path):
