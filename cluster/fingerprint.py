@@ -19,6 +19,7 @@ LEFT_OUT = (
     *("genrec.config", "genrec.errors", "genrec.progress", "genrec.pages"),
     *("cluster.artifacts", "cluster.data", "cluster.fingerprint", "cluster.pipeline", "cluster.progress"),
     *("cluster.resources", "cluster.rollouts", "cluster.session", "cluster.stages.plan", "cluster.telemetry"),
+    "cluster.trackers",
 )
 
 

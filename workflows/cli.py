@@ -166,9 +166,11 @@ def _start(config: Config, level: int) -> None:
     """Make this process ready for work."""
     from cluster.progress import show_in_terminal
     from cluster.session import configure_process, require_packages
+    from cluster.trackers import require_trackers
 
     configure_process(config)
     require_packages(config)
+    require_trackers(config)
     show_in_terminal(level)
 
 

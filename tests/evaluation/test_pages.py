@@ -17,6 +17,7 @@ from genrec.evaluation.search_page.importance import FANOVA, RANK, importance, r
 from genrec.evaluation.search_page.tune_page import verdict, write_tune_page
 from genrec.pages.render import as_data, shown_figure
 
+CHARTS = ("parallel", "scatter", "curves", "differences")
 needs_browser = pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
 
 
@@ -57,7 +58,7 @@ def test_the_page_of_a_search_begins_with_its_verdict_and_has_every_trial(tmp_pa
 
 def test_a_search_that_runs_or_has_no_figure_has_a_page_too(tmp_path: Path):
     record = search_record(verdict=None)
-    assert verdict(record) == "The search is not over: 07 prefix=0.28 leads so far with ndcg@10 0.1080."
+    assert verdict(record) == "The search is not over: 08 prefix=0.32 leads so far with ndcg@10 0.1120."
     empty = record.model_validate({**record.model_dump(), "trials": [], "finalists": []})
     page = write_tune_page(empty, tmp_path).read_text(encoding="utf-8")
     assert first_words(page).startswith("The search has no result yet: no trial has a figure.")
