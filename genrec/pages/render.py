@@ -11,6 +11,7 @@ import base64
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from genrec.data.files import write_text
+from genrec.errors import printable
 
 OWN = "genrec.pages"
 SCRIPTS = ("page", "charts")
@@ -56,6 +58,8 @@ def page_environment(package: str) -> Environment:
     )
     environment.filters["as_data"] = as_data
     environment.filters["figure"] = shown_figure
+    environment.filters["md"] = as_markdown
+    environment.filters["indented"] = as_code
     return environment
 
 
@@ -84,12 +88,23 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def as_markdown(text: str) -> str:
+    """A shop's text within a line of Markdown: nothing in it is read as markup, a link or a cell's end."""
+    return re.sub(r"([\\`*_{}\[\]()#+|<>!~&$])", r"\\\1", " ".join(printable(text).split()))
+
+
+def as_code(text: str) -> str:
+    """Text as a block of Markdown code, which no line of it can end."""
+    return "\n".join(f"    {printable(line)}" for line in text.splitlines())
+
+
 def shown_figure(value: object, digits: int = 4) -> str:
     """A number as people read it in a table: ``digits`` significant ones where it is small; a dash for none."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    if isinstance(value, int) or (abs(value) >= 100 and value == int(value)):
+    if isinstance(value, int) or (value.is_integer() and abs(value) >= 100):
         return f"{int(value):,}"
-    return f"{value:.{digits}f}" if 0.001 <= abs(value) < 100 or value == 0 else f"{value:.{digits}g}"
+    is_small = 0 < abs(value) < 0.001
+    return f"{value:.{digits}g}" if is_small or abs(value) >= 100 else f"{value:.{digits}f}"

@@ -47,8 +47,6 @@ _STYLE: Any = {
     "lines.linewidth": 1.8,
 }
 
-Point = Mapping[str, Any]
-
 
 def bars(
     values: Mapping[str, Mapping[str, float]],
@@ -83,30 +81,6 @@ def bars(
         return _svg(figure)
 
 
-def curves(points: Sequence[Point], panels: Sequence[tuple[str, str]], x: str = "step") -> str | None:
-    """One panel per (key, title) that has values among the points, over ``x``; None if no panel has any."""
-    present = [(key, title) for key, title in panels if any(p.get(key) is not None for p in points)]
-    if not present:
-        return None
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _panels(len(present), height=2.1)
-        for number, (axis, (key, title)) in enumerate(zip(axes, present, strict=True)):
-            known = [(p[x], p[key]) for p in points if p.get(key) is not None]
-            xs, ys = np.array(known, dtype=np.float64).T
-            colour = SERIES[number % len(SERIES)]
-            sparse = len(xs) <= 40
-            axis.plot(
-                xs, ys, color=colour, alpha=1.0 if sparse else 0.3, marker="o" if sparse else None, markersize=3.5
-            )
-            if not sparse:
-                axis.plot(*_smooth(xs, ys), color=colour)
-            axis.set_title(title)
-            axis.set_xlabel(x)
-            axis.locator_params(axis="both", nbins=5)
-            axis.margins(y=0.12)
-        return _svg(figure)
-
-
 def code_use(levels: Sequence[Mapping[str, Any]]) -> str:
     """Items per code at each level, most used codes first: a flat curve is even use, zeros are codes without items."""
     with matplotlib.rc_context(_STYLE):
@@ -132,13 +106,6 @@ def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
     for unused in axes[count:]:
         unused.remove()
     return figure, axes[:count]
-
-
-def _smooth(xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A running mean over a twentieth of the points."""
-    window = max(3, len(xs) // 20)
-    kernel = np.ones(window) / window
-    return np.convolve(xs, kernel, "valid"), np.convolve(ys, kernel, "valid")
 
 
 def _svg(figure: Figure) -> str:
