@@ -116,13 +116,15 @@ def _gain(metrics: Mapping[str, Any]) -> list[str]:
     if gain is None:
         return ["Whether reinforcement learning changed the policy's accuracy cannot be told from so few queries."]
     span = f"({gain['difference']:+.4f}, 95% interval {gain['low']:+.4f} to {gain['high']:+.4f})"
+    if gain["low"] == gain["high"] == 0:
+        return ["Reinforcement learning changed nothing: every answer is as good as the SFT policy's."]
     if gain["low"] <= 0 <= gain["high"]:
         return [f"Reinforcement learning did not change the policy's NDCG@10 beyond chance {span}."]
     return [f"Reinforcement learning {'raised' if gain['low'] > 0 else 'lowered'} the policy's NDCG@10 {span}."]
 
 
 def _of_hundred(share: float) -> str:
-    return f"{100 * share:.0f}" if share >= 0.1 or share == 0 else f"{100 * share:.1f}"
+    return f"{100 * share:.1f}"
 
 
 def _capital(text: str) -> str:

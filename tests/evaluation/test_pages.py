@@ -2,20 +2,30 @@
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from markupsafe import escape
 from support.browser import BROWSER, NO_BROWSER, Tab, browser_tab
 from support.search_worlds import search_record, trial
 from support.shop_texts import SHOPS_TEXTS
+from support.sid_worlds import sequences
 
+from genrec.evaluation.report.compare import report_runs
+from genrec.evaluation.report.explore import catalog_view, user_answers
+from genrec.evaluation.report.page import write_report
 from genrec.evaluation.search_page import importance as module
 from genrec.evaluation.search_page.importance import FANOVA, RANK, importance, rank_importance
 from genrec.evaluation.search_page.tune_page import verdict, write_tune_page
-from genrec.pages.render import as_data, shown_figure
+from genrec.evaluation.slices import sid_use
+from genrec.evaluation.summary import Rankings, summarise
+from genrec.pages.render import as_data, as_markdown, shown_figure
+from genrec.sid.health import measure
+from genrec.sid.health_page import write_page as write_health_page
 
 CHARTS = ("parallel", "scatter", "curves", "differences")
 needs_browser = pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
@@ -42,6 +52,10 @@ def test_data_for_a_script_is_json_that_ends_no_element_and_holds_no_nan():
 def test_figures_are_short():
     shown = [shown_figure(value) for value in (0.12345, 12345, 1e-6, float("nan"), None, True, "grpo", 250.0)]
     assert shown == ["0.1235", "12,345", "1e-06", "–", "–", "True", "grpo", "250"]
+
+
+def test_text_in_markdown_is_no_markup():
+    assert as_markdown("a|b *c* [d](e)\n<f> \x1b") == r"a\|b \*c\* \[d\]\(e\) \<f\> \\x1b"
 
 
 def test_the_page_of_a_search_begins_with_its_verdict_and_has_every_trial(tmp_path: Path):
@@ -133,3 +147,88 @@ def test_the_keyboard_sorts_the_trials_and_keeps_one_in_sight(tab: Tab, tmp_path
     tab.press("Escape")
     assert tab.js("document.querySelectorAll('[data-id].on').length") == 0
     assert tab.errors == []
+
+
+def report_page(directory: Path) -> Path:
+    """The report of a made-up evaluation, with every part that a report may have."""
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 40, 60)
+    ranked = np.stack([rng.permutation(40)[:20] for _ in targets])
+    ranked[:30, 0] = targets[:30]
+    codes_NL = np.stack([np.arange(40) // 10, np.arange(40) // 2 % 5, np.arange(40) % 2], axis=1)
+    other = np.stack([rng.permutation(40)[:20] for _ in targets])
+    found = Rankings(targets, ranked, {"itemknn": other}, codes_NL, np.arange(40), event_Q=["buy", "view"] * 30)
+    titles = ["<img src=http://evil.example/x onerror=alert(1)>", *(f"thing {n}" for n in range(1, 40))]
+    answers = user_answers([[1, 2, 3]] * 60, targets, {"model": ranked, "itemknn": other}, titles)
+    curve = [
+        {"step": s, "loss": 1.0 / s, "reward": 0.1 * s, "kl/1": 0.1, "kl/2": 0.2, "ndcg@10": 0.1} for s in range(1, 9)
+    ]
+    return write_report(
+        directory,
+        summarise(found, resamples=50),
+        curves={"sft": curve, "grpo": curve},
+        sid_stats=sid_use(codes_NL, (4, 5, 2)),
+        users=answers,
+        catalog=catalog_view(np.arange(40), codes_NL, titles),
+        config_text="name: demo",
+        title="demo",
+    )
+
+
+@needs_browser
+@pytest.mark.parametrize(("width", "dark"), [(1280, True), (390, False)])
+def test_a_browser_shows_a_report_without_a_complaint_a_foreign_host_or_a_page_too_wide(
+    tab: Tab, tmp_path: Path, width: int, dark: bool
+):
+    tab.open(report_page(tmp_path), width=width, dark=dark)
+    assert tab.errors == [] and not [url for url in tab.requests if url.startswith(("http", "ws", "//"))]
+    assert tab.js("document.documentElement.scrollWidth <= innerWidth")
+    assert tab.js("document.images.length") == 0
+    assert tab.js("document.querySelectorAll('[data-bars] svg').length") == 3
+    assert tab.js("document.querySelectorAll('[data-panel] svg').length") == 6
+    assert tab.js("document.querySelectorAll('#map circle').length") == 40
+    assert tab.js("document.querySelectorAll('#users > details').length") == 20
+    paper = tab.js("getComputedStyle(document.body).backgroundColor")
+    assert paper == ("rgb(21, 23, 27)" if dark else "rgb(251, 250, 248)")
+
+
+@needs_browser
+def test_the_map_finds_titles_and_opens_the_branch_of_an_item_by_keyboard(tab: Tab, tmp_path: Path):
+    tab.open(report_page(tmp_path))
+    assert tab.js("document.querySelectorAll('#tree [data-item]').length") == 0, "branches are filled when opened"
+    tab.js("document.querySelector('#map svg').focus()")
+    tab.press("ArrowRight")
+    hint = tab.js("document.getElementById('hint').textContent")
+    tab.press("Enter")
+    assert tab.js("document.querySelector('#tree mark').textContent").split(" ", 3)[3] == hint.splitlines()[0]
+    assert tab.js("document.querySelectorAll('#tree details[open]').length") == 2
+    tab.js("find.value = 'thing 39'; find.dispatchEvent(new Event('input'))")
+    deadline = time.monotonic() + 10
+    while tab.js("found.textContent") != "1 of 40 items" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert tab.js("found.textContent") == "1 of 40 items"
+    assert tab.errors == []
+
+
+@needs_browser
+def test_a_browser_shows_runs_side_by_side_and_the_health_of_semantic_ids(tab: Tab, tmp_path: Path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        report_page(tmp_path / name)
+    for width in (1280, 390):
+        tab.open(report_runs([tmp_path / "one", tmp_path / "two"], tmp_path / "both"), width=width)
+        assert tab.errors == [] and tab.js("document.documentElement.scrollWidth <= innerWidth")
+        assert tab.js("document.querySelectorAll('#bars svg, #curves svg').length") == 2
+        tab.open(health_page(tmp_path), width=width)
+        assert tab.errors == [] and tab.js("document.documentElement.scrollWidth <= innerWidth")
+        assert tab.js("document.querySelectorAll('table.sort th button').length") > 5
+
+
+def health_page(directory: Path) -> Path:
+    """The health page of a made-up catalogue."""
+    codes_NL = np.stack([np.arange(40) % 4, np.arange(40) // 4], axis=1).astype(np.int32)
+    texts = [f"thing {n}" for n in range(40)]
+    items = pa.table({"title": texts, "brand": texts, "categories": [["shop", f"part {n % 6}"] for n in range(40)]})
+    health = {**measure(codes_NL, codes_NL, (4, 10), sequences([(0, 1), (1, 2)])), "warnings": []}
+    write_health_page(items, codes_NL, health, directory / "health.html")
+    return directory / "health.html"

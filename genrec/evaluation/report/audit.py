@@ -19,6 +19,7 @@ FIRST = {
     "ratio": "Ratio of new to old probability",
     "clip_fraction": "Share of clipped codes",
     "ndcg@10": "Validation NDCG@10",
+    "hr@10": "Validation HR@10",
     "hr@50": "Validation HR@50",
 }
 """Titles of panels, in their order; a panel of ``ratio`` holds ``ratio``, ``ratio/mean``, ``ratio/std``, …"""
@@ -46,7 +47,7 @@ def training_panels(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[d
 
 
 def _panels(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    names = dict.fromkeys(name for point in points for name in point if name != "step")
+    names = dict.fromkeys(name for point in points for name in point if name not in ("step", "epoch"))
     families: dict[str, list[str]] = {}
     for name in names:
         families.setdefault(name.split("/")[0], []).append(name)
@@ -56,8 +57,14 @@ def _panels(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _series(points: Sequence[Mapping[str, Any]], family: str, names: Sequence[str]) -> list[dict[str, Any]]:
-    found = [{"name": name.removeprefix(f"{family}/"), "points": _values(points, name)} for name in names]
+    found = [{"name": _member(name, family), "points": _values(points, name)} for name in names]
     return [one for one in found if one["points"]]
+
+
+def _member(name: str, family: str) -> str:
+    """What a figure is called within its panel: ``kl/1`` is level 1 of ``kl``."""
+    rest = name.removeprefix(family).removeprefix("/")
+    return f"level {rest}" if rest.isdigit() else rest or "all"
 
 
 def _values(points: Sequence[Mapping[str, Any]], name: str) -> list[list[float]]:

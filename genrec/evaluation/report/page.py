@@ -7,8 +7,6 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from markupsafe import Markup
-
 from genrec.data.files import write_json, write_text
 from genrec.evaluation.report import plots
 from genrec.evaluation.report.audit import training_panels
@@ -96,9 +94,9 @@ def show_report(directory: Path, about: Mapping[str, Any]) -> Path:
         "columns": list(metrics["model"]["item"]),
         "titles": TITLES,
         "shown_name": shown_name,
-        "chart": Markup(_chart(metrics)),
+        "chart": chart(metrics),
         "training": training_panels(about["curves"]),
-        "codes": Markup(plots.code_use(sid_stats["levels"])) if sid_stats else None,
+        "codes": plots.code_use(sid_stats["levels"]) if sid_stats else None,
     }
     write_text(markdown(about), Path(directory) / "report.md")
     scripts = ("report",)
@@ -108,7 +106,7 @@ def show_report(directory: Path, about: Mapping[str, Any]) -> Path:
 def markdown(about: Mapping[str, Any]) -> str:
     """The report as Markdown: the verdict, the main tables, and the configuration."""
     metrics = about["metrics"]
-    columns = _main_columns(metrics)
+    columns = main_columns(metrics)
     return (
         page_environment(PACKAGE)
         .get_template("report.md.j2")
@@ -147,7 +145,7 @@ def prefix_table(metrics: Mapping[str, Any]) -> dict[str, dict[str, dict[str, An
 
 def text_table(metrics: Mapping[str, Any]) -> str:
     """The verdict and the main figures as fixed-width text; a star marks the best of a column at item level."""
-    columns = _main_columns(metrics)
+    columns = main_columns(metrics)
     rows = {TITLES.get(name, name): row for name, row in item_table(metrics).items()}
     sid = {f"{TITLES.get(name, name)} (SID level)": row for name, row in _rows(metrics, "sid").items()}
     width = max(len(name) for name in [*rows, *sid])
@@ -172,7 +170,8 @@ def shown_name(metric: str) -> str:
     return "/".join([shown, *event])
 
 
-def _main_columns(metrics: Mapping[str, Any]) -> list[str]:
+def main_columns(metrics: Mapping[str, Any]) -> list[str]:
+    """The cut-offs that every form of the report shows."""
     wanted = ("hr@1", "hr@5", "hr@10", "hr@50", "ndcg@10", "ndcg@50")
     return [name for name in wanted if name in metrics["model"]["item"]]
 
@@ -197,9 +196,12 @@ def _rows(metrics: Mapping[str, Any], level: str) -> dict[str, dict[str, dict[st
     }
 
 
-def _chart(metrics: Mapping[str, Any]) -> str:
-    table = item_table(metrics)
+def chart(metrics: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The bars of the first figure: metrics to ``{"key", "name", "mean", "low", "high"}`` of every ranking."""
     shown = [metric for metric in CHART if metric in metrics["model"]["item"]]
-    values = {name: {metric: cell["value"] for metric, cell in row.items()} for name, row in table.items()}
-    spans = {name: {m: cell["span"] for m, cell in row.items() if cell["span"]} for name, row in table.items()}
-    return plots.bars(values, spans, TITLES, shown)
+    return {metric: [_bar(name, row[metric]) for name, row in item_table(metrics).items()] for metric in shown}
+
+
+def _bar(name: str, cell: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = cell["span"] or (None, None)
+    return {"key": name, "name": TITLES.get(name, name), "mean": cell["value"], "low": low, "high": high}
