@@ -110,7 +110,7 @@ def test_a_search_is_a_line_per_change_in_a_file_and_one_table_in_a_terminal() -
     log_search(LOG, record, "t4")
     LOG.info("in between")
     log_progress(LOG, Progress("step", 1, 2, 9.0))
-    log_search(LOG, search_record(), "")
+    log_search(LOG, search_record(), None)
     shown = screen.getvalue()
     assert "search: optuna, asha" in shown and "in between" in shown and "0.112*" in shown
     assert "6 finished, 2 stopped, 1 failed; 9 of 10 trials" in shown

@@ -378,7 +378,7 @@ def test_what_is_no_run_and_runs_of_other_queries_are_refused(tmp_path):
     few = two_runs(tmp_path / "few", queries=50)
     with pytest.raises(InputError, match=r"different queries \(.*one 200, .*two 50\)"):
         report_runs([runs[0], few[1]], tmp_path / "out")
-    with pytest.raises(InputError, match="lacks title"):
+    with pytest.raises(InputError, match="lacks in_plain_words"):
         report_runs([report_runs(runs, tmp_path / "both").parent], tmp_path / "out")
     (runs[0] / "report.json").write_text("{")
     with pytest.raises(InputError, match="is no JSON"):

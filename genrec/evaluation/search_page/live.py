@@ -9,11 +9,11 @@ from genrec.evaluation.search_record import SearchRecord, TrialRecord
 from genrec.progress import LiveTable, log_table
 
 
-def log_search(logger: logging.Logger, record: SearchRecord, changed: str) -> None:
-    """Show the state of a search after the trial with the id ``changed`` moved; an empty id: the search has ended."""
+def log_search(logger: logging.Logger, record: SearchRecord, changed: str | None) -> None:
+    """Show the state of a search after the trial with the id ``changed`` moved; None: its trials have ended."""
     trials = {trial.id: trial for trial in record.trials}
     line = trial_line(record, trials[changed]) if changed in trials else verdict(record)
-    log_table(logger, line, search_table(record))
+    log_table(logger, line, search_table(record, ended=changed is None))
 
 
 def trial_line(record: SearchRecord, trial: TrialRecord) -> str:
@@ -24,7 +24,7 @@ def trial_line(record: SearchRecord, trial: TrialRecord) -> str:
     return f"{trial.name}: {steps}, {record.metric} {_shown(value)}, {trial.status}{reason}"
 
 
-def search_table(record: SearchRecord) -> LiveTable:
+def search_table(record: SearchRecord, *, ended: bool = False) -> LiveTable:
     """All trials: those that run first, then by their metric, best first."""
     keys = list(record.space)
     columns = ("trial", "status", "step", record.metric, "gain", *(key.rsplit(".", 1)[-1] for key in keys))
@@ -42,7 +42,7 @@ def search_table(record: SearchRecord) -> LiveTable:
         rows.append((trial.name, trial.status, str(trial.steps), _shown(value) + mark, gain, *values))
     used = f"{record.budget.used_trials} of {record.budget.trials} trials, {record.budget.used_hours:.2f} h"
     title = f"search: {record.searcher}, {record.scheduler}"
-    return LiveTable(title, columns, rows, f"{counts(record)}; {used}; * best", ended=record.winner is not None)
+    return LiveTable(title, columns, rows, f"{counts(record)}; {used}; * best", ended=ended)
 
 
 def _metric(record: SearchRecord, trial: TrialRecord) -> float | None:
