@@ -286,7 +286,7 @@ def _write(
         metrics,
         curves=curves,
         sid_stats=sid_use(test.catalog.codes_NL.numpy(), test.catalog.level_sizes),
-        users=_users(test, answers, config.seed),
+        users=_users(answers, _baselines(config, inputs, test), test, config.seed),
         catalog=_catalog_view(inputs, test, config.seed),
         config_text=to_yaml(config),
         title=config.name,
@@ -295,17 +295,18 @@ def _write(
     LOG.info("\n%s", text_table(metrics))
 
 
-def _users(test: TestData, answers: PolicyAnswers, seed: int) -> list[dict[str, Any]]:
-    """Users with the answers of every system."""
-    from genrec.evaluation.report.explore import TOP, user_answers
+def _users(
+    answers: PolicyAnswers, baselines: Mapping[str, IntArray], test: TestData, seed: int
+) -> list[dict[str, Any]]:
+    """Users with the answers of the model, its policies and the baselines."""
+    from genrec.evaluation.report.explore import user_answers
 
-    policies = {name: ranked.items_QK for name, ranked in answers.alone.items()}
-    own = {"policy" if name == answers.best else name: items_QK for name, items_QK in policies.items()}
+    own = {"policy" if name == answers.best else name: ranked.items_QK for name, ranked in answers.alone.items()}
     if not answers.tuned.weight:
         own.pop("policy")
-    systems = {"model": answers.model_QK, **own, **test.suite.rank(test.recent_QH, max(TOP, answers.model_QK.shape[1]))}
-    titles = test.items["title"].to_pylist()
-    return user_answers(test.test["history"].to_pylist(), test.targets_Q, systems, titles, seed=seed)
+    titles, histories = test.items["title"].to_pylist(), test.test["history"].to_pylist()
+    systems = {"model": answers.model_QK, **own, **baselines}
+    return user_answers(histories, test.targets_Q, systems, titles, seed=seed)
 
 
 def _catalog_view(inputs: Mapping[str, Artifact], test: TestData, seed: int) -> dict[str, Any]:
