@@ -32,12 +32,8 @@ if TYPE_CHECKING:
     from genrec.inference.prior import RankedItems
     from genrec.metrics import FloatArray, IntArray
     from genrec.sid.catalog import Catalog
-    from genrec.sid.vectors import VectorFiles
 
 LOG = logging.getLogger(__name__)
-
-BLOCK = 2**16
-"""Item vectors that are read at a time."""
 
 PUBLISHED = ("metrics.json", "report.html", "report.md", "report.json", "recommender.json", "config.yaml")
 """Files that are copied to ``<storage>/runs``."""
@@ -276,6 +272,7 @@ def _write(
     out: Path,
 ) -> None:
     """``metrics.json``, the report in three forms, and ``recommender.json``; the table is logged too."""
+    from genrec.evaluation.report.explore import catalog_view
     from genrec.evaluation.report.page import text_table, write_report
     from genrec.evaluation.slices import sid_use
 
@@ -287,7 +284,12 @@ def _write(
         curves=curves,
         sid_stats=sid_use(test.catalog.codes_NL.numpy(), test.catalog.level_sizes),
         users=_users(answers, _baselines(config, inputs, test), test, config.seed),
-        catalog=_catalog_view(inputs, test, config.seed),
+        catalog=catalog_view(
+            test.catalog.codes_NL.numpy(),
+            test.items["title"].to_pylist(),
+            inputs["embed"].path if "embed" in inputs else None,
+            seed=config.seed,
+        ),
         config_text=to_yaml(config),
         title=config.name,
     )
@@ -307,24 +309,6 @@ def _users(
     titles, histories = test.items["title"].to_pylist(), test.test["history"].to_pylist()
     systems = {"model": answers.model_QK, **own, **baselines}
     return user_answers(histories, test.targets_Q, systems, titles, seed=seed)
-
-
-def _catalog_view(inputs: Mapping[str, Artifact], test: TestData, seed: int) -> dict[str, Any]:
-    """The catalogue for the report's map and tree, by the item vectors where there are any."""
-    from genrec.evaluation.report.explore import catalog_view, shown_items
-    from genrec.sid.vectors import VectorFiles
-
-    codes_NL = test.catalog.codes_NL.numpy()
-    chosen_M = shown_items(len(codes_NL), seed=seed)
-    vectors_MD = _vectors_of(VectorFiles(inputs["embed"].path), chosen_M) if "embed" in inputs else None
-    return catalog_view(chosen_M, codes_NL, test.items["title"].to_pylist(), vectors_MD)
-
-
-def _vectors_of(files: VectorFiles, chosen_M: IntArray) -> FloatArray:
-    """The vectors (M, D) of ascending item numbers, read block by block."""
-    blocks = range(0, len(files), BLOCK)
-    inside = [chosen_M[(chosen_M >= start) & (chosen_M < start + BLOCK)] - start for start in blocks]
-    return np.concatenate([files.read(start, start + BLOCK)[rows] for start, rows in zip(blocks, inside, strict=True)])
 
 
 def _usual_event(config: Config, data: Path) -> str | None:

@@ -169,7 +169,7 @@ def report_page(directory: Path) -> Path:
         curves={"sft": curve, "grpo": curve},
         sid_stats=sid_use(codes_NL, (4, 5, 2)),
         users=answers,
-        catalog=catalog_view(np.arange(40), codes_NL, titles),
+        catalog=catalog_view(codes_NL, titles),
         config_text="name: demo",
         title="demo",
     )

@@ -21,6 +21,7 @@ from genrec.evaluation.summary import Rankings, add_gain, add_prior, summarise
 from genrec.evaluation.verdict import plain_words, verdict
 from genrec.sid.health import measure
 from genrec.sid.health_page import plain_label, write_page
+from genrec.sid.vectors import write_vectors
 
 ITEMS, QUERIES = 40, 200
 PAIRS_NL = np.stack([np.arange(ITEMS) // 10, np.arange(ITEMS) // 2], axis=1)
@@ -311,7 +312,7 @@ def test_users_have_their_history_target_and_every_systems_first_five():
     assert user_answers([[9]], np.array([9]), {}, titles)[0]["target"] == "(item 9, no title)"
 
 
-def test_the_map_has_the_directions_of_largest_variance_and_large_catalogues_are_sampled():
+def test_the_map_has_the_directions_of_largest_variance_and_large_catalogues_are_sampled(tmp_path):
     rng = np.random.default_rng(0)
     points = rng.standard_normal((400, 2)) * [5.0, 1.0]
     turned = np.linalg.qr(rng.standard_normal((6, 6)))[0][:2]
@@ -322,9 +323,13 @@ def test_the_map_has_the_directions_of_largest_variance_and_large_catalogues_are
     assert (principal_components(np.ones((3, 1))) == 0).all()
     many = shown_items(10 * SHOWN)
     assert len(set(many.tolist())) == SHOWN and (np.diff(many) > 0).all()
-    view = catalog_view(shown_items(ITEMS), PAIRS_NL[::-1], [f"t{n}" for n in range(ITEMS)])
+    view = catalog_view(PAIRS_NL[::-1], [f"t{n}" for n in range(ITEMS)])
     assert (view["axes"], view["items"]) == ("codes", ITEMS)
     assert [row[3:] for row in view["rows"]] == PAIRS_NL.tolist() and view["rows"][0][0] == "t38"
+    write_vectors(rng.standard_normal((30, 4)).astype(np.float32), 0, tmp_path / "part-00000.parquet")
+    write_vectors(rng.standard_normal((10, 4)).astype(np.float32), 30, tmp_path / "part-00001.parquet")
+    by_vectors = catalog_view(PAIRS_NL, ["t"] * ITEMS, tmp_path)
+    assert by_vectors["axes"] == "vectors" and len({tuple(row[1:3]) for row in by_vectors["rows"]}) == ITEMS
 
 
 def test_panels_hold_every_audit_figure_and_long_curves_keep_their_ends():

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from genrec.metrics import FloatArray, IntArray
+from genrec.sid.vectors import VectorFiles
 
 USERS, TOP, RECENT = 20, 5, 12
 """Users that are shown, items of each system, and events of each history."""
 
 ITEMS = 2500
 """Items of the map and the tree: a larger catalogue is sampled, so that a phone can open the page."""
+
+BLOCK = 2**16
+"""Item vectors that are read at a time."""
 
 LABEL = 120
 """Characters of a title on the map."""
@@ -65,29 +70,37 @@ def shown_items(count: int, *, seed: int = 0) -> NDArray[np.int64]:
 
 
 def catalog_view(
-    chosen_M: IntArray, codes_NL: IntArray, titles: Sequence[str | None], vectors_MD: FloatArray | None = None
+    codes_NL: IntArray, titles: Sequence[str | None], vectors: Path | None = None, *, seed: int = 0
 ) -> dict[str, Any]:
-    """The catalogue for the map and the tree, in the order of the semantic IDs.
+    """The catalogue for the map and the tree, in the order of the semantic IDs; a large one is sampled by ``seed``.
 
     The two axes of the map are the first two principal components of the item vectors, or of the codes, one-hot, where
     there are none.
 
     Args:
-        chosen_M: item numbers, as by ``shown_items``.
         codes_NL: each item's semantic ID.
-        vectors_MD: vectors of the chosen items.
+        vectors: the directory of the stage "embed".
 
     Returns:
         ``{"items", "axes", "rows": [[title, x, y, code, …]]}``; ``items``: the size of the whole catalogue.
     """
+    chosen_M = shown_items(len(codes_NL), seed=seed)
     codes_ML = codes_NL[chosen_M]
-    points_M2 = principal_components(_one_hot(codes_ML) if vectors_MD is None else vectors_MD)
+    points_M2 = principal_components(_one_hot(codes_ML) if vectors is None else _vectors_of(vectors, chosen_M))
     order = np.lexsort(codes_ML.T[::-1])
     rows = [
         [_title(titles, int(chosen_M[row]))[:LABEL], *points_M2[row].round(3).tolist(), *codes_ML[row].tolist()]
         for row in order.tolist()
     ]
-    return {"items": len(codes_NL), "axes": "codes" if vectors_MD is None else "vectors", "rows": rows}
+    return {"items": len(codes_NL), "axes": "codes" if vectors is None else "vectors", "rows": rows}
+
+
+def _vectors_of(directory: Path, chosen_M: IntArray) -> FloatArray:
+    """The vectors (M, D) of ascending item numbers, read block by block."""
+    files = VectorFiles(directory)
+    blocks = range(0, len(files), BLOCK)
+    inside = [chosen_M[(chosen_M >= start) & (chosen_M < start + BLOCK)] - start for start in blocks]
+    return np.concatenate([files.read(start, start + BLOCK)[rows] for start, rows in zip(blocks, inside, strict=True)])
 
 
 def principal_components(vectors_MD: FloatArray) -> FloatArray:
