@@ -61,17 +61,25 @@ class TrialRecord(_Record):
     steps: int = 0
     seconds: float = 0.0
 
+    def placed(self, *, on_front: bool) -> TrialRecord:
+        """The same trial, on the front or not."""
+        return TrialRecord.model_validate({**self.model_dump(), "on_front": on_front})
+
 
 class SeedRun(_Record):
     """A finalist run again with another seed: its metrics, or the ``error`` that ended it."""
 
     seed: int
     metrics: Metrics = Field(default_factory=dict)
+    feasible: bool = False
     error: str | None = None
 
 
 class MeanDifference(_Record):
-    """A mean difference of the metric, paired by seed, with its 95 % interval; None where too few runs are left."""
+    """A mean difference of the metric, paired by seed, with its interval; None where too few runs are left.
+
+    The intervals of k finalists hold together with 95 %: each has 1 - 0.05 / k (Bonferroni).
+    """
 
     mean: float | None
     low: float | None
