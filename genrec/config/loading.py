@@ -19,6 +19,7 @@ from genrec.errors import InputError
 RENAMED = {
     "bench.rows": "bench.variants",
     "compute.local_mb": "compute.in_process_below_mb",
+    "compute.mlflow": "compute.mlflow_uri",
     "learning.grpo": "learning.rl",
     "learning.grpo.average": "learning.rl.ema_decay",
     "learning.sft.form": "learning.sft.example_format",

@@ -164,7 +164,22 @@ class Compute(Section):
     data_gpus: float = Field(default=0.0, ge=0)
     max_failures: int = Field(default=2, ge=0, description="restarts of a training worker")
     object_store_mb: PositiveInt = 512
-    mlflow: str | None = Field(default=None, description="MLflow tracking server that GRPO's figures go to")
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = Field(
+        default=("tensorboard",),
+        description="where the figures of GRPO runs, and of a search's trials, go; they need no server: TensorBoard "
+        "writes into the run's directory, MLflow and Weights & Biases below `storage`",
+    )
+    mlflow_uri: str | None = Field(
+        default=None, description="tracking server for the tracker mlflow; null: the database <storage>/mlflow.db"
+    )
+
+    @model_validator(mode="after")
+    def _server_has_its_tracker(self) -> Compute:
+        if self.mlflow_uri is not None and "mlflow" not in self.trackers:
+            raise ValueError(
+                f"compute.mlflow_uri={self.mlflow_uri} goes unused: put mlflow into compute.trackers, or take null"
+            )
+        return self
 
     @property
     def worker_may_use_gpu(self) -> bool:
