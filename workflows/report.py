@@ -1,4 +1,4 @@
-"""Show a finished run's report again, or several runs side by side.
+"""Show the report of a finished run, or several runs side by side.
 
 A run is the directory of its report, such as storage/runs/demo. The page, and its Markdown and JSON twins, are written
 into the directory --out.

@@ -1,4 +1,4 @@
-"""Search reward weights, or any other key that changes training: each trial is a short run of grpo.
+"""Search reward weights, or other keys, with Ray Tune.
 
 Ends with the trials, best first on validation, whether one of them beats the config, and tuned.yaml to take it.
 
