@@ -68,8 +68,8 @@ class Goals:
         worth_Q = np.array([values.get(name, self._settings.other_events) for name in types]) * self._worth_N[targets_Q]
         found: dict[str, FloatArray] = {"value@10": worth_Q * (ndcg_Q > 0)}
         if (self._category_N >= 0).any():
-            found["category_entropy@10"], count_Q = category_entropy(top_QK, self._category_N)
-            found["categories@10"] = count_Q.astype(np.float64)
+            entropy_Q, count_Q = category_entropy(top_QK, self._category_N)
+            found |= {"category_entropy@10": entropy_Q, "categories@10": count_Q.astype(float)}
         real_QK = top_QK >= 0
         new_QK = self._is_new_N[np.maximum(top_QK, 0)] & real_QK
         found["new_items@10"] = new_QK.sum(1) / np.maximum(real_QK.sum(1), 1)

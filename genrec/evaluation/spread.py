@@ -55,4 +55,4 @@ def category_entropy(top_QK: IntArray, category_N: IntArray) -> tuple[np.ndarray
     query_P, queries = pairs_P // size, len(top_QK)
     share_P = counts_P / np.bincount(query_P, counts_P, minlength=queries)[query_P]
     entropy_Q = np.bincount(query_P, -share_P * np.log2(share_P), minlength=queries)
-    return entropy_Q, np.bincount(query_P, minlength=queries)
+    return entropy_Q.astype(np.float64), np.bincount(query_P, minlength=queries)  # of no item, bincount counts in ints

@@ -70,7 +70,15 @@ def test_the_model_learns_the_chain_and_metrics_have_their_form(report: Artifact
 def test_the_report_says_what_reinforcement_learning_bought_and_what_it_cost(report: Artifact) -> None:
     metrics = json.loads((report.path / "metrics.json").read_text())
     trade = metrics["rl_trade"]["metrics"]
-    assert {"ndcg@10", "hr@50", "tail_hr@50", "value@10", "categories@10", "new_items@10"} == set(trade) - {"hr@10"}
+    assert {
+        "ndcg@10",
+        "hr@50",
+        "tail_hr@50",
+        "value@10",
+        "categories@10",
+        "category_entropy@10",
+        "new_items@10",
+    } == set(trade) - {"hr@10"}
     for policy, system in (("sft", "sft"), ("rl", "model")):
         assert trade["ndcg@10"][policy] == pytest.approx(metrics[system]["item"]["ndcg@10"])
         assert trade["categories@10"][policy] == pytest.approx(metrics["spread"][system]["unique_categories@10"])
