@@ -163,7 +163,7 @@ STAGES: Mapping[str, Stage] = {
         Stage(
             "tune",
             about="a search over config keys, each trial a short GRPO run",
-            writes="search.json, tuned.yaml, trials.json, trials.txt",
+            writes="search.json, tuned.yaml, tune.html, trials.json, trials.txt",
             reads=_rl_reads(searches_similarity),
             plan=tune.plan,
             publish=tune.publish,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,10 @@ from ray.tune.experiment import Trial
 from cluster.search.trial import REPORT, SEED
 from genrec.data.files import write_json
 from genrec.evaluation.search_choice import with_front
+from genrec.evaluation.search_page.live import log_search
 from genrec.evaluation.search_record import BudgetRecord, DefaultRecord, SearchRecord, TrialRecord
+
+LOG = logging.getLogger(__name__)
 
 USED = "used.json"
 """Hours that a search has used, also before it was killed, and which budget ended it."""
@@ -104,27 +108,27 @@ class SearchWatch(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial began."""
-        self._write(trials)
+        self._write(trials, trial)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """A trial was validated."""
-        self._write(trials)
+        self._write(trials, trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial ended, or was stopped."""
-        self._write(trials)
+        self._write(trials, trial)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial failed."""
-        self._write(trials)
+        self._write(trials, trial)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """All trials have ended."""
         self._write(trials)
 
-    def _write(self, trials: list[Trial]) -> None:
+    def _write(self, trials: list[Trial], changed: Trial | None = None) -> None:
         write_json({"trials": states(trials)}, states_file(self._out, self._name))
         if self._head is None:
             return
@@ -135,7 +139,9 @@ class SearchWatch(Callback):
         hours = self._before + (time.monotonic() - self._since) / 3600
         gpu_hours = sum(one.seconds for one in found) * self._gpus / 3600
         write_json({**used, "hours": hours, "gpu_hours": gpu_hours}, self._out / USED)
-        make_record(self._head, found, self._own, self._out).write(self._out)
+        record = make_record(self._head, found, self._own, self._out)
+        record.write(self._out)
+        log_search(LOG, record, changed.trial_id if changed else None)
 
 
 def make_record(

@@ -77,6 +77,7 @@ def publish(run: StageRun, artifact: Artifact) -> None:
     """Show the trials, best first, the verdict, and how its result is used."""
     LOG.info("\n%s", (artifact.path / "trials.txt").read_text(encoding="utf-8"))
     LOG.info("%s", artifact.metrics["verdict"])
+    LOG.info("page: %s", shown_path(artifact.path / "tune.html"))
     LOG.info("take it: genrec grpo CONFIG... %s", shown_path(artifact.path / TUNED))
 
 
@@ -181,6 +182,8 @@ def _seed_runs(again: Sequence[TrialRecord], values: Mapping[str, Any]) -> list[
 
 def _keep(record: SearchRecord, config: Config, out: Path) -> Mapping[str, Any]:
     """Write the record, the trials and the tuned values; returns what the artifact says of itself."""
+    from genrec.evaluation.search_page.tune_page import write_tune_page
+
     settings = config.tune
     assert record.winner is not None
     winner = next((one for one in record.trials if one.id == record.winner.trial), None)
@@ -189,6 +192,7 @@ def _keep(record: SearchRecord, config: Config, out: Path) -> Mapping[str, Any]:
     others = [one for one in record.trials if one.metrics and one.id not in {best.id for best in ranked}]
     rows = [*ranked, *sorted(others, key=lambda one: -(one.metrics["ndcg@10"] or 0.0))]
     record.write(out)
+    write_tune_page(record, out, title=config.name)
     write_json([{"values": one.values, "status": one.status, **one.metrics} for one in rows], out / "trials.json")
     write_text(trial_table(rows), out / "trials.txt")
     _write_tuned(record.winner.verdict, values, out / TUNED)

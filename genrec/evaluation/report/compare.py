@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -73,7 +73,7 @@ def compared(reports: Sequence[dict[str, Any]], places: Sequence[str]) -> dict[s
     columns = [
         c for c in main_columns(reports[0]["metrics"]) if all(c in r["metrics"]["model"]["item"] for r in reports)
     ]
-    runs = [
+    runs: list[dict[str, Any]] = [
         {
             "label": label,
             "place": place,
@@ -84,15 +84,17 @@ def compared(reports: Sequence[dict[str, Any]], places: Sequence[str]) -> dict[s
         }
         for label, place, report in zip(labels, places, reports, strict=True)
     ]
-    best = max(runs, key=lambda run: run["rows"][0]["values"]["ndcg@10"])
-    rest = [run["rows"][0]["values"]["ndcg@10"] for run in runs if run is not best]
-    own = best["rows"][0]["values"]["ndcg@10"]
-    verdict = (
-        f"Of {len(runs)} runs, {best['label']} has the highest NDCG@10: {own:.4f} against {max(rest):.4f} of the next."
-    )
-    if own == max(rest):
-        verdict = f"Of {len(runs)} runs, none is best: the highest NDCG@10, {own:.4f}, is that of several."
-    return {"title": "runs", "verdict": verdict, "columns": columns, "runs": runs, "queries": sizes.pop()}
+    return {"title": "runs", "verdict": _best_run(runs), "columns": columns, "runs": runs, "queries": sizes.pop()}
+
+
+def _best_run(runs: Sequence[Mapping[str, Any]]) -> str:
+    """The sentence that the page of several runs begins with."""
+    figures: list[float] = [run["rows"][0]["values"]["ndcg@10"] for run in runs]
+    own, following = sorted(figures, reverse=True)[:2]
+    if own == following:
+        return f"Of {len(runs)} runs, none is best: the highest NDCG@10, {own:.4f}, is that of several."
+    best = runs[figures.index(own)]["label"]
+    return f"Of {len(runs)} runs, {best} has the highest NDCG@10: {own:.4f} against {following:.4f} of the next."
 
 
 def _rows(metrics: dict[str, Any], columns: Sequence[str]) -> list[dict[str, Any]]:
