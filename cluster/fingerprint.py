@@ -16,9 +16,10 @@ FOLLOWED = ("genrec.", "cluster.")
 """Modules under these prefixes are followed from import to import."""
 
 LEFT_OUT = (
-    *("genrec.config", "genrec.errors", "genrec.progress"),
+    *("genrec.config", "genrec.errors", "genrec.progress", "genrec.pages", "genrec.sid.health_page"),
     *("cluster.artifacts", "cluster.data", "cluster.fingerprint", "cluster.pipeline", "cluster.progress"),
     *("cluster.resources", "cluster.rollouts", "cluster.session", "cluster.stages.plan", "cluster.telemetry"),
+    "cluster.trackers",
 )
 
 

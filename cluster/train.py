@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.progress import WORKER_LOG, log_to_file, tail_log
 from cluster.resources import cap_memory
 from cluster.session import connect, require_resources
-from cluster.telemetry import require_mlflow
+from cluster.trackers import require_trackers
 from genrec.config import Config, packaged_file
 from genrec.data.files import write_json, write_text
 from genrec.errors import InputError
@@ -115,7 +115,7 @@ def run_training(loop: Callable[[RunSpec], None], spec: RunSpec, name: str) -> N
     compute = spec.config.compute
     if (spec.out / CURVE).is_file():
         return
-    require_mlflow(spec.config)
+    require_trackers(spec.config)
     if compute.workers == 0:
         loop(spec)
         return

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from genrec.baselines.ranking import Baseline, target_ranks_of
-from genrec.baselines.train_log import TrainLog, recent_history, train_log
-from genrec.data.readers import read_items, read_queries, read_sequences
+from genrec.baselines.train_log import TrainLog, read_train_log, recent_history
+from genrec.data.readers import read_items, read_queries
 from genrec.metrics import IntArray, per_query
 
 
@@ -27,7 +27,7 @@ class Material:
     @classmethod
     def read(cls, data: Path, max_history: int, *, seed: int, eval_queries: int) -> Material:
         """From the directory that ``prepare`` wrote; ``seed`` draws the sample, and all that baselines draw."""
-        log = train_log(read_sequences(data), read_items(data).num_rows)
+        log = read_train_log(data, read_items(data).num_rows)
         valid = _sample(read_queries(data, "valid"), eval_queries, seed)
         targets_Q = valid["target"].to_numpy().astype(np.int64)
         return cls(log, recent_history(valid, max_history), targets_Q, max_history, seed)

@@ -48,7 +48,7 @@ class TrainLog:
         """Share of the train targets that repeat an earlier item of the user (a user's first event is no target)."""
         if self.items_E.size == 0:
             return 0.0
-        users = np.count_nonzero(np.diff(self.users_E)) + 1
+        users = int(np.count_nonzero(np.diff(self.users_E))) + 1
         targets = self.items_E.size - users
         return (self.items_E.size - self._distinct()) / targets if targets else 0.0
 

@@ -56,4 +56,4 @@ def test_repeats_are_counted_in_runs_of_whole_users(at_once: int, monkeypatch: p
     pairs = list(zip(log.users_E.tolist(), log.items_E.tolist(), strict=True))
     assert log.repeat_share == (len(pairs) - len(set(pairs))) / (len(pairs) - 50)
     distinct = replace(log, items_E=np.arange(len(pairs)) % 60, users_E=np.arange(len(pairs)) // 60)
-    assert distinct.mask_seen
+    assert distinct.mask_seen is True  # it is written as JSON

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from genrec.baselines.sequential.network import TrainedNetwork
-from genrec.baselines.sequential.training_windows import Windows
+from genrec.baselines.sequential.training_windows import TrainingWindows
 from genrec.data.files import write_json
 from genrec.errors import InputError
 from genrec.progress import Progress, log_progress
@@ -66,7 +66,7 @@ class SequentialTrainer:
     def __init__(
         self,
         network: TrainedNetwork,
-        windows: Windows,
+        windows: TrainingWindows,
         validate: Callable[[], float],
         checkpoints: CheckpointStore,
         *,

@@ -38,7 +38,7 @@ class WindowBatch:
 
 
 @dataclass(frozen=True)
-class Windows:
+class TrainingWindows:
     """S windows of the log's events: ``lengths_S`` events from ``starts_S`` on, each of which has a next one.
 
     ``dense``: the next item is a target at each position, else at the last one alone.
@@ -77,7 +77,7 @@ class Windows:
         return WindowBatch(*(torch.from_numpy(array) for array in (items_BT, lengths_B, targets_BT)))
 
 
-def training_windows(log: TrainLog, max_history: int, form: Form) -> Windows:
+def training_windows(log: TrainLog, max_history: int, form: Form) -> TrainingWindows:
     """The windows of at most ``max_history`` items for a network of ``form``.
 
     dense, cloze: a user's events are cut into windows from the newest one back, so that each is predicted once; rows:
@@ -97,4 +97,4 @@ def training_windows(log: TrainLog, max_history: int, form: Form) -> Windows:
     if not len(place_S):
         raise InputError("no user has two train events, so there is no next item to learn; check data.split")
     lengths_S = np.minimum(position_E[place_S], max_history)
-    return Windows(log.items_E, place_S - lengths_S, lengths_S, dense=form != "rows")
+    return TrainingWindows(log.items_E, place_S - lengths_S, lengths_S, dense=form != "rows")
