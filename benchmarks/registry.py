@@ -30,6 +30,7 @@ BENCHMARKS: Mapping[str, str] = MappingProxyType(
         "tradeoff": "weight of a reward against its goal (categories, new items, purchases) and against NDCG@10",
         "rl-quality": "each part of reinforcement learning with settings that validation chose, the best of them, and "
         "what they cost, beside SFT",
+        "tune": "a search compared with the same GRPO runs by hand; ASHA with random search on the same trials",
         "recipes": "the recipes of the design documents trained whole, SFT and RL, beside what was claimed of them",
         "searches": "beams with and without priors, diverse and stochastic beams, samples: NDCG, coverage, validity",
         "serve": "the HTTP service under load: batches beside single searches, latency, memory, changes, kills",

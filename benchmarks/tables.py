@@ -34,7 +34,7 @@ def tokenizers_page(variants: Mapping[str, Mapping[str, Any]], policies: Mapping
     lines = [*markdown(FIGURES, (_figures(name, one) for name, one in made.items())), "", NOTES]
     lines += [f"\n{name} is left out: {one['refused']}" for name, one in variants.items() if "refused" in one]
     if policies:
-        lines += ["", *scoresmarkdown("tokenizer", policies)]
+        lines += ["", *scores_table("tokenizer", policies)]
     return "\n".join(lines) + "\n"
 
 
@@ -53,7 +53,7 @@ def _figures(name: str, row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def scoresmarkdown(label: str, policies: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def scores_table(label: str, policies: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The lines of a table of policies by name, which ``label`` heads: scores, and differences to the first."""
     first = next(iter(policies))
     heads = (label, "NDCG@10", "HR@10", f"NDCG@10 minus {first}", f"HR@10 minus {first}")
@@ -74,7 +74,7 @@ def scoresmarkdown(label: str, policies: Mapping[str, Mapping[str, Any]]) -> lis
     return [*markdown(heads, body), "", note]
 
 
-def popularitymarkdown(policies: Mapping[str, Mapping[str, Any]], metric: str) -> list[str]:
+def popularity_table(policies: Mapping[str, Mapping[str, Any]], metric: str) -> list[str]:
     """The lines of a table of ``metric`` by popularity of the target: the first row's, and the others' differences."""
     from genrec.baselines.buckets import BUCKETS
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 from cluster.node_check import require_nodes
-from cluster.node_files import NodeFiles, files_in_work
+from cluster.node_files import NodeFiles, collect_files, files_in_work
 from cluster.session import connect, require_resources
 from genrec.config import Config
 from genrec.errors import InputError
@@ -95,8 +95,7 @@ def _on_ray(config: Config, make: Callable[[], Work], shards: Sequence[int]) -> 
         resources=compute.data_resources,
     )
     yield from results.iter_rows()
-    if files is not None:
-        files.collect()
+    collect_files()
 
 
 def _counted(rows: Iterable[T], total: int, label: str) -> Iterator[T]:

@@ -7,12 +7,13 @@ Workers that see the command's cache (one machine, or a shared disk) move nothin
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from uuid import uuid4
 
 from filelock import FileLock
@@ -23,6 +24,9 @@ from genrec.data.artifact_cache import ArtifactCache, SharedFolder
 from genrec.data.files import write_text
 from genrec.data.object_store import ObjectStore, explained, store_error
 from genrec.errors import InputError
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MACHINE = ".machine"
 """A file of a cache that names it: a worker that reads the same name sees the same files."""
@@ -175,6 +179,26 @@ def explaining_failed_storage(config: Config) -> Generator[None]:
         if not config.is_remote or (line := store_error(str(error))) is None:
             raise
         raise explained(OSError(line), config.storage) from error
+
+
+def offered(work: Callable[P, T]) -> Callable[P, T]:
+    """In the command: ``work`` as a process on any node runs it; what it reads is put where it finds it."""
+    files = files_in_work()
+    if files is None:
+        return work
+    files.offer()
+    return partial(_on_a_node, work, files)
+
+
+def _on_a_node(work: Callable[..., T], files: NodeFiles, *args: Any, **options: Any) -> T:
+    with on_this_node(files):
+        return work(*args, **options)
+
+
+def collect_files() -> None:
+    """In the command: take what workers on other machines made."""
+    if (files := files_in_work()) is not None:
+        files.collect()
 
 
 def ray_storage(config: Config, path: Path) -> Mapping[str, Any]:

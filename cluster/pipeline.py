@@ -11,7 +11,7 @@ Adding a stage is one entry in ``STAGES`` and one file in ``cluster/stages/``.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def rewards_similarity(config: Config) -> bool:
 
 def searches_similarity(config: Config) -> bool:
     """The search, or the config that it starts from, uses ``rewards.semantic``."""
-    return rewards_similarity(config) or "semantic" in config.tune.space
+    return rewards_similarity(config) or bool({"semantic", "rewards.semantic"} & set(config.tune.space))
 
 
 def fixes_groups(config: Config) -> bool:
@@ -87,6 +87,7 @@ class Stage:
 
     ``reads`` names the stages whose artifacts it needs, each with the condition under which it does. ``writes`` says in
     words what lies in its directory. ``publish(run, artifact)`` is called each time, also when the artifact was there.
+    ``require(config)`` refuses what the stage cannot do, before the first stage is made.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Stage:
     plan: Callable[[StageRun], Plan]
     reads: Mapping[str, Condition] = field(default_factory=dict[str, Condition])
     publish: Callable[[StageRun, Artifact], None] | None = None
+    require: Callable[[Config], None] | None = None
 
     @property
     def code(self) -> str:
@@ -161,11 +163,12 @@ STAGES: Mapping[str, Stage] = {
         ),
         Stage(
             "tune",
-            about="a search over reward weights, each trial a short GRPO run",
-            writes="trials.json, trials.txt",
+            about="a search over config keys, each trial a short GRPO run",
+            writes="search.json, tuned.yaml, tune.html, trials.json, trials.txt",
             reads=_rl_reads(searches_similarity),
             plan=tune.plan,
             publish=tune.publish,
+            require=tune.require,
         ),
         Stage(
             "refit",
@@ -185,7 +188,7 @@ STAGES: Mapping[str, Stage] = {
         Stage(
             "evaluate",
             about="the test compared with the baselines",
-            writes="metrics.json, report.html, recommender.json; copied to <storage>/runs/<name>-<key>/",
+            writes="metrics.json, report.html (.md, .json), recommender.json; copied to <storage>/runs/<name>-<key>/",
             reads={
                 "prepare": always,
                 "embed": fits_a_quantizer,
@@ -214,8 +217,19 @@ def run(config: Config, *until: str, reward_file: Path | None = None) -> dict[st
     Raises:
         InputError: bad input of any stage.
     """
+    found: dict[str, Artifact] = {}
+    if config.tune.in_full and "evaluate" in until:
+        found = run(config, "tune", reward_file=reward_file)
+        config = tune.tuned(config, found["tune"])
+    return found | _run(config, until, reward_file)
+
+
+def _run(config: Config, until: Sequence[str], reward_file: Path | None) -> dict[str, Artifact]:
     order = stages_needed(config, *until)
     require_storage(config)
+    for stage in order:
+        if stage.require is not None:
+            stage.require(config)
     require_models(config, [stage.name for stage in order])
     made: dict[str, Artifact] = {}
     for number, stage in enumerate(order, start=1):
@@ -251,18 +265,18 @@ def run_stage(
     needed = list(reads(stage, config))
     if missing := [other for other in needed if other not in inputs]:
         raise InputError(f"the stage {name} reads {needed}, and {missing} are missing; make them first")
-    run = StageRun(config, {other: inputs[other] for other in needed}, reward_file)
+    stage_run = StageRun(config, {other: inputs[other] for other in needed}, reward_file, run)
     what = f"the stage {name}"
     with (
         explaining_lost_ray(what),
         explaining_failed_writes(what, config.storage_path),
         explaining_failed_storage(config),
     ):
-        plan = stage.plan(run)
-        recipe = Recipe(name, plan.settings, (stage.code,), list(run.inputs.values()))
+        plan = stage.plan(stage_run)
+        recipe = Recipe(name, plan.settings, (stage.code,), list(stage_run.inputs.values()))
         artifact = make_artifact(config, recipe, plan.work)
         if stage.publish is not None:
-            stage.publish(run, artifact)
+            stage.publish(stage_run, artifact)
     return artifact
 
 

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from genrec.errors import printable
-from genrec.progress import EXTRA, Progress
+from genrec.progress import EXTRA, LiveTable, Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.live import Live
+    from rich.table import Table
 
 OWN_LOGGERS = ("genrec", "cluster", "workflows", "benchmarks")
 """Loggers whose records are shown and kept; those of libraries are not."""
@@ -99,11 +101,16 @@ class BarHandler(_Patient):
             transient=True,
         )
         self._shown: str | None = None
+        self._table: Live | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Move the bar for a ``Progress``; print anything else above it."""
+        """Move the bar for a ``Progress``, draw a ``LiveTable`` anew; print anything else above them."""
         progress = getattr(record, EXTRA, None)
-        if not isinstance(progress, Progress):
+        if isinstance(progress, LiveTable):
+            self._draw(progress)
+        elif self._table is not None and isinstance(progress, Progress):
+            return  # A table of runs is on the screen: the bar of one of them would push it away.
+        elif not isinstance(progress, Progress):
             self._console.print(self.format(record))
         elif progress.done >= progress.total:
             self.end()
@@ -112,7 +119,10 @@ class BarHandler(_Patient):
             self._move(progress)
 
     def end(self) -> None:
-        """Take the bar away."""
+        """Take the bar away; the last table stays."""
+        if self._table is not None:
+            self._table.stop()
+            self._table = None
         if self._shown is not None:
             self._bars.stop()
             for task in self._bars.task_ids:
@@ -123,6 +133,17 @@ class BarHandler(_Patient):
         """Take the bar away, and the handler with it."""
         self.end()
         super().close()
+
+    def _draw(self, table: LiveTable) -> None:
+        from rich.live import Live
+
+        if self._table is None:
+            self.end()
+            self._table = Live(console=self._console, auto_refresh=False)
+            self._table.start()
+        self._table.update(_drawn(table, self._console.height), refresh=True)
+        if table.ended:
+            self.end()
 
     def _move(self, progress: Progress) -> None:
         title = " ".join(part for part in (*_stages[-1:], progress.task or f"{progress.unit}s") if part)
@@ -273,6 +294,22 @@ def _detach(handler: logging.Handler) -> None:
         logging.getLogger(name).removeHandler(handler)
     with suppress(OSError):
         handler.close()
+
+
+def _drawn(table: LiveTable, height: int) -> Table:
+    """The table for a terminal of ``height`` lines: what does not fit is left out from the end, and counted."""
+    from rich.table import Table
+    from rich.text import Text
+
+    room = len(table.rows) if table.ended else max(1, height - 6)
+    left_out = len(table.rows) - room
+    caption = f"{table.caption}, {left_out} more rows" if left_out > 0 else table.caption
+    drawn = Table(title=Text(printable(table.title)), caption=Text(printable(caption)), title_justify="left", box=None)
+    for number, column in enumerate(table.columns):
+        drawn.add_column(Text(printable(column)), justify="left" if number == 0 else "right", overflow="ellipsis")
+    for row in table.rows[:room]:
+        drawn.add_row(*(Text(printable(cell)) for cell in row))
+    return drawn
 
 
 def _rate(progress: Progress) -> str:

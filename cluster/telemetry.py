@@ -1,4 +1,4 @@
-"""Telemetry of a GRPO run: Ray metrics, TensorBoard scalars, MLflow, and figures for its progress lines.
+"""Telemetry of a GRPO run: Ray metrics, the trackers of the config, and figures for its progress lines.
 
 None of it enters the result: these figures depend on the machine, the curve does not.
 """
@@ -6,28 +6,22 @@ None of it enters the result: these figures depend on the machine, the curve doe
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from queue import Full, Queue
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any
 
+from cluster.trackers import NAMES, TRACKERS, MetricLogger
 from genrec.config import Config
-from genrec.errors import InputError
 
 if TYPE_CHECKING:
     from genrec.types import Group, Query, Rollouts, Snapshot
 
 LOG = logging.getLogger(__name__)
-
-MetricLogger = Callable[[int, Mapping[str, float]], None]
-"""Takes the figures of a step."""
 
 GAUGES = {
     "rollouts_per_s": "candidates that this learner was handed per second",
@@ -37,23 +31,7 @@ GAUGES = {
 WAITING, FLUSH_S = 1000, 5.0
 """Steps that wait for a slow logger at most; seconds that the end of a run waits for it."""
 
-MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
-"""By default MLflow tries for minutes, also when the process wants to end."""
-
 UTILISATION = "share of the time that this process worked: a learner that did not wait, an actor that was not idle"
-
-
-def require_mlflow(config: Config) -> None:
-    """Refuse ``compute.mlflow`` where MLflow is missing, before any work.
-
-    Raises:
-        InputError: the config wants MLflow, and it is not installed.
-    """
-    if config.compute.mlflow and find_spec("mlflow") is None:
-        raise InputError(
-            f"compute.mlflow={config.compute.mlflow} needs mlflow, which is not installed: pip install mlflow, "
-            "or take compute.mlflow=null"
-        )
 
 
 class TimedRollouts:
@@ -118,11 +96,12 @@ class Telemetry:
 
 
 def metric_loggers(config: Config, out: Path, *, rank: int) -> list[BackgroundLogger]:
-    """Where a learner's figures go: Ray metrics on a cluster; from rank 0 TensorBoard and MLflow, as installed."""
+    """Where a learner's figures go: Ray metrics on a cluster; from rank 0 the trackers of ``compute.trackers``."""
     found = [BackgroundLogger("Ray's metrics", partial(ray_metrics, rank))] if config.compute.workers else []
     if rank == 0:
-        found += [BackgroundLogger("TensorBoard", partial(tensorboard, out / "tensorboard"))]
-        found += [BackgroundLogger("MLflow", partial(mlflow, config))] if config.compute.mlflow else []
+        found += [
+            BackgroundLogger(NAMES[name], partial(TRACKERS[name], config, out)) for name in config.compute.trackers
+        ]
     return found
 
 
@@ -208,66 +187,3 @@ class UtilisationGauge:
         now = time.monotonic()
         self._gauge.set((now - self._start) / max(now - self._end, 1e-9), {"role": "rollout"})
         self._end = now
-
-
-class ScalarWriter(Protocol):
-    """A ``SummaryWriter``, TensorBoard's or tensorboardX's."""
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
-        """Record one figure of one step."""
-        ...
-
-    def flush(self) -> None:
-        """Write out what is recorded."""
-        ...
-
-
-@contextmanager
-def tensorboard(directory: Path) -> Generator[MetricLogger]:
-    """A scalar per figure, written out at once so that the page is live; nothing where no writer is installed."""
-    make = _summary_writer()
-    if make is None:
-        yield lambda step, figures: None
-        return
-    writer = make(str(directory))
-
-    def write(step: int, figures: Mapping[str, float]) -> None:
-        for name, value in figures.items():
-            if name != "step":
-                writer.add_scalar(f"grpo/{name}", value, step)
-        writer.flush()
-
-    yield write
-
-
-def _summary_writer() -> Callable[[str], ScalarWriter] | None:
-    """TensorBoard's writer, or tensorboardX's, which Ray Tune brings; both write the same files."""
-    if find_spec("tensorboard"):
-        from torch.utils.tensorboard import SummaryWriter
-
-        return cast("Callable[[str], ScalarWriter]", SummaryWriter)
-    if find_spec("tensorboardX"):
-        from tensorboardX import SummaryWriter
-
-        return cast("Callable[[str], ScalarWriter]", SummaryWriter)
-    return None
-
-
-@contextmanager
-def mlflow(config: Config) -> Generator[MetricLogger]:
-    """Metrics of a new MLflow run, in the experiment ``genrec`` of the tracking server ``compute.mlflow``."""
-    for name, value in MLFLOW_PATIENCE.items():
-        os.environ.setdefault(name, value)
-    client: Any = import_module("mlflow")
-    client.set_tracking_uri(config.compute.mlflow)
-    client.set_experiment("genrec")
-    client.start_run(run_name=f"{config.name}-grpo")
-    client.log_params({f"rewards.{name}": weight for name, weight in config.rewards.model_dump().items()})
-
-    def write(step: int, figures: Mapping[str, float]) -> None:
-        client.log_metrics({name.replace("@", "_at_"): value for name, value in figures.items()}, step=step)
-
-    try:
-        yield write
-    finally:
-        client.end_run()

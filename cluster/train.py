@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.node_check import require_nodes
-from cluster.node_files import NodeFiles, files_in_work, on_this_node, ray_storage
+from cluster.node_files import collect_files, offered, ray_storage
 from cluster.progress import WORKER_LOG, log_to_file, tail_log
 from cluster.resources import cap_memory
 from cluster.session import connect, require_resources
-from cluster.telemetry import require_mlflow
+from cluster.trackers import require_trackers
 from genrec.config import Config, packaged_file
 from genrec.data.files import write_json, write_text
 from genrec.errors import InputError
@@ -117,7 +117,7 @@ def run_training(loop: Callable[[RunSpec], None], spec: RunSpec, name: str) -> N
     compute = spec.config.compute
     if (spec.out / CURVE).is_file():
         return
-    require_mlflow(spec.config)
+    require_trackers(spec.config)
     if compute.workers == 0:
         loop(spec)
         return
@@ -137,13 +137,16 @@ def train_on_ray(loop: Callable[[], None], config: Config, out: Path, name: str,
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    compute, files = config.compute, files_in_work()
+    compute = config.compute
     require_nodes(config)
     cpus = workers * compute.worker_cpus + actors * compute.rollout_cpus
     require_resources(config, name, cpus, workers * compute.worker_gpus + actors * compute.rollout_gpus)
     gpus = compute.worker_gpus > 0
+    out.mkdir(parents=True, exist_ok=True)
+    refused = out / REFUSED
+    refused.unlink(missing_ok=True)
     trainer = TorchTrainer(
-        partial(_worker_entry, loop, out, files),
+        offered(partial(_worker_entry, loop, out)),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers,
@@ -163,29 +166,19 @@ def train_on_ray(loop: Callable[[], None], config: Config, out: Path, name: str,
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
-    out.mkdir(parents=True, exist_ok=True)
-    refused = out / REFUSED
-    refused.unlink(missing_ok=True)
-    if files is not None:
-        files.offer()
     with tail_log(out):
         try:
             trainer.fit()
         except WorkerGroupError:
-            _collect(files)
+            collect_files()
             if not refused.is_file():
                 raise
-    _collect(files)
+    collect_files()
     if refused.is_file():
         raise InputError(refused.read_text(encoding="utf-8"))
 
 
-def _collect(files: NodeFiles | None) -> None:
-    if files is not None:
-        files.collect()
-
-
-def _worker_entry(loop: Callable[[], None], out: Path, files: NodeFiles | None = None) -> None:
+def _worker_entry(loop: Callable[[], None], out: Path) -> None:
     """In a Ray Train worker: what it logs goes to the driver by file, Ray's own reports to Ray's logs.
 
     A loop that refused its input is not tried again: workers that are started after that end at once.
@@ -195,7 +188,7 @@ def _worker_entry(loop: Callable[[], None], out: Path, files: NodeFiles | None =
     if (out / REFUSED).is_file():
         return
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    with on_this_node(files), log_to_file(out):
+    with log_to_file(out):
         try:
             loop()
         except InputError as error:

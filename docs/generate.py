@@ -160,6 +160,8 @@ def _annotation(annotation: Any) -> str:
         return f"list of {_annotation(inner[0])}" if many else f"[{', '.join(map(_annotation, inner))}]"
     if origin is dict:
         return f"{_annotation(inner[0])} → {_annotation(inner[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return f"{annotation.__name__.lower()}"
     return {type(None): "null", str: "text", float: "number"}.get(annotation, str(annotation.__name__))
 
 
@@ -182,7 +184,7 @@ def _plain(value: Any) -> str:
         return value or '""'
     if isinstance(value, float):
         return f"{value:g}"
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False, default=lambda section: section.model_dump())
 
 
 def _cell(text: str) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 EXTRA = "progress"
-"""The attribute of a ``logging.LogRecord`` that holds its ``Progress``."""
+"""The attribute of a ``logging.LogRecord`` that holds its ``Progress`` or its ``LiveTable``."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,25 @@ class Progress:
         task = f"{self.task}: " if self.task else ""
         left = f"  about {self.seconds_left:.0f} s left" if self.done < self.total else ""
         return f"{task}{self.unit} {self.done}/{self.total}{shown}{left}"
+
+
+@dataclass(frozen=True)
+class LiveTable:
+    """The state of several runs at once, a row each; a terminal draws it in place of the one before.
+
+    ``caption`` stands below the rows. ``ended``: this is the last one.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    ended: bool = False
+
+
+def log_table(logger: logging.Logger, line: str, table: LiveTable) -> None:
+    """Log ``line``, which says what changed, at level INFO; a terminal shows the whole ``table`` instead."""
+    logger.info("%s", line, extra={EXTRA: table})
 
 
 def log_progress(logger: logging.Logger, progress: Progress) -> None:

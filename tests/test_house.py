@@ -18,6 +18,7 @@ ORDER = {
         (
             "errors config types threads progress metrics seeds",
             "data",
+            "pages",
             "sid",
             "baselines",
             "policy",

@@ -77,7 +77,7 @@ def test_no_code_of_a_model_is_run_and_no_pickle_is_read() -> None:
 
 def test_every_page_escapes_what_it_shows() -> None:
     made = [ast.unparse(call) for _, call in CALLS if ast.unparse(call.func).endswith("Environment")]
-    assert len(made) >= 2 and all("autoescape=True" in text for text in made)
+    assert made and all("autoescape=True" in text for text in made)
     for file in (ROOT / "genrec").rglob("*.j2"):
         assert "|safe" not in file.read_text(encoding="utf-8").replace(" ", ""), file
 

@@ -88,18 +88,20 @@ class CommandLine(Verbs):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The verbs, in the order of the pipeline."""
-        return [*LAST_STAGE, "catalog", "serve", "manifest", "bench"]
+        return [*LAST_STAGE, "report", "catalog", "serve", "manifest", "bench"]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of a verb, or None."""
         if cmd_name in LAST_STAGE:
             return stage_command(cmd_name)
-        return {
+        made = {
+            "report": report_command,
             "catalog": catalog_command,
             "serve": serve_command,
             "manifest": manifest_command,
             "bench": bench_command,
-        }.get(cmd_name, lambda: None)()
+        }
+        return made[cmd_name]() if cmd_name in made else None
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; bad input ends with one message and exit code 2, Ctrl-C with 130."""
@@ -171,9 +173,11 @@ def _start(config: Config, level: int) -> None:
     """Make this process ready for work."""
     from cluster.progress import show_in_terminal
     from cluster.session import configure_process, require_packages
+    from cluster.trackers import require_trackers
 
     configure_process(config)
     require_packages(config)
+    require_trackers(config)
     show_in_terminal(level)
 
 
@@ -211,6 +215,21 @@ def bench_command() -> click.Command:
             raise click.ClickException(bench.failure)
 
     return _verb("bench", run, help_of("workflows.bench"), "Benchmarks", benchmark_rows)
+
+
+def report_command() -> click.Command:
+    """``genrec report RUN...``."""
+
+    @click.argument("runs", metavar="RUN...", type=UserFile(), nargs=-1)
+    @click.option("--out", metavar="DIRECTORY", type=UserFile(), default=Path("report"), help="Where the files go.")
+    def run(runs: Sequence[Path], out: Path) -> None:
+        from genrec.data.files import explaining_failed_writes
+        from genrec.evaluation.report.compare import report_runs
+
+        with explaining_failed_writes("the report", out):
+            click.echo(f"report: {report_runs(runs, out)}")
+
+    return _verb("report", run, help_of("workflows.report"), INPUT_AND_OUTPUT, report_rows)
 
 
 def catalog_command() -> click.Command:
@@ -304,6 +323,15 @@ def stage_rows(verb: str) -> Rows:
         return [("runs", ", ".join(order)), ("reads", raw), writes]
     reads = [name if when is always else f"{name} (where the config needs it)" for name, when in stage.reads.items()]
     return [("runs first", ", ".join(order[:-1]) or "nothing"), ("reads", ", ".join(reads) or raw), writes]
+
+
+def report_rows() -> Rows:
+    """What a report of finished runs reads and writes."""
+    return [
+        ("runs first", "nothing: the runs are finished"),
+        ("reads", "RUN/report.json, which genrec evaluate wrote"),
+        ("writes", "DIRECTORY/report.html, report.md, report.json (DIRECTORY is ./report unless --out says otherwise)"),
+    ]
 
 
 def catalog_rows() -> Rows:

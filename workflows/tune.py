@@ -1,8 +1,9 @@
-"""Search reward weights: each trial is a short run of grpo.
+"""Search reward weights, or other keys, with Ray Tune.
 
-Ends with the trials, best first by NDCG@10 on validation, and the overrides of the best one.
+Ends with the trials, best first on validation, whether one of them beats the config, and tuned.yaml to take it.
 
 genrec tune demo cpu tune.trials=8
+genrec tune demo cpu tune.searcher=optuna tune.scheduler=asha tune.space.prefix=[0,1] tune.trials=24
 """
 
 from workflows.cli import main

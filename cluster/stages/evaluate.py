@@ -36,10 +36,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-SAMPLES = 10
-"""Queries shown in the report."""
-
-PUBLISHED = ("metrics.json", "report.html", "recommender.json", "config.yaml")
+PUBLISHED = ("metrics.json", "report.html", "report.md", "report.json", "recommender.json", "config.yaml")
 """Files that are copied to ``<storage>/runs``."""
 
 
@@ -58,7 +55,7 @@ def plan(run: StageRun) -> Plan:
 
 
 def publish(run: StageRun, artifact: Artifact) -> None:
-    """Copy the report to ``<storage>/runs/<name>-<key>``, point ``<storage>/runs/<name>`` there, say the headline.
+    """Copy the report to ``<storage>/runs/<name>-<key>``, point ``<storage>/runs/<name>`` there, say the verdict.
 
     Both are complete or absent at any moment. The reports of other settings or seeds of one name stay.
     """
@@ -81,7 +78,7 @@ def publish(run: StageRun, artifact: Artifact) -> None:
     link.symlink_to(kept.name)
     link.replace(newest)
     publish_in_store(run.config, kept, (kept, newest), last="recommender.json")
-    LOG.info("headline: %s", artifact.metrics["headline"])
+    LOG.info("verdict: %s", artifact.metrics["verdict"])
     LOG.info("report: %s (kept at %s)", shown_path(newest / "report.html"), kept.name)
 
 
@@ -136,7 +133,7 @@ def _evaluate(config: Config, inputs: Mapping[str, Artifact], out: Path) -> dict
         answers = replace(answers, refitted=_refitted(config, inputs, test, answers.tuned, out))
     metrics = _summarise(config, inputs, test, answers)
     _write(config, inputs, test, answers, metrics, out)
-    return {"headline": metrics["headline"], "model": metrics["model"]["item"]}
+    return {"verdict": metrics["verdict"], "headline": metrics["headline"], "model": metrics["model"]["item"]}
 
 
 def read_test(config: Config, inputs: Mapping[str, Artifact]) -> TestData:
@@ -189,6 +186,7 @@ def _summarise(
     from genrec.evaluation.goals import Goals, compare_goals, covered_means
     from genrec.evaluation.slices import category_numbers
     from genrec.evaluation.summary import Rankings, add_gain, add_prior, summarise
+    from genrec.evaluation.verdict import plain_words, verdict
     from genrec.metrics import per_query, target_ranks
 
     ks, draws, suite = config.evaluation.ks, config.evaluation.bootstrap, test.suite
@@ -236,7 +234,7 @@ def _summarise(
             "few_events": config.rewards.settings.rare,
             "cost": _cost_of_rl(inputs),
         }
-    return metrics
+    return {**metrics, "verdict": verdict(metrics), "in_plain_words": plain_words(metrics)}
 
 
 def _cost_of_rl(inputs: Mapping[str, Artifact]) -> dict[str, Any]:
@@ -275,7 +273,8 @@ def _write(
     metrics: dict[str, Any],
     out: Path,
 ) -> None:
-    """``metrics.json``, ``report.html`` and ``recommender.json``; the table is logged too."""
+    """``metrics.json``, the report in three forms, and ``recommender.json``; the table is logged too."""
+    from genrec.evaluation.report.explore import catalog_view
     from genrec.evaluation.report.page import text_table, write_report
     from genrec.evaluation.slices import sid_use
 
@@ -286,7 +285,13 @@ def _write(
         metrics,
         curves=curves,
         sid_stats=sid_use(test.catalog.codes_NL.numpy(), test.catalog.level_sizes),
-        samples=_samples(test.items, test.test, answers.model_QK),
+        users=_users(answers, _baselines(config, inputs, test), test, config.seed),
+        catalog=catalog_view(
+            test.catalog.codes_NL.numpy(),
+            test.items["title"].to_pylist(),
+            inputs["embed"].path if "embed" in inputs else None,
+            seed=config.seed,
+        ),
         config_text=to_yaml(config),
         title=config.name,
     )
@@ -294,17 +299,18 @@ def _write(
     LOG.info("\n%s", text_table(metrics))
 
 
-def _samples(items: pa.Table, test: pa.Table, model_QK: IntArray) -> list[dict[str, Any]]:
-    """The first test queries in words: recent history, five best answers, the target and its rank (0: not found)."""
-    titles = items["title"].to_pylist()
-    rows = test.slice(0, SAMPLES).to_pylist()
-    shown: list[dict[str, Any]] = []
-    for row, ranked in zip(rows, model_QK[:SAMPLES].tolist(), strict=True):
-        rank = ranked.index(row["target"]) + 1 if row["target"] in ranked else 0
-        names = [titles[item] for item in ranked[:5] if item >= 0]
-        history = [titles[item] for item in row["history"][-5:]]
-        shown.append({"history": history, "recommended": names, "target": titles[row["target"]], "rank": rank})
-    return shown
+def _users(
+    answers: PolicyAnswers, baselines: Mapping[str, IntArray], test: TestData, seed: int
+) -> list[dict[str, Any]]:
+    """Users with the answers of the model, its policies and the baselines."""
+    from genrec.evaluation.report.explore import user_answers
+
+    own = {"policy" if name == answers.best else name: ranked.items_QK for name, ranked in answers.alone.items()}
+    if not answers.tuned.weight:
+        own.pop("policy")
+    titles, histories = test.items["title"].to_pylist(), test.test["history"].to_pylist()
+    systems = {"model": answers.model_QK, **own, **baselines}
+    return user_answers(histories, test.targets_Q, systems, titles, seed=seed)
 
 
 def _usual_event(config: Config, data: Path) -> str | None:

@@ -20,11 +20,13 @@ from genrec.config import Config, Rl
 if TYPE_CHECKING:
     import pyarrow as pa
     from accelerate import Accelerator
+    from torch import Tensor
 
     from genrec.evaluation.validate import Validator
     from genrec.learning.rewards import RewardFunction
     from genrec.learning.rl.guard import SnapshotValidator
     from genrec.learning.rl.learner import GrpoLearner
+    from genrec.learning.rl.trainer import OnValidation
     from genrec.policy.model import Policy
     from genrec.policy.prompts import Prompts
     from genrec.sid.catalog import Catalog
@@ -78,8 +80,12 @@ class _RlParts:
     accelerator: Accelerator
 
 
-def grpo_loop(spec: RunSpec) -> None:
-    """What every GRPO learner runs, all of them with the same rollout actors; rank 0 writes the result."""
+def grpo_loop(spec: RunSpec, on_validation: OnValidation | None = None) -> None:
+    """What every GRPO learner runs, all of them with the same rollout actors; rank 0 writes the result.
+
+    Args:
+        on_validation: told by rank 0 of every version that is validated.
+    """
     configure_process(spec.config)
     from genrec.data.readers import read_train_queries
     from genrec.learning.rl.query_sampler import QueryStream
@@ -105,10 +111,21 @@ def grpo_loop(spec: RunSpec) -> None:
         checkpoints=make_checkpoints(spec),
         validator=validator,
         callback=telemetry,
+        on_validation=on_validation if rank == 0 else None,
     )
     with closing(telemetry):
         state = trainer.run()
     save_result(spec, built.policy, built.catalog, state, accelerator)
+
+
+def validated_start(spec: RunSpec) -> dict[str, Tensor]:
+    """Metrics per validation query, (Q,), of the policy that a run begins with."""
+    configure_process(spec.config)
+    from genrec.evaluation.validate import LocalValidator
+
+    built, _ = _make_learner(spec, make_accelerator(spec.config))
+    validator = LocalValidator(_make_validator(spec, built), built.policy)
+    return dict(validator.collect(validator.submit(built.policy.snapshot(0))))
 
 
 def _make_learner(spec: RunSpec, accelerator: Accelerator) -> tuple[_RlParts, GrpoLearner]:

@@ -11,13 +11,21 @@ from cluster.artifacts import Artifact
 from genrec.config import Config
 
 
+def _no_pipeline(config: Config, *until: str, reward_file: Path | None = None) -> Mapping[str, Artifact]:
+    raise RuntimeError("this stage was not run by a pipeline, and cannot make other stages")
+
+
 @dataclass(frozen=True)
 class StageRun:
-    """One run of one stage. ``inputs`` holds the artifacts that the stage reads, by the names of their stages."""
+    """One run of one stage. ``inputs`` holds the artifacts that the stage reads, by the names of their stages.
+
+    ``remake(config, "sft", …)`` makes stages of another config, or finds them, for a stage that varies its inputs.
+    """
 
     config: Config
     inputs: Mapping[str, Artifact]
     reward_file: Path | None = None
+    remake: Callable[..., Mapping[str, Artifact]] = _no_pipeline
 
     def path(self, stage: str) -> Path:
         """The directory of the artifact of ``stage``."""

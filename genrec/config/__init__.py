@@ -22,10 +22,11 @@ from genrec.config.loading import known_keys, load_config, to_yaml
 from genrec.config.packaged import packaged_file, packaged_names
 from genrec.config.policy import EventContext, Items, Lora, PolicyConfig
 from genrec.config.root import Config
-from genrec.config.running import BenchConfig, Compute, Decode, Evaluation, Serve, Tune
+from genrec.config.running import BenchConfig, Compute, Decode, Evaluation, Serve
 from genrec.config.section import Section
 from genrec.config.sid import Sid
 from genrec.config.tasks import Instruction, Stages, StageSettings, Tasks, TaskWeight, Teacher
+from genrec.config.tune import Dimension, Tune
 
 __all__ = [
     "COUNTED_BASELINES",
@@ -38,6 +39,7 @@ __all__ = [
     "Config",
     "Data",
     "Decode",
+    "Dimension",
     "Embed",
     "Evaluation",
     "EventContext",

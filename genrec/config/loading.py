@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from yaml import YAMLError
 
 from genrec.config.packaged import find_config
 from genrec.config.root import Config
-from genrec.config.section import Section, describe
+from genrec.config.section import Section, describe, dotted_keys, nearest_key
 from genrec.errors import InputError
 
 RENAMED = {
     "bench.rows": "bench.variants",
     "compute.local_mb": "compute.in_process_below_mb",
+    "compute.mlflow": "compute.mlflow_uri",
     "learning.grpo": "learning.rl",
     "learning.grpo.average": "learning.rl.ema_decay",
     "learning.sft.form": "learning.sft.example_format",
@@ -117,12 +117,9 @@ def _mapping(layer: object, source: str) -> Mapping[str, Any]:
     return cast("Mapping[str, Any]", layer)
 
 
-def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+def known_keys() -> Iterator[str]:
     """Every dotted key of the config, sections included."""
-    for name, field in model.model_fields.items():
-        yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from known_keys(field.annotation, f"{prefix}{name}.")
+    return dotted_keys(Config)
 
 
 def _refuse_unknown_keys(layer: Mapping[str, Any], source: str) -> None:
@@ -133,10 +130,9 @@ def _refuse_unknown_keys(layer: Mapping[str, Any], source: str) -> None:
     for key in _dotted(layer):
         if key in known or key.startswith(tuple(f"{name}." for name in free)):
             continue
-        leaf = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
         if new := renamed(key):
             raise InputError(f"config key {key!r} in {source} has a new name: {new!r}")
-        near = difflib.get_close_matches(key, leaf or known, n=1, cutoff=0.0)[0]
+        near = nearest_key(key, known)
         raise InputError(f"unknown config key {key!r} in {source}; the nearest known key is {near!r}")
 
 

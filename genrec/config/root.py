@@ -14,9 +14,20 @@ from genrec.config.baselines import Baselines
 from genrec.config.data import Data, Embed
 from genrec.config.learning import Learning, Rewards
 from genrec.config.policy import EventContext, PolicyConfig
-from genrec.config.running import BenchConfig, Compute, Decode, Evaluation, Serve, Tune
-from genrec.config.section import SPEED, Section, UserPath
+from genrec.config.running import BenchConfig, Compute, Decode, Evaluation, Serve
+from genrec.config.section import SPEED, Section, UserPath, dotted_keys, nearest_key, sections_of
 from genrec.config.sid import VQ_SHARES, Sid
+from genrec.config.tune import Tune
+
+SEARCHABLE = ("rewards.", "learning.", "sid.", "embed.", "policy.")
+"""Sections whose keys a search may change: what GRPO, SFT and the semantic IDs are made from. Other ones would change
+the queries that trials are compared on, or nothing."""
+
+FIXED = (
+    *("learning.rl.steps", "learning.rl.eval_every", "learning.rl.eval_queries", "learning.rl.groups"),
+    *("learning.rl.guard_noise", "learning.rl.guard_drop", "learning.refit", "rewards.control"),
+)
+"""Keys in them that say how long a trial is and how it is measured, or that make other stages than grpo."""
 
 FILE = "file://"
 SCHEMES = ("s3://", "gs://", "hdfs://", FILE)
@@ -87,7 +98,6 @@ class Config(Section):
     def _fits_together(self) -> Config:
         grpo, workers = self.learning.rl, max(1, self.compute.workers)
         dense, pretrained = self.learning.sft.example_format == "dense", self.policy.kind == "pretrained"
-        unknown = sorted(set(self.tune.space) - set(self.rewards.weights()))
         sid = self.sid
         wrong = {
             "learning.sft.example_format=dense needs policy.prompt=sequence for a pretrained policy, since no question "
@@ -119,8 +129,7 @@ class Config(Section):
             "sid.text_weight and sid.cf_weight cannot both be 0": not (sid.text_weight or sid.cf_weight),
             "decode.width must reach the largest of evaluation.ks": self.decode.width
             < max(self.evaluation.ks, default=0),
-            f"tune.space names {unknown}; the reward terms are {sorted(self.rewards.weights())}": unknown,
-            "tune.space: the low end must lie below the high end": any(a >= b for a, b in self.tune.space.values()),
+            **_space_fits(self),
             f"data: got the URL {_plain_http(self.data)}, which anyone on the way can change; wanted https": (
                 _plain_http(self.data)
             ),
@@ -159,6 +168,27 @@ def _plain_http(data: Data) -> str | None:
     """The first URL of the data that is plain http and not of this machine."""
     urls = [url for url in (data.path, data.items, data.interactions) if url and url.startswith("http://")]
     return next((url for url in urls if urlsplit(url).hostname not in ("localhost", "127.0.0.1", "::1")), None)
+
+
+def _space_fits(config: Config) -> dict[str, bool]:
+    """What is wrong with the keys that are searched: message -> whether it applies."""
+    weights, tune = config.rewards.weights(), config.tune
+    known = {key for key in dotted_keys(Config) if key.startswith(SEARCHABLE)} - {*sections_of(Config), *FIXED}
+    names = [name.removeprefix("rewards.custom.") for name in tune.space]
+    unknown = sorted(name for name in names if name not in weights and name not in known)
+    near = {name: nearest_key(name, [*weights, *sorted(known)]) for name in unknown}
+    keys = [name.removeprefix("rewards.") for name in names]
+    twice = sorted({key for key in keys if keys.count(key) > 1})
+    gpus = config.compute.worker_gpus + config.compute.rollout_gpus
+    return {
+        f"tune.space names {unknown}, which cannot be searched; the nearest are {list(near.values())}; wanted: a "
+        f"reward ({', '.join(sorted(weights))}) or a dotted key of {', '.join(SEARCHABLE)}, except "
+        f"{', '.join(FIXED)}": bool(unknown),
+        f"tune.space names {twice} twice, with and without its section": bool(twice),
+        f"tune.gpu_hours={tune.gpu_hours} is a budget of GPUs, and compute.worker_gpus is 0; take tune.hours": (
+            tune.gpu_hours is not None and not gpus
+        ),
+    }
 
 
 def _strategy_fits(config: Config) -> dict[str, bool]:

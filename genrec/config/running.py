@@ -71,17 +71,6 @@ class Evaluation(Section):
         return tuple(name for name in self.baselines if name not in COUNTED_BASELINES)
 
 
-class Tune(Section):
-    """The search over reward weights. ``space`` maps a reward to its low and high end."""
-
-    space: dict[str, tuple[float, float]] = Field(
-        default={"rank_log": (-0.3, 0.0), "prefix": (0.0, 0.5), "diversity": (0.0, 0.3)}
-    )
-    trials: PositiveInt = 4
-    steps: PositiveInt = 40
-    max_concurrent: PositiveInt = Field(default=1, json_schema_extra=SPEED, description="trials at a time")
-
-
 class BenchConfig(Section):
     """What ``genrec bench`` compares."""
 
@@ -192,7 +181,22 @@ class Compute(Section):
         min_length=1,
         description="directory of each node for what it has of a storage that is a URL",
     )
-    mlflow: str | None = Field(default=None, description="MLflow tracking server that GRPO's figures go to")
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = Field(
+        default=("tensorboard",),
+        description="where the figures of GRPO runs, and of a search's trials, go; they need no server: TensorBoard "
+        "writes into the run's directory, MLflow and Weights & Biases below `storage`",
+    )
+    mlflow_uri: str | None = Field(
+        default=None, description="tracking server for the tracker mlflow; null: the database <storage>/mlflow.db"
+    )
+
+    @model_validator(mode="after")
+    def _server_has_its_tracker(self) -> Compute:
+        if self.mlflow_uri is not None and "mlflow" not in self.trackers:
+            raise ValueError(
+                f"compute.mlflow_uri={self.mlflow_uri} goes unused: put mlflow into compute.trackers, or take null"
+            )
+        return self
 
     @property
     def worker_may_use_gpu(self) -> bool:

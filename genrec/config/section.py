@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal, Self, cast
 
@@ -79,6 +80,30 @@ class Section(BaseModel):
         extra = field.json_schema_extra
         marks = cast("dict[str, Any]", extra) if isinstance(extra, dict) else {}
         return marks.get("effect", cls.default_effect)
+
+
+def dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a section and of those in it, sections included."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from dotted_keys(field.annotation, f"{prefix}{name}.")
+
+
+def sections_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of a section that are sections themselves."""
+    inner = {name: field.annotation for name, field in model.model_fields.items()}
+    for name, kind in inner.items():
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield prefix + name
+            yield from sections_of(kind, f"{prefix}{name}.")
+
+
+def nearest_key(name: str, known: Sequence[str]) -> str:
+    """The known key that is most like ``name``: of those with the same last part, if there are some."""
+    leaf = name.rsplit(".", 1)[-1]
+    same = [key for key in known if key.rsplit(".", 1)[-1] == leaf]
+    return difflib.get_close_matches(name, same or list(known), n=1, cutoff=0.0)[0]
 
 
 def describe(error: ValidationError) -> str:

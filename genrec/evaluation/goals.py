@@ -4,6 +4,7 @@ Of the first ten items of each query's ranking:
 
     value@10 = value(event type of the target) · worth(target) if the target is among them, else 0
     categories@10 = number of distinct categories
+    category_entropy@10 = -Σ_c p_c log2 p_c of their shares p
     new_items@10 = share of items with at most ``rare`` train events
     ndcg@10/<type> = NDCG@10 where the target's event has this type, NaN elsewhere
 """
@@ -21,7 +22,7 @@ from genrec.config import RewardSettings
 from genrec.data.worth import worth_of
 from genrec.evaluation.intervals import paired
 from genrec.evaluation.slices import category_numbers
-from genrec.evaluation.spread import distinct_categories
+from genrec.evaluation.spread import category_entropy
 from genrec.metrics import FloatArray, IntArray, per_query, target_ranks
 
 FIRST = 10
@@ -50,7 +51,7 @@ class Goals:
 
     def names(self, events: Sequence[str | None]) -> list[str]:
         """The metrics of queries with these event types of their targets."""
-        categories = ["categories@10"] if (self._category_N >= 0).any() else []
+        categories = ["categories@10", "category_entropy@10"] if (self._category_N >= 0).any() else []
         return ["value@10", *categories, "new_items@10", *(f"ndcg@10/{name}" for name in _types(events))]
 
     def values(
@@ -67,7 +68,8 @@ class Goals:
         worth_Q = np.array([values.get(name, self._settings.other_events) for name in types]) * self._worth_N[targets_Q]
         found: dict[str, FloatArray] = {"value@10": worth_Q * (ndcg_Q > 0)}
         if (self._category_N >= 0).any():
-            found["categories@10"] = distinct_categories(top_QK, self._category_N).astype(np.float64)
+            entropy_Q, count_Q = category_entropy(top_QK, self._category_N)
+            found |= {"category_entropy@10": entropy_Q, "categories@10": count_Q.astype(float)}
         real_QK = top_QK >= 0
         new_QK = self._is_new_N[np.maximum(top_QK, 0)] & real_QK
         found["new_items@10"] = new_QK.sum(1) / np.maximum(real_QK.sum(1), 1)

@@ -41,10 +41,11 @@ class Estimate(TypedDict):
     high: float | None
 
 
-def over_runs(values: Sequence[float]) -> Estimate:
+def over_runs(values: Sequence[float], confidence: float = 0.95) -> Estimate:
     """Mean of a metric over n runs (seeds), with Student's t interval: mean ± t(0.975, n - 1) · s / √n.
 
-    For a paired comparison pass the differences of runs with equal seeds.
+    For a paired comparison pass the differences of runs with equal seeds. Another ``confidence`` than 0.95 has another
+    quantile of t.
 
     Raises:
         InputError: there is no run.
@@ -54,7 +55,7 @@ def over_runs(values: Sequence[float]) -> Estimate:
     mean, runs = float(np.mean(values)), len(values)
     if runs == 1:
         return Estimate(mean=mean, low=None, high=None)
-    half = float(stdtrit(runs - 1, 0.975)) * float(np.std(values, ddof=1)) / runs**0.5
+    half = float(stdtrit(runs - 1, (1 + confidence) / 2)) * float(np.std(values, ddof=1)) / runs**0.5
     return Estimate(mean=mean, low=mean - half, high=mean + half)
 
 

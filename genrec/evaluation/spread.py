@@ -33,7 +33,7 @@ def spread(
     }
     if category_N is None or not (category_N >= 0).any() or not len(top_QK):
         return found
-    entropy_Q, unique_Q = _categories(top_QK, category_N)
+    entropy_Q, unique_Q = category_entropy(top_QK, category_N)
     return found | {f"category_entropy@{k}": float(entropy_Q.mean()), f"unique_categories@{k}": float(unique_Q.mean())}
 
 
@@ -43,17 +43,7 @@ def of_targets(targets_Q: IntArray, train_counts_N: IntArray) -> dict[str, float
     return {"popularity": float(counts_Q.mean()), "new_items": float((counts_Q <= FEW_EVENTS).mean())}
 
 
-def distinct_categories(top_QK: IntArray, category_N: IntArray) -> IntArray:
-    """The number of distinct categories among each query's items, (Q,); items without one are left out.
-
-    Args:
-        top_QK: items, -1 for none.
-        category_N: number of each item's category, -1 for none; some item has one.
-    """
-    return _categories(top_QK, category_N)[1]
-
-
-def _categories(top_QK: IntArray, category_N: IntArray) -> tuple[np.ndarray, np.ndarray]:
+def category_entropy(top_QK: IntArray, category_N: IntArray) -> tuple[np.ndarray, np.ndarray]:
     """-Σ_c p_c log2 p_c of the shares p of a query's categories c, and their number, both (Q,).
 
     0 bits if its items have one category, log2(K) if K. Items without a category are left out.
@@ -65,4 +55,4 @@ def _categories(top_QK: IntArray, category_N: IntArray) -> tuple[np.ndarray, np.
     query_P, queries = pairs_P // size, len(top_QK)
     share_P = counts_P / np.bincount(query_P, counts_P, minlength=queries)[query_P]
     entropy_Q = np.bincount(query_P, -share_P * np.log2(share_P), minlength=queries)
-    return entropy_Q, np.bincount(query_P, minlength=queries)
+    return entropy_Q.astype(np.float64), np.bincount(query_P, minlength=queries)  # of no item, bincount counts in ints

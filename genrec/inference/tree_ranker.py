@@ -44,7 +44,7 @@ def ignore_part(name: str, seconds: float) -> None:
     """Nobody wants to know."""
 
 
-class Found(NamedTuple):
+class SearchedBatch(NamedTuple):
     """What a search found for B requests: the candidates, item scores (B, N) of ItemKNN, and those as a node prior."""
 
     candidates: RankedItems
@@ -125,7 +125,7 @@ class TreeRanker:
         logp_1N = head_log_probabilities(self._policy, scores.hidden[0][:, 0])
         return logp_GL, logp_1N[0, torch.tensor(rows, device=logp_1N.device)]
 
-    def _find(self, view: CatalogView, asked: Sequence[RowRequest]) -> Found:
+    def _find(self, view: CatalogView, asked: Sequence[RowRequest]) -> SearchedBatch:
         prior, recent_BH = self._run.prior, _newest_first(asked)
         with self._part("prompt"):
             tokens_BP, mask_BP = self._encode(view, asked)
@@ -154,9 +154,9 @@ class TreeRanker:
         if self._run.mask_seen:
             candidates = without_seen(candidates, recent_BH, max(widths))
             candidates = _cut(candidates, [one.width - len(one.rows) for one in asked])
-        return Found(candidates, scores, node_prior)
+        return SearchedBatch(candidates, scores, node_prior)
 
-    def _probabilities(self, view: CatalogView, asked: Sequence[RowRequest], found: Found) -> Sparse:
+    def _probabilities(self, view: CatalogView, asked: Sequence[RowRequest], found: SearchedBatch) -> Sparse:
         """Sparse probabilities (B, N) of the candidates, prior included."""
         prior = self._run.prior
         probabilities = found.candidates.fused(prior.head_weight).probabilities(len(view.ids))
@@ -186,7 +186,7 @@ class TreeRanker:
         leaves_BW1 = view.trie.path(codes_BWL)[..., -1:]
         return node_prior.log_prior(view.trie.depth - 1, leaves_BW1)[..., 0].to(items_BW.device)
 
-    def _log_total(self, found: Found) -> float:
+    def _log_total(self, found: SearchedBatch) -> float:
         """log of the total that the shares of one request's candidates are of; 0 where they are probabilities."""
         weight = self._run.prior.head_weight
         if found.node_prior is None and not weight:

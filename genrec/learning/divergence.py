@@ -11,6 +11,10 @@ SHOWN = 8
 """Examples of a batch that a message names."""
 
 
+DIVERGED = "wanted finite numbers"
+"""What the message of a run that diverged says, and no other."""
+
+
 def require_finite(step: int, batch: Sequence[str], remedy: str, **figures: float) -> None:
     """Refuse a step whose loss or gradient norm is not finite.
 
@@ -29,6 +33,6 @@ def require_finite(step: int, batch: Sequence[str], remedy: str, **figures: floa
     found = " and ".join(f"a {name} of {value:g}" for name, value in wrong.items())
     more = f" and {len(batch) - SHOWN} more" if len(batch) > SHOWN else ""
     raise InputError(
-        f"step {step}: got {found}, wanted finite numbers, on the batch of {', '.join(batch[:SHOWN])}{more}; "
+        f"step {step}: got {found}, {DIVERGED}, on the batch of {', '.join(batch[:SHOWN])}{more}; "
         f"{remedy}; if it happens at any setting, look at these examples"
     )

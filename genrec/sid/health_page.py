@@ -2,45 +2,38 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import matplotlib as mpl
 import numpy as np
 import pyarrow as pa
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from genrec.data.files import write_text
+from genrec.pages import render as pages
+from genrec.pages.figures import GRID, SERIES, svg_figure
 from genrec.sid.prefixes import prefix_numbers
 from genrec.sid.vectors import Ints
 
-mpl.use("Agg")
 ROWS, PREFIXES, TITLES, LABEL = 25, 10, 6, 34
-STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "genrec", "text.parse_math": False, "text.usetex": False}
-"""No text is read as a formula: shops write ``$``."""
-
-TEMPLATE = Path(__file__).with_name("health.html.j2")
 
 
 def write_page(items: pa.Table, codes_NL: Ints, health: Mapping[str, Any], path: Path) -> None:
     """Write the page for the items (title, categories, brand) and their codes (N, L), atomically."""
     kind, labels = item_labels(items)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        health=health,
-        use=_svg(partial(_use_figure, codes_NL, health["level_sizes"])),
-        heat=_svg(partial(_heat_figure, codes_NL[:, 0], labels, health["level_sizes"][0], kind)) if any(labels) else "",
-        kind=kind,
-        samples=sample_prefixes(items["title"].to_pylist(), codes_NL, health["level_sizes"]),
-    )
-    write_text(page, path)
+    context = {
+        "title": "Semantic ID health",
+        "health": health,
+        "use": svg_figure(partial(_use_figure, codes_NL, health["level_sizes"])),
+        "heat": svg_figure(partial(_heat_figure, codes_NL[:, 0], labels, health["level_sizes"][0], kind))
+        if any(labels)
+        else "",
+        "kind": kind,
+        "samples": sample_prefixes(items["title"].to_pylist(), codes_NL, health["level_sizes"]),
+    }
+    pages.write_page(path, "genrec.sid", "health.html.j2", context)
 
 
 def item_labels(items: pa.Table) -> tuple[str, list[str]]:
@@ -77,8 +70,8 @@ def _use_figure(codes_NL: Ints, level_sizes: list[int]) -> Figure:
     figure = Figure(figsize=(9, 2.6), layout="constrained")
     for level, (size, axes) in enumerate(zip(level_sizes, np.ravel(figure.subplots(1, len(level_sizes))), strict=True)):
         counts = np.sort(np.bincount(codes_NL[:, level], minlength=size))[::-1]
-        axes.fill_between(np.arange(size), counts, step="mid", color="#3b6ea5")
-        axes.axhline(len(codes_NL) / size, color="#999", linewidth=0.8)
+        axes.fill_between(np.arange(size), counts, step="mid", color=SERIES[0])
+        axes.axhline(len(codes_NL) / size, color=GRID, linewidth=0.8)
         axes.set(title=f"level {level + 1}", xlabel="codes, most frequent first", ylabel="items" if level == 0 else "")
     return figure
 
@@ -95,6 +88,7 @@ def _heat_figure(code_N: Ints, labels: list[str], codes: int, kind: str) -> Figu
     share_RK = counts_RK[:, order_K] / counts_RK.sum(axis=1, keepdims=True)
     figure = Figure(figsize=(9, 1 + 0.22 * len(common)), layout="constrained")
     axes = figure.subplots()
+    axes.grid(visible=False)
     image = axes.imshow(np.sqrt(share_RK), aspect="auto", cmap="viridis", interpolation="nearest")
     axes.set_yticks(range(len(common)), [plain_label(name) for name in common], fontsize=7)
     axes.set(
@@ -108,13 +102,3 @@ def plain_label(text: str) -> str:
     """A shop's text as the label of a figure: one line of at most ``LABEL`` characters, without control characters."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= LABEL else f"{line[: LABEL - 1]}…"
-
-
-def _svg(draw: Callable[[], Figure]) -> Markup:
-    """The figure that ``draw`` makes. Its texts stay texts, so the browser's fonts write them, in any script."""
-    buffer = io.StringIO()
-    with mpl.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        draw().savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    return Markup(text[text.index("<svg") :])

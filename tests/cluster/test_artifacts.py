@@ -58,10 +58,10 @@ def test_what_changes_the_speed_alone_changes_no_key(shop: Path, tmp_path: Path,
 @pytest.mark.parametrize(
     ("override", "stages"),
     [
-        ("data.max_history=4", {"prepare", "sft"}),
+        ("data.max_history=4", {"prepare", "sft", "folds"}),
         ("embed.max_tokens=8", {"embed"}),
         ("sid.iterations=3", {"assign"}),
-        ("learning.sft.lr=1e-4", {"sft"}),
+        ("learning.sft.lr=1e-4", {"sft", "folds"}),
         ("learning.rl.lr=1e-4", {"grpo", "tune"}),
         ("rewards.prefix=0.5", {"grpo", "tune"}),
         ("learning.rl.group=6", {"groups", "grpo", "tune"}),
@@ -69,7 +69,7 @@ def test_what_changes_the_speed_alone_changes_no_key(shop: Path, tmp_path: Path,
         ("rewards.settings.rare=2", {"grpo", "tune", "evaluate"}),
         ("tune.trials=9", {"tune"}),
         ("decode.width=60", {"evaluate"}),
-        ("seed=5", {"assign", "sft", "groups", "grpo", "tune", "evaluate"}),
+        ("seed=5", {"assign", "sft", "folds", "groups", "grpo", "tune", "evaluate"}),
     ],
 )
 def test_what_changes_a_result_changes_the_keys_of_its_stages(

@@ -23,14 +23,18 @@ from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.stages.grpo import grpo_loop
 from cluster.stages.sft import sft_loop
 from cluster.train import REFUSED, RunSpec, _worker_entry, run_training
-from genrec.config import Config, to_yaml
+from genrec.config import Config, Dimension, load_config, to_yaml
 from genrec.data.readers import read_items, read_queries
 from genrec.errors import InputError
+from genrec.evaluation.search_choice import ENDED
+from genrec.evaluation.search_record import SearchRecord
 from genrec.inference.batch import read_predictions
 from genrec.inference.fusion import HEAD_WEIGHTS
 from genrec.sid.catalog import Catalog
 
 ROOT = Path(__file__).parents[2]
+LRS = (3e-4, 1e30)
+"""The config's own learning rate, and one with which a run diverges."""
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +70,15 @@ def test_the_model_learns_the_chain_and_metrics_have_their_form(report: Artifact
 def test_the_report_says_what_reinforcement_learning_bought_and_what_it_cost(report: Artifact) -> None:
     metrics = json.loads((report.path / "metrics.json").read_text())
     trade = metrics["rl_trade"]["metrics"]
-    assert {"ndcg@10", "hr@50", "tail_hr@50", "value@10", "categories@10", "new_items@10"} == set(trade) - {"hr@10"}
+    assert {
+        "ndcg@10",
+        "hr@50",
+        "tail_hr@50",
+        "value@10",
+        "categories@10",
+        "category_entropy@10",
+        "new_items@10",
+    } == set(trade) - {"hr@10"}
     for policy, system in (("sft", "sft"), ("rl", "model")):
         assert trade["ndcg@10"][policy] == pytest.approx(metrics[system]["item"]["ndcg@10"])
         assert trade["categories@10"][policy] == pytest.approx(metrics["spread"][system]["unique_categories@10"])
@@ -303,16 +315,23 @@ def test_workers_that_are_started_after_a_refusal_end_at_once(tmp_path: Path) ->
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
-def test_tune_ranks_its_trials_by_validation(report: Artifact, config: Config) -> None:
-    small = config.replace({"tune.trials": 2, "tune.steps": 2})
-    found = made(small, "tune")
-    trials = json.loads((found.path / "trials.json").read_text())
-    assert len(trials) == 2
-    kept: list[float] = []
-    for file in (found.path / "runs").glob("*/curve.json"):
-        about = json.loads(file.read_text())
+def test_a_search_ranks_its_trials_and_reports_those_that_failed(report: Artifact, config: Config) -> None:
+    space = {"rewards.prefix": Dimension(low=0.0, high=0.5), "learning.rl.lr": Dimension(kind="choice", values=LRS)}
+    small = config.replace({"tune.trials": 4, "tune.steps": 2, "tune.seeds": 2, "tune.searcher": "optuna"})
+    found = made(small.replace({"tune.space": space, "tune.max_concurrent": 2}), "tune")
+    record = SearchRecord.read(found.path)
+    assert [one.values for one in record.trials][:1] == [{"rewards.prefix": 0.0, "learning.rl.lr": 3e-4}]
+    assert record.default.id == record.trials[0].id
+    ended = [one for one in record.trials if one.status == "finished"]
+    for trial in ended:
+        about = json.loads((found.path / "runs" / trial.id / "curve.json").read_text())
         checks = {point["step"]: point["ndcg@10"] for point in about["curve"] if "ndcg@10" in point}
-        kept.append(checks[about["best_step"]])
-        assert about["steps"] == 2, "a trial is as long as tune.steps says"
-    assert [trial["ndcg@10"] for trial in trials] == sorted(kept, reverse=True)
-    assert set(trials[0]["rewards"]) == set(small.tune.space)
+        assert trial.metrics["ndcg@10"] == checks[about["best_step"]]
+        assert [point["step"] for point in trial.curve] == sorted(checks)
+        assert trial.steps == about["steps"] == 2, "a trial is as long as tune.steps says"
+        assert "kl" in trial.audit and "prefix=" in trial.name
+    for trial in record.trials:
+        assert trial.status in ("finished", "diverged") and (trial.status == "finished") == (trial.error is None)
+    rows = [row["ndcg@10"] for row in json.loads((found.path / "trials.json").read_text()) if row["status"] in ENDED]
+    assert rows == sorted(rows, reverse=True) and len(record.default.seeds) == 2
+    assert record.winner is not None and load_config([found.path / "tuned.yaml"])

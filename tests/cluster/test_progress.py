@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from support.search_worlds import search_record, trial
 
 from cluster.progress import BarHandler, LineHandler, log_to_file, stage_log, tail_log
+from genrec.evaluation.search_page.live import log_search
 from genrec.progress import Progress, log_progress
 
 LOG = logging.getLogger("genrec.probe")
@@ -90,3 +92,35 @@ def test_records_of_a_worker_reach_the_driver_with_their_level_and_progress(tmp_
     lines = [json.loads(line) for line in (tmp_path / "worker.jsonl").read_text().splitlines()]
     assert [line["message"] for line in lines][:2] == ["a library", "prints"]
     assert stream.getvalue().splitlines() == ["warning: slow", "step 1/2  about 3 s left"]
+
+
+@pytest.mark.usefixtures("info_level")
+def test_a_search_is_a_line_per_change_in_a_file_and_one_table_in_a_terminal() -> None:
+    record = search_record(trial(30, "running", name="30 \x1b[31m[bold]"), verdict=None)
+    stream = io.StringIO()
+    handled(LineHandler(stream))
+    log_search(LOG, record, "t4")
+    log_search(LOG, record, "t9")
+    assert stream.getvalue().splitlines() == [
+        "04 prefix=0.16: step 10, ndcg@10 0.096, stopped",
+        "09 prefix=0.36: step 0, ndcg@10 –, failed (the worker died: out of memory)",
+    ]
+    screen = io.StringIO()
+    handled(BarHandler(Console(file=screen, force_terminal=True, width=140, height=40)))
+    log_search(LOG, record, "t4")
+    LOG.info("in between")
+    log_progress(LOG, Progress("step", 1, 2, 9.0))
+    log_search(LOG, search_record(), None)
+    shown = screen.getvalue()
+    assert "search: optuna, asha" in shown and "in between" in shown and "0.112*" in shown
+    assert "6 finished, 2 stopped, 1 failed; 9 of 10 trials" in shown
+    assert "[bold]" in shown and "\x1b[31m" not in shown and "step 1/2" not in shown
+    assert shown.rstrip().endswith("\x1b[?25h"), "the cursor is shown again"
+
+
+def test_a_table_that_is_higher_than_the_terminal_counts_what_it_leaves_out() -> None:
+    screen = io.StringIO()
+    handled(BarHandler(Console(file=screen, force_terminal=True, width=140, height=10)))
+    LOG.setLevel(logging.INFO)
+    log_search(LOG, search_record(verdict=None), "t4")
+    assert "5 more rows" in screen.getvalue() and "01 prefix=0.04" not in screen.getvalue()

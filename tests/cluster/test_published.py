@@ -16,7 +16,7 @@ def artifact(storage: Path, key: str) -> Artifact:
     path.mkdir(parents=True, exist_ok=True)
     for name in PUBLISHED:
         (path / name).write_text(key)
-    return Artifact("evaluate", path, key, {"headline": "it wins"}, skipped=False)
+    return Artifact("evaluate", path, key, {"verdict": "it wins"}, skipped=False)
 
 
 def shown(storage: Path, name: str) -> set[str]:

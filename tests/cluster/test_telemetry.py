@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cluster import telemetry
+from cluster import telemetry, trackers
 from cluster.resources import cap_memory
 from cluster.telemetry import (
     BackgroundLogger,
@@ -19,8 +19,8 @@ from cluster.telemetry import (
     Telemetry,
     TimedRollouts,
     metric_loggers,
-    require_mlflow,
 )
+from cluster.trackers import require_trackers
 from genrec.config import load_config
 from genrec.errors import InputError
 from genrec.types import Group, Query, Snapshot
@@ -127,34 +127,78 @@ def test_scalars_are_written_under_the_run_where_a_writer_is_installed(
 
     alone = load_config([], ["compute.workers=0"])
     assert metric_loggers(alone, tmp_path, rank=1) == []
-    for make in (lambda: Writer, lambda: None):
-        monkeypatch.setattr(telemetry, "_summary_writer", make)
-        for sink in metric_loggers(alone, tmp_path, rank=0):
-            sink(1, UPDATE)
-            sink.close(5.0)
-        assert written == [("grpo/reward", 0.5, 1), ("grpo/staleness", 0.0, 1)]
+    monkeypatch.setattr(trackers, "_summary_writer", lambda: Writer)
+    for sink in metric_loggers(alone, tmp_path, rank=0):
+        sink(1, UPDATE)
+        sink.close(5.0)
+    assert written == [("grpo/reward", 0.5, 1), ("grpo/staleness", 0.0, 1)]
+    assert metric_loggers(load_config([], ["compute.workers=0", "compute.trackers=[]"]), tmp_path, rank=0) == []
 
 
-def test_an_mlflow_run_is_filled_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_mlflow_run_is_filled_and_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[object, ...]] = []
     names = ("set_tracking_uri", "set_experiment", "start_run", "log_params", "log_metrics", "end_run")
     client = SimpleNamespace(
         **{name: partial(lambda name, *a, **k: calls.append((name, a, k)), name) for name in names}
     )
-    monkeypatch.setattr(telemetry, "import_module", lambda name: client)
-    config = load_config([], ["compute.mlflow=http://tracking:5000"])
-    sink = BackgroundLogger("MLflow", partial(telemetry.mlflow, config))
+    monkeypatch.setattr(trackers, "import_module", lambda name: client)
+    config = load_config([], ["compute.trackers=[mlflow]", f"storage={tmp_path}"])
+    sink = BackgroundLogger("MLflow", partial(trackers.mlflow, config, tmp_path / "3f0.partial"))
     sink(3, {"ndcg@10": 0.5})
     sink.close(5.0)
     assert [name for name, *_ in calls] == list(names)
+    assert calls[0][1] == (f"sqlite:///{tmp_path}/mlflow.db",)
+    assert calls[2][2] == {"run_name": "run-3f0"}
     assert calls[4] == ("log_metrics", ({"ndcg_at_10": 0.5},), {"step": 3})
 
 
-def test_mlflow_that_is_not_installed_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(telemetry, "find_spec", lambda name: None)
-    require_mlflow(load_config([]))
-    with pytest.raises(InputError, match="pip install mlflow"):
-        require_mlflow(load_config([], ["compute.mlflow=http://tracking:5000"]))
+def test_a_wandb_run_is_offline_below_the_storage_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[dict[str, object]] = []
+    calls: list[tuple[object, ...]] = []
+    run = SimpleNamespace(
+        log=lambda figures: calls.append(("log", figures)),
+        finish=lambda: calls.append(("finish",)),
+        define_metric=lambda name, step_metric: calls.append((name, step_metric)),
+    )
+    client = SimpleNamespace(Settings=lambda **options: options, init=lambda **options: started.append(options) or run)
+    monkeypatch.setattr(trackers, "import_module", lambda name: client)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    config = load_config([], ["compute.trackers=[wandb]", f"storage={tmp_path}"])
+    sink = BackgroundLogger("W", partial(trackers.wandb, config, tmp_path / "3f0.partial"))
+    sink(3, {"ndcg@10": 0.5})
+    sink.close(5.0)
+    assert (started[0]["mode"], started[0]["dir"], started[0]["name"]) == ("offline", str(tmp_path), "run-3f0")
+    assert calls == [("*", "step"), ("log", {"ndcg@10": 0.5, "step": 3}), ("finish",)]
+
+
+@pytest.mark.parametrize("name", ["mlflow", "wandb"])
+def test_an_installed_tracker_keeps_its_run_below_the_storage(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip(name, reason=f"{name} is not installed: its offline mode was not tried")
+    config = load_config([], [f"compute.trackers=[{name}]", f"storage={tmp_path}", "compute.workers=0"])
+    (sink,) = metric_loggers(config, tmp_path, rank=0)
+    sink(1, UPDATE)
+    sink.close(60.0)
+    assert caplog.messages == []
+    assert (tmp_path / "mlflow.db").is_file() if name == "mlflow" else list(tmp_path.glob("wandb/offline-run-*"))
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow", "wandb"])
+def test_a_tracker_that_is_not_installed_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(trackers, "find_spec", lambda package: None)
+    require_trackers(load_config([], ["compute.trackers=[]"]))
+    with pytest.raises(InputError, match=rf"compute.trackers has {name}.*genrec\[watch\]"):
+        require_trackers(load_config([], [f"compute.trackers=[{name}]"]))
+
+
+def test_the_old_key_of_mlflow_names_the_new_one_and_a_server_needs_its_tracker() -> None:
+    with pytest.raises(InputError, match=r"has a new name: 'compute.mlflow_uri'"):
+        load_config([], ["compute.mlflow=http://tracking:5000"])
+    with pytest.raises(InputError, match=r"put mlflow into compute.trackers"):
+        load_config([], ["compute.mlflow_uri=http://tracking:5000"])
+    with pytest.raises(InputError, match=r"compute.trackers"):
+        load_config([], ["compute.trackers=[tensorbored]"])
 
 
 def test_memory_is_capped_only_where_a_card_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,14 +7,21 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from markupsafe import escape
+from support.shop_texts import SHOPS_TEXTS
 from support.sid_worlds import sequences
 
 from genrec.errors import InputError
+from genrec.evaluation.report.audit import POINTS, training_panels
+from genrec.evaluation.report.compare import report_runs
+from genrec.evaluation.report.explore import ITEMS as SHOWN
+from genrec.evaluation.report.explore import catalog_view, principal_components, shown_items, user_answers
 from genrec.evaluation.report.page import text_table, write_report
 from genrec.evaluation.slices import sid_use
-from genrec.evaluation.summary import Rankings, add_gain, summarise
+from genrec.evaluation.summary import Rankings, add_gain, add_prior, summarise
+from genrec.evaluation.verdict import plain_words, verdict
 from genrec.sid.health import measure
 from genrec.sid.health_page import plain_label, write_page
+from genrec.sid.vectors import write_vectors
 
 ITEMS, QUERIES = 40, 200
 PAIRS_NL = np.stack([np.arange(ITEMS) // 10, np.arange(ITEMS) // 2], axis=1)
@@ -93,7 +100,7 @@ def test_prefixes_of_every_ranking_are_summarised_and_shown_in_the_report(tmp_pa
     assert model["prefix@1@1"] > model["prefix@2@1"] >= result["model"]["item"]["hr@1"]
     assert result["model"]["item"]["hr@10"] <= model["prefix@2@10"] <= result["model"]["sid"]["hr@10"]
     page = write_report(tmp_path, result).read_text(encoding="utf-8")
-    part = page[page.index("<h2>Right prefixes") : page.index("<h2>By popularity")]
+    part = page[page.index("<h2>Right prefixes") : page.index('<h2 id="slices">By popularity')]
     assert re.findall(r"PREFIX@\d@\d+", part) == ["PREFIX@1@10", "PREFIX@2@10", "PREFIX@1@50", "PREFIX@2@50"]
     cells = [f"{result['prefix']['itemknn'][f'prefix@{level}@10']:.4f}" for level in (1, 2)]
     assert re.search(rf"ItemKNN, tuned</td>\s*<td[^>]*>{cells[0]}.*\s*<?.*{cells[1]}", part)
@@ -111,7 +118,7 @@ def test_without_resamples_there_are_figures_but_no_intervals(tmp_path):
     assert write_report(tmp_path, result).is_file()
 
 
-def test_the_page_begins_with_the_headline_escapes_titles_and_loads_nothing_from_outside(tmp_path):
+def test_the_page_begins_with_the_verdict_escapes_titles_and_loads_nothing_from_outside(tmp_path):
     result = summarise(rankings(model=0.2, knn=0.7), resamples=20, stages={"sft": {"wall_s": 1.0, "peak_rss_mb": 5.0}})
     points = [{"step": s, "loss": 1 / (s + 1), "ndcg@10": None if s % 2 else 0.1, "lr": 1e-3} for s in range(60)]
     page = write_report(
@@ -119,20 +126,18 @@ def test_the_page_begins_with_the_headline_escapes_titles_and_loads_nothing_from
         result,
         curves={"sft": points, "grpo": [{"step": 1, "reward": 0.5, "kl": None}]},
         sid_stats=sid_use(np.array([[0, 1], [1, 1]]), (2, 2)),
-        samples=[{"history": ["<b>soap</b>"], "recommended": ["tea", "salt"], "target": "salt", "rank": 2}],
+        users=[USER],
         config_text="name: demo",
         title="demo",
     ).read_text(encoding="utf-8")
-    body = re.sub(r"<[^>]+>", "", page[page.index("<body>") :]).strip()
-    assert body.startswith("A baseline wins")
+    body = re.sub(r"<[^>]+>", "", page[page.index('<main id="content">') :]).strip()
+    assert body.startswith("ItemKNN beats the model.\nOf 100 users, ")
     assert "&lt;b&gt;soap&lt;/b&gt;" in page
     assert '<li class="hit">salt</li>' in page
-    assert "Training loss" in page
-    assert "Mean reward" in page
+    assert "<h4>Training loss</h4>" in page
+    assert "<h4>Mean reward</h4>" in page
     assert "KL to the SFT policy" not in page
-    assert page.count("<svg") == 4
     assert not re.findall(r'(?:src|href)="(?!#)(?!https?://www\.w3\.org)[^"]*"', page.replace("xlink:href", "href"))
-    assert "<script" not in page
 
 
 def test_the_page_is_the_same_bytes_for_the_same_summary(tmp_path):
@@ -141,10 +146,11 @@ def test_the_page_is_the_same_bytes_for_the_same_summary(tmp_path):
     assert write_report(tmp_path / "b", result).read_bytes() == first
 
 
-def test_the_text_table_begins_with_the_headline_and_stars_the_best_of_each_column():
+def test_the_text_table_begins_with_the_verdict_and_stars_the_best_of_each_column():
     result = summarise(rankings(), resamples=20)
     table = text_table(result)
-    assert table.splitlines()[0] == result["headline"]
+    assert table.splitlines()[0] == verdict(result) == "The model beats every baseline."
+    assert all(len(line) <= 100 for line in table.splitlines()[1:3])
     model = next(line for line in table.splitlines() if line.startswith("Model "))
     assert f"{result['model']['item']['ndcg@10']:.4f}*" in model
 
@@ -159,6 +165,17 @@ def summary_of(model, *baselines):
     targets = np.zeros(len(model), int)
     return summarise(Rankings(targets, ranked(model), names, np.arange(11)[:, None], np.ones(11, int)), resamples=200)
 
+
+USER = {
+    "history": ["<b>soap</b>"],
+    "earlier": 0,
+    "target": "salt",
+    "systems": {
+        "model": {"recommended": ["tea", "salt"], "rank": 2},
+        "itemknn": {"recommended": ["tea", "soap"], "rank": 0},
+    },
+}
+"""A user of the report, whose target the model found."""
 
 FIRST, SECOND, NONE = [1] * 40, [2] * 40, [0] * 40
 
@@ -194,6 +211,8 @@ def test_few_queries_have_no_interval_and_nothing_leads(tmp_path, queries):
     assert result["headline"].endswith("GRPO changed the SFT policy's NDCG@10 by +1.0000 (no interval).")
     page = write_report(tmp_path, result).read_text(encoding="utf-8")
     assert "There are no intervals" in page and "Paired differences" not in page and 'class="headline"' in page
+    assert verdict(result) == "The model is ahead of every baseline, but within the noise."
+    assert "there are too few queries" in plain_words(result) and "cannot be told" in plain_words(result)
 
 
 def test_rankings_that_are_equal_on_every_query_are_not_called_worse(tmp_path):
@@ -201,29 +220,17 @@ def test_rankings_that_are_equal_on_every_query_are_not_called_worse(tmp_path):
     assert "0.0%</td>" not in page.split("Paired differences")[1].split("At semantic-ID level")[0]
 
 
-SHOPS_TEXTS = {
-    "formula": "$ave & $pend",
-    "half a formula": "$\\frac{ a_b^{c}",
-    "lines": "two\nlines\tand a tab",
-    "terminal": "\x1b[31mred\x07",
-    "emoji": "🧴 shampoo",
-    "right to left": "شامبو للشعر",
-    "Chinese": "洗发水",
-    "reversed": "\u202egnp.exe",
-    "long": "x" * 5000,
-    "script": "</text></svg><script>alert(1)</script>",
-    "quotes": "' onload=alert(1) \"&amp;",
-}
-
-
 def test_any_text_of_a_shop_can_stand_in_the_report_and_on_the_health_page(tmp_path):
     texts = list(SHOPS_TEXTS.values())
     everything, n = " | ".join(texts), len(texts)
-    samples = [{"history": texts, "recommended": texts, "target": everything, "rank": 1}]
+    answer = {"recommended": texts[:5], "rank": 1}
+    users = [{"history": texts, "earlier": 0, "target": everything, "systems": {"model": answer}}]
+    codes_and_places = [[text, 0.1, 0.2, number % 3, number // 3] for number, text in enumerate(texts)]
+    catalog = {"items": n, "axes": "codes", "rows": codes_and_places}
     items = pa.table({"title": texts, "brand": texts, "categories": [["shop", text] for text in texts]})
     codes_NL = np.stack([np.arange(n) % 3, np.arange(n) // 3], axis=1).astype(np.int32)
     health = {**measure(codes_NL, codes_NL, (3, 4), sequences([(0, 1), (1, 1)])), "warnings": [everything]}
-    options = {"samples": samples, "config_text": everything, "title": everything}
+    options = {"users": users, "catalog": catalog, "config_text": everything, "title": everything}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         report = write_report(tmp_path, summarise(rankings(), resamples=0), **options).read_text("utf-8")
@@ -233,4 +240,151 @@ def test_any_text_of_a_shop_can_stand_in_the_report_and_on_the_health_page(tmp_p
     for text in texts:
         assert str(escape(text)) in report and str(escape(text)) in page
         assert plain_label(text) in figure
-    assert "<script>" not in report + page and "\x1b" not in figure
+    assert "<script>alert" not in report + page and "\x1b" not in figure
+    twin = (tmp_path / "report.md").read_text("utf-8")
+    assert "\x1b" not in twin and not re.search(r"(?m)^[^ ].*<script>", twin.replace("\\<script\\>", ""))
+
+
+@pytest.mark.parametrize(
+    ("model", "baselines", "said"),
+    [
+        (FIRST, [NONE, NONE], "The model beats every baseline."),
+        (FIRST, [FIRST], "The model is level with the best baseline, b0."),
+        (SECOND, [FIRST], "B0 beats the model."),
+        ([1] + [0] * 39, [NONE], "The model is ahead of every baseline, but within the noise."),
+    ],
+)
+def test_the_verdict_is_one_short_sentence_that_claims_no_more_than_the_figures(model, baselines, said):
+    assert verdict(summary_of(model, *baselines)) == said
+
+
+def test_without_a_baseline_the_verdict_compares_nothing(tmp_path):
+    targets = np.zeros(10, int)
+    alone = Rankings(targets, np.zeros((10, 1), int), {}, np.arange(11)[:, None], np.ones(11, int))
+    result = summarise(alone, resamples=20)
+    assert verdict(result) == "No baseline ran, so there is nothing to compare the model with."
+    assert plain_words(result) == "Of 100 users, 100.0 find their next item among the model's first ten."
+    assert write_report(tmp_path, result).is_file()
+
+
+@pytest.mark.parametrize(
+    ("policy", "ends"),
+    [
+        (SECOND, "; alone, the trained policy loses to b0."),
+        ([1] * 10 + [2] * 30, "; alone, the trained policy is level with b0."),
+        ([1] * 20 + [2] * 20, "; without it, it is ahead within the noise."),
+    ],
+)
+def test_a_model_with_a_prior_is_not_praised_for_what_the_prior_did(policy, ends):
+    result = summary_of(FIRST, [1] * 10 + [2] * 30)
+    result["policy"] = {"item": summary_of(policy, FIRST)["model"]["item"]}
+    result["prior"] = {"weight": 0.5}
+    add_prior(result, "policy", 0.5)
+    assert verdict(result) == f"The model beats every baseline with ItemKNN's help{ends}"
+    assert "an ItemKNN prior of weight 0.5" in plain_words(result)
+
+
+def test_plain_words_have_the_figures_and_what_rl_changed():
+    result = summary_of(FIRST, [1] * 10 + [0] * 30)
+    values = {"ndcg@10": np.linspace(0.5, 1.0, 40)}
+    add_gain(result, values, {"ndcg@10": values["ndcg@10"] - 0.1}, 100, 0)
+    words = plain_words(result)
+    assert words.startswith(
+        "Of 100 users, 100.0 find their next item among the model's first ten. The best baseline, b0"
+    )
+    assert (
+        "does so for 25.0" in words
+        and "is 1.0000 against 0.2500; the difference of +0.7500 is more than chance" in words
+    )
+    assert "Reinforcement learning raised the policy's NDCG@10 (+0.1000" in words
+    add_gain(result, values, values, 100, 0)
+    assert "Reinforcement learning changed nothing" in plain_words(result)
+
+
+def test_users_have_their_history_target_and_every_systems_first_five():
+    titles = [f"thing {n}" for n in range(9)] + [None]
+    ranked = {"model": np.tile(np.arange(8), (30, 1)), "itemknn": np.full((30, 8), -1)}
+    users = user_answers([list(range(9)) * 2] * 30, np.full(30, 6), ranked, titles)
+    assert len(users) == 20
+    assert users[0]["target"] == "thing 6" and users[0]["earlier"] == 6 and len(users[0]["history"]) == 12
+    assert users[0]["systems"]["model"] == {"recommended": [f"thing {n}" for n in range(5)], "rank": 7}
+    assert users[0]["systems"]["itemknn"] == {"recommended": [], "rank": 0}
+    assert user_answers([[9]], np.array([9]), {}, titles)[0]["target"] == "(item 9, no title)"
+
+
+def test_the_map_has_the_directions_of_largest_variance_and_large_catalogues_are_sampled(tmp_path):
+    rng = np.random.default_rng(0)
+    points = rng.standard_normal((400, 2)) * [5.0, 1.0]
+    turned = np.linalg.qr(rng.standard_normal((6, 6)))[0][:2]
+    found = principal_components(points @ turned)
+    assert abs(np.corrcoef(found[:, 0], points[:, 0])[0, 1]) > 0.999
+    assert abs(np.corrcoef(found[:, 1], points[:, 1])[0, 1]) > 0.999
+    assert np.abs(found).max(axis=0) == pytest.approx(1)
+    assert (principal_components(np.ones((3, 1))) == 0).all()
+    many = shown_items(10 * SHOWN)
+    assert len(set(many.tolist())) == SHOWN and (np.diff(many) > 0).all()
+    view = catalog_view(PAIRS_NL[::-1], [f"t{n}" for n in range(ITEMS)])
+    assert (view["axes"], view["items"]) == ("codes", ITEMS)
+    assert [row[3:] for row in view["rows"]] == PAIRS_NL.tolist() and view["rows"][0][0] == "t38"
+    write_vectors(rng.standard_normal((30, 4)).astype(np.float32), 0, tmp_path / "part-00000.parquet")
+    write_vectors(rng.standard_normal((10, 4)).astype(np.float32), 30, tmp_path / "part-00001.parquet")
+    by_vectors = catalog_view(PAIRS_NL, ["t"] * ITEMS, tmp_path)
+    assert by_vectors["axes"] == "vectors" and len({tuple(row[1:3]) for row in by_vectors["rows"]}) == ITEMS
+
+
+def test_panels_hold_every_audit_figure_and_long_curves_keep_their_ends():
+    points = [
+        {"step": s, "reward": 1.0 * s, "kl/1": 0.1, "kl": 0.2, "mine/x": float("nan"), "epoch": 1} for s in range(1001)
+    ]
+    (stage,) = training_panels({"grpo": points, "sft": []})
+    assert [panel["title"] for panel in stage["panels"]] == ["Mean reward", "KL to the SFT policy"]
+    assert [one["name"] for one in stage["panels"][1]["series"]] == ["level 1", "all"]
+    drawn = stage["panels"][0]["series"][0]["points"]
+    assert len(drawn) <= POINTS + 1 and drawn[0] == [0, 0.0] and drawn[-1] == [1000, 1000.0]
+
+
+def two_runs(directory, queries=QUERIES):
+    for name, share in (("one", 0.8), ("two", 0.5)):
+        found = rankings(model=share)
+        cut = Rankings(
+            found.targets_Q[:queries],
+            found.model_QK[:queries],
+            {n: r[:queries] for n, r in found.baselines.items()},
+            PAIRS_NL,
+            np.arange(ITEMS),
+        )
+        (directory / name).mkdir(exist_ok=True)
+        curve = [{"step": s, "loss": 1.0 / s} for s in (1, 2, 3)]
+        write_report(directory / name, summarise(cut, resamples=20), curves={"sft": curve}, title=name)
+    return [directory / "one", directory / "two"]
+
+
+def test_a_run_is_shown_again_as_it_was_and_two_runs_side_by_side(tmp_path):
+    runs = two_runs(tmp_path)
+    again = report_runs(runs[:1], tmp_path / "again")
+    for file in ("report.html", "report.md", "report.json"):
+        assert (tmp_path / "again" / file).read_bytes() == (runs[0] / file).read_bytes()
+    page = report_runs(runs, tmp_path / "both").read_text("utf-8")
+    figures = [json.loads((run / "report.json").read_text())["metrics"]["model"]["item"]["ndcg@10"] for run in runs]
+    assert f"Of 2 runs, one has the highest NDCG@10: {figures[0]:.4f} against {figures[1]:.4f} of the next." in page
+    assert page.count("<td>ItemKNN, tuned</td>") == 2
+    assert "| one |" in (tmp_path / "both" / "report.md").read_text("utf-8")
+    assert len(json.loads((tmp_path / "both" / "report.json").read_text())["runs"]) == 2
+    assert again.name == "report.html"
+
+
+def test_what_is_no_run_and_runs_of_other_queries_are_refused(tmp_path):
+    with pytest.raises(InputError, match="got no run"):
+        report_runs([], tmp_path)
+    with pytest.raises(InputError, match=r"holds no report.json: wanted the directory of a finished run"):
+        report_runs([tmp_path], tmp_path)
+    runs = two_runs(tmp_path)
+    (tmp_path / "few").mkdir()
+    few = two_runs(tmp_path / "few", queries=50)
+    with pytest.raises(InputError, match=r"different queries \(.*one 200, .*two 50\)"):
+        report_runs([runs[0], few[1]], tmp_path / "out")
+    with pytest.raises(InputError, match="lacks in_plain_words"):
+        report_runs([report_runs(runs, tmp_path / "both").parent], tmp_path / "out")
+    (runs[0] / "report.json").write_text("{")
+    with pytest.raises(InputError, match="is no JSON"):
+        report_runs(runs[:1], tmp_path / "out")

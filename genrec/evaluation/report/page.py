@@ -1,16 +1,17 @@
-"""``report.html``: one self-contained page that begins with the headline, and its main figures as a text table."""
+"""``report.html``: one self-contained page that begins with the verdict; its twins are ``report.md`` and ``.json``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-from markupsafe import Markup
-
-from genrec.data.files import write_text
+from genrec.data.files import write_json, write_text
 from genrec.evaluation.report import plots
+from genrec.evaluation.report.audit import training_panels
+from genrec.evaluation.verdict import plain_words, standing, verdict
+from genrec.pages.render import finite, page_environment, write_page
 
 TITLES = {
     "model": "Model",
@@ -36,18 +37,9 @@ TITLES = {
     "refit_policy": "Policy without prior, train + valid",
     "refit_itemknn": "ItemKNN, tuned, train + valid",
 }
+PACKAGE = "genrec.evaluation.report"
 REFITTED = "refit_"
 CHART = ("hr@10", "ndcg@10", "hr@50")
-SFT_PANELS = (("loss", "Training loss"), ("ndcg@10", "Validation NDCG@10"), ("lr", "Learning rate"))
-GRPO_PANELS = (
-    ("reward", "Mean reward"),
-    ("zero_advantage_groups", "Share of zero-advantage groups"),
-    ("kl", "KL to the SFT policy"),
-    ("prob_shift/head", "Probability gained by head items"),
-    ("prob_shift/tail", "Probability gained by tail items"),
-    ("ndcg@10", "Validation NDCG@10"),
-    ("hr@50", "Validation HR@50"),
-)
 RESERVED = {"baselines", "ci95", "stages", "paired", "buckets", "spread", "prefix", "grpo_minus_sft"}
 PREFIX_KS = (10, 50)
 """Cut-offs of Prefix@l@k in the report; ``metrics.json`` has all of ``evaluation.ks``."""
@@ -59,26 +51,42 @@ def write_report(
     *,
     curves: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     sid_stats: Mapping[str, Any] | None = None,
-    samples: Sequence[Mapping[str, Any]] = (),
+    users: Sequence[Mapping[str, Any]] = (),
+    catalog: Mapping[str, Any] | None = None,
     config_text: str = "",
     title: str = "genrec",
 ) -> Path:
-    """Write ``directory/report.html`` atomically and return its path.
+    """Write ``report.html``, ``report.md`` and ``report.json`` into ``directory``; returns the path of the page.
 
     Args:
         metrics: the result of ``summarise``.
-        curves: "sft" and "grpo" to points with "step" and any of the panels' keys; a panel without values is left out.
+        curves: "sft" and "grpo" to points with "step" and any figures; a panel without values is left out.
         sid_stats: the result of ``sid_use``.
-        samples: each has "history" and "recommended" (titles, oldest and best first), and may have "target" and "rank"
-            (from 1, 0: not found).
+        users: the result of ``user_answers``.
+        catalog: the result of ``catalog_view``.
         config_text: the resolved configuration, shown as it is.
     """
-    curves = curves or {}
-    context = {
+    about = {
         "title": title,
+        "verdict": verdict(metrics),
+        "in_plain_words": plain_words(metrics),
         "metrics": metrics,
-        "lost": bool(metrics.get("baseline_wins")),
-        "led": str(metrics["headline"]).startswith("The model leads"),
+        "curves": curves or {},
+        "sid_stats": sid_stats,
+        "users": users,
+        "catalog": catalog,
+        "config": config_text,
+    }
+    write_json(finite(about), directory / "report.json")
+    return show_report(directory, about)
+
+
+def show_report(directory: Path, about: Mapping[str, Any]) -> Path:
+    """Write the page and its Markdown twin for the content of a ``report.json``; returns the path of the page."""
+    metrics, sid_stats = about["metrics"], about["sid_stats"]
+    context = {
+        **about,
+        "stands": standing(metrics, "model") if metrics["baselines"] else "level",
         "spans": metrics["ci95"]["model"]["item"],
         "item_table": item_table(metrics),
         "sid_table": _rows(metrics, "sid"),
@@ -86,16 +94,24 @@ def write_report(
         "columns": list(metrics["model"]["item"]),
         "titles": TITLES,
         "shown_name": shown_name,
-        "chart": Markup(_chart(metrics)),
-        "training": _training(curves),
-        "codes": Markup(plots.code_use(sid_stats["levels"])) if sid_stats else None,
-        "sid_stats": sid_stats,
-        "samples": samples,
-        "config_text": config_text,
+        "chart": chart(metrics),
+        "training": training_panels(about["curves"]),
+        "codes": plots.code_use(sid_stats["levels"]) if sid_stats else None,
     }
-    path = Path(directory) / "report.html"
-    write_text(_template().render(context), path)
-    return path
+    write_text(markdown(about), Path(directory) / "report.md")
+    scripts = ("report",)
+    return write_page(Path(directory) / "report.html", PACKAGE, "report.html.j2", context, scripts=scripts)
+
+
+def markdown(about: Mapping[str, Any]) -> str:
+    """The report as Markdown: the verdict, the main tables, and the configuration."""
+    metrics = about["metrics"]
+    columns = main_columns(metrics)
+    return (
+        page_environment(PACKAGE)
+        .get_template("report.md.j2")
+        .render(about, titles=TITLES, columns=columns, item_table=item_table(metrics))
+    )
 
 
 def item_table(metrics: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -128,14 +144,17 @@ def prefix_table(metrics: Mapping[str, Any]) -> dict[str, dict[str, dict[str, An
 
 
 def text_table(metrics: Mapping[str, Any]) -> str:
-    """The headline and the main figures as fixed-width text; a star marks the best of a column at item level."""
-    columns = [
-        name for name in ("hr@1", "hr@5", "hr@10", "hr@50", "ndcg@10", "ndcg@50") if name in metrics["model"]["item"]
-    ]
+    """The verdict and the main figures as fixed-width text; a star marks the best of a column at item level."""
+    columns = main_columns(metrics)
     rows = {TITLES.get(name, name): row for name, row in item_table(metrics).items()}
     sid = {f"{TITLES.get(name, name)} (SID level)": row for name, row in _rows(metrics, "sid").items()}
     width = max(len(name) for name in [*rows, *sid])
-    lines = [metrics["headline"], "", " " * width + "".join(f"{name.upper():>10}" for name in columns)]
+    lines = [
+        verdict(metrics),
+        *wrap(plain_words(metrics), 100),
+        "",
+        " " * width + "".join(f"{name.upper():>10}" for name in columns),
+    ]
     for name, row in {**rows, **sid}.items():
         cells = (f"{row[column]['value']:.4f}{'*' if row[column].get('best') else ' '}" for column in columns)
         lines.append(f"{name:<{width}}" + "".join(f"{cell:>10}" for cell in cells))
@@ -151,15 +170,10 @@ def shown_name(metric: str) -> str:
     return "/".join([shown, *event])
 
 
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("genrec.evaluation.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2")
+def main_columns(metrics: Mapping[str, Any]) -> list[str]:
+    """The cut-offs that every form of the report shows."""
+    wanted = ("hr@1", "hr@5", "hr@10", "hr@50", "ndcg@10", "ndcg@50")
+    return [name for name in wanted if name in metrics["model"]["item"]]
 
 
 def _policies(metrics: Mapping[str, Any]) -> list[str]:
@@ -182,20 +196,12 @@ def _rows(metrics: Mapping[str, Any], level: str) -> dict[str, dict[str, dict[st
     }
 
 
-def _chart(metrics: Mapping[str, Any]) -> str:
-    table = item_table(metrics)
+def chart(metrics: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The bars of the first figure: metrics to ``{"key", "name", "mean", "low", "high"}`` of every ranking."""
     shown = [metric for metric in CHART if metric in metrics["model"]["item"]]
-    values = {name: {metric: cell["value"] for metric, cell in row.items()} for name, row in table.items()}
-    spans = {name: {m: cell["span"] for m, cell in row.items() if cell["span"]} for name, row in table.items()}
-    return plots.bars(values, spans, TITLES, shown)
+    return {metric: [_bar(name, row[metric]) for name, row in item_table(metrics).items()] for metric in shown}
 
 
-def _training(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[tuple[str, Markup]]:
-    """(heading, figure) of each training stage that has points."""
-    stages = (("sft", "Supervised fine-tuning", SFT_PANELS), ("grpo", "GRPO", GRPO_PANELS))
-    figures: list[tuple[str, Markup]] = []
-    for stage, heading, panels in stages:
-        figure = plots.curves(curves.get(stage, ()), panels)
-        if figure:
-            figures.append((heading, Markup(figure)))
-    return figures
+def _bar(name: str, cell: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = cell["span"] or (None, None)
+    return {"key": name, "name": TITLES.get(name, name), "mean": cell["value"], "low": low, "high": high}

@@ -1,126 +1,37 @@
-"""The report's figures as inline SVG whose colours are the page's CSS variables, so that dark mode changes them."""
+"""The report's figure of the codes."""
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-# Placeholder colours that nothing else in a figure has; _svg replaces each by its CSS variable.
-INK, MUTED, GRID = "#010203", "#040506", "#070809"
-SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05")
-_VARIABLES = {INK: "ink", MUTED: "muted", GRID: "rule", **{colour: f"s{n}" for n, colour in enumerate(SERIES, 1)}}
-
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "genrec",
-    "text.parse_math": False,
-    "text.usetex": False,
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "text.color": INK,
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": MUTED,
-    "axes.titlecolor": INK,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.7,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-}
-
-Point = Mapping[str, Any]
+from genrec.pages.figures import SERIES, svg_figure
 
 
-def bars(
-    values: Mapping[str, Mapping[str, float]],
-    spans: Mapping[str, Mapping[str, Sequence[float]]],
-    labels: Mapping[str, str],
-    metrics: Sequence[str],
-) -> str:
-    """One panel per metric, one bar per ranking, with its 95% interval as a whisker and its value written out."""
-    with matplotlib.rc_context(_STYLE):
-        names = list(values)
-        figure, axes = _panels(len(metrics), height=0.5 + 0.36 * len(names))
-        for axis, metric in zip(axes, metrics, strict=True):
-            heights = [values[name][metric] for name in names]
-            colours = [SERIES[0] if name == "model" else SERIES[1] if name == "sft" else MUTED for name in names]
-            places = np.arange(len(names))
-            axis.barh(places, heights, color=colours, height=0.62, alpha=0.9)
-            for place, name, height in zip(places, names, heights, strict=True):
-                low, high = spans.get(name, {}).get(metric, (height, height))
-                axis.plot([low, high], [place, place], color=INK, linewidth=1.2)
-                axis.annotate(
-                    f"{height:.3f}", (high, place), (5, 0), textcoords="offset points", va="center", fontsize=9
-                )
-            axis.set_yticks(
-                places, [labels.get(name, name) for name in names] if axis is axes[0] else [""] * len(names)
-            )
-            axis.tick_params(axis="y", labelcolor=INK)
-            axis.invert_yaxis()
-            axis.grid(False, axis="y")
-            axis.set_xlim(0, 1.22 * max([*heights, 1e-9, *(s[metric][1] for s in spans.values() if metric in s)]))
-            axis.locator_params(axis="x", nbins=4, prune="upper")
-            axis.set_title(metric.upper())
-        return _svg(figure)
-
-
-def curves(points: Sequence[Point], panels: Sequence[tuple[str, str]], x: str = "step") -> str | None:
-    """One panel per (key, title) that has values among the points, over ``x``; None if no panel has any."""
-    present = [(key, title) for key, title in panels if any(p.get(key) is not None for p in points)]
-    if not present:
-        return None
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _panels(len(present), height=2.1)
-        for number, (axis, (key, title)) in enumerate(zip(axes, present, strict=True)):
-            known = [(p[x], p[key]) for p in points if p.get(key) is not None]
-            xs, ys = np.array(known, dtype=np.float64).T
-            colour = SERIES[number % len(SERIES)]
-            sparse = len(xs) <= 40
-            axis.plot(
-                xs, ys, color=colour, alpha=1.0 if sparse else 0.3, marker="o" if sparse else None, markersize=3.5
-            )
-            if not sparse:
-                axis.plot(*_smooth(xs, ys), color=colour)
-            axis.set_title(title)
-            axis.set_xlabel(x)
-            axis.locator_params(axis="both", nbins=5)
-            axis.margins(y=0.12)
-        return _svg(figure)
-
-
-def code_use(levels: Sequence[Mapping[str, Any]]) -> str:
+def code_use(levels: Sequence[Mapping[str, Any]]) -> Markup:
     """Items per code at each level, most used codes first: a flat curve is even use, zeros are codes without items."""
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _panels(len(levels), height=2.2)
-        for number, (axis, level) in enumerate(zip(axes, levels, strict=True)):
-            counts = np.asarray(level["counts"], dtype=np.float64)
-            axis.fill_between(np.arange(len(counts)), counts, step="mid", color=SERIES[0], alpha=0.75, linewidth=0)
-            axis.set_title(f"Level {number + 1}: {level['used']} of {level['size']} codes")
-            axis.set_xlabel("codes, most used first")
-            axis.set_ylabel("items" if number == 0 else "")
-            axis.set_xlim(-0.5, len(counts) - 0.5)
-            axis.set_ylim(bottom=0)
-            axis.locator_params(axis="both", nbins=5)
-        return _svg(figure)
+    return svg_figure(partial(_draw, levels))
+
+
+def _draw(levels: Sequence[Mapping[str, Any]]) -> Figure:
+    figure, axes = _panels(len(levels), height=2.2)
+    for number, (axis, level) in enumerate(zip(axes, levels, strict=True)):
+        counts = np.asarray(level["counts"], dtype=np.float64)
+        axis.fill_between(np.arange(len(counts)), counts, step="mid", color=SERIES[0], alpha=0.75, linewidth=0)
+        axis.set_title(f"Level {number + 1}: {level['used']} of {level['size']} codes")
+        axis.set_xlabel("codes, most used first")
+        axis.set_ylabel("items" if number == 0 else "")
+        axis.set_xlim(-0.5, len(counts) - 0.5)
+        axis.set_ylim(bottom=0)
+        axis.locator_params(axis="both", nbins=5)
+    return figure
 
 
 def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
@@ -132,21 +43,3 @@ def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
     for unused in axes[count:]:
         unused.remove()
     return figure, axes[:count]
-
-
-def _smooth(xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A running mean over a twentieth of the points."""
-    window = max(3, len(xs) // 20)
-    kernel = np.ones(window) / window
-    return np.convolve(xs, kernel, "valid"), np.convolve(ys, kernel, "valid")
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    for colour, variable in _VARIABLES.items():
-        text = text.replace(colour, f"var(--{variable})")
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    return re.sub(r'(<svg [^>]*?)width="[^"]*" height="[^"]*"|(<svg [^>]*?)height="[^"]*"', r"\1\2", text, count=1)

@@ -63,6 +63,7 @@ class Guard:
         state.best_metric = settings.guard.goal
         self._base: dict[str, Tensor] = {}
         self._pending: tuple[Snapshot, Any] | None = None
+        self._untold: list[tuple[int, Mapping[str, Tensor]]] = []
 
     def submit(self, snapshot: Snapshot) -> None:
         """Start to validate ``snapshot``; with a synchronous validator this blocks and collects the metrics."""
@@ -86,6 +87,7 @@ class Guard:
         elif metrics[self.goal] > self._state.best_score and self._keeps(values):
             self._state.best_score, self._state.best_step = metrics[self.goal], snapshot.version
             self._state.best = dict(snapshot.tensors)
+        self._untold.append((snapshot.version, values))
         return True
 
     @property
@@ -102,6 +104,11 @@ class Guard:
     def shown(self) -> tuple[str, ...]:
         """The metrics that are watched: the goal, then the guarded ones."""
         return tuple(dict.fromkeys((self.goal, *self.guarded)))
+
+    def take_validated(self) -> list[tuple[int, Mapping[str, Tensor]]]:
+        """The versions that were validated since the last call, each with its metrics per query, (Q,)."""
+        untold, self._untold = self._untold, []
+        return untold
 
     def is_validated(self, version: int) -> bool:
         """Whether the metrics of ``version`` have been collected."""

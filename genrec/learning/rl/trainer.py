@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
+from torch import Tensor
 
 from genrec.config import Rl
 from genrec.learning.checkpoints import Checkpoints, TrainingState
@@ -18,6 +19,9 @@ from genrec.progress import Progress, log_progress
 from genrec.types import Query, Rollouts
 
 LOG = logging.getLogger(__name__)
+
+OnValidation = Callable[[TrainingState, int, Mapping[str, Tensor]], None]
+"""Told of a validated version after the checkpoint that has it: the run so far, the version, metrics per query (Q,)."""
 
 REPORT_EVERY = 10
 """Updates between two lines of progress, besides those at validations."""
@@ -41,10 +45,11 @@ class GrpoTrainer:
         checkpoints: Checkpoints,
         validator: SnapshotValidator,
         callback: Callback = no_callback,
+        on_validation: OnValidation | None = None,
     ) -> None:
         self._learner, self._rollouts, self._queries = learner, rollouts, queries
         self._settings, self._accelerator = settings, accelerator
-        self._checkpoints, self._callback = checkpoints, callback
+        self._checkpoints, self._callback, self._on_validation = checkpoints, callback, on_validation
         self.state = TrainingState()
         self._guard = Guard(validator, settings, self.state)
 
@@ -53,6 +58,7 @@ class GrpoTrainer:
         self._resume()
         if self.state.stopped:
             return self.state
+        self._tell()
         started, first = time.monotonic(), self.state.step
         steps, staleness = self._settings.steps, self._settings.max_staleness
         for record in train_async(self._learner, self._rollouts, self._queries, steps=steps, max_staleness=staleness):
@@ -64,6 +70,7 @@ class GrpoTrainer:
                 if validates and not self.state.stopped:
                     self._guard.submit(self._learner.ema_snapshot())
                 self._save()
+                self._tell()
             shown = {**record, **self._callback(record)}
             if validates or self.state.step % REPORT_EVERY == 0:
                 self._report(shown, (time.monotonic() - started) / max(1, self.state.step - first))
@@ -71,6 +78,7 @@ class GrpoTrainer:
                 break
         if self._collect_validation():
             self._save()
+            self._tell()
         return self.state
 
     def _resume(self) -> None:
@@ -96,6 +104,11 @@ class GrpoTrainer:
             shown = "  ".join(f"{name} {validated[name]:.4f}" for name in self._guard.shown if name in validated)
             LOG.info("version %d validated  %s", validated["step"], shown)
         return True
+
+    def _tell(self) -> None:
+        for version, values in self._guard.take_validated():
+            if self._on_validation is not None:
+                self._on_validation(self.state, version, values)
 
     def _save(self) -> None:
         if self.state.stopped:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import uvicorn
-from support.browser import CHROMIUM, Page, browser
+from support.chromium import CHROMIUM, Page, browser
 from support.served import serve
 from support.service import KEY, make_service
 

@@ -1,0 +1,81 @@
+"""A search compared with the same GRPO runs by hand, and ASHA with random search on the same trials.
+
+By hand is a loop over the trials' configs in this process, which has loaded everything: the least that anybody could
+do. The search pays for Ray Tune, the processes of its trials, and the record. ASHA draws the same values in the same
+order as random search, so a trial's validations are equal as far as it gets: what differs is which trials go on.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from benchmarks.harness import Bench, in_process
+from cluster import pipeline
+from cluster.artifacts import Artifact
+from cluster.search.trial import BASE, SearchSpec, run_by_hand, validate_start
+from cluster.session import connect
+from cluster.stages import tune
+from cluster.train import RunSpec
+from genrec.config import Config
+from genrec.evaluation.search_record import TrialRecord
+
+NEEDS = ("prepare", "assign", "sft")
+
+
+def run(config: Config, artifacts: Mapping[str, Artifact]) -> Bench:
+    """``tune.trials`` trials of ``tune.steps`` updates, by random search, by hand, and by ASHA."""
+    own = in_process(config).replace({"storage": config.storage, "tune.searcher": "random", "tune.scheduler": "none"})
+    tune.require(own)
+    connect(own)
+    bench = Bench("tune")
+    with tempfile.TemporaryDirectory() as directory:
+        random = _search(own, artifacts, Path(directory) / "random", bench)
+        _by_hand(own, artifacts, random, Path(directory) / "hand", bench)
+        halving = own.replace({"tune.scheduler": "asha"})
+        asha = _search(halving, artifacts, Path(directory) / "asha", bench)
+    best, found = _best(random), _best(asha)
+    bench.figures |= {"best_random": best, "best_asha": found}
+    bench.ratios["search_over_by_hand"] = bench.figures["random_s"] / bench.figures["hand_s"]
+    bench.ratios["asha_steps_over_random"] = bench.figures["asha_steps"] / bench.figures["random_steps"]
+    bench.ratios["asha_best_over_random"] = found / best if best else 0.0
+    return bench
+
+
+def _spec(config: Config, artifacts: Mapping[str, Artifact], out: Path) -> RunSpec:
+    out.mkdir(parents=True, exist_ok=True)
+    places = (artifacts["prepare"].path, artifacts["assign"].path, out)
+    return RunSpec(config, *places, start=artifacts["sft"].path)
+
+
+def _search(config: Config, artifacts: Mapping[str, Artifact], out: Path, bench: Bench) -> list[TrialRecord]:
+    from cluster.search.tuner import Experiment, run_experiment
+
+    spec, name = _spec(config, artifacts, out), out.name
+    validate_start(spec)
+    start = time.perf_counter()
+    trials = run_experiment(SearchSpec(spec, partial(pipeline.run)), Experiment("search"))
+    bench.figures[f"{name}_s"] = time.perf_counter() - start
+    bench.figures[f"{name}_steps"] = sum(one.steps for one in trials)
+    return trials
+
+
+def _by_hand(
+    config: Config, artifacts: Mapping[str, Artifact], trials: list[TrialRecord], out: Path, bench: Bench
+) -> None:
+    """The same values, one after another in this process; the first of them once before, to warm up."""
+    spec = _spec(config, artifacts, out)
+    (out / BASE).write_bytes((out.parent / "random" / BASE).read_bytes())
+    search = SearchSpec(spec, partial(pipeline.run))
+    run_by_hand(search, "warm", trials[0].values)
+    start = time.perf_counter()
+    for one in trials:
+        run_by_hand(search, one.id, one.values)
+    bench.figures["hand_s"] = time.perf_counter() - start
+
+
+def _best(trials: list[TrialRecord]) -> float:
+    return max((one.metrics.get("ndcg@10") or 0.0 for one in trials), default=0.0)
