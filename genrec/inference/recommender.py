@@ -20,6 +20,7 @@ from genrec.inference.explanation import explain
 from genrec.inference.request import Diversity, RecommendRequest, RowRequest, in_rows
 from genrec.inference.request_context import whole_number
 from genrec.inference.run_record import RunRecord
+from genrec.inference.stored_run import local_run
 from genrec.inference.tree_ranker import OnPart, Ranked, TreeRanker
 from genrec.policy.backbone import load as load_policy
 from genrec.policy.chat import generate
@@ -269,11 +270,11 @@ def load(run: str | Path, *, live: bool = True, device: str = "cpu") -> Recommen
     """The recommender of a finished run.
 
     Args:
-        run: the directory of its report, ``<storage>/runs/<name>``.
+        run: the directory of its report, ``<storage>/runs/<name>``, or its URL, which is fetched to this machine.
         live: with the items that were inserted and without those that were removed since; False: as assigned.
         device: of the policy and the search, such as ``cpu`` or ``cuda``.
 
     Raises:
         InputError: no finished run is there, one of its parts is missing, or there is no such device.
     """
-    return Recommender(RunRecord.read(Path(run)), live=live, device=device)
+    return Recommender(RunRecord.read(local_run(run)), live=live, device=device)

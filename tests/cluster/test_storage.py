@@ -13,8 +13,10 @@ import pytest
 from click.testing import CliRunner
 from support.pipeline import made
 from support.s3_server import BUCKET, Fault, S3Server, busy, refusing
+from support.served import PRIORS, serve
 from support.synthetic import chain_shop, tiny_config
 
+import genrec
 from cluster import node_check, writer_lease
 from cluster.artifacts import Recipe, make_artifact
 from cluster.data import _Actor
@@ -22,7 +24,7 @@ from cluster.node_files import files_of_stage, ray_storage
 from cluster.store_folders import change_in_store, publish_in_store
 from cluster.writer_lease import WriterLease
 from genrec.config import Config, load_config
-from genrec.data.artifact_cache import MANIFEST
+from genrec.data.artifact_cache import MANIFEST, ArtifactCache
 from genrec.data.object_store import ObjectStore
 from genrec.errors import InputError
 from workflows.cli import command_line
@@ -261,6 +263,27 @@ def test_a_catalogue_that_changes_is_the_same_on_every_machine(
         change_in_store(second, second.storage_path / "live" / "k"),
     ):
         pytest.fail("another machine is changing it")
+
+
+def test_a_run_is_loaded_from_its_url(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (local,) = serve(tmp_path, priors={"mixed": PRIORS["mixed"]}).values()
+    here = ArtifactCache(ObjectStore(s3.url()), tmp_path / "storage")
+    for part in ("assign/made", "sft/made", *(f"prepare/{path.name}" for path in here.root.glob("prepare/*"))):
+        (here.root / part / MANIFEST).touch()
+        here.upload(here.root / part, here.root / part)
+    here.store.upload({"runs/mixed/recommender.json": here.root / "runs/mixed/recommender.json"})
+    url = s3.url("genrec/runs/mixed")
+    assert genrec.load(url).recommend(["i3"]) == local.recommend(["i3"])
+    s3.requests.clear()
+    genrec.load(url)
+    assert not [path for method, path in s3.requests if method == "GET" and "parquet" in path], "it is here already"
+    for wrong, message in (
+        (s3.url(), "wanted the URL of a run's report"),
+        (f"{s3.url('genrec/runs/x')}", "no finished run"),
+    ):
+        with pytest.raises(InputError, match=message):
+            genrec.load(wrong)
 
 
 @pytest.mark.parametrize(
