@@ -15,7 +15,7 @@ from genrec.config.loading import RENAMED
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 VERBS = ["prepare", "embed", "assign", "sft", "grpo", "tune", "refit", "evaluate", "full", "catalog", "serve", "bench"]
-FREE = ("data.columns.", "tune.space.", "rewards.custom.", "rewards.settings.events.")
+FREE = ("data.columns.", "tune.space.", "rewards.custom.", "rewards.settings.events.", "bench.parts.", "bench.grid.")
 SECTIONS = {key.partition(".")[0] for key in known_keys() if "." in key}
 KEY = re.compile(r"(?<![\w./\-])([a-z]+(?:\.[A-Za-z_]+)+)(?![\w/(])")
 FOLDERS = ["genrec", "cluster", "workflows", "benchmarks", "configs", "docs", "tests"]
@@ -62,7 +62,7 @@ def test_every_config_key_that_a_page_names_exists(page: Path) -> None:
     for code in code_of(page):
         for key in KEY.findall(code):
             if key.partition(".")[0] in SECTIONS and not key.endswith(
-                (".parquet", ".json", ".py", ".yaml", ".md", ".safetensors")
+                (".parquet", ".json", ".py", ".yaml", ".md", ".safetensors", ".html")
             ):
                 assert key in known or key.startswith(FREE), f"{name(page)} names {key}"
 
