@@ -35,7 +35,15 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-PUBLISHED = ("metrics.json", "report.html", "report.md", "report.json", "recommender.json", "config.yaml")
+PUBLISHED = (
+    "metrics.json",
+    "report.html",
+    "report.md",
+    "report.json",
+    "recommender.json",
+    "answers.parquet",
+    "config.yaml",
+)
 """Files that are copied to ``<storage>/runs``."""
 
 
@@ -129,8 +137,9 @@ def _evaluate(config: Config, inputs: Mapping[str, Artifact], out: Path) -> dict
     answers = predict_test(config, inputs, test, out)
     if "refit" in inputs:
         answers = replace(answers, refitted=_refitted(config, inputs, test, answers.tuned, out))
-    metrics = _summarise(config, inputs, test, answers)
-    _write(config, inputs, test, answers, metrics, out)
+    baselines = _baselines(config, inputs, test)
+    metrics = _summarise(config, inputs, test, answers, baselines)
+    _write(config, inputs, test, answers, baselines, metrics, out)
     return {"verdict": metrics["verdict"], "headline": metrics["headline"], "model": metrics["model"]["item"]}
 
 
@@ -178,7 +187,11 @@ def _refitted(
 
 
 def _summarise(
-    config: Config, inputs: Mapping[str, Artifact], test: TestData, answers: PolicyAnswers
+    config: Config,
+    inputs: Mapping[str, Artifact],
+    test: TestData,
+    answers: PolicyAnswers,
+    baselines: Mapping[str, IntArray],
 ) -> dict[str, Any]:
     """The metrics of the model, its parts and the baselines, with intervals, and what reinforcement learning gained."""
     from genrec.evaluation.goals import Goals, compare_goals, covered_means
@@ -195,7 +208,7 @@ def _summarise(
     rankings = Rankings(
         targets_Q=test.targets_Q,
         model_QK=answers.model_QK,
-        baselines=_baselines(config, inputs, test),
+        baselines=baselines,
         codes_NL=test.catalog.codes_NL.numpy(),
         train_counts_N=suite.log.counts_N,
         category_N=category_numbers(test.items),
@@ -268,22 +281,26 @@ def _write(
     inputs: Mapping[str, Artifact],
     test: TestData,
     answers: PolicyAnswers,
+    baselines: Mapping[str, IntArray],
     metrics: dict[str, Any],
     out: Path,
 ) -> None:
-    """``metrics.json``, the report in three forms, and ``recommender.json``; the table is logged too."""
+    """``metrics.json``, the report, ``answers.parquet`` and ``recommender.json``; the table is logged too."""
+    from genrec.evaluation.judge.answers import FILE, write_answers
     from genrec.evaluation.report.explore import catalog_view
     from genrec.evaluation.report.page import text_table, write_report
     from genrec.evaluation.slices import sid_use
 
     write_json(metrics, out / "metrics.json")
+    systems = _systems(answers, baselines)
+    write_answers(test.test, test.items, systems, out / FILE, seed=config.seed)
     curves = {name: read_summary(inputs[name].path)["curve"] for name in answers.alone}
     write_report(
         out,
         metrics,
         curves=curves,
         sid_stats=sid_use(test.catalog.codes_NL.numpy(), test.catalog.level_sizes),
-        users=_users(answers, _baselines(config, inputs, test), test, config.seed),
+        users=_users(systems, test, config.seed),
         catalog=catalog_view(
             test.catalog.codes_NL.numpy(),
             test.items["title"].to_pylist(),
@@ -297,17 +314,19 @@ def _write(
     LOG.info("\n%s", text_table(metrics))
 
 
-def _users(
-    answers: PolicyAnswers, baselines: Mapping[str, IntArray], test: TestData, seed: int
-) -> list[dict[str, Any]]:
-    """Users with the answers of the model, its policies and the baselines."""
-    from genrec.evaluation.report.explore import user_answers
-
+def _systems(answers: PolicyAnswers, baselines: Mapping[str, IntArray]) -> dict[str, IntArray]:
+    """The rankings of the model, its policies and the baselines."""
     own = {"policy" if name == answers.best else name: ranked.items_QK for name, ranked in answers.alone.items()}
     if not answers.tuned.weight:
         own.pop("policy")
+    return {"model": answers.model_QK, **own, **baselines}
+
+
+def _users(systems: Mapping[str, IntArray], test: TestData, seed: int) -> list[dict[str, Any]]:
+    """Users with the answers of every system."""
+    from genrec.evaluation.report.explore import user_answers
+
     titles, histories = test.items["title"].to_pylist(), test.test["history"].to_pylist()
-    systems = {"model": answers.model_QK, **own, **baselines}
     return user_answers(histories, test.targets_Q, systems, titles, seed=seed)
 
 
