@@ -1,4 +1,4 @@
-"""A judge in a thread: an OpenAI-compatible server that scores by the words of the titles, or says what a test wants."""
+"""A judge in a thread: a server that scores by the words of the titles, or says what a test wants."""
 
 import json
 import threading
