@@ -83,14 +83,15 @@ def judge_run(config: Config, run: Path) -> tuple[str, Path]:
     judged, spent = read_judgements(config, asked, out / JUDGEMENTS)
     found = summarise_judgements(judged, systems, spent, config.seed)
     shown = NAMES | {"target": "what users chose", "random": "random items"}
+    verdict = judge_verdict(found, systems[0], shown)
     found = {
-        "verdict": judge_verdict(found, systems[0], shown),
+        "verdict": verdict,
         "models": [server.model for server in _servers(config)],
         "run": run.name,
         **found,
     }
     write_json(found, out / "judge.json")
-    return found["verdict"], write_judge_page(out, found, shown)
+    return verdict, write_judge_page(out, found, shown)
 
 
 def _servers(config: Config) -> list[ChatServer]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cluster.artifacts import Artifact, shown_path
+from cluster.measures import calibrations, item_vectors, rank_timed, speeds
 from cluster.policy_predictor import OWN, PolicyPredictor, TunedSearch
 from cluster.stages import refit
 from cluster.stages.plan import Plan, StageRun
@@ -137,8 +138,10 @@ def _evaluate(config: Config, inputs: Mapping[str, Artifact], out: Path) -> dict
     answers = predict_test(config, inputs, test, out)
     if "refit" in inputs:
         answers = replace(answers, refitted=_refitted(config, inputs, test, answers.tuned, out))
-    baselines = _baselines(config, inputs, test)
+    baselines, seconds = _baselines(config, inputs, test)
     metrics = _summarise(config, inputs, test, answers, baselines)
+    metrics["speed"] = speeds(out / "predictions", answers.best, seconds, _seconds_made(inputs))
+    metrics["calibration"] = calibrations(answers.alone, test.targets_Q)
     _write(config, inputs, test, answers, baselines, metrics, out)
     return {"verdict": metrics["verdict"], "headline": metrics["headline"], "model": metrics["model"]["item"]}
 
@@ -195,6 +198,7 @@ def _summarise(
 ) -> dict[str, Any]:
     """The metrics of the model, its parts and the baselines, with intervals, and what reinforcement learning gained."""
     from genrec.evaluation.goals import Goals, compare_goals, covered_means
+    from genrec.evaluation.query_slices import query_labels
     from genrec.evaluation.slices import category_numbers
     from genrec.evaluation.summary import Rankings, add_gain, add_prior, summarise
     from genrec.evaluation.verdict import plain_words, verdict
@@ -213,6 +217,9 @@ def _summarise(
         train_counts_N=suite.log.counts_N,
         category_N=category_numbers(test.items),
         event_Q=test.event_Q,
+        labels=query_labels(test.test, test.items),
+        recent_QH=test.recent_QH,
+        vectors_ND=item_vectors(inputs["embed"].path) if "embed" in inputs else None,
         policies=others,
     )
     costs = {name: {k: made.metrics[k] for k in ("wall_s", "peak_rss_mb")} for name, made in inputs.items()}
@@ -256,17 +263,22 @@ def _cost_of_rl(inputs: Mapping[str, Artifact]) -> dict[str, Any]:
     return kept | {"wall_s": spent["grpo"], "sft_wall_s": spent["sft"]}
 
 
-def _baselines(config: Config, inputs: Mapping[str, Artifact], test: TestData) -> dict[str, IntArray]:
-    """The rankings of ``evaluation.baselines``, in that order; those that failed are missing."""
+def _baselines(
+    config: Config, inputs: Mapping[str, Artifact], test: TestData
+) -> tuple[dict[str, IntArray], dict[str, float]]:
+    """The rankings of ``evaluation.baselines``, in that order, without those that failed; seconds of the counted."""
     from genrec.baselines.ranking_files import RANKING, read_ranking
 
     width, chosen = max(config.evaluation.ks), config.evaluation.baselines
     models = {name: model for name, model in test.suite.models.items() if name in chosen}
-    ranked: dict[str, IntArray] = {}
-    ranked |= replace(test.suite, models=models).rank(test.recent_QH, width)
+    ranked, seconds = rank_timed(replace(test.suite, models=models), test.recent_QH, width)
     for name in _rows_made(inputs, "settings"):
         ranked[name] = read_ranking(inputs["baselines"].path / name / RANKING, len(test.test))[:, :width]
-    return {name: ranked[name] for name in chosen if name in ranked}
+    return {name: ranked[name] for name in chosen if name in ranked}, seconds
+
+
+def _seconds_made(inputs: Mapping[str, Artifact]) -> dict[str, float]:
+    return {name: ms / 1000 for name, ms in _rows_made(inputs, "ms_per_query").items()}
 
 
 def _rows_made(inputs: Mapping[str, Artifact], figure: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from genrec.errors import InputError
 from genrec.evaluation.comparisons import corrected
-from genrec.evaluation.intervals import MIN_QUERIES, intervals, paired
+from genrec.evaluation.intervals import MIN_QUERIES, Difference, intervals, paired
 from genrec.evaluation.judge.agreement import agreement
 from genrec.evaluation.judge.questions import CRITERIA, HIGHEST, LOWEST
 from genrec.metrics import FloatArray
@@ -108,8 +108,8 @@ def _differences(score_Q: Mapping[str, FloatArray], own: str, seed: int) -> dict
     return {name: {**_difference(score_Q, own, name, seed), **tests[name]} for name in others}
 
 
-def _difference(score_Q: Mapping[str, FloatArray], own: str, other: str, seed: int) -> dict[str, float]:
-    return dict(paired({SCORE: score_Q[own]}, {SCORE: score_Q[other]}, RESAMPLES, seed)[SCORE])
+def _difference(score_Q: Mapping[str, FloatArray], own: str, other: str, seed: int) -> Difference:
+    return paired({SCORE: score_Q[own]}, {SCORE: score_Q[other]}, RESAMPLES, seed)[SCORE]
 
 
 def _agreement(judged: Sequence[Judged], one: tuple[int, int], other: tuple[int, int]) -> dict[str, Any] | None:
