@@ -88,13 +88,19 @@ class CommandLine(Verbs):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The verbs, in the order of the pipeline."""
-        return [*LAST_STAGE, "report", "catalog", "serve", "bench"]
+        return [*LAST_STAGE, "report", "judge", "catalog", "serve", "bench"]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of a verb, or None."""
         if cmd_name in LAST_STAGE:
             return stage_command(cmd_name)
-        made = {"report": report_command, "catalog": catalog_command, "serve": serve_command, "bench": bench_command}
+        made = {
+            "report": report_command,
+            "judge": judge_command,
+            "catalog": catalog_command,
+            "serve": serve_command,
+            "bench": bench_command,
+        }
         return made[cmd_name]() if cmd_name in made else None
 
     def invoke(self, ctx: click.Context) -> object:
@@ -226,6 +232,20 @@ def report_command() -> click.Command:
     return _verb("report", run, help_of("workflows.report"), INPUT_AND_OUTPUT, report_rows)
 
 
+def judge_command() -> click.Command:
+    """``genrec judge RUN CONFIG...``."""
+
+    @click.argument("run", metavar="RUN", type=UserFile())
+    @takes_config
+    def judge(config: Config, run: Path) -> None:
+        from cluster.judge import judge_run
+
+        verdict, page = judge_run(config, run)
+        click.echo(f"{verdict}\njudgement: {page}")
+
+    return _verb("judge", judge, help_of("workflows.judge"), INPUT_AND_OUTPUT, judge_rows)
+
+
 def catalog_command() -> click.Command:
     """``genrec catalog insert FILE CONFIG...`` and ``genrec catalog remove ID[,ID…] CONFIG...``."""
 
@@ -312,6 +332,15 @@ def report_rows() -> Rows:
         ("runs first", "nothing: the runs are finished"),
         ("reads", "RUN/report.json, which genrec evaluate wrote"),
         ("writes", "DIRECTORY/report.html, report.md, report.json (DIRECTORY is ./report unless --out says otherwise)"),
+    ]
+
+
+def judge_rows() -> Rows:
+    """What a judgement reads and writes."""
+    return [
+        ("runs first", "nothing: the run is finished"),
+        ("reads", "RUN/answers.parquet, which genrec evaluate wrote"),
+        ("writes", "RUN/judge/<key>/: judgements.jsonl, judge.json, judge.html"),
     ]
 
 
