@@ -3,6 +3,9 @@
 ``<storage>/<stage>/<key>/`` is complete exactly when its ``manifest.json`` exists; until then the work lives in
 ``<key>.partial/``, which survives ``kill -9`` and is handed to the same stage again. Same key: nothing to do.
 Other settings, code or inputs: other key, other directory, never a mixture.
+
+Where storage is a URL, the directories are those of its cache on this machine (``genrec.data.artifact_cache``): a
+stage is done when the store has it, and is fetched from there, or made here and uploaded.
 """
 
 from __future__ import annotations
@@ -24,15 +27,17 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from cluster.fingerprint import code_digest
+from cluster.node_files import artifact_cache, files_of_stage, machine_of, working_with
 from cluster.progress import STAGE, STAGE_LOG, stage_log
 from cluster.resources import PeakMemory
+from cluster.writer_lease import WriterLease, writer_lease
 from genrec.config import Config, to_yaml
+from genrec.data.artifact_cache import MANIFEST, UNFINISHED, ArtifactCache
 from genrec.data.files import write_json, write_text
 from genrec.errors import InputError
 
 LOG = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 PENDING = "pending.json"
 """In an unfinished directory: what its key was made from, so that a later key can say what it differs in."""
 
@@ -91,16 +96,25 @@ def make_artifact(config: Config, recipe: Recipe, work: Callable[[Path], Mapping
         InputError: another process is making the same artifact.
     """
     final = config.storage_path / recipe.name / recipe.key
-    if (finished := finished_artifact(recipe.name, final)) is not None:
+    cache = artifact_cache(config)
+    if (finished := finished_artifact(recipe.name, final, cache)) is not None:
         LOG.info("done already: %s", shown_path(final), extra={STAGE: recipe.name})
         return finished
-    partial = final.with_name(f"{recipe.key}.partial")
-    with _only_writer(partial):
+    partial = final.with_name(f"{recipe.key}{UNFINISHED}")
+    with _only_writer(partial), only_writer_in_store(cache, partial) as lease:
         # Another process may have finished it between the look above and the lock.
-        if (finished := finished_artifact(recipe.name, final)) is not None:
+        if (finished := finished_artifact(recipe.name, final, cache)) is not None:
             return finished
-        metrics = _make(config, recipe, work, partial)
-        partial.rename(final)
+        # Where its manifest is here already, it was made, and not yet uploaded or moved.
+        made = final if (final / MANIFEST).is_file() else partial
+        if not (made / MANIFEST).is_file():
+            _make(config, recipe, work, partial)
+        if cache is not None and lease is not None:
+            lease.require()
+            cache.upload(made, final)
+        if made == partial:
+            partial.rename(final)
+    metrics = _manifest(final)["metrics"]
     about = (metrics["wall_s"], metrics["peak_rss_mb"])
     LOG.info("done in %.0f s, peak memory %.0f MB", *about, extra={STAGE: recipe.name})
     return Artifact(recipe.name, final, recipe.key, metrics, skipped=False)
@@ -112,12 +126,20 @@ def shown_path(path: Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
-def finished_artifact(name: str, final: Path) -> Artifact | None:
-    """The artifact of stage ``name`` in the directory ``final``; None unless it is complete."""
+def finished_artifact(name: str, final: Path, cache: ArtifactCache | None = None) -> Artifact | None:
+    """The artifact of stage ``name`` in the directory ``final``; None unless it is complete.
+
+    With a ``cache``, unless the store has it complete: it is fetched then.
+    """
+    if cache is not None and not (cache.holds(final) and cache.fetch(final)):
+        return None
     if not (final / MANIFEST).is_file():
         return None
-    manifest = json.loads((final / MANIFEST).read_text(encoding="utf-8"))
-    return Artifact(name, final, final.name, manifest["metrics"], skipped=True)
+    return Artifact(name, final, final.name, _manifest(final)["metrics"], skipped=True)
+
+
+def _manifest(final: Path) -> dict[str, Any]:
+    return json.loads((final / MANIFEST).read_text(encoding="utf-8"))
 
 
 @contextmanager
@@ -138,21 +160,35 @@ def _only_writer(partial: Path) -> Generator[None]:
             Path(f"{partial}.lock").unlink(missing_ok=True)
 
 
-def _make(config: Config, recipe: Recipe, work: Callable[[Path], Mapping[str, Any]], partial: Path) -> dict[str, Any]:
-    """Run ``work`` and write the manifest; returns the metrics with wall time and peak memory."""
+@contextmanager
+def only_writer_in_store(cache: ArtifactCache | None, directory: Path) -> Generator[WriterLease | None]:
+    """Hold the lease on ``directory`` in the store of ``cache``; without one, nothing.
+
+    Raises:
+        InputError: a process on another machine is writing it.
+    """
+    if cache is None:
+        yield None
+        return
+    with writer_lease(cache.store, cache.name(directory), machine_of(cache.root)) as lease:
+        yield lease
+
+
+def _make(config: Config, recipe: Recipe, work: Callable[[Path], Mapping[str, Any]], partial: Path) -> None:
+    """Run ``work`` and write the manifest, whose metrics have wall time and peak memory."""
+    files = files_of_stage(config, [artifact.path for artifact in recipe.inputs], partial)
     begins = "continues" if _holds_work(partial) else "starts"
     LOG.info("%s: %s", begins, shown_path(partial.with_suffix("")), extra={STAGE: recipe.name})
     parts = recipe.parts
     _tell_of_other_code(parts, partial)
     write_json(parts, partial / PENDING)
     start = time.perf_counter()
-    with stage_log(recipe.name, partial), PeakMemory() as memory:
+    with stage_log(recipe.name, partial), PeakMemory() as memory, working_with(files):
         found = dict(work(partial))
     metrics = {**found, "wall_s": round(time.perf_counter() - start, 2), "peak_rss_mb": round(memory.peak_mb, 1)}
     write_text(to_yaml(config), partial / "config.yaml")
     write_json({**parts, "key": recipe.key, "metrics": metrics, "versions": _versions()}, partial / MANIFEST)
     (partial / PENDING).unlink()
-    return metrics
 
 
 def _holds_work(partial: Path) -> bool:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
+from cluster.node_check import require_nodes
+from cluster.node_files import NodeFiles, collect_files, files_in_work
 from cluster.session import connect, require_resources
 from genrec.config import Config
 from genrec.errors import InputError
@@ -47,16 +49,21 @@ def parallel_map(
 class _Actor:
     """Bad input comes back as a row: an actor's exception would arrive wrapped, after retries."""
 
-    def __init__(self, make: Callable[[], Work]) -> None:
-        self._make = make
+    def __init__(self, make: Callable[[], Work], files: NodeFiles | None) -> None:
+        self._make, self._files = make, files
         self._work: Work | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         shard = int(row["shard"])
         try:
             if self._work is None:
+                if self._files is not None:
+                    self._files.arrive()
                 self._work = self._make()
-            return dict(self._work(shard), shard=shard, refused="")
+            row = dict(self._work(shard), shard=shard, refused="")
+            if self._files is not None:
+                self._files.leave()
+            return row
         except InputError as error:
             return {"shard": shard, "refused": str(error)}
 
@@ -74,15 +81,21 @@ def _on_ray(config: Config, make: Callable[[], Work], shards: Sequence[int]) -> 
 
     compute = config.compute
     require_resources(config, "an actor of Ray Data", compute.data_cpus, compute.data_gpus)
+    require_nodes(config)
+    files = files_in_work()
+    if files is not None:
+        files.offer()
     rows = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
     results = rows.map(
         cast("Any", _Actor),
-        fn_constructor_args=(make,),
+        fn_constructor_args=(make, files),
         compute=ActorPoolStrategy(size=min(compute.data_actors, len(shards))),
         num_cpus=compute.data_cpus,
         num_gpus=compute.data_gpus or None,
+        resources=compute.data_resources,
     )
-    return iter(results.iter_rows())
+    yield from results.iter_rows()
+    collect_files()
 
 
 def _counted(rows: Iterable[T], total: int, label: str) -> Iterator[T]:

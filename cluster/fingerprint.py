@@ -16,8 +16,10 @@ FOLLOWED = ("genrec.", "cluster.")
 """Modules under these prefixes are followed from import to import."""
 
 LEFT_OUT = (
+    *("genrec.data.artifact_cache", "genrec.data.object_store"),
     *("genrec.config", "genrec.errors", "genrec.progress", "genrec.pages", "genrec.sid.health_page"),
     *("cluster.artifacts", "cluster.data", "cluster.fingerprint", "cluster.pipeline", "cluster.progress"),
+    *("cluster.node_check", "cluster.node_files", "cluster.store_folders", "cluster.writer_lease"),
     *("cluster.resources", "cluster.rollouts", "cluster.session", "cluster.stages.plan", "cluster.telemetry"),
     "cluster.trackers",
 )

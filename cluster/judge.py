@@ -23,11 +23,11 @@ from cluster.chat_client import NoReply, chat
 from genrec.config import ChatServer, Config
 from genrec.data.files import write_json
 from genrec.errors import InputError
-from genrec.evaluation.judge.answers import FILE, OTHERS, read_answers
 from genrec.evaluation.judge.judge_page import write_judge_page
 from genrec.evaluation.judge.judgement import Judged, Spent, judge_verdict, summarise_judgements
-from genrec.evaluation.judge.questions import Question, questions
+from genrec.evaluation.judge.questions import JudgeQuestion, questions
 from genrec.evaluation.judge.replies import Scores, read_reply
+from genrec.evaluation.judge.system_answers import FILE, OTHERS, read_answers
 from genrec.evaluation.summary import NAMES
 
 LOG = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Outcome:
     tokens_in: int = 0
     tokens_out: int = 0
 
-    def as_line(self, question: Question) -> dict[str, Any]:
+    def as_line(self, question: JudgeQuestion) -> dict[str, Any]:
         """The line of the file."""
         judge, turn, query = question.key
         systems = {letter: list(names) for letter, names in question.systems.items()}
@@ -99,7 +99,7 @@ def _servers(config: Config) -> list[ChatServer]:
     return [config.judge, *([second] if second.url else [])]
 
 
-def _questions(config: Config, users: Sequence[dict[str, Any]], systems: Sequence[str]) -> list[Question]:
+def _questions(config: Config, users: Sequence[dict[str, Any]], systems: Sequence[str]) -> list[JudgeQuestion]:
     """Those of every pass of the first judge, then those of the second one."""
     settings = config.judge
     series = [(0, turn) for turn in range(settings.passes)] + [(1, 0)] * (len(_servers(config)) - 1)
@@ -116,7 +116,7 @@ def _key(config: Config, run: Path) -> str:
     return hashlib.sha256(about + (run / FILE).read_bytes()).hexdigest()[:12]
 
 
-def _ask(config: Config, asked: Sequence[Question], file: Path) -> None:
+def _ask(config: Config, asked: Sequence[JudgeQuestion], file: Path) -> None:
     """Put the questions that have no judgement yet; what was judged is kept whatever happens."""
     done = {_place_of(line) for line in _lines(file) if line["scores"]}
     open_questions = [one for one in asked if _place(config, one) not in done]
@@ -145,7 +145,7 @@ def _ask(config: Config, asked: Sequence[Question], file: Path) -> None:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _write(config: Config, question: Question, future: Future[Outcome], lines: IO[str]) -> Outcome:
+def _write(config: Config, question: JudgeQuestion, future: Future[Outcome], lines: IO[str]) -> Outcome:
     outcome = future.result()
     model = _servers(config)[question.judge].model
     lines.write(json.dumps({"model": model, **outcome.as_line(question)}) + "\n")
@@ -153,7 +153,7 @@ def _write(config: Config, question: Question, future: Future[Outcome], lines: I
     return outcome
 
 
-def _judge(server: ChatServer, question: Question, given_up: threading.Event) -> Outcome:
+def _judge(server: ChatServer, question: JudgeQuestion, given_up: threading.Event) -> Outcome:
     """Ask once, and once more where the reply is no judgement.
 
     Raises:
@@ -178,7 +178,7 @@ def _judge(server: ChatServer, question: Question, given_up: threading.Event) ->
     return Outcome(None, failure, text[:KEPT], ASKED_AGAIN + 1, tokens_in, tokens_out)
 
 
-def _place(config: Config, question: Question) -> tuple[str, int, int, int]:
+def _place(config: Config, question: JudgeQuestion) -> tuple[str, int, int, int]:
     return _servers(config)[question.judge].model, *question.key
 
 
@@ -199,7 +199,7 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     return found
 
 
-def read_judgements(config: Config, asked: Sequence[Question], file: Path) -> tuple[list[Judged], Spent]:
+def read_judgements(config: Config, asked: Sequence[JudgeQuestion], file: Path) -> tuple[list[Judged], Spent]:
     """The judgements of the questions ``asked``, and what they cost; every try counts, also of lines since replaced."""
     places = {_place(config, question) for question in asked}
     lines = [line for line in _lines(file) if _place_of(line) in places]

@@ -19,6 +19,7 @@ from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.baseline_rows import COMPARES_TEXTS
 from cluster.content import require_models
 from cluster.lost_ray import explaining_lost_ray
+from cluster.node_files import explaining_failed_storage, require_storage
 from cluster.stages import assign, baselines, embed, evaluate, folds, groups, grpo, prepare, refit, sft, tune
 from cluster.stages.plan import Plan, StageRun
 from genrec.config import Config
@@ -225,6 +226,7 @@ def run(config: Config, *until: str, reward_file: Path | None = None) -> dict[st
 
 def _run(config: Config, until: Sequence[str], reward_file: Path | None) -> dict[str, Artifact]:
     order = stages_needed(config, *until)
+    require_storage(config)
     for stage in order:
         if stage.require is not None:
             stage.require(config)
@@ -265,7 +267,11 @@ def run_stage(
         raise InputError(f"the stage {name} reads {needed}, and {missing} are missing; make them first")
     stage_run = StageRun(config, {other: inputs[other] for other in needed}, reward_file, run)
     what = f"the stage {name}"
-    with explaining_lost_ray(what), explaining_failed_writes(what, config.storage_path):
+    with (
+        explaining_lost_ray(what),
+        explaining_failed_writes(what, config.storage_path),
+        explaining_failed_storage(config),
+    ):
         plan = stage.plan(stage_run)
         recipe = Recipe(name, plan.settings, (stage.code,), list(stage_run.inputs.values()))
         artifact = make_artifact(config, recipe, plan.work)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cluster.node_files import NodeFiles, files_in_work
 from cluster.resources import cap_memory
 from cluster.train import RunSpec
 from genrec.errors import InputError
@@ -57,8 +58,11 @@ class RayTicket:
 class RolloutWorker:
     """Generates groups for the snapshots that come with the requests; runs as a Ray actor."""
 
-    def __init__(self, spec: RunSpec) -> None:
+    def __init__(self, spec: RunSpec, files: NodeFiles | None = None) -> None:
         import torch
+
+        if files is not None:
+            files.arrive()
 
         from cluster.telemetry import UtilisationGauge
 
@@ -118,11 +122,13 @@ def start_actors(spec: RunSpec, count: int) -> list[Any]:
     make = ray.remote(RolloutWorker).options(
         num_cpus=compute.rollout_cpus,
         num_gpus=compute.rollout_gpus,
+        resources=compute.rollout_resources,
         max_restarts=-1,
-        # An actor made inside a trial would otherwise wait for room in the trial's placement group.
-        scheduling_strategy="DEFAULT",
+        # A node that is lost takes few of them. Also, an actor made inside a trial would without a strategy of its own
+        # wait for room in the trial's placement group.
+        scheduling_strategy="SPREAD",
     )
-    return [make.remote(spec) for _ in range(count)]
+    return [make.remote(spec, files_in_work()) for _ in range(count)]
 
 
 def shared_actors(spec: RunSpec, accelerator: Accelerator) -> list[Any]:

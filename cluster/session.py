@@ -99,10 +99,10 @@ def connect(config: Config) -> None:
 
     if ray.is_initialized():
         return
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not Path(config.storage).is_absolute():
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not _is_whole(config.storage):
         raise InputError(
             f"storage={config.storage!r} lies in the job's temporary copy of the working directory and would be lost; "
-            "give an absolute path that every node sees"
+            "give an absolute path that every node sees, or a URL such as s3://BUCKET/PATH"
         )
     address = config.compute.address or os.environ.get("RAY_ADDRESS") or "local"
     require_ray_at(address)
@@ -127,6 +127,15 @@ def connect(config: Config) -> None:
         raise InputError(_why_no_ray(address, error)) from error
     take_handlers_back()
     _quieten_ray_data()
+
+
+def _is_whole(storage: str) -> bool:
+    return "://" in storage or Path(storage).is_absolute()
+
+
+def joins_cluster(config: Config) -> bool:
+    """Whether Ray is a cluster that was there before, which may have other machines and may grow."""
+    return bool(config.compute.address or os.environ.get("RAY_ADDRESS"))
 
 
 def require_ray_at(address: str, timeout_s: float = 5.0) -> None:
@@ -181,7 +190,7 @@ def require_resources(config: Config, what: str, cpus: float, gpus: float) -> No
         f"Ray has {have.get('CPU', 0.0):g} and {have.get('GPU', 0.0):g}; "
         "lower the numbers in the config's compute section, or take another configs/ file for where to run"
     )
-    if config.compute.address or os.environ.get("RAY_ADDRESS"):
+    if joins_cluster(config):
         LOG.warning("%s; waiting for the cluster to grow", message)
         return
     raise InputError(message)

@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.node_check import require_nodes
+from cluster.node_files import collect_files, offered, ray_storage
 from cluster.progress import WORKER_LOG, log_to_file, tail_log
 from cluster.resources import cap_memory
 from cluster.session import connect, require_resources
@@ -136,33 +138,42 @@ def train_on_ray(loop: Callable[[], None], config: Config, out: Path, name: str,
     from ray.train.torch import TorchConfig, TorchTrainer
 
     compute = config.compute
+    require_nodes(config)
     cpus = workers * compute.worker_cpus + actors * compute.rollout_cpus
     require_resources(config, name, cpus, workers * compute.worker_gpus + actors * compute.rollout_gpus)
     gpus = compute.worker_gpus > 0
+    out.mkdir(parents=True, exist_ok=True)
+    refused = out / REFUSED
+    refused.unlink(missing_ok=True)
     trainer = TorchTrainer(
-        partial(_worker_entry, loop, out),
+        offered(partial(_worker_entry, loop, out)),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=gpus,
-            resources_per_worker={"CPU": compute.worker_cpus} | ({"GPU": compute.worker_gpus} if gpus else {}),
+            resources_per_worker={
+                "CPU": compute.worker_cpus,
+                **({"GPU": compute.worker_gpus} if gpus else {}),
+                **compute.worker_resources,
+            },
+            # Workers exchange gradients at each step: on few nodes. Rollout actors are spread (``start_actors``).
+            placement_strategy="PACK",
         ),
         run_config=RunConfig(
             name=name,
-            storage_path=str(out / "train"),
+            **ray_storage(config, out / "train"),
             failure_config=FailureConfig(max_failures=compute.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
-    out.mkdir(parents=True, exist_ok=True)
-    refused = out / REFUSED
-    refused.unlink(missing_ok=True)
     with tail_log(out):
         try:
             trainer.fit()
         except WorkerGroupError:
+            collect_files()
             if not refused.is_file():
                 raise
+    collect_files()
     if refused.is_file():
         raise InputError(refused.read_text(encoding="utf-8"))
 

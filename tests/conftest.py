@@ -11,6 +11,8 @@ import pytest
 from cluster.session import configure_process
 from genrec.config import Config
 
+pytest_plugins = ["support.s3_server"]
+
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from cluster import pipeline
 from cluster.artifacts import Artifact
+from cluster.store_folders import change_in_store
 from genrec.config import Config
 from genrec.sid import catalog_updates
 from genrec.sid.embed import make_text_encoder
@@ -26,9 +27,9 @@ def insert(config: Config, file: Path) -> str:
     compute = config.compute
     device = "cpu" if compute.data_actors else compute.device  # With actors, cards are Ray's to give.
     encode = partial(make_text_encoder, config.embed, device, compute.threads)
-    done = catalog_updates.insert(
-        assigned.path, changes_of(config, assigned), items, encode, vectors=vectors, embed=config.embed
-    )
+    changes = changes_of(config, assigned)
+    with change_in_store(config, changes):
+        done = catalog_updates.insert(assigned.path, changes, items, encode, vectors=vectors, embed=config.embed)
     return f"inserted {done['inserted']} items, returned {done['returned']}; {_state(done)}"
 
 
@@ -39,7 +40,9 @@ def remove(config: Config, ids: Sequence[str]) -> str:
         InputError: an id that the catalogue lacks, or no item left.
     """
     assigned = pipeline.run(config, "assign")["assign"]
-    done = catalog_updates.remove(assigned.path, changes_of(config, assigned), ids)
+    changes = changes_of(config, assigned)
+    with change_in_store(config, changes):
+        done = catalog_updates.remove(assigned.path, changes, ids)
     return f"removed {done['removed']} items; {_state(done)}"
 
 

@@ -88,7 +88,7 @@ class CommandLine(Verbs):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The verbs, in the order of the pipeline."""
-        return [*LAST_STAGE, "report", "judge", "catalog", "serve", "bench"]
+        return [*LAST_STAGE, "report", "judge", "catalog", "serve", "manifest", "bench"]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of a verb, or None."""
@@ -99,6 +99,7 @@ class CommandLine(Verbs):
             "judge": judge_command,
             "catalog": catalog_command,
             "serve": serve_command,
+            "manifest": manifest_command,
             "bench": bench_command,
         }
         return made[cmd_name]() if cmd_name in made else None
@@ -300,6 +301,19 @@ def serve_command() -> click.Command:
     return _verb("serve", callback, help_of("workflows.serve"), "Settings", serve_rows)
 
 
+def manifest_command() -> click.Command:
+    """``genrec manifest FILE [CONFIG...] [KEY=VALUE]...``."""
+
+    @click.argument("file", metavar="FILE", type=UserFile())
+    @click.argument("words", metavar="[CONFIG]... [KEY=VALUE]...", nargs=-1)
+    def callback(file: Path, words: Sequence[str]) -> None:
+        from cluster.manifest import check
+
+        click.echo(check(file, words).table())
+
+    return _verb("manifest", callback, help_of("workflows.manifest"), "Manifests", manifest_rows)
+
+
 def _verb(name: str, callback: Callable[..., None], text: str, title: str, rows: Callable[[], Rows]) -> Verb:
     command = click.command(name, cls=Verb, help=text, no_args_is_help=True)(callback)
     command.title, command.rows = title, rows
@@ -360,6 +374,17 @@ def serve_rows() -> Rows:
     return [
         (f"serve.{name}", f"{field.description or ''} [{field.default}]".strip())
         for name, field in Serve.model_fields.items()
+    ]
+
+
+def manifest_rows() -> Rows:
+    """The manifests that come with the package."""
+    return [
+        ("cluster.yaml", "RayCluster (KubeRay): nodes for data, learners and rollouts, which come and go"),
+        ("full.yaml", "RayJob: the whole workflow on a cluster of its own"),
+        ("nightly.yaml", "CronJob: the whole workflow every night"),
+        ("service.yaml", "RayService: the HTTP service"),
+        ("launcher.yaml", "the same cluster by Ray's own launcher, without Kubernetes"),
     ]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 
+from cluster.node_files import collect_files, offered, ray_storage
 from cluster.search.recording import BudgetStopper, SearchWatch, point_of, read_trials
 from cluster.search.searchers import make_scheduler, make_searcher, name_of, param_space, samples
 from cluster.search.trial import SearchSpec, is_one_process, run_trial
@@ -65,12 +66,16 @@ def run_experiment(search: SearchSpec, experiment: Experiment) -> list[TrialReco
     ended = storage / f"{experiment.name}.ended"
     if ended.is_file():
         return read_trials(search.run.out, experiment.name, search.config.seed)
-    trainable = tune.with_resources(partial(run_trial, search=search), _request(search.config))
-    if tune.Tuner.can_restore(str(storage / experiment.name)):
-        tuner = tune.Tuner.restore(str(storage / experiment.name), trainable, restart_errored=True)
+    work = offered(partial(run_trial, search=search))
+    trainable = tune.with_resources(work, _request(search.config))
+    where = ray_storage(search.config, storage)
+    before, filesystem = f"{where['storage_path']}/{experiment.name}", where.get("storage_filesystem")
+    if tune.Tuner.can_restore(before, filesystem):
+        tuner = tune.Tuner.restore(before, trainable, restart_errored=True, storage_filesystem=filesystem)
     else:
         tuner = _new_tuner(search, trainable, experiment)
     tuner.fit()
+    collect_files()
     write_text("", ended)
     return read_trials(search.run.out, experiment.name, search.config.seed)
 
@@ -107,7 +112,7 @@ def _new_tuner(search: SearchSpec, trainable: Callable[..., None], experiment: E
         ),
         run_config=tune.RunConfig(
             name=experiment.name,
-            storage_path=str(out / "tune"),
+            **ray_storage(config, out / "tune"),
             verbose=0,
             callbacks=[watch],
             stop=BudgetStopper(out, *budget),

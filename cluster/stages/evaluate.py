@@ -19,6 +19,7 @@ from cluster.measures import calibrations, item_vectors, rank_timed, speeds
 from cluster.policy_predictor import OWN, PolicyPredictor, TunedSearch
 from cluster.stages import refit
 from cluster.stages.plan import Plan, StageRun
+from cluster.store_folders import publish_in_store
 from cluster.train import read_summary
 from genrec.baselines.train_log import TRAIN_COLUMNS
 from genrec.config import Config, to_yaml
@@ -85,6 +86,7 @@ def publish(run: StageRun, artifact: Artifact) -> None:
     link.unlink(missing_ok=True)
     link.symlink_to(kept.name)
     link.replace(newest)
+    publish_in_store(run.config, kept, (kept, newest), last="recommender.json")
     LOG.info("verdict: %s", artifact.metrics["verdict"])
     LOG.info("report: %s (kept at %s)", shown_path(newest / "report.html"), kept.name)
 
@@ -298,7 +300,7 @@ def _write(
     out: Path,
 ) -> None:
     """``metrics.json``, the report, ``answers.parquet`` and ``recommender.json``; the table is logged too."""
-    from genrec.evaluation.judge.answers import FILE, write_answers
+    from genrec.evaluation.judge.system_answers import FILE, write_answers
     from genrec.evaluation.report.explore import catalog_view
     from genrec.evaluation.report.page import text_table, write_report
     from genrec.evaluation.slices import sid_use

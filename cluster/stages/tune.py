@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster import reward_file
 from cluster.artifacts import Artifact, shown_path
+from cluster.node_files import offered
 from cluster.search.searchers import require_searcher
 from cluster.search.trial import SEED, SearchSpec, is_one_process, validate_start
 from cluster.session import connect
@@ -120,7 +121,7 @@ def _validated(spec: RunSpec) -> dict[str, float]:
     kept = spec.out / "sft.json"
     if not kept.is_file():
         cpus, gpus = trial_resources(spec.config)
-        write_json(ray.get(ray.remote(num_cpus=cpus, num_gpus=gpus)(validate_start).remote(spec)), kept)
+        write_json(ray.get(ray.remote(num_cpus=cpus, num_gpus=gpus)(offered(validate_start)).remote(spec)), kept)
     return json.loads(kept.read_text(encoding="utf-8"))
 
 

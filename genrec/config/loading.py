@@ -126,6 +126,7 @@ def _refuse_unknown_keys(layer: Mapping[str, Any], source: str) -> None:
     known = list(known_keys())
     free = ("data.columns", "tune.space", "rewards.custom", "rewards.settings.events", "learning.rl.guard.keep")
     free += ("bench.parts", "bench.grid")
+    free += tuple(f"compute.{name}_resources" for name in ("worker", "rollout", "data"))
     for key in _dotted(layer):
         if key in known or key.startswith(tuple(f"{name}." for name in free)):
             continue

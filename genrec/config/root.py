@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field, model_validator
 
@@ -28,6 +30,11 @@ FIXED = (
 )
 """Keys in them that say how long a trial is and how it is measured, or that make other stages than grpo."""
 
+FILE = "file://"
+SCHEMES = ("s3://", "gs://", "hdfs://", FILE)
+STORE_OPTIONS = ("region", "endpoint_override", "scheme")
+"""What the URL of an S3 storage may say of its server: s3://BUCKET/PATH?endpoint_override=http://HOST:PORT."""
+
 TASKS_NEED_TEXT = (
     "learning.sft.example_format=tasks and learning.stages need policy.kind=pretrained or policy.tokenizer=bytes"
 )
@@ -43,7 +50,10 @@ class Config(Section):
         description="of the run: its newest report is <storage>/runs/<name>",
     )
     storage: UserPath = Field(
-        default="storage", json_schema_extra=SPEED, description="directory of all results; every node must see it"
+        default="storage",
+        json_schema_extra=SPEED,
+        description="of all results: a directory that every node sees, or a URL: s3://BUCKET/PATH, gs://BUCKET/PATH, "
+        "hdfs://HOST:PORT/PATH",
     )
     seed: int = Field(default=0, ge=0, description="of all random draws")
     data: Data = Data()
@@ -63,8 +73,15 @@ class Config(Section):
 
     @property
     def storage_path(self) -> Path:
-        """The directory of all results, absolute."""
-        return Path(self.storage).absolute()
+        """The directory of all results, absolute; where storage is a URL, its cache on this machine."""
+        if self.is_remote:
+            return cache_of(self.storage, self.compute.cache)
+        return Path(self.storage.removeprefix(FILE)).absolute()
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether ``storage`` is the URL of an object store or of HDFS, not a directory."""
+        return "://" in self.storage and not self.storage.startswith(FILE)
 
     @property
     def backbones_path(self) -> Path:
@@ -118,11 +135,35 @@ class Config(Section):
             f"data: got the URL {_plain_http(self.data)}, which anyone on the way can change; wanted https": (
                 _plain_http(self.data)
             ),
-            "storage must be a path that every node sees; object stores are not supported": "://" in self.storage,
+            **_storage_fits(self.storage),
         }
         if found := [message for message, is_wrong in wrong.items() if is_wrong]:
             raise ValueError("; ".join(found))
         return self
+
+
+def cache_of(storage: str, caches: str) -> Path:
+    """Where the directories of the URL ``storage`` lie on this machine, below ``caches``."""
+    plain = re.sub(r"[^A-Za-z0-9]+", "-", storage.partition("?")[0]).strip("-")
+    return Path(caches).expanduser().absolute() / f"{plain}-{hashlib.sha256(storage.encode()).hexdigest()[:8]}"
+
+
+def _storage_fits(storage: str) -> dict[str, bool]:
+    """What is wrong with a storage that is a URL: message -> whether it applies."""
+    scheme, separator, rest = storage.partition("://")
+    if not separator:
+        return {}
+    parts = urlsplit(storage)
+    options = set(parse_qs(parts.query)) - set(STORE_OPTIONS)
+    return {
+        f"storage={storage}: wanted a directory, or a URL that begins with {', '.join(SCHEMES)}": (
+            f"{scheme}://" not in SCHEMES or not rest
+        ),
+        f"storage of {scheme}:// has a password or key in it, which would be kept in every artifact; give it in the "
+        "environment (AWS_ACCESS_KEY_ID and its kin)": "@" in parts.netloc,
+        f"storage={storage}: unknown options {sorted(options)}; wanted {', '.join(STORE_OPTIONS)}": scheme == "s3"
+        and bool(options),
+    }
 
 
 def _plain_http(data: Data) -> str | None:

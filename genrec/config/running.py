@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from genrec.config.baselines import COUNTED_BASELINES, BaselineName
 from genrec.config.section import SPEED, Effect, Section
@@ -149,8 +149,16 @@ class Compute(Section):
         description="seconds in which a rollout actor with work must answer something, a new actor's start included; "
         "one that does not is started again and its requests go to the others, with twice the time",
     )
+    rollout_resources: dict[str, PositiveFloat] = Field(
+        default={},
+        description="custom resources of Ray that a rollout actor takes, which place it: {spot: 0.001} puts it on "
+        "nodes that were started with the resource spot",
+    )
     worker_cpus: float = Field(default=1.0, gt=0)
     worker_gpus: float = Field(default=0.0, ge=0, le=1)
+    worker_resources: dict[str, PositiveFloat] = Field(
+        default={}, description="custom resources of Ray that a training worker takes"
+    )
     data_actors: int = Field(
         default=1,
         ge=0,
@@ -163,8 +171,16 @@ class Compute(Section):
     )
     data_cpus: float = Field(default=1.0, gt=0)
     data_gpus: float = Field(default=0.0, ge=0)
+    data_resources: dict[str, PositiveFloat] = Field(
+        default={}, description="custom resources of Ray that a data actor takes"
+    )
     max_failures: int = Field(default=2, ge=0, description="restarts of a training worker")
     object_store_mb: PositiveInt = 512
+    cache: str = Field(
+        default="~/.cache/genrec",
+        min_length=1,
+        description="directory of each node for what it has of a storage that is a URL",
+    )
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = Field(
         default=("tensorboard",),
         description="where the figures of GRPO runs, and of a search's trials, go; they need no server: TensorBoard "

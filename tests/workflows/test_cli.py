@@ -30,7 +30,7 @@ from workflows.cli import LAST_STAGE, command_line
 ROOT = Path(__file__).parents[2]
 VERBS = [
     *("prepare", "embed", "assign", "sft", "grpo", "tune", "refit", "evaluate", "full"),
-    *("report", "catalog", "serve", "bench"),
+    *("report", "judge", "catalog", "serve", "manifest", "bench"),
 ]
 HEAVY = ("torch", "ray", "transformers", "pyarrow")
 
