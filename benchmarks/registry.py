@@ -15,6 +15,7 @@ BENCHMARKS: Mapping[str, str] = MappingProxyType(
     {
         "assign": "semantic IDs of up to a million items, compared with bare faiss: speed, memory, cost per item",
         "decode": "tree decoding compared with generate and with a logits processor on a Python dict",
+        "recommend": "where the time of a recommendation goes: p50 and p95 of each part; batches beside one by one",
         "sft": "whole sequences or rows, softmax of a level or the vocabulary, a LoRA step and the HF Trainer's",
         "rl": "a GRPO update compared with an SFT step and with public code; rollout actors, measured and simulated",
         "insert": "hit rate of held-out items, inserted into the catalogue without training, and of the other items",
@@ -31,6 +32,7 @@ BENCHMARKS: Mapping[str, str] = MappingProxyType(
         "what they cost, beside SFT",
         "recipes": "the recipes of the design documents trained whole, SFT and RL, beside what was claimed of them",
         "searches": "beams with and without priors, diverse and stochastic beams, samples: NDCG, coverage, validity",
+        "serve": "the HTTP service under load: batches beside single searches, latency, memory, changes, kills",
         "scale": "logs of a million and ten million events: memory and time of what holds a whole log",
         "chaos": "a small `full` whose processes are killed at random, again and again: its files are compared with an "
         "undisturbed run's",

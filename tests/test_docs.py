@@ -14,7 +14,7 @@ from genrec.config.loading import RENAMED
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-VERBS = ["prepare", "embed", "assign", "sft", "grpo", "tune", "refit", "evaluate", "full", "catalog", "bench"]
+VERBS = ["prepare", "embed", "assign", "sft", "grpo", "tune", "refit", "evaluate", "full", "catalog", "serve", "bench"]
 FREE = ("data.columns.", "tune.space.", "rewards.custom.", "rewards.settings.events.")
 SECTIONS = {key.partition(".")[0] for key in known_keys() if "." in key}
 KEY = re.compile(r"(?<![\w./\-])([a-z]+(?:\.[A-Za-z_]+)+)(?![\w/(])")
@@ -87,6 +87,8 @@ def test_every_command_that_a_page_names_can_be_read(page: Path) -> None:
                 assert benchmark == "NAME" or (ROOT / "benchmarks" / f"{benchmark.replace('-', '_')}.py").is_file(), (
                     code
                 )
+            if verb == "serve":
+                words = [word for word in words if "=" in word]
             if verb == "catalog":
                 assert words.pop(0) in ("insert", "remove") and words.pop(0), code
             words = [

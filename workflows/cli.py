@@ -88,13 +88,15 @@ class CommandLine(Verbs):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The verbs, in the order of the pipeline."""
-        return [*LAST_STAGE, "catalog", "bench"]
+        return [*LAST_STAGE, "catalog", "serve", "bench"]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of a verb, or None."""
         if cmd_name in LAST_STAGE:
             return stage_command(cmd_name)
-        return {"catalog": catalog_command, "bench": bench_command}.get(cmd_name, lambda: None)()
+        return {"catalog": catalog_command, "serve": serve_command, "bench": bench_command}.get(
+            cmd_name, lambda: None
+        )()
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; bad input ends with one message and exit code 2, Ctrl-C with 130."""
@@ -244,6 +246,24 @@ def catalog_command() -> click.Command:
     return Verbs("catalog", commands=commands, help=help_of("workflows.catalog"))
 
 
+def serve_command() -> click.Command:
+    """``genrec serve RUN [serve.KEY=VALUE]...``."""
+
+    @click.argument("run", metavar="RUN", type=UserFile())
+    @click.argument("words", metavar="[KEY=VALUE]...", nargs=-1)
+    @click.option("--second", metavar="RUN", type=UserFile(), help="Another run of the same storage, served beside it.")
+    @click.option("--share", type=click.FloatRange(0, 1), default=0.5, help="Of the users, who get the second run.")
+    def callback(run: Path, words: Sequence[str], second: Path | None, share: float) -> None:
+        from cluster.progress import show_in_terminal
+        from cluster.serve.command import serve
+        from genrec.config.loading import read_overrides
+
+        show_in_terminal(logging.INFO)
+        serve(run, second, share, read_overrides(words))
+
+    return _verb("serve", callback, help_of("workflows.serve"), "Settings", serve_rows)
+
+
 def _verb(name: str, callback: Callable[..., None], text: str, title: str, rows: Callable[[], Rows]) -> Verb:
     command = click.command(name, cls=Verb, help=text, no_args_is_help=True)(callback)
     command.title, command.rows = title, rows
@@ -276,6 +296,16 @@ def catalog_rows() -> Rows:
         ("runs first", "prepare, embed, assign"),
         ("reads", "assign, embed (where the config needs it), and the changes so far"),
         ("writes", "<storage>/live/<key of assign>/00001/, 00002/, …: the whole catalogue after each change"),
+    ]
+
+
+def serve_rows() -> Rows:
+    """The settings of the service."""
+    from genrec.config import Serve
+
+    return [
+        (f"serve.{name}", f"{field.description or ''} [{field.default}]".strip())
+        for name, field in Serve.model_fields.items()
     ]
 
 

@@ -87,3 +87,13 @@ def mask_seen_items(scores: Sparse, recent_QH: IndexArray) -> Sparse:
     result = masked.tocsr()
     result.eliminate_zeros()
     return result
+
+
+def mask_columns(scores: Sparse, columns: Sequence[int]) -> Sparse:
+    """The scores (Q, N) without those of these columns."""
+    if not columns:
+        return scores
+    masked = scores.copy()
+    masked.data[np.isin(masked.indices, columns)] = 0.0
+    masked.eliminate_zeros()
+    return masked

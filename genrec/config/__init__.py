@@ -22,7 +22,7 @@ from genrec.config.loading import known_keys, load_config, to_yaml
 from genrec.config.packaged import packaged_file, packaged_names
 from genrec.config.policy import EventContext, Items, Lora, PolicyConfig
 from genrec.config.root import Config
-from genrec.config.running import BenchConfig, Compute, Decode, Evaluation, Tune
+from genrec.config.running import BenchConfig, Compute, Decode, Evaluation, Serve, Tune
 from genrec.config.section import Section
 from genrec.config.sid import Sid
 from genrec.config.tasks import Instruction, Stages, StageSettings, Tasks, TaskWeight, Teacher
@@ -57,6 +57,7 @@ __all__ = [
     "SasrecSettings",
     "Section",
     "SequentialSettings",
+    "Serve",
     "Sft",
     "Sid",
     "StageSettings",

@@ -61,6 +61,19 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
         raise InputError(f"invalid config: {error}") from None
 
 
+def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """``dotted.key=value`` texts as keys and values, for ``Config.replace``.
+
+    Raises:
+        InputError: as ``load_config``, for a key that does not exist or a text that is no override.
+    """
+    found: dict[str, Any] = {}
+    for source, layer in _layers([], overrides):
+        _refuse_unknown_keys(layer, source)
+        found |= {key: OmegaConf.select(OmegaConf.create(dict(layer)), key) for key in _dotted(layer)}
+    return found
+
+
 def to_yaml(config: Section) -> str:
     """The resolved section as YAML, readable back by ``load_config``."""
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))

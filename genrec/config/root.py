@@ -12,7 +12,7 @@ from genrec.config.baselines import Baselines
 from genrec.config.data import Data, Embed
 from genrec.config.learning import Learning, Rewards
 from genrec.config.policy import EventContext, PolicyConfig
-from genrec.config.running import BenchConfig, Compute, Decode, Evaluation, Tune
+from genrec.config.running import BenchConfig, Compute, Decode, Evaluation, Serve, Tune
 from genrec.config.section import SPEED, Section, UserPath
 from genrec.config.sid import VQ_SHARES, Sid
 
@@ -46,6 +46,7 @@ class Config(Section):
     tune: Tune = Tune()
     bench: BenchConfig = BenchConfig()
     compute: Compute = Compute()
+    serve: Serve = Serve()
 
     @property
     def storage_path(self) -> Path:

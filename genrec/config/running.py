@@ -121,6 +121,7 @@ class BenchConfig(Section):
         "train queries, to which other tasks add steps",
     )
     items: PositiveInt = Field(default=200, description="insert: items that are held out")
+    requests: int = Field(default=20_000, ge=100, description="serve: over which a replica's memory must not grow")
     minutes: float = Field(default=30.0, gt=0, description="chaos: in which processes are killed")
     kills: float = Field(
         default=12.0,
@@ -191,3 +192,50 @@ class Compute(Section):
     def data_threads(self) -> int:
         """Torch threads of a Ray Data actor, or of this process when there is none."""
         return max(1, int(self.data_cpus)) if self.data_actors else self.threads
+
+
+class Serve(Section):
+    """The HTTP service of a run (``genrec serve``): its size, its limits, and how long an answer may take."""
+
+    default_effect: ClassVar[Effect] = "speed"
+
+    host: str = Field(default="127.0.0.1", description="address to listen at; 0.0.0.0: of every network")
+    port: int = Field(default=8000, ge=1, le=65535)
+    replicas: PositiveInt = Field(default=1, description="processes that answer; the fewest of them with max_replicas")
+    max_replicas: PositiveInt | None = Field(
+        default=None, description="as many replicas at most, by load; null: always as many as replicas"
+    )
+    ongoing_per_replica: PositiveInt = Field(
+        default=16, description="requests in progress per replica that max_replicas aims at"
+    )
+    cpus: float = Field(default=1.0, ge=0, description="per replica")
+    gpus: float = Field(default=0.0, ge=0, description="per replica; above 0 the model runs on CUDA")
+    threads: PositiveInt = Field(default=1, description="torch threads per replica")
+    batch: PositiveInt = Field(default=16, le=512, description="requests per search; 1: each by itself")
+    gather_ms: float = Field(
+        default=4.0,
+        ge=0,
+        description="a search waits so long for the clients of the one before, if they are likely to ask again",
+    )
+    max_queue: PositiveInt = Field(
+        default=256, description="requests that wait for a search; beyond it, popular items are answered"
+    )
+    deadline_ms: float = Field(
+        default=500.0, gt=0, description="an answer that would take longer is popular items within the constraint"
+    )
+    timeout_s: float = Field(default=30.0, gt=0, description="of any request but inserts and reloads, whole")
+    cached_answers: int = Field(default=4096, ge=0, description="last answers that are kept; 0: none")
+    max_k: PositiveInt = Field(default=100, le=512)
+    max_history: PositiveInt = Field(default=10_000, description="item ids per history")
+    max_batch_request: PositiveInt = Field(default=64, description="requests in one POST /v1/recommend/batch")
+    max_body_kb: PositiveInt = Field(default=1024, description="of a request's body")
+    rate_per_s: float = Field(
+        default=0.0, ge=0, description="requests of one client address per replica and second, on average; 0: no limit"
+    )
+    key_for_reads: bool = Field(default=False, description="ask for the API key also where nothing is changed")
+
+    @model_validator(mode="after")
+    def _grows(self) -> Serve:
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(f"serve.max_replicas={self.max_replicas} is below serve.replicas={self.replicas}")
+        return self

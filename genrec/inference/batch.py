@@ -227,11 +227,10 @@ def read_predictions(directory: Path) -> RankedItems:
 def without_seen(beams: RankedItems, recent_QH: IntArray, width: int) -> RankedItems:
     """The ``width`` best items of each query that are not in its own history; -1 where there are fewer."""
     seen_QK = (beams.items_QK[:, :, None] == recent_QH[:, None, :]).any(-1)
-    order_QK = np.argsort(seen_QK, axis=1, kind="stable")
-    items_QK = np.where(seen_QK, -1, beams.items_QK)
-    kept_QK = order_QK[:, :width]
+    kept_QK = np.argsort(seen_QK, axis=1, kind="stable")[:, :width]
+    items_QK, logp_QK = np.where(seen_QK, -1, beams.items_QK), np.where(seen_QK, -np.inf, beams.logp_QK)
     head_QK = None if beams.head_QK is None else np.take_along_axis(beams.head_QK, kept_QK, 1)
-    return RankedItems(np.take_along_axis(items_QK, kept_QK, 1), np.take_along_axis(beams.logp_QK, kept_QK, 1), head_QK)
+    return RankedItems(np.take_along_axis(items_QK, kept_QK, 1), np.take_along_axis(logp_QK, kept_QK, 1), head_QK)
 
 
 def _matrix(column: pa.ChunkedArray) -> NDArray[Any]:

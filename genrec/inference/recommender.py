@@ -2,69 +2,34 @@
 
 from __future__ import annotations
 
-import reprlib
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import cast
 
-import numpy as np
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+import torch
 
 from genrec.baselines.itemknn import ItemKNN, Pairs
-from genrec.baselines.sparse import Sparse, mask_seen_items
 from genrec.baselines.train_log import read_train_log
 from genrec.data.readers import read_items
 from genrec.errors import InputError
-from genrec.inference.batch import make_node_prior, without_seen
+from genrec.inference.answers import CatalogItem, Recommendation, Reply
 from genrec.inference.catalog_view import CatalogView
-from genrec.inference.prior import RankedItems, normalise
-from genrec.inference.request_context import request_context, whole_number
+from genrec.inference.conversation import Conversations
+from genrec.inference.diversity import diversify
+from genrec.inference.explanation import explain
+from genrec.inference.request import Diversity, RecommendRequest, RowRequest, in_rows
+from genrec.inference.request_context import whole_number
 from genrec.inference.run_record import RunRecord
-from genrec.metrics import IntArray
+from genrec.inference.tree_ranker import OnPart, Ranked, TreeRanker
 from genrec.policy.backbone import load as load_policy
 from genrec.policy.chat import generate
-from genrec.policy.chat.chat_format import ChatFormat, load_tokenizer
-from genrec.policy.chat.templates import ROLES, Item, Message, Role, load_language
-from genrec.policy.decoding.beam import beam
-from genrec.policy.decoding.node_prior import NodePrior
-from genrec.policy.decoding.prompt_cache import PromptCache
 from genrec.policy.decoding.request_constraints import Constraint
 from genrec.policy.decoding.request_ids import item_ids
 from genrec.sid import catalog_updates
 from genrec.sid.catalog import Catalog
 from genrec.sid.readable import SidNames
-from genrec.types import HistoryContext
 
-
-@dataclass(frozen=True)
-class Recommendation:
-    """One recommended item; ``score`` is its probability under the model, prior included where the run uses one.
-
-    With a prior on the trie's nodes the score is a share of the total over the items that the search found. ``path``
-    has the names of the item's codes, where they are readable (``sid.quantizer=taxonomy``, ``title_words``), such as
-    ("Drinkware", "Mugs", "3"); else it is empty.
-    """
-
-    id: str
-    title: str
-    score: float
-    path: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A message of the assistant: ``text`` has each item as its SID and title, ``items`` are the ids of the items.
-
-    ``ended`` is False where the message was cut at ``max_tokens``.
-    """
-
-    text: str
-    items: list[str]
-    ended: bool
+__all__ = ["RecommendRequest", "Recommendation", "Recommender", "Reply", "load"]
 
 
 class Recommender:
@@ -73,14 +38,16 @@ class Recommender:
     Args:
         run: the finished run.
         live: serve the catalogue with all later inserts and removals (`genrec catalog`); else as it was assigned.
+        device: of the policy and the search, such as ``cpu`` or ``cuda``.
 
     Raises:
-        InputError: a part of the run is missing or does not fit the others.
+        InputError: a part of the run is missing or does not fit the others, or there is no such device.
     """
 
-    def __init__(self, run: RunRecord, *, live: bool = True) -> None:
-        self._run, config = run, run.config
-        self._backbones = run.storage / "backbones"
+    def __init__(self, run: RunRecord, *, live: bool = True, device: str = "cpu") -> None:
+        self.run, config = run, run.config
+        self._device = usable_device(device)
+        backbones = run.storage / "backbones"
         self._live = run.storage / "live" / run.catalog.name if live else None
         self._items = read_items(run.data)
         catalog = Catalog.load(run.catalog)
@@ -90,17 +57,18 @@ class Recommender:
             run.policy,
             max_history=config.data.max_history,
             seed=config.seed,
-            cache=self._backbones,
+            cache=backbones,
         )
+        self._policy.to(self._device)
         self._digest = catalog.digest
-        cache_bytes = config.decode.prompt_cache_mb * 2**20
-        self._prompt_cache = PromptCache(self._policy, cache_bytes) if cache_bytes else None
-        self._chat_lock = threading.Lock()  # a tokenizer changes its own state at each call
+        self._conversations = Conversations(config, self._policy, self._prompts, backbones)
+        self._ranker = TreeRanker(run, self._policy)
         self._knn: ItemKNN | None = None
         if run.prior.weight and run.prior.settings is not None:
             log = read_train_log(run.data, self._items.num_rows)
             self._knn = ItemKNN(Pairs(log), run.prior.settings)
         self._names = SidNames.load(run.catalog)
+        self._refresh_lock = threading.Lock()
         self._view = self._read_view(self._current())
 
     def recommend(
@@ -112,6 +80,9 @@ class Recommender:
         event: str | None = None,
         history_events: Sequence[str | None] = (),
         history_times: Sequence[int] = (),
+        diversity: Diversity | None = None,
+        explain: bool = False,
+        prior: bool = True,
     ) -> list[Recommendation]:
         """The ``k`` most probable next items, best first; removed items are never among them.
 
@@ -124,27 +95,76 @@ class Recommender:
                 frequent one. Policies without ``policy.context.events=wanted`` do not read it.
             history_events: the type of event of each item of the history; without, ``event``'s default for all.
             history_times: the time of each of them, in epoch seconds; without, unknown.
+            diversity: how much of its probability the list gives up for items that differ.
+            explain: whether each answer says why.
+            prior: False leaves out the run's ItemKNN: the policy alone.
 
         Raises:
             InputError: an empty history, an item that is not in the catalogue, k below 1, an argument of another type,
                 a constraint on an id, category or price that the catalogue does not have, or events or times that are
                 not one for each item.
         """
-        view, ids, most = self._view, item_ids(history, "history"), whole_number(k, "k")
-        if not isinstance(cast("object", constraint), Constraint | None):
-            raise InputError(f"constraint: got {type(constraint).__name__}; wanted genrec.Constraint or None")
-        unknown = [item for item in ids if item not in view.rows]
-        if unknown or not ids or most < 1:
-            raise InputError(
-                f"got k={most} and a history of {len(ids)} items, {len(unknown)} of them unknown "
-                f"({reprlib.repr(unknown[:3])}); wanted k >= 1 and at least one item, all from the catalogue"
-            )
-        seen = [view.rows[item] for item in ids]
-        allowed_N = None if constraint is None else view.attributes.mask(constraint, seen)
-        rows = seen[-self._run.config.data.max_history :]
-        context = request_context(len(seen), self._run.event, event, history_events, history_times)
-        ranked = self._rank(view, rows, context.last(len(rows)), min(most, len(view.ids)), allowed_N)
-        return [Recommendation(view.ids[row], view.titles[row], score, view.path_of(row)) for row, score in ranked]
+        known = (event, history_events, history_times)
+        return self.recommend_batch([RecommendRequest(history, k, constraint, *known, diversity, explain, prior)])[0]
+
+    def recommend_batch(self, requests: Sequence[RecommendRequest]) -> list[list[Recommendation]]:
+        """The answers of ``recommend`` to several requests, from one search for all of them.
+
+        Raises:
+            InputError: as ``recommend``, for any of the requests; ``check`` tells for which one.
+        """
+        view = self._view
+        asked = [in_rows(request, view, self.run) for request in requests]
+        if not asked:
+            return []
+        ranked = self._ranker.rank(view, asked)
+        return [self._answer(view, one, found) for one, found in zip(asked, ranked, strict=True)]
+
+    def check(self, request: RecommendRequest) -> None:
+        """Refuse a request that ``recommend_batch`` would refuse, without a search.
+
+        Raises:
+            InputError: as ``recommend``.
+        """
+        in_rows(request, self._view, self.run)
+
+    def score(self, history: Iterable[str], items: Iterable[str], **asked: object) -> list[float]:
+        """The log-probability of each of ``items`` as the next one, prior included where the run has one.
+
+        It is in the units of ``recommend``, whose ``score`` is exp of it for every item that its search finds; -inf for
+        an item that it would never recommend: removed, or seen where the run masks seen items.
+
+        Args:
+            history: as in ``recommend``.
+            items: ids of the catalogue.
+            asked: further fields of a ``RecommendRequest``, such as ``event`` or ``constraint``.
+
+        Raises:
+            InputError: as ``recommend``; or an item that is not in the catalogue.
+        """
+        view, ids = self._view, item_ids(items, "items")
+        one = in_rows(RecommendRequest(history, **asked), view, self.run)  # pyright: ignore[reportArgumentType]
+        return self._ranker.score(view, one, [view.row_of(item) for item in ids]) if ids else []
+
+    def item(self, item_id: str) -> CatalogItem:
+        """What the catalogue knows of an item, inserted and removed ones included.
+
+        Raises:
+            InputError: no item has this id.
+        """
+        return self._view.item(self._view.row_of(item_id))
+
+    def search_titles(self, text: str, limit: int = 10) -> list[CatalogItem]:
+        """Items whose title holds every word of ``text``, in any case, or whose id it is; at most ``limit``.
+
+        An id comes first, then titles that begin with the text, then short ones. An empty text finds nothing.
+
+        Raises:
+            InputError: something else than text, or a limit below 1.
+        """
+        if whole_number(limit, "limit") < 1:
+            raise InputError(f"limit: got {limit}; wanted 1 or more")
+        return self._view.search(text, limit)
 
     def chat(
         self,
@@ -169,15 +189,7 @@ class Recommender:
             InputError: a policy of semantic IDs only, a last message that is not the user's, an unknown role or
                 item, or too many tokens.
         """
-        sampling = generate.Sampling(max_tokens, temperature, top_p, seed)
-        view = self._view
-        conversation = self._parse(messages, view)
-        with self._chat_lock:
-            chat_format = ChatFormat(self._tokenizer, self._prompts.sids, view.catalog, self._prompts.form)
-            reply = generate.generate_reply(self._policy, chat_format, view.catalog.trie, conversation, sampling)
-        items = [view.ids[part.row] for part in reply.parts if isinstance(part, Item)]
-        codes_NL, sizes, style = view.catalog.codes_NL, view.catalog.level_sizes, self._prompts.sids.style
-        return Reply(generate.format_parts(reply.parts, codes_NL, sizes, view.titles, style), items, reply.ended)
+        return self._conversations.reply(self._view, messages, generate.Sampling(max_tokens, temperature, top_p, seed))
 
     def refresh(self) -> bool:
         """Serve the newest catalogue; False if nothing was inserted or removed since (cost: one directory listing).
@@ -187,124 +199,81 @@ class Recommender:
         Raises:
             InputError: the new catalogue cannot be read, or did not grow from the one that is served.
         """
-        path = self._current()
-        if path == self._view.path:
-            return False
-        self._view = self._read_view(path)
-        return True
+        with self._refresh_lock:  # so that of two callers the slower one does not bring back an older catalogue
+            path = self._current()
+            if path == self._view.path:
+                return False
+            self._view = self._read_view(path)
+            return True
 
-    @cached_property
-    def _tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(self._run.config.policy, self._backbones)
+    @property
+    def view(self) -> CatalogView:
+        """The catalogue that is served, as it is at this moment."""
+        return self._view
 
-    def _parse(self, messages: str | Sequence[Mapping[str, str]], view: CatalogView) -> list[Message]:
-        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        if not isinstance(turns, list | tuple):
-            raise InputError(f"messages: got {type(turns).__name__}; wanted the user's text, or a list of messages")
-        if wrong := [turn for turn in turns if not _is_message(turn)]:
-            raise InputError(
-                f"got the message {reprlib.repr(wrong[0])}; wanted {{'role': {' | '.join(ROLES)}, 'content': text}} "
-                "for each, the text in valid Unicode"
-            )
-        known = (view.rows, view.catalog, self._prompts.sids.style)
-        parsed = [Message(cast("Role", turn["role"]), generate.parse_parts(turn["content"], *known)) for turn in turns]
-        if turns and turns[0]["role"] != "system":
-            language = load_language(self._run.config.learning.instruction.languages[0])
-            parsed.insert(0, Message("system", (language.system[0],)))
-        return parsed
+    def is_stale(self) -> bool:
+        """Whether items were inserted or removed since the last ``refresh`` (cost: one directory listing)."""
+        return self._current() != self._view.path
+
+    @property
+    def catalog_version(self) -> str:
+        """Names the catalogue that is served: equal names, equal items."""
+        return f"{self.run.catalog.name}/{self._view.path.name}"
+
+    def on_part(self, listener: OnPart) -> None:
+        """Tell ``listener`` the name and the seconds of each part of every later answer (``tree_ranker.PARTS``)."""
+        self._ranker.on_part = listener
+
+    def _answer(self, view: CatalogView, asked: RowRequest, ranked: Ranked) -> list[Recommendation]:
+        if asked.diversity is not None:
+            ranked = diversify(ranked, asked.k, asked.diversity, view, asked.rows)
+        rows = [row for row, _ in ranked]
+        why = [None] * len(rows)
+        if asked.explain and rows:
+            logp_GL, _ = self._ranker.steps(view, asked, rows)
+            why = explain(view, rows, logp_GL.cpu(), asked.rows, self._prompts.sids.style)
+        return [
+            Recommendation(view.ids[row], view.titles[row], score, view.path_of(row), reason)
+            for (row, score), reason in zip(ranked, why, strict=True)
+        ]
 
     def _current(self) -> Path:
         """The directory of the catalogue to serve."""
-        assigned = self._run.catalog
+        assigned = self.run.catalog
         return assigned if self._live is None else catalog_updates.current(assigned, self._live)
 
     def _read_view(self, path: Path) -> CatalogView:
-        view = CatalogView.read(path, self._items, self._prompts, self._digest, self._knn, self._names)
+        view = CatalogView.read(
+            path, self._items, self._prompts, self._digest, self._knn, self._names, device=self._device
+        )
         if self._policy.items is not None:  # Before any request can name an item of the new catalogue.
             self._policy.items.set_catalog(view.catalog, self._prompts.sids)
         return view
 
-    def _rank(
-        self, view: CatalogView, rows: list[int], context: HistoryContext, k: int, allowed_N: Tensor | None
-    ) -> list[tuple[int, float]]:
-        """The k best (row, score), best first, after a history of ``rows``, oldest first."""
-        prior, recent_1H = self._run.prior, np.array([rows[::-1]])
-        scores, node_prior = self._prior_scores(view, recent_1H), None
-        if scores is not None and prior.kind == "itemknn_nodes":
-            node_prior = make_node_prior(view.catalog.trie, view.catalog.codes_NL, scores, prior.weight)
-        width = max(k + (len(rows) if self._run.mask_seen else 0), self._run.config.decode.width)
-        beams = self._search(view, rows, context, width, allowed_N, node_prior)
-        if self._run.mask_seen:
-            beams = without_seen(beams, recent_1H, width - len(rows))
-        beams = beams.fused(prior.head_weight)
-        probabilities = beams.probabilities(len(view.ids))
-        if node_prior is not None:
-            probabilities = probabilities / (probabilities.sum() or 1.0)
-        elif scores is not None:
-            scores = scores if allowed_N is None else scores.multiply(allowed_N.numpy()[None]).tocsr()
-            probabilities = (1 - prior.weight) * probabilities + prior.weight * normalise(scores, prior.power)
-        row = probabilities.tocsr()
-        best = np.argsort(-row.data, kind="stable")[:k]
-        return [(int(row.indices[i]), float(row.data[i])) for i in best]
 
-    def _search(
-        self,
-        view: CatalogView,
-        rows: list[int],
-        context: HistoryContext,
-        width: int,
-        allowed_N: Tensor | None,
-        node_prior: NodePrior | None,
-    ) -> RankedItems:
-        """``width`` candidates (1, W) with log p_policy(item), plus weight · log p_prior(item) under a node prior."""
-        trie = view.catalog.trie
-        tokens_BP, mask_BP = view.prompts.encode([rows], [context])
-        cache = self._prompt_cache
-        found = beam(
-            self._policy,
-            tokens_BP,
-            mask_BP,
-            trie,
-            width,
-            masks=view.masks.masks([allowed_N]),
-            prior=node_prior,
-            head_weight=self._run.prior.head_weight,
-            prefilled=None if cache is None else cache.prefill(tokens_BP, mask_BP),
-        )
-        logp_BW = found.logp_BW
-        if node_prior is not None:
-            leaves_BW1 = trie.path(found.codes_BWL)[..., -1:]
-            logp_BW = logp_BW + node_prior.log_prior(trie.depth - 1, leaves_BW1)[..., 0]
-        head_QK = None if found.head_BW is None else found.head_BW.numpy()
-        return RankedItems(found.items_BW.numpy(), logp_BW.numpy(), head_QK)
+def usable_device(device: str) -> str:
+    """``device``, if there is one.
 
-    def _prior_scores(self, view: CatalogView, recent_1H: IntArray) -> Sparse | None:
-        """ItemKNN's scores (1, N) over the view's catalogue; None where the run has no prior."""
-        if view.knn is None:
-            return None
-        scores, removed = view.knn.scores(recent_1H), view.catalog.removed
-        if removed:
-            scores = mask_seen_items(scores, np.array([removed]))
-        return mask_seen_items(scores, recent_1H) if self._run.mask_seen else scores
+    Raises:
+        InputError: it is no device of PyTorch, or this machine has none.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"device: got {device!r}, which cannot be used ({reason}); wanted cpu or cuda") from None
+    return device
 
 
-def _is_message(turn: object) -> bool:
-    if not isinstance(turn, Mapping) or set(turn) != {"role", "content"}:
-        return False
-    role, content = turn["role"], turn["content"]
-    if not isinstance(role, str) or role not in ROLES or not isinstance(content, str):
-        return False
-    return not any(0xD800 <= ord(character) < 0xE000 for character in content)
-
-
-def load(run: str | Path, *, live: bool = True) -> Recommender:
+def load(run: str | Path, *, live: bool = True, device: str = "cpu") -> Recommender:
     """The recommender of a finished run.
 
     Args:
         run: the directory of its report, ``<storage>/runs/<name>``.
         live: with the items that were inserted and without those that were removed since; False: as assigned.
+        device: of the policy and the search, such as ``cpu`` or ``cuda``.
 
     Raises:
-        InputError: no finished run is there, or one of its parts is missing.
+        InputError: no finished run is there, one of its parts is missing, or there is no such device.
     """
-    return Recommender(RunRecord.read(Path(run)), live=live)
+    return Recommender(RunRecord.read(Path(run)), live=live, device=device)

@@ -1,7 +1,9 @@
 """Untrained recommenders in well under a second: what they answer is arbitrary, but fixed."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,8 +21,10 @@ PRIORS = {
 }
 
 
-def serve(directory: Path, *overrides: str, prices: bool = True) -> dict[str, Recommender]:
-    """Recommenders of a chain shop with 24 items (every third without a price), one for each of ``PRIORS``."""
+def serve(
+    directory: Path, *overrides: str, prices: bool = True, priors: Mapping[str, Mapping[str, Any]] = PRIORS
+) -> dict[str, Recommender]:
+    """Recommenders of a chain shop with 24 items (every third without a price), one for each of ``priors``."""
     storage, shop = directory / "storage", chain_shop(directory / "shop")
     if prices:
         items = pq.read_table(shop / "items.parquet")
@@ -33,9 +37,9 @@ def serve(directory: Path, *overrides: str, prices: bool = True) -> dict[str, Re
     policy, _ = build(config.policy, catalog, max_history=config.data.max_history, seed=1)
     save(policy, policy.snapshot(0).tensors, catalog, {}, storage / "sft" / "made")
     parts = {"data": f"prepare/{data.key}", "catalog": "assign/made", "policy": "sft/made"}
-    for name, prior in PRIORS.items():
+    for name, prior in priors.items():
         about = {"parts": parts, "prior": prior, "mask_seen": name == "mixed", "config": config.model_dump(mode="json")}
         run = storage / "runs" / name
         run.mkdir(parents=True)
         (run / "recommender.json").write_text(json.dumps(about))
-    return {name: genrec.load(storage / "runs" / name) for name in PRIORS}
+    return {name: genrec.load(storage / "runs" / name) for name in priors}

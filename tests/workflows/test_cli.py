@@ -28,7 +28,7 @@ from genrec.sid.catalog import Catalog
 from workflows.cli import LAST_STAGE, command_line
 
 ROOT = Path(__file__).parents[2]
-VERBS = ["prepare", "embed", "assign", "sft", "grpo", "tune", "refit", "evaluate", "full", "catalog", "bench"]
+VERBS = ["prepare", "embed", "assign", "sft", "grpo", "tune", "refit", "evaluate", "full", "catalog", "serve", "bench"]
 HEAVY = ("torch", "ray", "transformers", "pyarrow")
 
 

@@ -11,7 +11,7 @@ Shapes: B queries, P prompt tokens, W beams, K codes of a level, L levels, D hid
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, cast
 
@@ -56,6 +56,8 @@ class Chosen(NamedTuple):
 
 
 Choose = Callable[[Frontier], Chosen]
+Pick = Callable[[Tensor, Tensor], Chosen]
+"""Chooses the next beams by the scores (B, W, K) of all children, -inf at none, and the numbers of these nodes."""
 
 
 @dataclass(frozen=True)
@@ -99,13 +101,14 @@ def beam(
     tokens_BP: Tensor,
     mask_BP: Tensor,
     trie: Trie | CompleteTrie,
-    width: int,
+    width: int | Sequence[int],
     *,
     masks: LeafMasks | None = None,
     scale: Scale = "trie",
     prior: NodePrior | None = None,
     head_weight: float = 0.0,
     prefilled: Prefilled | None = None,
+    pick_from: Pick | None = None,
 ) -> Beams:
     """The ``width`` most probable items by beam search; identical to HF ``generate`` with ``num_beams=width``,
     ``prefix_allowed_tokens_fn`` and ``renormalize_logits=True`` (``scale="vocabulary"``: without it).
@@ -113,6 +116,8 @@ def beam(
     Args:
         tokens_BP: left-padded prompts.
         mask_BP: True at real tokens.
+        width: one for all, or one for each query: its beams are then those of a search with that width, and empty ones
+            fill the row up to the largest width.
         masks: the items that each request allows. The probabilities stay those of the whole catalogue; a request
             that allows fewer than ``width`` items gets fewer.
         scale: over what each step's softmax runs.
@@ -120,6 +125,7 @@ def beam(
         head_weight: of the policy's item head, which guides the search in the same way; 0 leaves it out.
         prefilled: the prompts after their forward pass, if it was made already, as by a ``PromptCache``; the search
             uses it up.
+        pick_from: how each level's beams are chosen; without, the most probable ones.
     """
     prefilled = prefilled or prefill(policy, tokens_BP, mask_BP)
     priors: list[Prior] = [] if prior is None else [prior]
@@ -127,12 +133,17 @@ def beam(
     if head_weight:
         logp_BN = head_log_probabilities(policy, prefilled.hidden_B1D[:, 0])
         priors.append(HeadPrior(cast("Trie", trie), logp_BN, head_weight))
+    widths = [width] if isinstance(width, int) else width
+    width_B1 = torch.tensor(widths, device=tokens_BP.device)[:, None]
 
     def best(frontier: Frontier) -> Chosen:
         scores_BWK = frontier.total_BW[..., None] + frontier.step_BWK
         for one in priors:
             scores_BWK = scores_BWK + one.log_prior(frontier.level, frontier.children_BWK)
-        return pick(scores_BWK, width)
+        if pick_from is not None:
+            return pick_from(scores_BWK, frontier.children_BWK)
+        chosen, most = pick(scores_BWK, max(widths)), torch.arange(max(widths), device=width_B1.device)
+        return chosen._replace(real_BW=chosen.real_BW & (most[: chosen.real_BW.shape[1]] < width_B1))
 
     found = search(policy, tokens_BP, mask_BP, trie, best, roots=1, masks=masks, scale=scale, prefilled=prefilled)
     if logp_BN is None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import cast
 
 import numpy as np
@@ -79,6 +81,21 @@ class ItemAttributes:
 
     def __len__(self) -> int:
         return len(self._categories)
+
+    @cached_property
+    def category_names(self) -> list[str]:
+        """The categories of all items, sorted."""
+        return sorted({name for own in self._categories for name in own or ()})
+
+    def of(self, row: int) -> tuple[tuple[str, ...], float | None]:
+        """The categories of an item, coarse to fine, and its price; None where it is unknown."""
+        price = math.nan if self._price_N is None else float(self._price_N[row])
+        return tuple(self._categories[row] or ()), None if math.isnan(price) else price
+
+    def frequent_categories(self, most: int) -> list[str]:
+        """The names of the ``most`` categories with the most items, in the order of the alphabet."""
+        counts = Counter(name for own in self._categories for name in own or ())
+        return sorted(name for name, _ in counts.most_common(most))
 
     def mask(self, constraint: Constraint, history: Sequence[int]) -> Tensor:
         """The items that the constraint allows, (N,) bool.

@@ -135,28 +135,31 @@ def diverse_beam(
     Raises:
         InputError: ``width`` is not a multiple of ``groups``.
     """
-    if groups < 1 or width % groups:
-        raise InputError(f"got {width} beams for {groups} equal groups; the beams must be a multiple of the groups")
-    choose = _Groups(groups, width // groups, penalty, trie.depth)
-    found = search(policy, tokens_BP, mask_BP, trie, choose, roots=1)
+    found = beam(policy, tokens_BP, mask_BP, trie, width, pick_from=BeamGroups(groups, width, penalty, trie.depth))
     return found.ordered(found.best_first_BW)
 
 
-class _Groups:
-    """Chooses group by group; after the first level each group has ``share`` adjacent beams."""
+class BeamGroups:
+    """The choice of ``diverse_beam`` for one search; after the first level each group has ``share`` adjacent beams.
 
-    def __init__(self, groups: int, share: int, penalty: float, depth: int) -> None:
-        self._groups, self._share, self._penalty, self._levels_left = groups, share, penalty, depth
+    Raises:
+        InputError: ``width`` is not a multiple of ``groups``.
+    """
 
-    def __call__(self, frontier: Frontier) -> Chosen:
-        first, self._levels_left = frontier.step_BWK.shape[1] == 1, self._levels_left - 1
-        scores_BWK = frontier.total_BW[..., None] + frontier.step_BWK
+    def __init__(self, groups: int, width: int, penalty: float, depth: int) -> None:
+        if groups < 1 or width % groups:
+            raise InputError(f"got {width} beams for {groups} equal groups; the beams must be a multiple of the groups")
+        self._groups, self._share, self._penalty, self._levels_left = groups, width // groups, penalty, depth
+
+    def __call__(self, scores_BWK: Tensor, children_BWK: Tensor) -> Chosen:
+        """See ``beam.Pick``."""
+        first, self._levels_left = scores_BWK.shape[1] == 1, self._levels_left - 1
         used_B1K = torch.zeros_like(scores_BWK[:, :1])
         chosen: list[Chosen] = []
         taken_Bx = torch.full((len(scores_BWK), 1), -2, device=scores_BWK.device)
         for group in range(self._groups):
             own = slice(0, 1) if first else slice(group * self._share, (group + 1) * self._share)
-            children_BwK = frontier.children_BWK[:, own].long()
+            children_BwK = children_BWK[:, own].long()
             wanted_BwK = scores_BWK[:, own] - self._penalty * used_B1K
             if self._levels_left == 0:
                 is_taken_BwK = (children_BwK[..., None] == taken_Bx[:, None, None]).any(-1)

@@ -1,0 +1,91 @@
+"""Inserts and removals by the service: one writer at a time over all replicas, by a lock beside the changes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+from filelock import FileLock, Timeout
+
+from cluster.serve.messages import NewItem
+from genrec.config import Embed
+from genrec.data.columns import CATALOG
+from genrec.errors import InputError
+from genrec.inference.run_record import RunRecord
+from genrec.sid import catalog_updates
+from genrec.sid.embed import make_text_encoder
+from genrec.sid.encoders import Encoder
+
+WAIT_S = 20.0
+"""Seconds to wait for another writer."""
+
+
+class CatalogWriter:
+    """Changes the catalogues of runs; the text encoder is loaded at the first insert that needs it, and kept."""
+
+    def __init__(self) -> None:
+        self._encoders: dict[str, Encoder] = {}
+
+    def insert(self, run: RunRecord, items: Sequence[NewItem]) -> dict[str, int]:
+        """Give each item the nearest free semantic ID; returns the numbers ``inserted`` and ``returned``.
+
+        Raises:
+            InputError: as ``catalog_updates.insert``, an id that occurs twice, or another writer that takes too long.
+        """
+        ids = [item.id for item in items]
+        if len(set(ids)) < len(ids):
+            raise InputError(f"items: got {len(ids)} items with {len(set(ids))} distinct ids; wanted each once")
+        table = pa.Table.from_pylist([item.model_dump() for item in items], CATALOG)
+        live, embed = _live(run), run.config.embed
+        with _only_writer(live):
+            done = catalog_updates.insert(
+                run.catalog, live, table, partial(self._encoder, embed), vectors=_vectors(run), embed=embed
+            )
+        return {name: int(done.get(name, 0)) for name in ("inserted", "returned")}
+
+    def _encoder(self, embed: Embed) -> Encoder:
+        """The encoder of these settings; called by one writer at a time."""
+        key = embed.model_dump_json()
+        if key not in self._encoders:
+            self._encoders[key] = make_text_encoder(embed, "cpu", 1)
+        return self._encoders[key]
+
+    def remove(self, run: RunRecord, ids: Sequence[str]) -> dict[str, int]:
+        """Hide items from every search; returns the number ``removed``.
+
+        Raises:
+            InputError: as ``catalog_updates.remove``, or another writer that takes too long.
+        """
+        live = _live(run)
+        with _only_writer(live):
+            done = catalog_updates.remove(run.catalog, live, ids)
+        return {"removed": int(done["removed"])}
+
+
+def _live(run: RunRecord) -> Path:
+    return run.storage / "live" / run.catalog.name
+
+
+@contextmanager
+def _only_writer(live: Path) -> Generator[None]:
+    live.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(live / ".lock", timeout=WAIT_S):
+            yield
+    except Timeout:
+        raise InputError(
+            f"another process has been changing the catalogue for {WAIT_S:g} s; try again when it ends"
+        ) from None
+
+
+def _vectors(run: RunRecord) -> Path:
+    """The text vectors that the run's semantic IDs were made from; the empty path where there are none."""
+    manifest = run.catalog / "manifest.json"
+    if not manifest.is_file():
+        return Path()
+    inputs = json.loads(manifest.read_text(encoding="utf-8")).get("inputs", {})
+    return run.storage / inputs["embed"] if "embed" in inputs else Path()

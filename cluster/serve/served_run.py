@@ -1,0 +1,248 @@
+"""One run in service: its recommender, the queue of its searches, its last answers, and its popular items."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from cluster.serve.answer_cache import AnswerCache
+from cluster.serve.asked import Question, read_history, read_question
+from cluster.serve.messages import (
+    ChatBody,
+    ItemAnswer,
+    RecommendAnswer,
+    RecommendBody,
+    RunInfo,
+    ScoreAnswer,
+    ScoreBody,
+    ServedVersion,
+)
+from cluster.serve.popular import popular_items
+from cluster.serve.runs_file import RunPlace
+from cluster.serve.search_queue import SearchQueue, TooLateError
+from cluster.serve.service_metrics import METRICS
+from cluster.serve.user_log import UserLog
+from genrec.config import Serve
+from genrec.errors import InputError
+from genrec.inference.answers import Recommendation, Reply
+from genrec.inference.recommender import Recommender
+from genrec.inference.run_record import RunRecord
+
+SMOKE_USERS = 4
+"""Users of the log whose recommendations a run must answer before it is served."""
+
+
+@dataclass(frozen=True)
+class RankedAnswer:
+    """What the policy or the counts answered, and the version that it comes from."""
+
+    items: list[Recommendation]
+    catalog: str
+
+
+class ServedRun:
+    """A run that answers requests: on CPU, or on CUDA where ``serve.gpus`` is above 0.
+
+    Raises:
+        InputError: no finished run is there, one of its parts is missing, or it fails its smoke test.
+    """
+
+    def __init__(self, place: RunPlace, settings: Serve) -> None:
+        self.place, self._settings = place, settings
+        self.record = RunRecord.read(place.directory)
+        torch.set_num_threads(settings.threads)
+        self.recommender = Recommender(self.record, device="cuda" if settings.gpus else "cpu")
+        self.policy = f"{self.record.policy.parent.name}/{self.record.policy.name}"
+        view = self.recommender.view
+        self._log = UserLog(self.record.data, view.catalog.assigned)
+        self._popularity_N = self._log.popularity()
+        self._cache: AnswerCache[RankedAnswer] = AnswerCache(settings.cached_answers)
+        self._chats = threading.Semaphore(4)
+        self.in_use = 0
+        self._smoke_test()
+        self._queue: SearchQueue[Question, RankedAnswer] = SearchQueue(
+            self._search, settings.batch, settings.max_queue, settings.gather_ms / 1000
+        )
+
+    @property
+    def version(self) -> ServedVersion:
+        """What an answer that is made now comes from."""
+        return self._version(self.recommender.catalog_version)
+
+    async def recommend(self, body: RecommendBody, request_id: str) -> RecommendAnswer:
+        """The next items: from the last answers, a search shared with other requests, or the most frequent items.
+
+        Raises:
+            InputError: as ``Recommender.recommend``, but for unknown items and an empty history.
+        """
+        if self.recommender.is_stale():
+            await asyncio.to_thread(self.recommender.refresh)
+        question = read_question(body, self.recommender.view, self._log)
+        key = self._key(body, question)
+        found = self._cache.get(key)
+        cached, late = found is not None, False
+        if found is None and question.request.ids:
+            found, late = await self._searched(question, body.deadline_ms or self._settings.deadline_ms)
+            if found is not None:
+                self._cache.put(self._key(body, question, found.catalog), found)
+        source = "policy" if found is not None else "popularity"
+        if found is None:
+            found = await asyncio.to_thread(self._popular, question)
+        METRICS.answers.labels(self.place.name, source, str(cached).lower()).inc()
+        notes = [*question.notes]
+        if late:
+            notes.append("the policy's answer would have come after the deadline: the most frequent items are answered")
+        if len(found.items) < body.k and body.constraint is not None:
+            notes.append(f"the constraint, or the search under it, left {len(found.items)} items")
+        return RecommendAnswer(
+            request_id=request_id,
+            served=self._version(found.catalog),
+            items=[_item_answer(one) for one in found.items],
+            source=source,
+            cached=cached,
+            unknown=list(question.unknown),
+            notes=notes,
+        )
+
+    async def score(self, body: ScoreBody, request_id: str) -> ScoreAnswer:
+        """The probability of each item of ``body.items``.
+
+        Raises:
+            InputError: as ``Recommender.score``; no item of the history is in the catalogue.
+        """
+        return await asyncio.wrap_future(self._queue.call(lambda: self._score(body, request_id)))
+
+    async def chat(self, body: ChatBody) -> Reply:
+        """The policy's next message.
+
+        Raises:
+            InputError: as ``Recommender.chat``.
+            TooLateError: too many conversations wait already.
+        """
+        if not self._chats.acquire(blocking=False):
+            raise TooLateError
+        return await asyncio.to_thread(self._chat, body)
+
+    def info(self, share: float) -> RunInfo:
+        """What a client may want to know of the run."""
+        config, context = self.record.config, self.record.config.policy.context
+        return RunInfo(
+            served=self.version,
+            share=share,
+            items=len(self.recommender.view.ids) - len(self.recommender.view.removed),
+            max_history=config.data.max_history,
+            chat=config.policy.knows_text,
+            events=list(context.types) if context.events == "wanted" else [],
+            prior=self.record.prior.kind if self.record.prior.weight else "none",
+        )
+
+    def users(self, most: int) -> list[str]:
+        """The first users of the log, at most ``most``."""
+        return self._log.users[:most]
+
+    def close(self) -> None:
+        """End the searches once nothing waits."""
+        self._queue.close()
+
+    def _version(self, catalog: str) -> ServedVersion:
+        return ServedVersion(run=self.place.name, policy=self.policy, catalog=catalog)
+
+    def _key(self, body: RecommendBody, question: Question, catalog: str | None = None) -> Hashable:
+        """All that an answer depends on: the weights, the catalogue, and the question."""
+        left_out = {"user", "run", "deadline_ms", "history", "history_events", "history_times"}
+        request, version = question.request, catalog or self.recommender.catalog_version
+        known = (request.ids, tuple(request.history_events), tuple(request.history_times))
+        return self.policy, version, known, body.model_dump_json(exclude=left_out)
+
+    async def _searched(self, question: Question, deadline_ms: float) -> tuple[RankedAnswer | None, bool]:
+        """The policy's answer, or None and True where it would be, or was, too late."""
+        deadline = time.monotonic() + deadline_ms / 1000
+        try:
+            waiting = asyncio.wrap_future(self._queue.submit(question, deadline))
+            return await asyncio.wait_for(waiting, deadline - time.monotonic()), False
+        except (TooLateError, TimeoutError):
+            return None, True
+
+    def _search(self, questions: Sequence[Question]) -> list[RankedAnswer | Exception]:
+        """One search for all questions that can be searched for; an error in the place of each other one."""
+        self.recommender.refresh()
+        version = self.recommender.catalog_version
+        answers: list[RankedAnswer | Exception] = [
+            refused or RankedAnswer([], version) for refused in self._check(questions)
+        ]
+        good = [place for place, answer in enumerate(answers) if not isinstance(answer, Exception)]
+        METRICS.batch.labels(self.place.name).observe(len(good))
+        with METRICS.search_s.labels(self.place.name).time():
+            found = self.recommender.recommend_batch([questions[place].request for place in good])
+        for place, items in zip(good, found, strict=True):
+            answers[place] = RankedAnswer(items, version)
+        return answers
+
+    def _check(self, questions: Sequence[Question]) -> list[InputError | None]:
+        errors: list[InputError | None] = []
+        for question in questions:
+            try:
+                self.recommender.check(question.request)
+                errors.append(None)
+            except InputError as error:
+                errors.append(error)
+        return errors
+
+    def _popular(self, question: Question) -> RankedAnswer:
+        view, request = self.recommender.view, question.request
+        history = [view.rows[item] for item in request.ids]
+        items = popular_items(view, self._popularity_N, history, request.k, request.constraint)
+        return RankedAnswer(items, self.recommender.catalog_version)
+
+    def _score(self, body: ScoreBody, request_id: str) -> ScoreAnswer:
+        self.recommender.refresh()
+        view, served = self.recommender.view, self.version
+        known = read_history(body, view, self._log)
+        context = {"event": body.event, "history_events": known.events, "history_times": known.times}
+        logps = self.recommender.score(known.ids, body.items, **context)
+        items = [
+            ItemAnswer(id=item, title=view.titles[view.rows[item]], score=math.exp(logp))
+            for item, logp in zip(body.items, logps, strict=True)
+        ]
+        return ScoreAnswer(request_id=request_id, served=served, items=items, unknown=list(known.unknown))
+
+    def _chat(self, body: ChatBody) -> Reply:
+        try:
+            said = body.messages if isinstance(body.messages, str) else [turn.model_dump() for turn in body.messages]
+            return self.recommender.chat(
+                said, max_tokens=body.max_tokens, temperature=body.temperature, top_p=body.top_p, seed=body.seed
+            )
+        finally:
+            self._chats.release()
+
+    def _smoke_test(self) -> None:
+        """Answer some users of the log, alone and in one batch: the code is warm then, and known to work.
+
+        Raises:
+            InputError: an answer is empty, names items twice, or has scores that are no probabilities.
+        """
+        view = self.recommender.view
+        bodies = [RecommendBody(user=user) for user in self.users(SMOKE_USERS)]
+        questions = [read_question(body, view, self._log) for body in bodies]
+        for batch in ([questions[0]], questions):
+            for found in self._search(batch):
+                if isinstance(found, Exception):
+                    raise found
+                ids = [item.id for item in found.items]
+                good = all(math.isfinite(item.score) and 0 <= item.score <= 1 + 1e-4 for item in found.items)
+                if not ids or len(set(ids)) < len(ids) or not good:
+                    raise InputError(
+                        f"the run {self.place.directory.name} fails its smoke test: got {found.items[:3]}…; wanted "
+                        "distinct items with probabilities; evaluate the run again, or serve another one"
+                    )
+
+
+def _item_answer(one: Recommendation) -> ItemAnswer:
+    why = None if one.why is None else asdict(one.why)
+    return ItemAnswer(id=one.id, title=one.title, score=one.score, path=list(one.path), why=why)

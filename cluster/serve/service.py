@@ -1,0 +1,191 @@
+"""The service of one process: the runs that it serves, which user gets which, reloads, and changes of the catalogue.
+
+What several replicas must agree on lies in files that every node sees, so that a replica that was killed comes back to
+it: the catalogue's numbered changes, which every search looks for first, and the runs of the last reload
+(``RunsFile``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from cluster.serve.catalog_writer import CatalogWriter
+from cluster.serve.messages import About, CatalogChange, NewItem, ReloadAnswer, ServedVersion, UserBody
+from cluster.serve.runs_file import RunPlace, RunsFile, Split
+from cluster.serve.served_run import ServedRun
+from cluster.serve.service_metrics import METRICS
+from genrec.config import Serve
+from genrec.errors import InputError
+
+LOG = logging.getLogger(__name__)
+
+WATCH_S = 0.5
+"""Seconds between two looks at the runs of the last reload."""
+
+SHOWN_CATEGORIES = 200
+
+
+class HttpService:
+    """One or two runs in service.
+
+    Args:
+        places: the runs; two with a share of the users each.
+        split: the share of the second run.
+        settings: ``serve`` of the config.
+        shared: the runs of the last reload, which other replicas see too.
+
+    Raises:
+        InputError: a run cannot be served.
+    """
+
+    def __init__(self, places: Sequence[RunPlace], split: Split, settings: Serve, shared: RunsFile) -> None:
+        self.settings, self.split, self._shared = settings, split, shared
+        self._generation, kept = shared.read()
+        self.runs = [ServedRun(place, settings) for place in kept or places]
+        self.closing = False
+        self._reloading = asyncio.Lock()
+        self._writer = CatalogWriter()
+
+    @property
+    def versions(self) -> list[ServedVersion]:
+        """What is served."""
+        return [run.version for run in self.runs]
+
+    def about(self, changes: bool) -> About:
+        """What is served, the limits, and the most frequent categories; ``changes``: whether an API key is set."""
+        shares = [1 - self.split.second, self.split.second] if len(self.runs) > 1 else [1.0]
+        return About(
+            runs=[run.info(share) for run, share in zip(self.runs, shares, strict=True)],
+            max_k=self.settings.max_k,
+            max_history=self.settings.max_history,
+            changes=changes,
+            categories=self.runs[0].recommender.view.attributes.frequent_categories(SHOWN_CATEGORIES),
+        )
+
+    def run_of(self, body: UserBody) -> ServedRun:
+        """The run that answers: the one that the body names, or the user's own.
+
+        A request without a user counts as its oldest item's, so a growing history stays with its run.
+
+        Raises:
+            InputError: no served run has the name.
+        """
+        if body.run is not None:
+            return self.named(body.run)
+        who = body.user if body.user is not None else "".join(body.history[:1])
+        return self.runs[self.split.of(who) if len(self.runs) > 1 else 0]
+
+    def named(self, name: str | None) -> ServedRun:
+        """The served run of that name, or the first one without a name.
+
+        Raises:
+            InputError: none has it.
+        """
+        if name is None:
+            return self.runs[0]
+        for run in self.runs:
+            if run.place.name == name:
+                return run
+        raise InputError(f"run: got {name!r}; served are {[run.place.name for run in self.runs]}")
+
+    @asynccontextmanager
+    async def using(self, run: ServedRun) -> AsyncGenerator[ServedRun]:
+        """Keep a run open while a request uses it, also where a reload takes it out of service."""
+        run.in_use += 1
+        try:
+            yield run
+        finally:
+            run.in_use -= 1
+
+    async def reload(self, name: str | None, replaces: str | None) -> ReloadAnswer:
+        """Serve another run, or the newest one of the served name, from the next request on; others end undisturbed.
+
+        The new run is loaded, warmed up and tested beside the old one, which stays if anything fails.
+
+        Raises:
+            InputError: there is no such run, it cannot be read, it fails its smoke test, or another reload is going on.
+        """
+        if self._reloading.locked():
+            raise InputError("another reload is going on; wait until it ends")
+        async with self._reloading:
+            old = self.named(replaces)
+            place = RunPlace.find(old.place.directory.parent / (name or old.place.name))
+            if place == old.place:
+                return ReloadAnswer(changed=False, served=self.versions)
+            if place.name in {run.place.name for run in self.runs if run is not old}:
+                raise InputError(f"run: {place.name} is served already, as the other of the two runs")
+            places = [place if run is old else run.place for run in self.runs]
+            try:
+                await self._replace(places)
+            except InputError:
+                METRICS.changes.labels("reload", "rolled back").inc()
+                raise
+            self._generation = self._shared.write(places)
+            METRICS.changes.labels("reload", "done").inc()
+            return ReloadAnswer(changed=True, served=self.versions)
+
+    async def follow_reloads(self) -> None:
+        """Take over the runs that another replica was told to serve; runs until it is cancelled."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            generation, places = self._shared.read()
+            if generation <= self._generation or self._reloading.locked():
+                continue
+            async with self._reloading:
+                try:
+                    await self._replace(places)
+                    self._generation = generation
+                except InputError as error:
+                    LOG.error("the reload %d of another replica failed here: %s", generation, error)
+                    await asyncio.sleep(10 * WATCH_S)
+
+    async def insert(self, items: Sequence[NewItem]) -> CatalogChange:
+        """Insert items into the catalogue of every served run; searches that begin later find them.
+
+        Raises:
+            InputError: as ``catalog_updates.insert``.
+        """
+        return await self._change("insert", lambda run: self._writer.insert(run.record, items))
+
+    async def remove(self, item: str) -> CatalogChange:
+        """Hide an item of every served run; no answer to a later request has it.
+
+        Raises:
+            InputError: the item is in no catalogue, or it is the last one.
+        """
+        return await self._change("remove", lambda run: self._writer.remove(run.record, [item]))
+
+    async def close(self) -> None:
+        """Refuse to be ready, and end the searches once nothing waits."""
+        self.closing = True
+        for run in self.runs:
+            run.close()
+
+    async def _replace(self, places: Sequence[RunPlace]) -> None:
+        """Serve ``places``; runs that are served already stay as they are."""
+        old = {run.place: run for run in self.runs}
+        fresh = [old.get(place) or await asyncio.to_thread(ServedRun, place, self.settings) for place in places]
+        self.runs = fresh
+        for run in old.values():
+            if run not in fresh:
+                await _close_unused(run)
+
+    async def _change(self, name: str, change: Callable[[ServedRun], dict[str, int]]) -> CatalogChange:
+        """Make a change to each distinct catalogue of the served runs, and serve it."""
+        done: dict[str, int] = {}
+        for run in {str(run.record.catalog): run for run in self.runs}.values():
+            done = await asyncio.to_thread(change, run)
+        for run in self.runs:
+            await asyncio.to_thread(run.recommender.refresh)
+        METRICS.changes.labels(name, "done").inc()
+        counts = {key: done.get(key, 0) for key in ("inserted", "returned", "removed")}
+        return CatalogChange(**counts, served=self.versions)
+
+
+async def _close_unused(run: ServedRun) -> None:
+    while run.in_use:
+        await asyncio.sleep(0.01)
+    run.close()
