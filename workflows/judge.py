@@ -1,4 +1,4 @@
-"""Let a language model judge the answers of a finished run, which it sees without the names of the systems.
+"""Let a language model judge the answers of a finished run.
 
 A run is the directory of its report. Judge.url is any OpenAI-compatible server; the key comes from the environment
 variable judge.key_variable (GENREC_JUDGE_KEY). After an interruption the same command asks only what is missing.
