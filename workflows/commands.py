@@ -261,7 +261,7 @@ def export_command() -> click.Command:
     @click.option("--licence", default="other", help="Of the model, for its card, such as apache-2.0.")
     def callback(run: Path, folder: Path, licence: str) -> None:
         _log_alone()
-        click.echo(import_module("workflows.export").export(run, folder, licence))
+        click.echo(import_module("workflows.model_folders").export(run, folder, licence))
 
     return _verb("export", callback, help_of("workflows.export"), INPUT_AND_OUTPUT, export_rows)
 
@@ -274,7 +274,7 @@ def import_command() -> click.Command:
     @click.option("--name", default="", help="Of the run; without, as it was.")
     def callback(folder: Path, storage: Path, name: str) -> None:
         _log_alone()
-        click.echo(import_module("workflows.import").import_folder(folder, storage, name))
+        click.echo(import_module("workflows.model_folders").import_folder(folder, storage, name))
 
     return _verb("import", callback, help_of("workflows.import"), INPUT_AND_OUTPUT, import_rows)
 
@@ -296,7 +296,7 @@ def update_command() -> click.Command:
         if foreign := [key for key in overrides if not key.startswith(("learning.update.", "compute.", "seed"))]:
             raise InputError(f"got {foreign[0]!r}; an update takes learning.update.KEY, compute.KEY and seed")
         _log_alone()
-        work = import_module("workflows.update")
+        work = import_module("workflows.run_updates")
         click.echo(work.roll_back(run) if log is None else work.update(run, log, items, overrides))
 
     return _verb("update", callback, help_of("workflows.update"), "Settings", update_rows)
