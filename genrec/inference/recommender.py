@@ -25,6 +25,7 @@ from genrec.policy.backbone import load as load_policy
 from genrec.policy.chat import generate
 from genrec.policy.decoding.request_constraints import Constraint
 from genrec.policy.decoding.request_ids import item_ids
+from genrec.policy.model import Policy
 from genrec.sid import catalog_updates
 from genrec.sid.catalog import Catalog
 from genrec.sid.readable import SidNames
@@ -205,6 +206,11 @@ class Recommender:
                 return False
             self._view = self._read_view(path)
             return True
+
+    @property
+    def policy(self) -> Policy:
+        """The policy, in evaluation mode; not to be changed."""
+        return self._policy
 
     @property
     def view(self) -> CatalogView:
