@@ -14,7 +14,8 @@ from genrec.config.loading import RENAMED
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-VERBS = ["prepare", "embed", "assign", "sft", "grpo", "tune", "refit", "evaluate", "full", "catalog", "serve", "bench"]
+VERBS = ["prepare", "embed", "assign", "sft", "grpo", "tune", "refit", "evaluate", "full"]
+VERBS += ["catalog", "export", "import", "update", "serve", "bench"]
 FREE = ("data.columns.", "tune.space.", "rewards.custom.", "rewards.settings.events.", "bench.parts.", "bench.grid.")
 SECTIONS = {key.partition(".")[0] for key in known_keys() if "." in key}
 KEY = re.compile(r"(?<![\w./\-])([a-z]+(?:\.[A-Za-z_]+)+)(?![\w/(])")

@@ -88,20 +88,13 @@ class CommandLine(Verbs):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The verbs, in the order of the pipeline."""
-        return [*LAST_STAGE, "report", "judge", "catalog", "serve", "bench"]
+        return [*LAST_STAGE, *COMMANDS]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of a verb, or None."""
         if cmd_name in LAST_STAGE:
             return stage_command(cmd_name)
-        made = {
-            "report": report_command,
-            "judge": judge_command,
-            "catalog": catalog_command,
-            "serve": serve_command,
-            "bench": bench_command,
-        }
-        return made[cmd_name]() if cmd_name in made else None
+        return COMMANDS[cmd_name]() if cmd_name in COMMANDS else None
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; bad input ends with one message and exit code 2, Ctrl-C with 130."""
@@ -300,6 +293,39 @@ def serve_command() -> click.Command:
     return _verb("serve", callback, help_of("workflows.serve"), "Settings", serve_rows)
 
 
+def export_command() -> click.Command:
+    """``genrec export RUN DIR``."""
+
+    @click.argument("run", metavar="RUN", type=UserFile())
+    @click.argument("folder", metavar="DIR", type=UserFile())
+    @click.option("--licence", default="other", help="Of the model, for its card, such as apache-2.0.")
+    def callback(run: Path, folder: Path, licence: str) -> None:
+        _log_alone()
+        click.echo(import_module("workflows.export").export(run, folder, licence))
+
+    return _verb("export", callback, help_of("workflows.export"), INPUT_AND_OUTPUT, export_rows)
+
+
+def import_command() -> click.Command:
+    """``genrec import DIR``."""
+
+    @click.argument("folder", metavar="DIR", type=UserFile())
+    @click.option("--storage", type=UserFile(), default="storage", show_default=True, help="Where the run is made.")
+    @click.option("--name", default="", help="Of the run; without, as it was.")
+    def callback(folder: Path, storage: Path, name: str) -> None:
+        _log_alone()
+        click.echo(import_module("workflows.import").import_folder(folder, storage, name))
+
+    return _verb("import", callback, help_of("workflows.import"), INPUT_AND_OUTPUT, import_rows)
+
+
+def _log_alone() -> None:
+    """Make this process ready for work that has no config."""
+    from cluster.progress import show_in_terminal
+
+    show_in_terminal(logging.INFO)
+
+
 def _verb(name: str, callback: Callable[..., None], text: str, title: str, rows: Callable[[], Rows]) -> Verb:
     command = click.command(name, cls=Verb, help=text, no_args_is_help=True)(callback)
     command.title, command.rows = title, rows
@@ -363,9 +389,37 @@ def serve_rows() -> Rows:
     ]
 
 
+def export_rows() -> Rows:
+    """What an export reads and writes."""
+    return [
+        ("reads", "RUN, and the parts under its storage that it names"),
+        ("writes", "DIR: model, tokenizer, README.md, sid_space.*, items.json, catalog_logits.py, genrec/"),
+    ]
+
+
+def import_rows() -> Rows:
+    """What an import reads and writes."""
+    return [
+        ("reads", "DIR, as genrec export wrote it"),
+        ("writes", "<storage>/imported/<key>/, and the run <storage>/runs/<name>-<key>"),
+    ]
+
+
 def benchmark_rows() -> Rows:
     """The benchmarks, and what each measures."""
     return list(import_module("benchmarks.registry").BENCHMARKS.items())
+
+
+COMMANDS: dict[str, Callable[[], click.Command]] = {
+    "report": report_command,
+    "judge": judge_command,
+    "catalog": catalog_command,
+    "export": export_command,
+    "import": import_command,
+    "serve": serve_command,
+    "bench": bench_command,
+}
+"""The verbs that are no stages of the pipeline, and what makes each one's command."""
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def write_card(facts: CardFacts) -> str:
     return "\n".join(parts)
 
 
-LIMITS = """- It knows the items of its catalogue, and no others; of items without train events it knows the codes alone.
+LIMITS = """- It knows the items of its catalogue, and no others; of items without train events it knows only the codes.
 - It repeats the habits of its log, popular items above all, and knows nothing of stock, prices or what is fit for whom.
 - Prompts are as the training wrote them (`SidSpace.encode`); other text before a history has an unknown effect.
 - A language model may hold parts of what it was trained on. Who may see the log's items and habits may see this."""

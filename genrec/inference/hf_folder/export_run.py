@@ -1,10 +1,10 @@
 """A run as a Hugging Face folder: anyone can load its model, and genrec can make a run of it again.
 
-    model.safetensors, config.json, tokenizer*      the plain model: adapters merged, SID tokens in the vocabulary
-    sid_space.json, sid_space.safetensors, items.json   items, prompts, hashes
-    catalog_logits.py                               keeps ``generate`` inside the catalogue; needs no genrec
-    README.md                                       the model card
-    genrec/                                         what the plain model cannot hold, for `genrec import`
+model.safetensors, config.json, tokenizer*      the plain model: adapters merged, SID tokens in the vocabulary
+sid_space.json, sid_space.safetensors, items.json   items, prompts, hashes
+catalog_logits.py                               keeps ``generate`` inside the catalogue; needs no genrec
+README.md                                       the model card
+genrec/                                         what the plain model cannot hold, for `genrec import`
 """
 
 from __future__ import annotations
@@ -96,7 +96,11 @@ def _write(recommender: Recommender, report: Path, folder: Path, licence: str) -
 def reads_means(recommender: Recommender) -> bool:
     """Whether the policy adds to an item what depends on other items of the history, which no table can hold."""
     items = recommender.policy.items
-    return items is not None and items.has_input and (items.mean_up is not None or recommender.policy.sids.context.count > 0)
+    return (
+        items is not None
+        and items.has_input
+        and (items.mean_up is not None or recommender.policy.sids.context.count > 0)
+    )
 
 
 def not_exported(recommender: Recommender) -> Sequence[str]:
@@ -110,7 +114,7 @@ def not_exported(recommender: Recommender) -> Sequence[str]:
         "The item head (`policy.items.head`), which ranks items beside the semantic IDs, is not part of it.": (
             policy.item_head is not None
         ),
-        f"The ItemKNN prior of weight {run.prior.weight:g} is counted from the log, which is not in this folder.": prior,
+        f"The ItemKNN prior of weight {run.prior.weight:g} is counted from the log, which is not here.": prior,
         "Event types and times of a history (`policy.context`) are written as unknown.": policy.sids.context.count > 0,
         "Items of the history are not left out of the answer, as genrec does for this run.": run.mask_seen,
     }
