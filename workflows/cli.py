@@ -24,7 +24,7 @@ from cluster.interruption import LINE, end_if_interrupted, end_on_signals
 from genrec.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
-    from genrec.config import Config
+    from genrec.config import Config, Section
 
 P = ParamSpec("P")
 Rows = Sequence[tuple[str, str]]
@@ -319,6 +319,29 @@ def import_command() -> click.Command:
     return _verb("import", callback, help_of("workflows.import"), INPUT_AND_OUTPUT, import_rows)
 
 
+def update_command() -> click.Command:
+    """``genrec update RUN --log FILE [learning.update.KEY=VALUE]...``."""
+
+    @click.argument("run", metavar="RUN", type=UserFile())
+    @click.argument("words", metavar="[KEY=VALUE]...", nargs=-1)
+    @click.option("--log", metavar="FILE", type=UserFile(), help="New events: user, item, timestamp.")
+    @click.option("--items", metavar="FILE", type=UserFile(), help="Items to insert, where the catalogue lacks them.")
+    @click.option("--back", is_flag=True, help="Go back to the run before the last update.")
+    def callback(run: Path, words: Sequence[str], log: Path | None, items: Path | None, back: bool) -> None:
+        from genrec.config.loading import read_overrides
+
+        if back == (log is not None):
+            raise click.UsageError("wanted either --log FILE or --back")
+        overrides = read_overrides(words)
+        if foreign := [key for key in overrides if not key.startswith(("learning.update.", "compute.", "seed"))]:
+            raise InputError(f"got {foreign[0]!r}; an update takes learning.update.KEY, compute.KEY and seed")
+        _log_alone()
+        work = import_module("workflows.update")
+        click.echo(work.roll_back(run) if log is None else work.update(run, log, items, overrides))
+
+    return _verb("update", callback, help_of("workflows.update"), "Settings", update_rows)
+
+
 def _log_alone() -> None:
     """Make this process ready for work that has no config."""
     from cluster.progress import show_in_terminal
@@ -379,14 +402,24 @@ def catalog_rows() -> Rows:
     ]
 
 
+def update_rows() -> Rows:
+    """The settings of an update."""
+    from genrec.config import Update
+
+    return _fields("learning.update", Update)
+
+
 def serve_rows() -> Rows:
     """The settings of the service."""
     from genrec.config import Serve
 
-    return [
-        (f"serve.{name}", f"{field.description or ''} [{field.default}]".strip())
-        for name, field in Serve.model_fields.items()
-    ]
+    return _fields("serve", Serve)
+
+
+def _fields(name: str, section: type[Section]) -> Rows:
+    """Each field of a section with its description and its default."""
+    fields = section.model_fields.items()
+    return [(f"{name}.{key}", f"{field.description or ''} [{field.default}]".strip()) for key, field in fields]
 
 
 def export_rows() -> Rows:
@@ -416,6 +449,7 @@ COMMANDS: dict[str, Callable[[], click.Command]] = {
     "catalog": catalog_command,
     "export": export_command,
     "import": import_command,
+    "update": update_command,
     "serve": serve_command,
     "bench": bench_command,
 }

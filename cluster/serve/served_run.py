@@ -60,7 +60,7 @@ class ServedRun:
         self.recommender = Recommender(self.record, device="cuda" if settings.gpus else "cpu")
         self.policy = f"{self.record.policy.parent.name}/{self.record.policy.name}"
         view = self.recommender.view
-        self._log = UserLog(self.record.data, view.catalog.assigned)
+        self._log = UserLog(self.record.data, len(view.ids))
         self._popularity_N = self._log.popularity()
         self._cache: AnswerCache[RankedAnswer] = AnswerCache(settings.cached_answers)
         self._chats = threading.Semaphore(4)

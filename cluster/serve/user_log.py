@@ -25,7 +25,7 @@ class UserHistory:
 
 
 class UserLog:
-    """The sequences of all users, from the directory that ``prepare`` wrote; N is the number of its items."""
+    """The sequences of all users, from a data directory; N is the number of items, inserted ones included."""
 
     def __init__(self, data: Path, items: int) -> None:
         self._data, self._items = data, items

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ import numpy as np
 
 from cluster.artifacts import Artifact, shown_path
 from cluster.measures import calibrations, item_vectors, rank_timed, speeds
+from cluster.newest_run import point_to
 from cluster.policy_predictor import OWN, PolicyPredictor, TunedSearch
 from cluster.stages import refit
 from cluster.stages.plan import Plan, StageRun
@@ -79,12 +79,7 @@ def publish(run: StageRun, artifact: Artifact) -> None:
             except OSError:
                 if not kept.is_dir():  # Else another process published it meanwhile.
                     raise
-    if newest.is_dir() and not newest.is_symlink():
-        newest.rename(newest.with_name(f"{newest.name}-{newest.stat().st_mtime_ns}"))
-    link = newest.with_name(f".{newest.name}.{os.getpid()}.tmp")
-    link.unlink(missing_ok=True)
-    link.symlink_to(kept.name)
-    link.replace(newest)
+    point_to(newest, kept)
     LOG.info("verdict: %s", artifact.metrics["verdict"])
     LOG.info("report: %s (kept at %s)", shown_path(newest / "report.html"), kept.name)
 

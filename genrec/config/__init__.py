@@ -18,7 +18,7 @@ from genrec.config.baselines import (
 )
 from genrec.config.data import Data, Embed, Filters
 from genrec.config.judge import ChatServer, Judge
-from genrec.config.learning import Learning, Loss, Rewards, RewardSettings, Rl, Sft
+from genrec.config.learning import Learning, Loss, Rewards, RewardSettings, Rl, Sft, Update
 from genrec.config.loading import known_keys, load_config, to_yaml
 from genrec.config.packaged import packaged_file, packaged_names
 from genrec.config.policy import EventContext, Items, Lora, PolicyConfig
@@ -71,6 +71,7 @@ __all__ = [
     "Tasks",
     "Teacher",
     "Tune",
+    "Update",
     "known_keys",
     "load_config",
     "packaged_file",

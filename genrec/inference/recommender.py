@@ -49,9 +49,10 @@ class Recommender:
         self.run, config = run, run.config
         self._device = usable_device(device)
         backbones = run.storage / "backbones"
-        self._live = run.storage / "live" / run.catalog.name if live else None
-        self._items = read_items(run.data)
-        catalog = Catalog.load(run.catalog)
+        self._live = run.live if live else None
+        items, catalog = read_items(run.data), Catalog.load(run.catalog)
+        # An updated run has counted events of inserted items; their titles come with the catalogue as it is now.
+        self._items = items.slice(0, len(catalog))
         self._policy, self._prompts = load_policy(
             config.policy,
             catalog,
@@ -66,7 +67,7 @@ class Recommender:
         self._ranker = TreeRanker(run, self._policy)
         self._knn: ItemKNN | None = None
         if run.prior.weight and run.prior.settings is not None:
-            log = read_train_log(run.data, self._items.num_rows)
+            log = read_train_log(run.data, items.num_rows)
             self._knn = ItemKNN(Pairs(log), run.prior.settings)
         self._names = SidNames.load(run.catalog)
         self._refresh_lock = threading.Lock()
