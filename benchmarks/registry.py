@@ -33,7 +33,7 @@ BENCHMARKS: Mapping[str, str] = MappingProxyType(
         "tune": "a search compared with the same GRPO runs by hand; ASHA with random search on the same trials",
         "recipes": "the recipes of the design documents trained whole, SFT and RL, beside what was claimed of them",
         "searches": "beams with and without priors, diverse and stochastic beams, samples: NDCG, coverage, validity",
-        "stream": "a chronological log in six parts: NDCG@10 and minutes of a policy that is frozen, updated, trained anew",
+        "stream": "a log in six parts by time: NDCG@10 and minutes of a frozen, an updated and a retrained policy",
         "serve": "the HTTP service under load: batches beside single searches, latency, memory, changes, kills",
         "scale": "logs of a million and ten million events: memory and time of what holds a whole log",
         "chaos": "a small `full` whose processes are killed at random, again and again: its files are compared with an "

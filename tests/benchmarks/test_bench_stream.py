@@ -12,7 +12,7 @@ from benchmarks.stream import PARTS, SYSTEMS
 from genrec.errors import InputError
 
 
-def turning_shop(directory: Path, users: int = 40, items: int = 24, length: int = 18) -> Path:
+def turning_shop(directory: Path, users: int = 30, items: int = 24, length: int = 18) -> Path:
     """In the first third of the time item i + 1 follows item i, afterwards item i + 7."""
     chain_shop(directory, items=items)
     rows: list[tuple[str, str, int]] = []
@@ -29,8 +29,9 @@ def turning_shop(directory: Path, users: int = 40, items: int = 24, length: int 
 
 
 def test_an_updated_policy_follows_its_customers_and_a_frozen_one_does_not(tmp_path: Path) -> None:
-    settings = [f"learning.update.{key}" for key in ("steps=40", "eval_every=20", "lr=2e-2", "kl=0.0", "batch_size=32")]
-    config = tiny_config(tmp_path / "storage", turning_shop(tmp_path / "shop"), "learning.sft.epochs=10", *settings)
+    keys = ("steps=12", "eval_every=12", "lr=3e-2", "kl=0.0", "eval_queries=40")
+    settings = [f"learning.update.{key}" for key in keys]
+    config = tiny_config(tmp_path / "storage", turning_shop(tmp_path / "shop"), "learning.sft.epochs=4", *settings)
     bench = registry.run("stream", config)
     assert len(bench.figures) == (PARTS - 1) * len(SYSTEMS) * 2
     assert bench.figures["part6/updated/ndcg@10"] > bench.figures["part6/frozen/ndcg@10"] + 0.1
