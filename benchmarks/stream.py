@@ -89,7 +89,7 @@ def _bench(rows: list[dict[str, Any]]) -> Bench:
 
 
 @dataclass(frozen=True)
-class _Stream:
+class _TimeParts:
     """The whole log, cut by time into parts."""
 
     config: Config
@@ -136,7 +136,7 @@ def _log(sequences: pa.Table, ids: list[str]) -> pa.Table:
 
 
 def _measure(config: Config, data: Path, catalog: Path, out: Path) -> Mapping[str, Any]:
-    stream = _Stream(config, data, catalog)
+    stream = _TimeParts(config, data, catalog)
     held_out, rows = config.learning.update.held_out, list[dict[str, Any]]()
     first, minutes = _trained(stream, 1, out)
     updated, retrained = first, first
@@ -165,14 +165,14 @@ class _Version:
     start: Path
     tensors: Mapping[str, Any]
 
-    def build(self, stream: _Stream) -> tuple[Policy, Prompts, Catalog]:
+    def build(self, stream: _TimeParts) -> tuple[Policy, Prompts, Catalog]:
         spec = RunSpec(stream.config, stream.data, stream.catalog_path, self.start, self.start)
         policy, prompts, catalog = spec.build()
         policy.adopt(self.tensors)
         return policy, prompts, catalog
 
 
-def _trained(stream: _Stream, parts: int, out: Path) -> tuple[_Version, float]:
+def _trained(stream: _TimeParts, parts: int, out: Path) -> tuple[_Version, float]:
     """A policy that is trained on the first parts, by validation on its users' last events; minutes it took."""
     begin, config = time.perf_counter(), stream.config
     seen, where = stream.until(parts, config.learning.update.held_out), out / f"until-{parts}"
@@ -183,7 +183,7 @@ def _trained(stream: _Stream, parts: int, out: Path) -> tuple[_Version, float]:
     return replace(version, tensors=spec.build()[0].snapshot(0).tensors), (time.perf_counter() - begin) / 60
 
 
-def _updated(stream: _Stream, version: _Version, seen: Appended, new: Appended) -> tuple[_Version, float]:
+def _updated(stream: _TimeParts, version: _Version, seen: Appended, new: Appended) -> tuple[_Version, float]:
     """The policy after the new events, or the same where the guard kept it; minutes it took."""
     from cluster.update.policy_update import UpdateTask, update_policy
 
@@ -196,7 +196,7 @@ def _updated(stream: _Stream, version: _Version, seen: Appended, new: Appended) 
     return kept, (time.perf_counter() - begin) / 60
 
 
-def _ndcg(stream: _Stream, version: _Version, seen: Appended, queries: pa.Table) -> float:
+def _ndcg(stream: _TimeParts, version: _Version, seen: Appended, queries: pa.Table) -> float:
     from genrec.evaluation.validate import Validator
 
     policy, prompts, catalog = version.build(stream)
@@ -207,13 +207,13 @@ def _ndcg(stream: _Stream, version: _Version, seen: Appended, queries: pa.Table)
     return Validator(queries, prompts, catalog.trie, accelerator, search=search, **options)(policy)["ndcg@10"]
 
 
-def _search(stream: _Stream, seen: Appended) -> Search:
+def _search(stream: _TimeParts, seen: Appended) -> Search:
     from genrec.evaluation.validate import Search
 
     return Search.of(VALIDATION_WIDTH, seen.sequences, len(stream.rows), stream.config.data.max_history)
 
 
-def _write(stream: _Stream, seen: Appended, out: Path) -> None:
+def _write(stream: _TimeParts, seen: Appended, out: Path) -> None:
     """A data directory of what was seen so far."""
     if (out / "stats.json").is_file():
         return
