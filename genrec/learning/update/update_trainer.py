@@ -22,7 +22,7 @@ from genrec.seeds import generator_of, seed_of
 
 LOG = logging.getLogger(__name__)
 
-Judge = Callable[[Policy], Values]
+Measure = Callable[[Policy], Values]
 """NDCG@10 per validation query of the policy as it stands; see ``Values``."""
 
 
@@ -54,7 +54,7 @@ class UpdateTrainer:
         loss: DriftLoss,
         settings: Update,
         *,
-        judge: Judge,
+        judge: Measure,
         seed: int,
     ) -> None:
         self._policy, self._new, self._old, self._loss = policy, new, old, loss
