@@ -49,11 +49,14 @@ def speeds(where: Path, best: str, counted: Mapping[str, float], made: Mapping[s
     return {name: {"per_query_s": seconds} for name, seconds in rows.items()}
 
 
-def calibrations(answers: Mapping[str, RankedItems], targets_Q: IntArray) -> dict[str, Any]:
-    """Reliability of each policy's own beams, by its name."""
+def calibrations(answers: Mapping[str, RankedItems], best: str, targets_Q: IntArray) -> dict[str, Any]:
+    """Reliability of each policy's own beams; the best policy is named ``policy``."""
     from genrec.evaluation.calibration import calibration
 
-    return {name: calibration(one.items_QK, one.logp_QK, targets_Q) for name, one in answers.items()}
+    return {
+        "policy" if name == best else name: calibration(one.items_QK, one.logp_QK, targets_Q)
+        for name, one in answers.items()
+    }
 
 
 def item_vectors(directory: Path) -> FloatArray | None:

@@ -138,7 +138,7 @@ def _evaluate(config: Config, inputs: Mapping[str, Artifact], out: Path) -> dict
     baselines, seconds = _baselines(config, inputs, test)
     metrics = _summarise(config, inputs, test, answers, baselines)
     metrics["speed"] = speeds(out / "predictions", answers.best, seconds, _seconds_made(inputs))
-    metrics["calibration"] = calibrations(answers.alone, test.targets_Q)
+    metrics["calibration"] = calibrations(answers.alone, answers.best, test.targets_Q)
     _write(config, inputs, test, answers, baselines, metrics, out)
     return {"verdict": metrics["verdict"], "headline": metrics["headline"], "model": metrics["model"]["item"]}
 
