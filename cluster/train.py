@@ -146,7 +146,7 @@ def train_on_ray(loop: Callable[[], None], config: Config, out: Path, name: str,
     refused = out / REFUSED
     refused.unlink(missing_ok=True)
     trainer = TorchTrainer(
-        offered(partial(_worker_entry, loop, out)),
+        partial(_called, offered(partial(_worker_entry, loop, out))),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers,
@@ -176,6 +176,11 @@ def train_on_ray(loop: Callable[[], None], config: Config, out: Path, name: str,
     collect_files()
     if refused.is_file():
         raise InputError(refused.read_text(encoding="utf-8"))
+
+
+def _called(work: Callable[[], None]) -> None:
+    """``work()``: Ray Train takes a function by its parameters, of which this has none left."""
+    work()
 
 
 def _worker_entry(loop: Callable[[], None], out: Path) -> None:
