@@ -33,7 +33,10 @@ BENCHMARKS: Mapping[str, str] = MappingProxyType(
         "tune": "a search compared with the same GRPO runs by hand; ASHA with random search on the same trials",
         "recipes": "the recipes of the design documents trained whole, SFT and RL, beside what was claimed of them",
         "searches": "beams with and without priors, diverse and stochastic beams, samples: NDCG, coverage, validity",
+        "stream": "a log in six parts by time: NDCG@10 and minutes of a frozen, an updated and a retrained policy",
         "serve": "the HTTP service under load: batches beside single searches, latency, memory, changes, kills",
+        "exact-match": "SFT policies on their own training queries: loss, e^-loss, draws that match, accuracy by level",
+        "cold-start": "beams by rank, with and without the trie: IDs that do not exist, rare items, and the time",
         "scale": "logs of a million and ten million events: memory and time of what holds a whole log",
         "chaos": "a small `full` whose processes are killed at random, again and again: its files are compared with an "
         "undisturbed run's",

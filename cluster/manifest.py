@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
@@ -29,6 +29,9 @@ from cluster.node_kinds import (
 )
 from genrec.config import Compute, Config, load_config
 from genrec.errors import InputError
+
+if TYPE_CHECKING:
+    from jsonschema import ValidationError
 
 SCHEMA = Path(__file__).with_name("manifests") / "schema.yaml"
 COMMAND = re.compile(r"(?:genrec\s+|python -m workflows\.)(\w+)\s+(.*)")
@@ -113,7 +116,7 @@ def require_schema(manifest: Mapping[str, Any], file: Path) -> None:
         raise InputError(f"{file}: at {place}: {deepest.message}")
 
 
-def _leaves(error: Any) -> Iterator[Any]:
+def _leaves(error: ValidationError) -> Iterator[ValidationError]:
     if not error.context:
         yield error
     for inner in error.context or ():

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from genrec.config import Config
 from genrec.data.files import write_text
 from genrec.data.object_store import ObjectStore
 from genrec.errors import InputError
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
 
 LOG = logging.getLogger(__name__)
 
@@ -61,7 +64,7 @@ def _ask(config: Config, nodes: Mapping[str, Mapping[str, Any]]) -> None:
         file.unlink(missing_ok=True)
 
 
-def _answer(answer: Any) -> str:
+def _answer(answer: ObjectRef[str]) -> str:
     """What a node said; empty where it lacks nothing, or is gone."""
     import ray
     from ray.exceptions import GetTimeoutError, RayError, TaskUnschedulableError

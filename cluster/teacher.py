@@ -9,20 +9,14 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import random
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from http.client import HTTPException, HTTPMessage
 from pathlib import Path
-from socket import gaierror
-from typing import IO, Any, BinaryIO
-from urllib.error import HTTPError, URLError
-from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import numpy as np
 
+from cluster.chat_client import NoReply, chat
 from genrec.config import Config, Teacher
 from genrec.errors import InputError
 
@@ -31,8 +25,6 @@ LOG = logging.getLogger(__name__)
 FILE = "teacher.jsonl"
 QUESTIONS = {"recommendation_reasoning": "teacher", "preference_analysis": "teacher_taste"}
 """The tasks that a teacher writes for, and the phrase that asks it."""
-LARGEST_ANSWER = 2**20
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
 
 
 def ask(config: Config, data: Path, out: Path) -> int:
@@ -111,69 +103,8 @@ def _questions(config: Config, data: Path, tasks: Sequence[str]) -> list[tuple[s
 
 
 def _answer(settings: Teacher, question: str, given_up: threading.Event) -> str:
-    body = {
-        "model": settings.model,
-        "messages": [{"role": "user", "content": question}],
-        "temperature": settings.temperature,
-        "max_tokens": settings.max_tokens,
-    }
-    key = os.environ.get(settings.key_variable)
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    url = f"{str(settings.url).rstrip('/')}/chat/completions"
-    request = Request(url, json.dumps(body).encode(), headers)
-    for attempt in range(settings.retries + 1):
-        try:
-            with OPENER.open(request, timeout=settings.timeout_s) as response:
-                return _text(json.loads(_bounded(response)))
-        except (OSError, HTTPException, ValueError, KeyError, IndexError, TypeError) as error:
-            if attempt < settings.retries and _is_passing(error) and not given_up.wait(_pause_s(error, attempt)):
-                continue
-            have = "set" if key else "not set"
-            raise InputError(
-                f"the teacher at {url} gave no answer: {error!r}; wanted: an OpenAI-compatible server with the model "
-                f"{settings.model!r} (the key variable {settings.key_variable} is {have}); "
-                "the same command asks only what is not answered yet"
-            ) from None
-    raise AssertionError("the last attempt returns or raises")
-
-
-class _NoRedirects(HTTPRedirectHandler):
-    """A redirect would carry the key to another server."""
-
-    def redirect_request(
-        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
-    ) -> None:
-        """Follow none: the redirect becomes an ``HTTPError``."""
-
-
-OPENER = build_opener(_NoRedirects)
-
-
-def _is_passing(error: Exception) -> bool:
-    """Whether a second try may help: too many requests, a server in trouble, a timeout, a lost connection."""
-    if isinstance(error, HTTPError):
-        return error.code in (408, 425, 429) or error.code >= 500
-    cause = error.reason if isinstance(error, URLError) else error
-    nobody_there = isinstance(cause, ConnectionRefusedError | gaierror)
-    return isinstance(error, OSError | HTTPException) and not nobody_there
-
-
-def _pause_s(error: Exception, attempt: int) -> float:
-    """Seconds before the next try: what the server asks for, else 0.5, 1, 2, …, with jitter; ``LONGEST_PAUSE_S``."""
-    asked = error.headers.get("Retry-After", "") if isinstance(error, HTTPError) else ""
-    wait_s = float(asked) if asked.isdecimal() else FIRST_PAUSE_S * 2**attempt * random.uniform(1.0, 1.5)
-    return min(wait_s, LONGEST_PAUSE_S)
-
-
-def _bounded(response: BinaryIO) -> bytes:
-    content = response.read(LARGEST_ANSWER + 1)
-    if len(content) > LARGEST_ANSWER:
-        raise ValueError(f"an answer of more than {LARGEST_ANSWER} bytes")
-    return content
-
-
-def _text(response: Mapping[str, Any]) -> str:
-    text = " ".join(str(response["choices"][0]["message"]["content"]).split())
-    if not text:
-        raise ValueError("an empty answer")
-    return text
+    try:
+        reply = chat(settings, [{"role": "user", "content": question}], given_up, who="the teacher")
+    except NoReply as error:
+        raise InputError(f"{error}; the same command asks only what is not answered yet") from None
+    return " ".join(reply.text.split())

@@ -1,14 +1,15 @@
-"""Hit rate and NDCG over the whole catalogue, one value per query, for items and for semantic IDs.
+"""Hit rate, NDCG and reciprocal rank over the whole catalogue, one value per query, for items and for semantic IDs.
 
 A ranking is an integer array ``ranked_QK``: item rows, best first, padded with -1. A query has one target, whose rank
 counts from 1, so
 
     HR@k = 1 if rank <= k, else 0
     NDCG@k = 1 / log2(1 + rank) if rank <= k, else 0    (the ideal DCG is 1; Järvelin & Kekäläinen 2002)
+    MRR@k = 1 / rank if rank <= k, else 0
     Prefix@l@k = 1 if one of the first k items has the first l codes of the target, else 0
 
-Prefix@l@k tells at which level a policy goes wrong: it falls as l grows, and at l = L it is HR@k of semantic IDs that
-no items share.
+With one target, Recall@k is HR@k. Prefix@l@k tells at which level a policy goes wrong: it falls as l grows, and at
+l = L it is HR@k of semantic IDs that no items share.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def prefix_per_query(ranks_QL: IntArray, ks: Sequence[int] = KS) -> dict[str, Fl
 
 
 def per_query(ranks_Q: IntArray, ks: Sequence[int] = KS) -> dict[str, FloatArray]:
-    """``{"hr@k": (Q,), "ndcg@k": (Q,)}`` for every k, from ranks (1 is best, 0 is missing)."""
+    """``{"hr@k": (Q,), "ndcg@k": (Q,), "mrr@k": (Q,)}`` for every k, from ranks (1 is best, 0 is missing)."""
     found_Q = ranks_Q > 0
     gain_Q = np.where(found_Q, 1.0 / np.log2(1.0 + np.maximum(ranks_Q, 1)), 0.0)
     values: dict[str, FloatArray] = {}
@@ -101,6 +102,7 @@ def per_query(ranks_Q: IntArray, ks: Sequence[int] = KS) -> dict[str, FloatArray
         inside_Q = found_Q & (ranks_Q <= k)
         values[f"hr@{k}"] = inside_Q.astype(np.float64)
         values[f"ndcg@{k}"] = np.where(inside_Q, gain_Q, 0.0)
+        values[f"mrr@{k}"] = np.where(inside_Q, 1.0 / np.maximum(ranks_Q, 1), 0.0)
     return values
 
 
@@ -110,7 +112,7 @@ def means(values: Mapping[str, FloatArray]) -> dict[str, float]:
 
 
 def measure(ranked_QK: IntArray, targets_Q: IntArray, ks: Sequence[int] = KS) -> dict[str, float]:
-    """Item-level HR@k and NDCG@k of a ranking, averaged over its queries."""
+    """Item-level HR@k, NDCG@k and MRR@k of a ranking, averaged over its queries."""
     return means(per_query(target_ranks(ranked_QK, targets_Q), ks))
 
 

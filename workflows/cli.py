@@ -6,81 +6,18 @@ that ``--help`` and ``--show`` answer at once.
 
 from __future__ import annotations
 
-import inspect
-import logging
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial, wraps
-from importlib import import_module
 from io import TextIOWrapper
-from pathlib import Path
-from textwrap import indent
-from typing import TYPE_CHECKING, Concatenate, ParamSpec
 
 import click
 
 from cluster.interruption import LINE, end_if_interrupted, end_on_signals
-from genrec.errors import InputError, unknown_name
+from genrec.errors import InputError
+from workflows.commands import COMMANDS, Verbs, stage_command
+from workflows.help_rows import LAST_STAGE
 
-if TYPE_CHECKING:
-    from genrec.config import Config
-
-P = ParamSpec("P")
-Rows = Sequence[tuple[str, str]]
-
-LAST_STAGE = {
-    **{stage: stage for stage in ("prepare", "embed", "assign", "sft", "grpo", "tune", "refit", "evaluate")},
-    "full": "evaluate",
-}
-"""The verbs that run the pipeline, and the stage that each runs it to."""
-
-TAKE_REWARDS = ("grpo", "tune", "evaluate", "full")
-INPUT_AND_OUTPUT = "Input and output"
 INTERRUPTED = 128 + signal.SIGINT
-
-
-class Verb(click.Command):
-    """A command with a section of its own in its help: a title, and rows that are looked up only when it is shown."""
-
-    title = ""
-    rows: Callable[[], Rows]
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the section, then the options."""
-        with formatter.section(self.title):
-            formatter.write_dl(self.rows())
-        super().format_options(ctx, formatter)
-
-
-class UserFile(click.ParamType):
-    """A path; ``~`` is the user's home also where the shell leaves it, as in ``--rewards=~/mine.py``."""
-
-    name = "file"
-
-    def convert(self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """The path with the home in place of ``~``."""
-        try:
-            return Path(value).expanduser()
-        except RuntimeError as error:
-            raise InputError(f"{value}: {error}; give the whole path") from None
-
-
-class Verbs(click.Group):
-    """A group that names the nearest command for an unknown one."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command of the first argument.
-
-        Raises:
-            InputError: there is none of that name.
-        """
-        known = self.list_commands(ctx)
-        if args and not args[0].startswith("-") and args[0] not in known and not ctx.resilient_parsing:
-            raise unknown_name("command", args[0], known)
-        return super().resolve_command(ctx, args)
 
 
 class CommandLine(Verbs):
@@ -88,20 +25,13 @@ class CommandLine(Verbs):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The verbs, in the order of the pipeline."""
-        return [*LAST_STAGE, "report", "catalog", "serve", "manifest", "bench"]
+        return [*LAST_STAGE, *COMMANDS]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of a verb, or None."""
         if cmd_name in LAST_STAGE:
             return stage_command(cmd_name)
-        made = {
-            "report": report_command,
-            "catalog": catalog_command,
-            "serve": serve_command,
-            "manifest": manifest_command,
-            "bench": bench_command,
-        }
-        return made[cmd_name]() if cmd_name in made else None
+        return COMMANDS[cmd_name]() if cmd_name in COMMANDS else None
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; bad input ends with one message and exit code 2, Ctrl-C with 130."""
@@ -139,234 +69,6 @@ def main(verb: str | None = None) -> None:
     end_on_signals()
     given = [] if verb is None else [verb]
     command_line.main([*given, *sys.argv[1:]], prog_name="genrec")
-
-
-def takes_config(work: Callable[Concatenate[Config, P], None]) -> Callable[..., None]:
-    """A command's callback that reads a config, and calls ``work(config, ...)`` unless ``--show`` was given."""
-
-    @click.argument("words", metavar="CONFIG... [KEY=VALUE]...", nargs=-1)
-    @click.option("--show", is_flag=True, help="Print the resolved config as YAML, and exit.")
-    @click.option("-v", "--verbose", is_flag=True, help="Show debugging messages too.")
-    @click.option("-q", "--quiet", is_flag=True, help="Show warnings and errors only.")
-    @wraps(work)
-    def callback(
-        words: Sequence[str], show: bool, verbose: bool, quiet: bool, *args: P.args, **options: P.kwargs
-    ) -> None:
-        from genrec.config import load_config, to_yaml
-
-        if verbose and quiet:
-            raise click.UsageError("got --verbose and --quiet; wanted: one of them")
-        config = load_config([word for word in words if "=" not in word], [word for word in words if "=" in word])
-        if show:
-            click.echo(to_yaml(config), nl=False)
-            return
-        _start(config, logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
-        from genrec.data.files import explaining_failed_writes
-
-        with explaining_failed_writes("the command", config.storage_path):
-            work(config, *args, **options)
-
-    return callback
-
-
-def _start(config: Config, level: int) -> None:
-    """Make this process ready for work."""
-    from cluster.progress import show_in_terminal
-    from cluster.session import configure_process, require_packages
-    from cluster.trackers import require_trackers
-
-    configure_process(config)
-    require_packages(config)
-    require_trackers(config)
-    show_in_terminal(level)
-
-
-def stage_command(verb: str) -> click.Command:
-    """The command that runs the pipeline to the last stage of ``verb``."""
-
-    @takes_config
-    def run(config: Config, rewards: Path | None = None) -> None:
-        from cluster import pipeline, reward_file
-
-        reward_file.settings(rewards)  # Refuses a missing file now, not hours later.
-        pipeline.run(config, LAST_STAGE[verb], reward_file=rewards)
-
-    if verb in TAKE_REWARDS:
-        about = "Python file with a mapping TERMS of reward terms; rewards.custom.NAME gives their weights."
-        run = click.option("--rewards", metavar="FILE", type=UserFile(), help=about)(run)
-    return _verb(verb, run, help_of(f"workflows.{verb}"), INPUT_AND_OUTPUT, partial(stage_rows, verb))
-
-
-def bench_command() -> click.Command:
-    """``genrec bench NAME CONFIG...``."""
-
-    @click.argument("name")
-    @click.option("--json", "as_json", is_flag=True, help="Print the result as one line of JSON, too.")
-    @takes_config
-    def run(config: Config, name: str, as_json: bool) -> None:
-        registry = import_module("benchmarks.registry")
-        if name not in registry.BENCHMARKS:
-            raise unknown_name("benchmark", name, registry.BENCHMARKS)
-        bench = registry.run(name, config)
-        click.echo(bench.table())
-        if as_json:
-            click.echo(bench.as_json())
-        if bench.failure:
-            raise click.ClickException(bench.failure)
-
-    return _verb("bench", run, help_of("workflows.bench"), "Benchmarks", benchmark_rows)
-
-
-def report_command() -> click.Command:
-    """``genrec report RUN...``."""
-
-    @click.argument("runs", metavar="RUN...", type=UserFile(), nargs=-1)
-    @click.option("--out", metavar="DIRECTORY", type=UserFile(), default=Path("report"), help="Where the files go.")
-    def run(runs: Sequence[Path], out: Path) -> None:
-        from genrec.data.files import explaining_failed_writes
-        from genrec.evaluation.report.compare import report_runs
-
-        with explaining_failed_writes("the report", out):
-            click.echo(f"report: {report_runs(runs, out)}")
-
-    return _verb("report", run, help_of("workflows.report"), INPUT_AND_OUTPUT, report_rows)
-
-
-def catalog_command() -> click.Command:
-    """``genrec catalog insert FILE CONFIG...`` and ``genrec catalog remove ID[,ID…] CONFIG...``."""
-
-    @click.argument("file", metavar="FILE", type=UserFile())
-    @takes_config
-    def insert(config: Config, file: Path) -> None:
-        """Give each item of a Parquet file the nearest free semantic ID.
-
-        Items that were removed before return to the semantic ID that they had.
-
-        \b
-            genrec catalog insert new_items.parquet demo cpu
-        """
-        from workflows.catalog_changes import insert
-
-        click.echo(insert(config, file))
-
-    @click.argument("ids", metavar="ID[,ID…]")
-    @takes_config
-    def remove(config: Config, ids: str) -> None:
-        """Hide items from every search; their semantic IDs stay theirs.
-
-        \b
-            genrec catalog remove 1029743,1106523 demo cpu
-        """
-        from workflows.catalog_changes import remove
-
-        click.echo(remove(config, ids.split(",")))
-
-    commands: dict[str, click.Command] = {
-        run.__name__: _verb(run.__name__, run, inspect.getdoc(run) or "", INPUT_AND_OUTPUT, catalog_rows)
-        for run in (insert, remove)
-    }
-    return Verbs("catalog", commands=commands, help=help_of("workflows.catalog"))
-
-
-def serve_command() -> click.Command:
-    """``genrec serve RUN [serve.KEY=VALUE]...``."""
-
-    @click.argument("run", metavar="RUN", type=UserFile())
-    @click.argument("words", metavar="[KEY=VALUE]...", nargs=-1)
-    @click.option("--second", metavar="RUN", type=UserFile(), help="Another run of the same storage, served beside it.")
-    @click.option("--share", type=click.FloatRange(0, 1), default=0.5, help="Of the users, who get the second run.")
-    def callback(run: Path, words: Sequence[str], second: Path | None, share: float) -> None:
-        from cluster.progress import show_in_terminal
-        from cluster.serve.command import serve
-        from genrec.config.loading import read_overrides
-
-        show_in_terminal(logging.INFO)
-        serve(run, second, share, read_overrides(words))
-
-    return _verb("serve", callback, help_of("workflows.serve"), "Settings", serve_rows)
-
-
-def manifest_command() -> click.Command:
-    """``genrec manifest FILE [CONFIG...] [KEY=VALUE]...``."""
-
-    @click.argument("file", metavar="FILE", type=UserFile())
-    @click.argument("words", metavar="[CONFIG]... [KEY=VALUE]...", nargs=-1)
-    def callback(file: Path, words: Sequence[str]) -> None:
-        from cluster.manifest import check
-
-        click.echo(check(file, words).table())
-
-    return _verb("manifest", callback, help_of("workflows.manifest"), "Manifests", manifest_rows)
-
-
-def _verb(name: str, callback: Callable[..., None], text: str, title: str, rows: Callable[[], Rows]) -> Verb:
-    command = click.command(name, cls=Verb, help=text, no_args_is_help=True)(callback)
-    command.title, command.rows = title, rows
-    return command
-
-
-def help_of(module: str) -> str:
-    """A module's docstring as help: the paragraph of commands is indented, and keeps its lines."""
-    paragraphs = inspect.cleandoc(import_module(module).__doc__ or "").split("\n\n")
-    return "\n\n".join(f"\b\n{indent(text, '    ')}" if text.startswith("genrec ") else text for text in paragraphs)
-
-
-def stage_rows(verb: str) -> Rows:
-    """What a verb of the pipeline runs first, reads and writes."""
-    from cluster.pipeline import STAGES, always, stages_needed
-    from genrec.config import Config
-
-    stage, raw = STAGES[LAST_STAGE[verb]], "the catalogue and the log of data.source"
-    order = [other.name for other in stages_needed(Config(), stage.name)]
-    writes = ("writes", f"<storage>/{stage.name}/<key>/: {stage.writes}")
-    if verb == "full":
-        return [("runs", ", ".join(order)), ("reads", raw), writes]
-    reads = [name if when is always else f"{name} (where the config needs it)" for name, when in stage.reads.items()]
-    return [("runs first", ", ".join(order[:-1]) or "nothing"), ("reads", ", ".join(reads) or raw), writes]
-
-
-def report_rows() -> Rows:
-    """What a report of finished runs reads and writes."""
-    return [
-        ("runs first", "nothing: the runs are finished"),
-        ("reads", "RUN/report.json, which genrec evaluate wrote"),
-        ("writes", "DIRECTORY/report.html, report.md, report.json (DIRECTORY is ./report unless --out says otherwise)"),
-    ]
-
-
-def catalog_rows() -> Rows:
-    """What a change of the catalogue reads and writes."""
-    return [
-        ("runs first", "prepare, embed, assign"),
-        ("reads", "assign, embed (where the config needs it), and the changes so far"),
-        ("writes", "<storage>/live/<key of assign>/00001/, 00002/, …: the whole catalogue after each change"),
-    ]
-
-
-def serve_rows() -> Rows:
-    """The settings of the service."""
-    from genrec.config import Serve
-
-    return [
-        (f"serve.{name}", f"{field.description or ''} [{field.default}]".strip())
-        for name, field in Serve.model_fields.items()
-    ]
-
-
-def manifest_rows() -> Rows:
-    """The manifests that come with the package."""
-    return [
-        ("cluster.yaml", "RayCluster (KubeRay): nodes for data, learners and rollouts, which come and go"),
-        ("full.yaml", "RayJob: the whole workflow on a cluster of its own"),
-        ("nightly.yaml", "CronJob: the whole workflow every night"),
-        ("service.yaml", "RayService: the HTTP service"),
-        ("launcher.yaml", "the same cluster by Ray's own launcher, without Kubernetes"),
-    ]
-
-
-def benchmark_rows() -> Rows:
-    """The benchmarks, and what each measures."""
-    return list(import_module("benchmarks.registry").BENCHMARKS.items())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Check the manifest of a cluster, of a job or of the service, before anything is started.
+"""Check the manifest of a cluster, a job or the service.
 
 A field that is missing or unknown, a pod that is impossible, and processes for which there is no room are each one
 message. CONFIG says what will run there; the command of a job says it itself.

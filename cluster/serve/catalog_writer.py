@@ -39,7 +39,10 @@ class CatalogWriter:
         ids = [item.id for item in items]
         if len(set(ids)) < len(ids):
             raise InputError(f"items: got {len(ids)} items with {len(set(ids))} distinct ids; wanted each once")
-        table = pa.Table.from_pylist([item.model_dump() for item in items], CATALOG)
+        return self.insert_table(run, pa.Table.from_pylist([item.model_dump() for item in items], CATALOG))
+
+    def insert_table(self, run: RunRecord, table: pa.Table) -> dict[str, int]:
+        """``insert`` of items with the columns of ``columns.CATALOG``; errors of ``catalog_updates.insert``."""
         live, embed = _live(run), run.config.embed
         with _only_writer(live):
             done = catalog_updates.insert(
@@ -67,7 +70,7 @@ class CatalogWriter:
 
 
 def _live(run: RunRecord) -> Path:
-    return run.storage / "live" / run.catalog.name
+    return run.live
 
 
 @contextmanager

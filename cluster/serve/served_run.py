@@ -35,7 +35,7 @@ from genrec.inference.recommender import Recommender
 from genrec.inference.run_record import RunRecord
 
 SMOKE_USERS = 4
-"""Users of the log whose recommendations a run must answer before it is served."""
+"""Users of the log (items, where it has none) that a run must answer before it is served."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class ServedRun:
         self.recommender = Recommender(self.record, device="cuda" if settings.gpus else "cpu")
         self.policy = f"{self.record.policy.parent.name}/{self.record.policy.name}"
         view = self.recommender.view
-        self._log = UserLog(self.record.data, view.catalog.assigned)
+        self._log = UserLog(self.record.data, len(view.ids))
         self._popularity_N = self._log.popularity()
         self._cache: AnswerCache[RankedAnswer] = AnswerCache(settings.cached_answers)
         self._chats = threading.Semaphore(4)
@@ -222,13 +222,14 @@ class ServedRun:
             self._chats.release()
 
     def _smoke_test(self) -> None:
-        """Answer some users of the log, alone and in one batch: the code is warm then, and known to work.
+        """Answer some users of the log, or items, alone and in one batch: the code is warm then, and known to work.
 
         Raises:
             InputError: an answer is empty, names items twice, or has scores that are no probabilities.
         """
         view = self.recommender.view
         bodies = [RecommendBody(user=user) for user in self.users(SMOKE_USERS)]
+        bodies = bodies or [RecommendBody(history=[item]) for item in view.ids[:SMOKE_USERS]]
         questions = [read_question(body, view, self._log) for body in bodies]
         for batch in ([questions[0]], questions):
             for found in self._search(batch):

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from genrec.baselines.popularity import Popularity
 from genrec.baselines.train_log import read_train_log
 from genrec.data.readers import read_sequences
@@ -23,7 +25,7 @@ class UserHistory:
 
 
 class UserLog:
-    """The sequences of all users, from the directory that ``prepare`` wrote; N is the number of its items."""
+    """The sequences of all users, from a data directory; N is the number of items, inserted ones included."""
 
     def __init__(self, data: Path, items: int) -> None:
         self._data, self._items = data, items
@@ -51,7 +53,9 @@ class UserLog:
         return UserHistory(rows, self._listed("events", row), self._listed("times", row))
 
     def popularity(self) -> FloatArray:
-        """The scores (N,) of ``Popularity``: train events of each item."""
+        """The scores (N,) of ``Popularity``: train events of each item; equal ones where the log has no users."""
+        if not len(self):
+            return np.ones(self._items)
         return Popularity(read_train_log(self._data, self._items)).scores_N
 
     def _listed(self, column: str, row: int) -> list[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cluster.artifacts import Artifact, shown_path
+from cluster.measures import calibrations, item_vectors, rank_timed, speeds
+from cluster.newest_run import point_to
 from cluster.policy_predictor import OWN, PolicyPredictor, TunedSearch
 from cluster.stages import refit
 from cluster.stages.plan import Plan, StageRun
@@ -36,7 +37,15 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-PUBLISHED = ("metrics.json", "report.html", "report.md", "report.json", "recommender.json", "config.yaml")
+PUBLISHED = (
+    "metrics.json",
+    "report.html",
+    "report.md",
+    "report.json",
+    "recommender.json",
+    "answers.parquet",
+    "config.yaml",
+)
 """Files that are copied to ``<storage>/runs``."""
 
 
@@ -71,12 +80,7 @@ def publish(run: StageRun, artifact: Artifact) -> None:
             except OSError:
                 if not kept.is_dir():  # Else another process published it meanwhile.
                     raise
-    if newest.is_dir() and not newest.is_symlink():
-        newest.rename(newest.with_name(f"{newest.name}-{newest.stat().st_mtime_ns}"))
-    link = newest.with_name(f".{newest.name}.{os.getpid()}.tmp")
-    link.unlink(missing_ok=True)
-    link.symlink_to(kept.name)
-    link.replace(newest)
+    point_to(newest, kept)
     publish_in_store(run.config, kept, (kept, newest), last="recommender.json")
     LOG.info("verdict: %s", artifact.metrics["verdict"])
     LOG.info("report: %s (kept at %s)", shown_path(newest / "report.html"), kept.name)
@@ -131,8 +135,11 @@ def _evaluate(config: Config, inputs: Mapping[str, Artifact], out: Path) -> dict
     answers = predict_test(config, inputs, test, out)
     if "refit" in inputs:
         answers = replace(answers, refitted=_refitted(config, inputs, test, answers.tuned, out))
-    metrics = _summarise(config, inputs, test, answers)
-    _write(config, inputs, test, answers, metrics, out)
+    baselines, seconds = _baselines(config, inputs, test)
+    metrics = _summarise(config, inputs, test, answers, baselines)
+    metrics["speed"] = speeds(out / "predictions", answers.best, seconds, _seconds_made(inputs))
+    metrics["calibration"] = calibrations(answers.alone, answers.best, test.targets_Q)
+    _write(config, inputs, test, answers, baselines, metrics, out)
     return {"verdict": metrics["verdict"], "headline": metrics["headline"], "model": metrics["model"]["item"]}
 
 
@@ -180,10 +187,15 @@ def _refitted(
 
 
 def _summarise(
-    config: Config, inputs: Mapping[str, Artifact], test: TestData, answers: PolicyAnswers
+    config: Config,
+    inputs: Mapping[str, Artifact],
+    test: TestData,
+    answers: PolicyAnswers,
+    baselines: Mapping[str, IntArray],
 ) -> dict[str, Any]:
     """The metrics of the model, its parts and the baselines, with intervals, and what reinforcement learning gained."""
     from genrec.evaluation.goals import Goals, compare_goals, covered_means
+    from genrec.evaluation.query_slices import query_labels
     from genrec.evaluation.slices import category_numbers
     from genrec.evaluation.summary import Rankings, add_gain, add_prior, summarise
     from genrec.evaluation.verdict import plain_words, verdict
@@ -197,11 +209,14 @@ def _summarise(
     rankings = Rankings(
         targets_Q=test.targets_Q,
         model_QK=answers.model_QK,
-        baselines=_baselines(config, inputs, test),
+        baselines=baselines,
         codes_NL=test.catalog.codes_NL.numpy(),
         train_counts_N=suite.log.counts_N,
         category_N=category_numbers(test.items),
         event_Q=test.event_Q,
+        labels=query_labels(test.test, test.items),
+        recent_QH=test.recent_QH,
+        vectors_ND=item_vectors(inputs["embed"].path) if "embed" in inputs else None,
         policies=others,
     )
     costs = {name: {k: made.metrics[k] for k in ("wall_s", "peak_rss_mb")} for name, made in inputs.items()}
@@ -245,17 +260,22 @@ def _cost_of_rl(inputs: Mapping[str, Artifact]) -> dict[str, Any]:
     return kept | {"wall_s": spent["grpo"], "sft_wall_s": spent["sft"]}
 
 
-def _baselines(config: Config, inputs: Mapping[str, Artifact], test: TestData) -> dict[str, IntArray]:
-    """The rankings of ``evaluation.baselines``, in that order; those that failed are missing."""
+def _baselines(
+    config: Config, inputs: Mapping[str, Artifact], test: TestData
+) -> tuple[dict[str, IntArray], dict[str, float]]:
+    """The rankings of ``evaluation.baselines``, in that order, without those that failed; seconds of the counted."""
     from genrec.baselines.ranking_files import RANKING, read_ranking
 
     width, chosen = max(config.evaluation.ks), config.evaluation.baselines
     models = {name: model for name, model in test.suite.models.items() if name in chosen}
-    ranked: dict[str, IntArray] = {}
-    ranked |= replace(test.suite, models=models).rank(test.recent_QH, width)
+    ranked, seconds = rank_timed(replace(test.suite, models=models), test.recent_QH, width)
     for name in _rows_made(inputs, "settings"):
         ranked[name] = read_ranking(inputs["baselines"].path / name / RANKING, len(test.test))[:, :width]
-    return {name: ranked[name] for name in chosen if name in ranked}
+    return {name: ranked[name] for name in chosen if name in ranked}, seconds
+
+
+def _seconds_made(inputs: Mapping[str, Artifact]) -> dict[str, float]:
+    return {name: ms / 1000 for name, ms in _rows_made(inputs, "ms_per_query").items()}
 
 
 def _rows_made(inputs: Mapping[str, Artifact], figure: str) -> dict[str, Any]:
@@ -270,22 +290,26 @@ def _write(
     inputs: Mapping[str, Artifact],
     test: TestData,
     answers: PolicyAnswers,
+    baselines: Mapping[str, IntArray],
     metrics: dict[str, Any],
     out: Path,
 ) -> None:
-    """``metrics.json``, the report in three forms, and ``recommender.json``; the table is logged too."""
+    """``metrics.json``, the report, ``answers.parquet`` and ``recommender.json``; the table is logged too."""
+    from genrec.evaluation.judge.system_answers import FILE, write_answers
     from genrec.evaluation.report.explore import catalog_view
     from genrec.evaluation.report.page import text_table, write_report
     from genrec.evaluation.slices import sid_use
 
     write_json(metrics, out / "metrics.json")
+    systems = _systems(answers, baselines)
+    write_answers(test.test, test.items, systems, out / FILE, seed=config.seed)
     curves = {name: read_summary(inputs[name].path)["curve"] for name in answers.alone}
     write_report(
         out,
         metrics,
         curves=curves,
         sid_stats=sid_use(test.catalog.codes_NL.numpy(), test.catalog.level_sizes),
-        users=_users(answers, _baselines(config, inputs, test), test, config.seed),
+        users=_users(systems, test, config.seed),
         catalog=catalog_view(
             test.catalog.codes_NL.numpy(),
             test.items["title"].to_pylist(),
@@ -299,17 +323,19 @@ def _write(
     LOG.info("\n%s", text_table(metrics))
 
 
-def _users(
-    answers: PolicyAnswers, baselines: Mapping[str, IntArray], test: TestData, seed: int
-) -> list[dict[str, Any]]:
-    """Users with the answers of the model, its policies and the baselines."""
-    from genrec.evaluation.report.explore import user_answers
-
+def _systems(answers: PolicyAnswers, baselines: Mapping[str, IntArray]) -> dict[str, IntArray]:
+    """The rankings of the model, its policies and the baselines."""
     own = {"policy" if name == answers.best else name: ranked.items_QK for name, ranked in answers.alone.items()}
     if not answers.tuned.weight:
         own.pop("policy")
+    return {"model": answers.model_QK, **own, **baselines}
+
+
+def _users(systems: Mapping[str, IntArray], test: TestData, seed: int) -> list[dict[str, Any]]:
+    """Users with the answers of every system."""
+    from genrec.evaluation.report.explore import user_answers
+
     titles, histories = test.items["title"].to_pylist(), test.test["history"].to_pylist()
-    systems = {"model": answers.model_QK, **own, **baselines}
     return user_answers(histories, test.targets_Q, systems, titles, seed=seed)
 
 

@@ -116,7 +116,7 @@ class ItemKNN:
         self.backoff_N = settings.popularity * popularity_N / max(1.0, float(popularity_N.max()))
 
     def grown(self, items: int, near_MX: IntArray | None) -> ItemKNN:
-        """The same for a catalogue of ``items`` items, of which the last M are new.
+        """The same for a catalogue of ``items`` items, of which the last M are new, or for its first ``items`` items.
 
         A new item is scored, and counts in a history, as the mean of the X known items that are most like it
         (similarity of texts times co-occurrence, as in STAR, Lee et al. 2024, 2410.16458): ``near_MX``. Without these
@@ -125,6 +125,10 @@ class ItemKNN:
         known = len(self.backoff_N)
         if items == known:
             return self
+        if items < known:
+            other = copy(self)
+            other.similarity_NN, other.backoff_N = self.similarity_NN[:items, :items].tocsr(), self.backoff_N[:items]
+            return other
         near_MX = np.zeros((items - known, 0), dtype=np.int64) if near_MX is None else near_MX
         new_MX = np.broadcast_to(np.arange(known, items)[:, None], near_MX.shape)
         rows_E, columns_E = (np.concatenate([np.arange(known), new.ravel()]) for new in (new_MX, near_MX))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -79,7 +79,8 @@ def train_log(sequences: pa.Table | Iterable[pa.Table], n_items: int) -> TrainLo
         InputError: no train target, an item outside the catalogue, or columns that do not fit.
     """
     if isinstance(sequences, pa.Table):
-        sequences = (pa.Table.from_batches([part]) for part in sequences.to_batches(STREAM_ROWS))
+        whole: Any = sequences
+        sequences = (pa.Table.from_batches([part]) for part in whole.to_batches(STREAM_ROWS))
     parts, users = list[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]](), 0
     for table in sequences:
         parts.append(_train_events(table, users, n_items))

@@ -17,7 +17,8 @@ from genrec.config.baselines import (
     SequentialSettings,
 )
 from genrec.config.data import Data, Embed, Filters
-from genrec.config.learning import Learning, Loss, Rewards, RewardSettings, Rl, Sft
+from genrec.config.judge import ChatServer, Judge
+from genrec.config.learning import Learning, Loss, Rewards, RewardSettings, Rl, Sft, Update
 from genrec.config.loading import known_keys, load_config, to_yaml
 from genrec.config.packaged import packaged_file, packaged_names
 from genrec.config.policy import EventContext, Items, Lora, PolicyConfig
@@ -35,6 +36,7 @@ __all__ = [
     "BenchConfig",
     "Bert4recSettings",
     "BsarecSettings",
+    "ChatServer",
     "Compute",
     "Config",
     "Data",
@@ -48,6 +50,7 @@ __all__ = [
     "HstuSettings",
     "Instruction",
     "Items",
+    "Judge",
     "Learning",
     "Lora",
     "Loss",
@@ -68,6 +71,7 @@ __all__ = [
     "Tasks",
     "Teacher",
     "Tune",
+    "Update",
     "known_keys",
     "load_config",
     "packaged_file",

@@ -324,6 +324,31 @@ def _slates_fit(rl: Rl) -> dict[str, bool]:
     }
 
 
+class Update(Section):
+    """How a finished policy goes on learning from new events (``genrec update``)."""
+
+    steps: PositiveInt = Field(default=100, description="optimizer steps")
+    batch_size: PositiveInt = Field(default=128, description="queries of a step")
+    replay: float = Field(default=0.5, ge=0, lt=1, description="share of a batch that are old train queries")
+    kl: float = Field(default=0.3, ge=0, description="weight of KL(policy before the update || policy)")
+    lr: float = Field(default=5e-4, gt=0, description="peak learning rate")
+    warmup: float = Field(default=0.1, ge=0, le=1, description="share of the steps in which it rises")
+    weight_decay: float = Field(default=0.01, ge=0, description="of matrices")
+    clip: float = Field(default=1.0, gt=0, description="largest norm of a gradient")
+    held_out: float = Field(
+        default=0.2, gt=0, lt=1, description="share of the users whose last new event is for validation"
+    )
+    eval_every: PositiveInt = Field(default=25, description="steps between two looks of the guard")
+    eval_queries: PositiveInt = Field(default=1000, description="validation queries, of old and of new ones each")
+    guard_noise: float = Field(
+        default=2.0, ge=0, description="a drop of NDCG@10 counts from this number of standard errors on"
+    )
+    guard_drop: float = Field(default=0.01, ge=0, description="and from this share of its value on")
+    micro_batch: PositiveInt = Field(
+        default=64, json_schema_extra=SPEED, description="queries of a forward pass; lower it if memory runs out"
+    )
+
+
 class Learning(Section):
     """How the policy learns: first from the log, then from rewards."""
 
@@ -332,6 +357,7 @@ class Learning(Section):
     tasks: Tasks = Tasks()
     instruction: Instruction = Instruction()
     rl: Rl = Rl()
+    update: Update = Update()
     refit: bool = Field(
         default=False,
         description="the SFT policy is trained again, on train and validation events, for the steps that validation "

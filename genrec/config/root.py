@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from genrec.config.baselines import Baselines
 from genrec.config.data import Data, Embed
+from genrec.config.judge import Judge
 from genrec.config.learning import Learning, Rewards
 from genrec.config.policy import EventContext, PolicyConfig
 from genrec.config.running import BenchConfig, Compute, Decode, Evaluation, Serve
@@ -64,6 +65,7 @@ class Config(Section):
     decode: Decode = Decode()
     baselines: Baselines = Baselines()
     evaluation: Evaluation = Evaluation()
+    judge: Judge = Judge()
     tune: Tune = Tune()
     bench: BenchConfig = BenchConfig()
     compute: Compute = Compute()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from typing import Literal
-from urllib.parse import urlsplit
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt
 
-from genrec.config.section import SPEED, Section, UserPath
+from genrec.config.judge import ChatServer
+from genrec.config.section import Section, UserPath
 
 
 class TaskWeight(Section):
@@ -58,40 +58,13 @@ class Tasks(Section):
         return {name: task for name in type(self).model_fields if (task := getattr(self, name)).weight > 0}
 
 
-class Teacher(Section):
+class Teacher(ChatServer):
     """A larger model that writes reasons and tastes; null as url leaves them to templates."""
 
-    url: str | None = Field(
-        default=None, description="OpenAI-compatible base, such as https://host/v1; http for this machine alone"
-    )
-    model: str = ""
     key_variable: str = Field(default="GENREC_TEACHER_KEY", description="environment variable that holds the key")
     examples: PositiveInt = Field(default=1000, description="train queries that get a text from it, per task")
     temperature: float = Field(default=0.7, ge=0)
     max_tokens: PositiveInt = 160
-    timeout_s: float = Field(default=60.0, gt=0, json_schema_extra=SPEED)
-    concurrency: int = Field(default=8, ge=1, le=256, json_schema_extra=SPEED, description="questions at a time")
-    retries: int = Field(
-        default=5,
-        ge=0,
-        le=20,
-        json_schema_extra=SPEED,
-        description="after 429, 5xx or a timeout, waiting longer each time",
-    )
-
-    @field_validator("url")
-    @classmethod
-    def _sends_nothing_in_the_clear(cls, url: str | None) -> str | None:
-        parts = urlsplit(url or "https://host")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("a URL with a user, password or query would be written to manifests; use key_variable")
-        if not parts.hostname or parts.scheme not in ("http", "https"):
-            raise ValueError("wanted: https://HOST/PATH, or http://localhost:PORT/PATH")
-        if parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
-            raise ValueError(
-                "http sends the key and users' histories in the clear; use https, or a tunnel to localhost"
-            )
-        return url
 
 
 class Instruction(Section):

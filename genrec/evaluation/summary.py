@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from genrec.baselines.buckets import popularity_bucket
 from genrec.errors import InputError
+from genrec.evaluation.comparisons import Corrected, corrected
 from genrec.evaluation.intervals import Difference, intervals, paired
+from genrec.evaluation.query_slices import by_label
 from genrec.evaluation.slices import by_bucket, by_event
 from genrec.evaluation.spread import of_targets, spread
 from genrec.metrics import (
@@ -76,6 +78,9 @@ class Rankings:
     train_counts_N: IntArray
     category_N: IntArray | None = None
     event_Q: Sequence[str | None] = ()
+    labels: Mapping[str, NDArray[np.str_]] = field(default_factory=dict[str, NDArray[np.str_]])
+    recent_QH: IntArray | None = None
+    vectors_ND: FloatArray | None = None
     policies: Mapping[str, IntArray] = field(default_factory=dict[str, NDArray[np.int64]])
 
     @cached_property
@@ -114,6 +119,7 @@ def summarise(
     by_baseline = {name: _item_values(ranked_QK, rankings, ks) for name, ranked_QK in rankings.baselines.items()}
     others = {**by_baseline, **{name: levels["item"] for name, levels in by_policy.items() if name != "model"}}
     differences = {name: paired(model, values, resamples, seed) for name, values in others.items()}
+    tests = _corrected(model, others) if any(differences.values()) else {}
     baselines = {name: means(values) for name, values in by_baseline.items()}
     result: dict[str, Any] = {name: {lv: means(v) for lv, v in levels.items()} for name, levels in by_policy.items()}
     result["baselines"] = baselines
@@ -126,18 +132,35 @@ def summarise(
     result["prefix"] = {name: means(values) for name, values in by_prefix.items()}
     result["ci95"]["prefix"] = {name: intervals(values, resamples, seed) for name, values in by_prefix.items()}
     result["stages"] = {name: dict(cost) for name, cost in (stages or {}).items()}
-    result["paired"] = {name: dict(difference) for name, difference in differences.items()}
+    result["paired"] = {
+        name: {metric: {**one, **tests[metric][name]} if metric in tests else one for metric, one in by_metric.items()}
+        for name, by_metric in differences.items()
+    }
     result["buckets"] = _buckets(rankings, model, by_baseline)
     if rankings.event_Q:
         sliced = {"model": model, **by_baseline}
         result["events"] = {name: by_event(values, rankings.event_Q) for name, values in sliced.items()}
+    sliced = {"model": model, **others}
+    result["slices"] = {
+        slice_: {name: by_label(values, label_Q) for name, values in sliced.items()}
+        for slice_, label_Q in rankings.labels.items()
+    }
     counts_N = rankings.train_counts_N
-    result["spread"] = {name: spread(one_QK, counts_N, rankings.category_N) for name, one_QK in systems.items()}
+    more = {"recent_QH": rankings.recent_QH, "vectors_ND": rankings.vectors_ND}
+    result["spread"] = {name: spread(one_QK, counts_N, rankings.category_N, **more) for name, one_QK in systems.items()}
     result["targets"] = of_targets(rankings.targets_Q, counts_N)
     result["queries"], result["items"] = len(rankings.targets_Q), len(rankings.train_counts_N)
     result["headline"] = headline(result["model"]["item"], baselines, differences)
     result["baseline_wins"] = metrics_lost(result["model"]["item"], baselines)
     return {**result, **(details or {})}
+
+
+def _corrected(model: Values, others: Mapping[str, Values]) -> dict[str, dict[str, Corrected]]:
+    """By headline metric and ranking: the paired t tests against every other row, corrected for their number."""
+    return {
+        metric: corrected({name: model[metric] - values[metric] for name, values in others.items()})
+        for metric in HEADLINE_METRICS
+    }
 
 
 def metrics_lost(model: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from genrec.baselines.itemknn import ItemKNN, KnnSettings, Pairs
 from genrec.baselines.sparse import Sparse, mask_seen_items
 from genrec.baselines.train_log import read_train_log, recent_history
 from genrec.config import Config
-from genrec.data.files import write_parquet
+from genrec.data.files import write_json, write_parquet
 from genrec.data.readers import read_queries
 from genrec.data.tables import contexts
 from genrec.inference.prior import RankedItems, grown_knn
@@ -125,7 +126,7 @@ class BatchPredictor:
 
     The prompts of a batch run through the model once for all of them. Columns: ``id`` of the query; ``items``, its W
     best item rows in the order of the search; ``logp``, the log-probability of each item's SID (``head_alone``: of the
-    item); ``head``, that of the item by the head, where it guided the search.
+    item); ``head``, that of the item by the head, where it guided the search. A JSON file beside each has the seconds.
 
     Raises:
         InputError: data, catalogue or policy cannot be read, or do not fit each other.
@@ -157,36 +158,49 @@ class BatchPredictor:
         size = config.evaluation.shard_queries
         queries = self._queries.slice(shard * size, size)
         found: dict[str, list[Beams]] = {name: [] for name in self._spec.answerings}
+        self._seconds = dict.fromkeys(self._spec.answerings, 0.0)
         for start in range(0, len(queries), config.decode.batch_size):
             for name, beams in self._answer(queries.slice(start, config.decode.batch_size)).items():
                 found[name].append(beams)
         for name, parts in found.items():
-            _write_shard(queries["id"], parts, shard_file(self._spec.out / name, shard))
+            file = shard_file(self._spec.out / name, shard)
+            write_json({"queries": len(queries), "seconds": self._seconds[name]}, file.with_suffix(".json"))
+            _write_shard(queries["id"], parts, file)
         return {"queries": len(queries)}
 
     def _answer(self, queries: pa.Table) -> dict[str, Beams]:
+        shared = time.perf_counter()
         encoded = self._prompts.encode(queries["history"].to_pylist(), contexts(queries))
         tokens_BP, mask_BP = (part.to(self._device) for part in encoded)
         prefilled = prefill(self._policy, tokens_BP, mask_BP)
         scores = None
         if self._scorer is not None:
             scores = self._scorer(recent_history(queries, self._spec.config.data.max_history))
+        shared = self._now() - shared
         found: dict[str, Beams] = {}
         for name, way in self._spec.answerings.items():
+            start = self._now()
             if way.head_alone:
                 found[name] = best_by_head(self._policy, prefilled.hidden_B1D[:, 0], self._catalog, self._spec.width)
-                continue
-            found[name] = beam(
-                self._policy,
-                tokens_BP,
-                mask_BP,
-                self._trie,
-                self._spec.width,
-                prior=self._node_prior(scores, way.prior_weight),
-                head_weight=way.head_weight,
-                prefilled=prefilled.copy(),
-            )
+            else:
+                found[name] = beam(
+                    self._policy,
+                    tokens_BP,
+                    mask_BP,
+                    self._trie,
+                    self._spec.width,
+                    prior=self._node_prior(scores, way.prior_weight),
+                    head_weight=way.head_weight,
+                    prefilled=prefilled.copy(),
+                )
+            self._seconds[name] += shared + self._now() - start
         return found
+
+    def _now(self) -> float:
+        """Seconds, after the GPU has done what it was given."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
 
     def _node_prior(self, scores: Sparse | None, weight: float) -> NodePrior | None:
         if scores is None or not weight:

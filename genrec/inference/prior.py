@@ -76,9 +76,13 @@ class RankedItems:
 
 
 def grown_knn(knn: ItemKNN, catalog: Catalog) -> ItemKNN:
-    """``knn`` of the assigned catalogue for ``catalog``, which may have grown from it."""
-    near_MX = catalog.nearest_assigned
-    return knn.grown(len(catalog), None if near_MX is None else near_MX.numpy())
+    """``knn`` of the first items of ``catalog`` (those that were assigned, at least) for all of them.
+
+    Inserted items that it has counted keep their own counts.
+    """
+    near_MX, known = catalog.nearest_assigned, len(knn.backoff_N)
+    uncounted = max(0, known - catalog.assigned)
+    return knn.grown(len(catalog), None if near_MX is None else near_MX.numpy()[uncounted:])
 
 
 @dataclass(frozen=True)

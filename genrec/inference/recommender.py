@@ -26,6 +26,7 @@ from genrec.policy.backbone import load as load_policy
 from genrec.policy.chat import generate
 from genrec.policy.decoding.request_constraints import Constraint
 from genrec.policy.decoding.request_ids import item_ids
+from genrec.policy.model import Policy
 from genrec.sid import catalog_updates
 from genrec.sid.catalog import Catalog
 from genrec.sid.readable import SidNames
@@ -49,9 +50,10 @@ class Recommender:
         self.run, config = run, run.config
         self._device = usable_device(device)
         backbones = run.storage / "backbones"
-        self._live = run.storage / "live" / run.catalog.name if live else None
-        self._items = read_items(run.data)
-        catalog = Catalog.load(run.catalog)
+        self._live = run.live if live else None
+        items, catalog = read_items(run.data), Catalog.load(run.catalog)
+        # An updated run has counted events of inserted items; their titles come with the catalogue as it is now.
+        self._items = items.slice(0, len(catalog))
         self._policy, self._prompts = load_policy(
             config.policy,
             catalog,
@@ -66,7 +68,7 @@ class Recommender:
         self._ranker = TreeRanker(run, self._policy)
         self._knn: ItemKNN | None = None
         if run.prior.weight and run.prior.settings is not None:
-            log = read_train_log(run.data, self._items.num_rows)
+            log = read_train_log(run.data, items.num_rows)
             self._knn = ItemKNN(Pairs(log), run.prior.settings)
         self._names = SidNames.load(run.catalog)
         self._refresh_lock = threading.Lock()
@@ -206,6 +208,11 @@ class Recommender:
                 return False
             self._view = self._read_view(path)
             return True
+
+    @property
+    def policy(self) -> Policy:
+        """The policy, in evaluation mode; not to be changed."""
+        return self._policy
 
     @property
     def view(self) -> CatalogView:

@@ -54,6 +54,11 @@ class RunRecord:
     mask_seen: bool
     event: str | None = None
 
+    @property
+    def live(self) -> Path:
+        """The directory of the later changes of the catalogue."""
+        return self.storage / "live" / self.catalog.name
+
     @classmethod
     def read(cls, directory: Path) -> RunRecord:
         """The run whose report is in ``directory``, ``<storage>/runs/<name>``.

@@ -20,7 +20,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from genrec.errors import InputError
 from genrec.policy.decoding import last_layer
 from genrec.policy.item_rows import ItemRows
-from genrec.policy.prompts import SidTokens
+from genrec.policy.prompts import ITEM_TOKEN, SidTokens
 from genrec.types import Snapshot
 
 
@@ -152,6 +152,26 @@ class Policy(nn.Module):
         text_TD = table.token_adapter.base_layer.weight[: self.sids.base]
         parts = (F.linear(hidden_xD, part.to(hidden_xD.dtype)) for part in (text_TD, rows))
         return torch.cat(tuple(parts), dim=-1)
+
+    def embedding_tables(self) -> tuple[Tensor, Tensor]:
+        """The whole input and output embedding tables, (V, D) each, with the SID embeddings in their rows."""
+        tables: tuple[Any, Any] = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
+        whole: list[Tensor] = []
+        for table, rows in zip(tables, (self._sid_in[0], self._sid_out[0]), strict=True):
+            if rows is None:
+                whole.append(table.weight.detach())
+                continue
+            holder: Any = tables[0] if rows is self._sid_in[0] else table
+            text_TD = holder.token_adapter.base_layer.weight[: self.sids.base]
+            whole.append(torch.cat([text_TD.to(rows.dtype), rows]).detach())
+        return whole[0], whole[1]
+
+    def embed_items(self, rows_N: Tensor) -> Tensor:
+        """What stands for each item as the first of a history, as rows (N, D) of the input embedding table.
+
+        A policy that reads items by their codes alone has no such rows.
+        """
+        return self._embed((ITEM_TOKEN + rows_N)[:, None], None)[:, 0] / self._input_scale
 
     def sid_names(self) -> tuple[str, ...]:
         """Names of the parameters with SID embeddings: that of the input table, and that of an untied output table."""

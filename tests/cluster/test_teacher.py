@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cluster import teacher
+from cluster import chat_client, teacher
 from genrec.config import Config, load_config
 from genrec.errors import InputError
 
@@ -54,7 +54,7 @@ def config_for(server: Any, monkeypatch: pytest.MonkeyPatch, questions: int = 4,
     monkeypatch.setattr(
         teacher, "_questions", lambda *_: [(TASK, row, "en", f"why {row}?") for row in range(questions)]
     )
-    monkeypatch.setattr(teacher, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(chat_client, "FIRST_PAUSE_S", 0.001)
     url = f"http://127.0.0.1:{server.server_port}/v1"
     changes = {f"learning.instruction.teacher.{name}": value for name, value in settings.items()}
     return load_config(["versions/v1"]).replace(
@@ -85,7 +85,7 @@ def test_a_server_in_trouble_is_asked_again(
 
 @pytest.mark.parametrize(
     ("status", "body"),
-    [(401, b""), (404, b""), (302, b""), (200, b"{"), (200, b"[]"), (200, b"x" * (teacher.LARGEST_ANSWER + 1))],
+    [(401, b""), (404, b""), (302, b""), (200, b"{"), (200, b"[]"), (200, b"x" * (chat_client.LARGEST_ANSWER + 1))],
 )
 def test_an_answer_that_no_retry_mends_is_one_message_and_what_was_answered_is_kept(
     status: int, body: bytes, server: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

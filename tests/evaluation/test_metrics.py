@@ -153,7 +153,8 @@ def test_bucket_means_weigh_up_to_the_whole():
 def test_what_is_recommended_counts_each_item_once_and_no_padding():
     counts = np.array([9, 4, 0, 5])
     found = spread(np.array([[0, 1, -1], [1, 0, 2]]), counts, k=2)
-    assert found == {"coverage@2": 0.5, "new_items@2": 0.5, "popularity@2": 6.5}
+    shares = {"gini@2": 0.5, "novelty@2": -math.log2(10 / 22 * 5 / 22) / 2}
+    assert found == pytest.approx({"coverage@2": 0.5, "new_items@2": 0.5, "popularity@2": 6.5, **shares})
     assert of_targets(np.array([0, 2]), counts) == {"popularity": 4.5, "new_items": 0.5}
     nothing = spread(np.array([[-1, -1]]), counts, np.array([0, 0, 1, 1]))
     assert nothing["coverage@10"] == nothing["new_items@10"] == nothing["unique_categories@10"] == 0

@@ -51,7 +51,7 @@ def test_the_summary_has_the_documented_form_and_is_json():
     result = json.loads(json.dumps(result))
     assert set(result["model"]) == {"item", "sid"}
     assert set(result["baselines"]) == {"popularity", "itemknn"}
-    assert set(result["model"]["item"]) == {f"{m}@{k}" for m in ("hr", "ndcg") for k in (1, 3, 5, 10, 20, 50)}
+    assert set(result["model"]["item"]) == {f"{m}@{k}" for m in ("hr", "ndcg", "mrr") for k in (1, 3, 5, 10, 20, 50)}
     low, high = result["ci95"]["model"]["item"]["ndcg@10"]
     assert low < result["model"]["item"]["ndcg@10"] < high
     assert low < high

@@ -25,12 +25,13 @@ from genrec.config import Config, load_config, to_yaml
 from genrec.errors import InputError
 from genrec.sid import catalog_updates
 from genrec.sid.catalog import Catalog
-from workflows.cli import LAST_STAGE, command_line
+from workflows.cli import command_line
+from workflows.help_rows import LAST_STAGE
 
 ROOT = Path(__file__).parents[2]
 VERBS = [
     *("prepare", "embed", "assign", "sft", "grpo", "tune", "refit", "evaluate", "full"),
-    *("report", "catalog", "serve", "bench"),
+    *("report", "judge", "catalog", "export", "import", "update", "serve", "manifest", "bench"),
 ]
 HEAVY = ("torch", "ray", "transformers", "pyarrow")
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from genrec.baselines.train_log import TrainLog
 from genrec.errors import InputError
+from genrec.metrics import IntArray
 from genrec.seeds import generator_of
 
 MIXED = 16
@@ -44,7 +45,7 @@ class TrainingWindows:
     ``dense``: the next item is a target at each position, else at the last one alone.
     """
 
-    items_E: NDArray[np.int64]
+    items_E: IntArray
     starts_S: NDArray[np.int64]
     lengths_S: NDArray[np.int64]
     dense: bool

@@ -119,7 +119,8 @@ def _header(file: str) -> dict[str, str]:
     """Column → type; InputError for a header that is not RecBole's."""
     with reading(file, "RecBole's atomic files"), open_stream(file) as stream:
         fields = stream.readline(1 << 20).decode("utf-8-sig").strip("\r\n").split("\t")
-    header = dict(field.rpartition(":")[::2] for field in fields)
+    named = [field.rpartition(":") for field in fields]
+    header = {name: kind for name, _, kind in named}
     if wrong := [field for field in fields if ":" not in field or field.rpartition(":")[2] not in TYPES]:
         raise InputError(
             f"{file}: got the columns {wrong} without a type, wanted names such as user_id:token, divided by tabs, "

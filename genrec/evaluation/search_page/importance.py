@@ -64,7 +64,9 @@ def rank_importance(values: Sequence[Any], figures_T: NDArray[np.float64]) -> fl
         found: Any = spearmanr(np.array(values, dtype=np.float64), figures_T)
         return abs(float(found.statistic))
     ranks_T, names = rankdata(figures_T), np.array([_written(value) for value in values])
-    between = sum((names == name).sum() * (ranks_T[names == name].mean() - ranks_T.mean()) ** 2 for name in set(names))
+    between: float = sum(
+        (names == name).sum() * (ranks_T[names == name].mean() - ranks_T.mean()) ** 2 for name in set(names)
+    )
     return math.sqrt(between / max(float(((ranks_T - ranks_T.mean()) ** 2).sum()), 1e-12))
 
 

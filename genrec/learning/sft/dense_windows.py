@@ -80,7 +80,7 @@ def _cut(table: pa.Table, history: int, names: dict[str, int] | None) -> Windows
     targets_W = before_E[start_W + length_W] - before_E[start_W + np.minimum(fresh_W, length_W)]
     full_W = targets_W > 0
     small = (one_W[full_W].astype(np.int32) for one_W in (length_W, fresh_W, targets_W, trained_U[user_W]))
-    windows = Windows(items_E, scored_E, start_W[full_W], *small, users=_users(table))
+    windows = Windows(np.asarray(items_E, dtype=np.int32), scored_E, start_W[full_W], *small, users=_users(table))
     if names is None:
         return windows
     return replace(windows, event_E=_event_numbers(table, length_U, names), time_E=_flat(table, "times")[0])

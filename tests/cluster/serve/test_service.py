@@ -19,6 +19,8 @@ import genrec
 from cluster.serve.http_app import make_app
 from cluster.serve.runs_file import Split
 from cluster.serve.search_queue import SearchQueue, TooLateError
+from genrec.inference.hf_folder.export_run import export_run
+from genrec.inference.hf_folder.import_run import import_run
 from genrec.inference.recommender import Recommender
 from genrec.inference.request import RecommendRequest
 
@@ -415,3 +417,14 @@ def test_a_full_queue_and_a_late_request_are_refused_at_once() -> None:
     with pytest.raises(TooLateError):
         queue.submit(4, time.monotonic() - 1)
     queue.close()
+
+
+def test_an_imported_run_is_served_though_its_log_has_no_users(storage: Path, tmp_path: Path) -> None:
+    own = genrec.load(storage / "runs" / "alone")
+    export_run(own, storage / "runs" / "alone", tmp_path / "folder")
+    elsewhere = tmp_path / "elsewhere"
+    run = import_run(tmp_path / "folder", elsewhere)
+    with client_of(make_service(elsewhere, run.name)) as client:
+        found = recommend(client, history=HISTORY, k=3)
+        assert [item["id"] for item in found["items"]] == [item.id for item in own.recommend(HISTORY, k=3)]
+        assert recommend(client, history=[], k=2)["source"] == "popularity"

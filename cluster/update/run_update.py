@@ -1,0 +1,169 @@
+"""A near-line update of a finished run: new events, new items, some steps of training, the guard, a new run.
+
+<storage>/update/<key>/              the policy that the guard kept, and what it saw (curve.json)
+<storage>/update/<key>/data/         the log with the new events
+<storage>/runs/<name>-<key>/         the new run; <storage>/runs/<name> points to it, so /v1/reload finds it
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.artifacts import Artifact, Recipe, make_artifact
+from cluster.newest_run import point_to
+from cluster.serve.catalog_writer import CatalogWriter
+from cluster.train import CURVE, make_accelerator, read_summary
+from cluster.update.policy_update import UpdateTask, update_policy
+from cluster.update.update_data import appended, write_update_data
+from genrec.data.columns import CATALOG
+from genrec.data.content import content_digest
+from genrec.data.files import write_json
+from genrec.data.new_events import Appended, read_new_log
+from genrec.data.readers import read_items, read_queries, read_train_queries, stream_sequences
+from genrec.errors import InputError
+from genrec.evaluation.validate import Search
+from genrec.inference.catalog_view import CatalogView
+from genrec.inference.run_record import RunRecord
+from genrec.policy.backbone import load, save
+from genrec.sid import catalog_updates
+from genrec.sid.catalog import Catalog
+
+LOG = logging.getLogger(__name__)
+
+RECORD, UPDATED_FROM = "recommender.json", "updated_from"
+VALIDATION_WIDTH = 10
+
+
+@dataclass(frozen=True)
+class Updated:
+    """What an update did: the events and queries by kind, the run that it published (None: the guard kept the old)."""
+
+    counts: Mapping[str, int]
+    inserted: int
+    run: Path | None
+    curve: list[dict[str, Any]]
+
+
+def update_run(directory: Path, log: Path, items: Path | None, overrides: Mapping[str, object]) -> Updated:
+    """Update the run whose report is in ``directory`` with the events of the file ``log``.
+
+    Args:
+        items: a table of the items that the catalogue lacks; they are inserted first.
+        overrides: of the run's config: ``learning.update.*``.
+
+    Raises:
+        InputError: no finished run, events or items that cannot be used, or none that is new.
+    """
+    before = RunRecord.read(directory)
+    run = replace(before, config=before.config.replace({**overrides, "storage": str(before.storage)}))
+    events = read_new_log(log, run.config.data)
+    inserted = 0 if items is None else _insert(run, items)
+    settings = {
+        "update": run.config.learning.update.result_settings(),
+        "log": content_digest(log),
+        "run": [part.relative_to(run.storage).as_posix() for part in (run.data, run.catalog, run.policy)],
+        "catalog": _current(run).name,
+        "seed": run.config.seed,
+    }
+    made = make_artifact(run.config, Recipe("update", settings, (__name__,)), partial(_update, run, events))
+    curve = read_summary(made.path)["curve"]
+    kept = None if not made.metrics["best_step"] else _publish(directory, run, made)
+    return Updated(made.metrics["counts"], inserted, kept, curve)
+
+
+def roll_back(directory: Path) -> Path:
+    """Make the run that the one in ``directory`` was updated from the newest of its name again; returns it.
+
+    Raises:
+        InputError: no finished run, or one that is no update, or whose predecessor is gone.
+    """
+    run, record = RunRecord.read(directory), _record(directory)
+    place = directory.resolve()
+    if UPDATED_FROM not in record:
+        raise InputError(f"{directory} ({place.name}) is no update of another run, so there is none to go back to")
+    former = place.parent / Path(record[UPDATED_FROM]).name
+    RunRecord.read(former)
+    point_to(place.parent / run.config.name, former)
+    return former
+
+
+def _insert(run: RunRecord, items: Path) -> int:
+    """Insert the items that the catalogue lacks; returns how many."""
+    table = catalog_updates.read_new_items(items, run.config.data.columns)
+    _, known, _ = catalog_updates.read(_current(run))
+    fresh = table.filter(pa.array([item not in set(known) for item in table["id"].to_pylist()], pa.bool_()))
+    return CatalogWriter().insert_table(run, fresh.select(CATALOG.names))["inserted"] if fresh.num_rows else 0
+
+
+def _current(run: RunRecord) -> Path:
+    return catalog_updates.current(run.catalog, run.live)
+
+
+def _update(run: RunRecord, events: pa.Table, out: Path) -> Mapping[str, Any]:
+    """Fill the directory of an update; its best step is 0 where the guard kept the policy of before."""
+    config, assigned = run.config, Catalog.load(run.catalog)
+    options = {"max_history": config.data.max_history, "seed": config.seed, "cache": run.storage / "backbones"}
+    policy, prompts = load(config.policy, assigned, run.policy, **options)
+    items = read_items(run.data)
+    view = CatalogView.read(_current(run), items.slice(0, len(assigned)), prompts, assigned.digest)
+    new = appended(run, events, view)
+    _tell(new)
+    write_update_data(run, new, view, catalog_updates.read(view.path)[2], out / "data")
+    if policy.items is not None:
+        policy.items.set_catalog(view.catalog, prompts.sids)
+    task = UpdateTask(
+        policy,
+        view.prompts,
+        view.catalog,
+        new=new.train,
+        old=read_train_queries(run.data, with_context=config.policy.context.is_on),
+        valid={"old": read_queries(run.data, "valid"), "new": new.valid},
+        search=_search(run, len(view.catalog)),
+    )
+    found = update_policy(task, config, make_accelerator(config))
+    tensors = dict(found.tensors) or dict(policy.snapshot(0).tensors)
+    save(policy, tensors, assigned, {"settings": config.policy.model_dump(mode="json")}, out)
+    write_json({"best_step": found.best_step, "curve": found.curve}, out / CURVE)
+    return {"best_step": found.best_step, "counts": new.counts}
+
+
+def _search(run: RunRecord, items: int) -> Search:
+    sequences = stream_sequences(run.data, ["items", "split"])
+    return Search.of(VALIDATION_WIDTH, sequences, items, run.config.data.max_history)
+
+
+def _tell(new: Appended) -> None:
+    counts = new.counts
+    LOG.info("events: %s", "  ".join(f"{name} {count:,}" for name, count in counts.items()))
+    if counts["unknown_items"]:
+        LOG.warning(
+            f"{counts['unknown_items']} events are of items that the catalogue lacks, such as {new.unknown}, and were "
+            "left out; --items FILE inserts items"
+        )
+
+
+def _publish(directory: Path, run: RunRecord, made: Artifact) -> Path:
+    """Write the record of the new run, and point the newest of its name to it."""
+    kept = run.storage / "runs" / f"{run.config.name}-{made.key}"
+    record = _record(directory)
+    parts = {"policy": f"update/{made.key}", "data": f"update/{made.key}/data"}
+    record |= {"parts": record["parts"] | parts, "config": run.config.model_dump(mode="json")}
+    if not (kept / RECORD).is_file():
+        kept.mkdir(parents=True, exist_ok=True)
+        write_json(read_summary(made.path), kept / "update.json")
+        write_json({**record, UPDATED_FROM: directory.resolve().name}, kept / RECORD)
+    point_to(kept.with_name(run.config.name), kept)
+    return kept
+
+
+def _record(directory: Path) -> dict[str, Any]:
+    """``recommender.json`` of a run that could be read before."""
+    return json.loads((directory / RECORD).read_text(encoding="utf-8"))
