@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from jsonschema import ValidationError
 
 SCHEMA = Path(__file__).with_name("manifests") / "schema.yaml"
+TAKE_CONFIGS = ("prepare", "embed", "assign", "sft", "grpo", "tune", "refit", "evaluate", "full", "bench")
 COMMAND = re.compile(r"(?:genrec\s+|python -m workflows\.)(\w+)\s+(.*)")
 
 
@@ -135,7 +136,7 @@ def _demands(manifest: Mapping[str, Any], words: Sequence[str], file: Path) -> l
     if manifest.get("kind") == "RayService":
         return _service_demands(manifest["spec"]["serveConfigV2"], file)
     command = _command(manifest)
-    found = [*_arguments(command, file), *words] if command else list(words)
+    found = [*(_arguments(command, file) if command else ()), *words]
     if not found:
         return []
     config = load_config([word for word in found if "=" not in word], [word for word in found if "=" in word])
@@ -157,10 +158,12 @@ def _cron_pod(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _arguments(command: str, file: Path) -> list[str]:
-    """The configs and key=value of a genrec command; options are left out."""
+    """The configs and key=value of a genrec command, options left out; none where it takes a run, such as update."""
     match = COMMAND.search(" ".join(command.split()))
     if match is None:
         raise InputError(f"{file}: got the command {command!r}; wanted genrec VERB CONFIG... [KEY=VALUE]...")
+    if match[1] not in TAKE_CONFIGS:
+        return []
     return [word for word in shlex.split(match[2]) if not word.startswith("-")]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -18,7 +19,7 @@ from genrec.errors import InputError
 from workflows.cli import command_line
 
 MANIFESTS = Path(cluster.__path__[0]) / "manifests"
-WORDS = {"cluster": ["kuberay"], "launcher": ["kuberay"]}
+WORDS = {"cluster": ["kuberay"], "launcher": ["kuberay"], "nightly": ["a100"]}
 NAMES = ("cluster", "full", "launcher", "nightly", "service")
 
 Manifest = dict[str, Any]
@@ -46,6 +47,16 @@ def test_each_manifest_is_complete_and_has_room_for_its_config(name: str) -> Non
 
 def test_every_manifest_is_tested() -> None:
     assert {file.stem for file in MANIFESTS.glob("*.yaml")} == {*NAMES, "schema"}
+
+
+def test_the_commands_of_manifests_are_of_the_command_line() -> None:
+    (night,) = read("nightly")["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    for command in ([*night["command"], *night["args"]], read("full")["spec"]["entrypoint"].split()):
+        context = click.Context(command_line)
+        verb = command_line.get_command(context, command[1])
+        assert command[0] == "genrec" and verb is not None
+        with verb.make_context(command[1], command[2:], parent=context) as parsed:
+            assert parsed.params
 
 
 def test_the_launcher_s_file_is_what_ray_up_takes(monkeypatch: pytest.MonkeyPatch) -> None:
