@@ -100,7 +100,7 @@ def manifest_rows() -> Rows:
     return [
         ("cluster.yaml", "RayCluster (KubeRay): nodes for data, learners and rollouts, which come and go"),
         ("full.yaml", "RayJob: the whole workflow on a cluster of its own"),
-        ("nightly.yaml", "CronJob: the whole workflow every night"),
+        ("nightly.yaml", "CronJob: genrec update of a run with the events of the day"),
         ("service.yaml", "RayService: the HTTP service"),
         ("launcher.yaml", "the same cluster by Ray's own launcher, without Kubernetes"),
     ]
