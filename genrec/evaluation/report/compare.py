@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from genrec.data.files import write_json, write_text
 from genrec.errors import InputError
+from genrec.evaluation.intervals import over_runs
 from genrec.evaluation.report.page import PACKAGE, TITLES, main_columns, show_report
 from genrec.pages.render import finite, page_environment, write_page
 
 FILE = "report.json"
+SEEDED = re.compile(r"^(?:name|seed|storage):.*$", re.MULTILINE)
+"""Lines of a config in which runs with other seeds may differ."""
 NEEDED = ("title", "verdict", "in_plain_words", "metrics", "curves", "sid_stats", "users", "catalog", "config")
 
 
