@@ -27,7 +27,7 @@ def test_sampling_keeps_the_best_codes_that_hold_top_p_together() -> None:
 
 
 def test_draws_match_as_often_as_their_probability_says_and_levels_agree_with_the_scores() -> None:
-    catalog = random_catalog(10, (3, 3))
+    catalog = random_catalog(10, (4, 3, 3))
     policy, prompts = small_policy(catalog)
     tokens_BP, mask_BP = prompts.encode([[1, 2, 3], [4]])
     codes_BL = catalog.codes_NL[[5, 6]].long()
