@@ -166,11 +166,10 @@ def test_an_impossible_job_is_refused_with_its_place(
 
 def test_workers_and_rollout_actors_share_the_cards_of_a_cluster(tmp_path: Path) -> None:
     manifest = read("full")
-    del group(manifest, "rollouts")["rayStartParams"]["resources"]
     group(manifest, "rollouts")["maxReplicas"] = 2
-    manifest["spec"]["entrypoint"] += " compute.rollout_resources={}"
+    manifest["spec"]["entrypoint"] = "genrec full industrial cluster data.path=/data storage=/shared"
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(manifest))
-    with pytest.raises(InputError, match="training workers and rollout actors run together and ask for 6 GPU"):
+    with pytest.raises(InputError, match="training workers and rollout actors run together and ask for 8 GPU; .* have 4"):
         check(tmp_path / "job.yaml")
 
 
