@@ -154,6 +154,7 @@ class SharedFolder:
 
     def _download(self, files: Mapping[str, StoredFile]) -> None:
         self._store.download({f"{self._name}/{name}": (self._folder / name, about) for name, about in files.items()})
+        self._local |= {name: state for name in files if (state := self._state(name)) is not None}
 
     def _now(self) -> dict[str, FileState]:
         paths = (path for path in self._folder.rglob("*") if path.is_file() and not path.name.startswith("."))
