@@ -3,6 +3,8 @@ import os
 # Before torch and ray are imported. Tests run in several processes, whose tensors are too small for threads;
 # Ray Train looks after its workers more often than every 2 s, and starts no process that waits for preemptions.
 os.environ.update(OMP_NUM_THREADS="1", RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2", RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0")
+# Clients of the tests' own S3 server need some keys, in the processes of Ray, too.
+os.environ.update(AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="secret", AWS_EC2_METADATA_DISABLED="true")
 
 from collections.abc import Iterator
 

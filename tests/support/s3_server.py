@@ -127,16 +127,9 @@ def _error(environ: dict[str, Any], start: Start, status: str, code: str) -> Ite
 @pytest.fixture(scope="session")
 def s3_process() -> Iterator[S3Server]:
     """One server for the whole session."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }.items():
-            patch.setenv(name, value)
-        server = S3Server()
-        yield server
-        server.close()
+    server = S3Server()
+    yield server
+    server.close()
 
 
 @pytest.fixture
