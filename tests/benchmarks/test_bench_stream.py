@@ -28,6 +28,7 @@ def turning_shop(directory: Path, users: int = 30, items: int = 24, length: int 
     return directory
 
 
+@pytest.mark.slow
 def test_an_updated_policy_follows_its_customers_and_a_frozen_one_does_not(tmp_path: Path) -> None:
     keys = ("steps=12", "eval_every=12", "lr=3e-2", "kl=0.0", "eval_queries=40")
     settings = [f"learning.update.{key}" for key in keys]
