@@ -24,7 +24,7 @@ from cluster.pipeline import run_stage
 from genrec.config import Config
 from genrec.data.readers import read_queries
 from genrec.evaluation.intervals import over_runs
-from genrec.evaluation.recall_of_training import Recalled, Sampling, recall
+from genrec.evaluation.recall_of_training import Recalled, RecallSampling, recall
 
 DIRECTORY = "exact-match"
 NEEDS = ("prepare", "assign")
@@ -50,7 +50,7 @@ def _measured(config: Config, seed: int, artifacts: Mapping[str, Artifact]) -> M
     own = in_process(config.replace(seed=seed), DIRECTORY)
     data, catalog = artifacts["prepare"], artifacts["assign"]
     policy = run_stage(own, "sft", artifacts)
-    settings = {"queries": QUERIES, "draws": DRAWS, **vars(Sampling())}
+    settings = {"queries": QUERIES, "draws": DRAWS, **vars(RecallSampling())}
     work = partial(measure_recall, own, data.path, catalog.path, policy.path)
     return make_artifact(own, Recipe(DIRECTORY, settings, (__name__,), [data, catalog, policy]), work).metrics
 
@@ -59,7 +59,7 @@ def measure_recall(config: Config, data: Path, catalog: Path, policy: Path, out:
     """The figures of one policy."""
     loaded = LoadedPolicy(config, catalog, policy)
     generator = torch.Generator().manual_seed(config.seed)
-    limits: dict[str, Any] = {"sampling": Sampling(), "draws": DRAWS, "generator": generator}
+    limits: dict[str, Any] = {"sampling": RecallSampling(), "draws": DRAWS, "generator": generator}
     parts = [
         recall(loaded.policy, tokens_BP, mask_BP, loaded.catalog.codes_NL[targets_B].long(), loaded.trie, **limits)
         for tokens_BP, mask_BP, targets_B in loaded.batches(
@@ -96,7 +96,7 @@ def _written(config: Config, found: Mapping[str, list[Mapping[str, Any]]]) -> Co
     }
     rows = list(next(iter(means.values())))
     body = [[row, *(estimate_text(one[row], ".4f") for one in means.values())] for row in rows]
-    first = Sampling()
+    first = RecallSampling()
     lines = [
         *markdown(("train queries", *means), body),
         "",

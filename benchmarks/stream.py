@@ -115,7 +115,11 @@ class _TimeParts:
     def append(self, sequences: pa.Table, log: pa.Table, held_out: float) -> Appended:
         from genrec.data.new_events import append_events
 
-        options = {"max_history": self.config.data.max_history, "first_query": 0, "seed": self.config.seed}
+        options: dict[str, Any] = {
+            "max_history": self.config.data.max_history,
+            "first_query": 0,
+            "seed": self.config.seed,
+        }
         return append_events(sequences, log, self.rows, held_out=held_out, **options)
 
     def until(self, parts: int, held_out: float) -> Appended:
@@ -201,7 +205,7 @@ def _ndcg(stream: _TimeParts, version: _Version, seen: Appended, queries: pa.Tab
 
     policy, prompts, catalog = version.build(stream)
     config, accelerator = stream.config, make_accelerator(stream.config)
-    options = {"count": config.learning.update.eval_queries, "batch_size": config.decode.batch_size}
+    options: dict[str, Any] = {"count": config.learning.update.eval_queries, "batch_size": config.decode.batch_size}
     policy.to(accelerator.device)
     search = _search(stream, seen)
     return Validator(queries, prompts, catalog.trie, accelerator, search=search, **options)(policy)["ndcg@10"]

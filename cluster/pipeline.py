@@ -188,7 +188,8 @@ STAGES: Mapping[str, Stage] = {
         Stage(
             "evaluate",
             about="the test compared with the baselines",
-            writes="metrics.json, report.html (.md, .json), recommender.json; copied to <storage>/runs/<name>-<key>/",
+            writes="metrics.json, report.html (.md, .json), answers.parquet, recommender.json; copied to "
+            "<storage>/runs/<name>-<key>/",
             reads={
                 "prepare": always,
                 "embed": fits_a_quantizer,

@@ -90,8 +90,10 @@ def test_every_command_that_a_page_names_can_be_read(page: Path) -> None:
                 assert benchmark == "NAME" or (ROOT / "benchmarks" / f"{benchmark.replace('-', '_')}.py").is_file(), (
                     code
                 )
-            if verb in ("report", "export", "import", "update", "serve"):  # of a run, with no config file
+            if verb in ("report", "export", "import", "update", "serve", "judge"):  # of a run, with no config file
                 words = [word for word in words if "=" in word]
+            if verb == "manifest":
+                assert (ROOT / words.pop(0)).is_file(), code
             if verb == "catalog":
                 assert words.pop(0) in ("insert", "remove") and words.pop(0), code
             words = [

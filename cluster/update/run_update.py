@@ -110,8 +110,8 @@ def _current(run: RunRecord) -> Path:
 def _update(run: RunRecord, events: pa.Table, out: Path) -> Mapping[str, Any]:
     """Fill the directory of an update; its best step is 0 where the guard kept the policy of before."""
     config, assigned = run.config, Catalog.load(run.catalog)
-    options = {"max_history": config.data.max_history, "seed": config.seed, "cache": run.storage / "backbones"}
-    policy, prompts = load(config.policy, assigned, run.policy, **options)
+    history, cache = config.data.max_history, run.storage / "backbones"
+    policy, prompts = load(config.policy, assigned, run.policy, max_history=history, seed=config.seed, cache=cache)
     items = read_items(run.data)
     view = CatalogView.read(_current(run), items.slice(0, len(assigned)), prompts, assigned.digest)
     new = appended(run, events, view)

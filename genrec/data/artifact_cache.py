@@ -118,7 +118,13 @@ class SharedFolder:
         """Download what others put into the store since the last look; at the first, what differs in its size."""
         before, found = self._stored, self._listed()
         if before:
-            fresh = {name: about for name, about in found.items() if before.get(name) != about}
+            # Stores tell whole seconds: what was newest at the last look may have been written again within its second.
+            newest = max(about.changed_ns for about in before.values())
+            fresh = {
+                name: about
+                for name, about in found.items()
+                if before.get(name) != about or (about.changed_ns == newest and self._is_as_moved(name))
+            }
         else:
             fresh = {name: about for name, about in found.items() if self._size(name) != about.size}
         self._download(fresh)
@@ -138,12 +144,17 @@ class SharedFolder:
         self._local = self._now()
         self._listed()
 
+    def _is_as_moved(self, name: str) -> bool:
+        """Whether a file is on this machine as it was last moved."""
+        return self._local.get(name) == self._state(name)
+
     def _listed(self) -> dict[str, StoredFile]:
         self._stored = self._store.files(self._name)
         return self._stored
 
     def _download(self, files: Mapping[str, StoredFile]) -> None:
         self._store.download({f"{self._name}/{name}": (self._folder / name, about) for name, about in files.items()})
+        self._local |= {name: state for name in files if (state := self._state(name)) is not None}
 
     def _now(self) -> dict[str, FileState]:
         paths = (path for path in self._folder.rglob("*") if path.is_file() and not path.name.startswith("."))

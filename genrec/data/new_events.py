@@ -77,7 +77,7 @@ class _Appender:
         self._next_user = next_user
         self.fresh: dict[str, list[int]] = defaultdict(list)
         """By user the places of the new events."""
-        self.counts = dict.fromkeys(("new", "known", "late", "unknown_items"), 0)
+        self.counts: dict[str, int] = dict.fromkeys(("new", "known", "late", "unknown_items"), 0)
         self.unknown: dict[str, None] = {}
 
     def add(self, event: Row) -> None:

@@ -21,7 +21,7 @@ from genrec.sid.trie import CompleteTrie, Trie
 
 
 @dataclass(frozen=True)
-class Sampling:
+class RecallSampling:
     """How codes are drawn: softmax at ``temperature`` over the ``top_k`` best that hold ``top_p`` of it together."""
 
     temperature: float = 0.6
@@ -53,7 +53,7 @@ def recall(
     codes_BL: Tensor,
     trie: Trie,
     *,
-    sampling: Sampling,
+    sampling: RecallSampling,
     draws: int,
     generator: torch.Generator,
 ) -> Recalled:
@@ -75,7 +75,7 @@ def drawn_codes(
     tokens_BP: Tensor,
     mask_BP: Tensor,
     trie: Trie | CompleteTrie,
-    sampling: Sampling,
+    sampling: RecallSampling,
     draws: int,
     generator: torch.Generator,
 ) -> Tensor:
@@ -90,7 +90,7 @@ def drawn_codes(
     return search(policy, tokens_BP, mask_BP, trie, draw, roots=draws).codes_BWL
 
 
-def kept(logp_xK: Tensor, sampling: Sampling) -> Tensor:
+def kept(logp_xK: Tensor, sampling: RecallSampling) -> Tensor:
     """Probabilities (…, K) to draw from: tempered, then cut to the best codes, as in the usual libraries.
 
     Of the codes in order of probability those are kept before which less than ``top_p`` lies, ``top_k`` at most.

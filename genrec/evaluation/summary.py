@@ -146,7 +146,7 @@ def summarise(
         for slice_, label_Q in rankings.labels.items()
     }
     counts_N = rankings.train_counts_N
-    more = {"recent_QH": rankings.recent_QH, "vectors_ND": rankings.vectors_ND}
+    more: dict[str, Any] = {"recent_QH": rankings.recent_QH, "vectors_ND": rankings.vectors_ND}
     result["spread"] = {name: spread(one_QK, counts_N, rankings.category_N, **more) for name, one_QK in systems.items()}
     result["targets"] = of_targets(rankings.targets_Q, counts_N)
     result["queries"], result["items"] = len(rankings.targets_Q), len(rankings.train_counts_N)

@@ -10,24 +10,24 @@ from support.synthetic import chain_shop, random_catalog, small_policy, tiny_con
 from benchmarks import cold_start, exact_match
 from benchmarks.cold_start import ABSENT, RARE, RARE_FREE, shares_by_rank
 from cluster import pipeline
-from genrec.evaluation.recall_of_training import Recalled, Sampling, drawn_codes, kept, recall
+from genrec.evaluation.recall_of_training import Recalled, RecallSampling, drawn_codes, kept, recall
 from genrec.policy.decoding.score import score
 
-EVERYTHING = Sampling(temperature=1.0, top_k=1000, top_p=1.0)
+EVERYTHING = RecallSampling(temperature=1.0, top_k=1000, top_p=1.0)
 
 
 def test_sampling_keeps_the_best_codes_that_hold_top_p_together() -> None:
     logp_K = torch.tensor([0.1, 0.4, 0.3, 0.2]).log()
     assert kept(logp_K, EVERYTHING).tolist() == pytest.approx([0.1, 0.4, 0.3, 0.2])
-    assert kept(logp_K, Sampling(1.0, 2, 1.0)).tolist() == pytest.approx([0, 4 / 7, 3 / 7, 0])
-    assert kept(logp_K, Sampling(1.0, 9, 0.6)).tolist() == pytest.approx([0, 4 / 7, 3 / 7, 0])
-    assert kept(logp_K, Sampling(1.0, 9, 0.4)).tolist() == [0, 1, 0, 0]
-    cold = kept(logp_K, Sampling(0.5, 9, 1.0))
+    assert kept(logp_K, RecallSampling(1.0, 2, 1.0)).tolist() == pytest.approx([0, 4 / 7, 3 / 7, 0])
+    assert kept(logp_K, RecallSampling(1.0, 9, 0.6)).tolist() == pytest.approx([0, 4 / 7, 3 / 7, 0])
+    assert kept(logp_K, RecallSampling(1.0, 9, 0.4)).tolist() == [0, 1, 0, 0]
+    cold = kept(logp_K, RecallSampling(0.5, 9, 1.0))
     assert cold.tolist() == pytest.approx([0.01 / 0.3, 0.16 / 0.3, 0.09 / 0.3, 0.04 / 0.3])
 
 
 def test_draws_match_as_often_as_their_probability_says_and_levels_agree_with_the_scores() -> None:
-    catalog = random_catalog(10, (3, 3))
+    catalog = random_catalog(10, (4, 3, 3))
     policy, prompts = small_policy(catalog)
     tokens_BP, mask_BP = prompts.encode([[1, 2, 3], [4]])
     codes_BL = catalog.codes_NL[[5, 6]].long()
@@ -39,7 +39,7 @@ def test_draws_match_as_often_as_their_probability_says_and_levels_agree_with_th
         p_B = score(policy, tokens_BP, mask_BP, codes_BL[:, None], trie).logp_BGL.sum(-1).exp()[:, 0]
         assert match_B.tolist() == pytest.approx(p_B.tolist(), abs=0.03)
     assert found.own_BL[:, 0].tolist() == found.true_BL[:, 0].tolist(), "the first level has no codes before it"
-    drawn = drawn_codes(policy, tokens_BP, mask_BP, catalog.trie, Sampling(), 50, generator)
+    drawn = drawn_codes(policy, tokens_BP, mask_BP, catalog.trie, RecallSampling(), 50, generator)
     assert (catalog.trie.find(drawn) >= 0).all(), "in the trie every draw is an item"
 
 

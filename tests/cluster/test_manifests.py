@@ -170,7 +170,7 @@ def test_workers_and_rollout_actors_share_the_cards_of_a_cluster(tmp_path: Path)
     manifest["spec"]["entrypoint"] = "genrec full industrial cluster data.path=/data storage=/shared"
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(manifest))
     with pytest.raises(
-        InputError, match="training workers and rollout actors run together and ask for 8 GPU; .* have 4"
+        InputError, match=r"training workers and rollout actors run together and ask for 8 GPU; .* have 4"
     ):
         check(tmp_path / "job.yaml")
 

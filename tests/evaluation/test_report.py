@@ -343,6 +343,20 @@ def test_panels_hold_every_audit_figure_and_long_curves_keep_their_ends():
     assert len(drawn) <= POINTS + 1 and drawn[0] == [0, 0.0] and drawn[-1] == [1000, 1000.0]
 
 
+def test_runs_that_differ_in_the_seed_alone_are_averaged_and_others_are_not(tmp_path):
+    shares = {"one": 0.8, "two": 0.7, "other": 0.2}
+    for number, (name, share) in enumerate(shares.items()):
+        config = f"name: {name}\nseed: {number}\nstorage: st\ndecode:\n  width: {9 if name == 'other' else 50}\n"
+        write_report(tmp_path / name, summarise(rankings(model=share), resamples=20), config_text=config, title=name)
+    page = report_runs([tmp_path / name for name in shares], tmp_path / "all")
+    found = json.loads((tmp_path / "all" / "report.json").read_text())
+    values = [run["rows"][0]["values"]["ndcg@10"] for run in found["runs"]]
+    (group,) = found["seeds"]
+    assert group["labels"] == ["one", "two"]
+    assert group["rows"]["Model"]["ndcg@10"]["mean"] == pytest.approx((values[0] + values[1]) / 2)
+    assert "Over 2 seeds" in page.read_text("utf-8") and "one, two" in (tmp_path / "all/report.md").read_text("utf-8")
+
+
 def two_runs(directory, queries=QUERIES):
     for name, share in (("one", 0.8), ("two", 0.5)):
         found = rankings(model=share)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from genrec.data.files import write_json, write_text
 from genrec.errors import InputError
+from genrec.evaluation.intervals import over_runs
 from genrec.evaluation.report.page import PACKAGE, TITLES, main_columns, show_report
 from genrec.pages.render import finite, page_environment, write_page
 
 FILE = "report.json"
+SEEDED = re.compile(r"^(?:name|seed|storage):.*$", re.MULTILINE)
+"""Lines of a config in which runs with other seeds may differ."""
 NEEDED = ("title", "verdict", "in_plain_words", "metrics", "curves", "sid_stats", "users", "catalog", "config")
 
 
@@ -84,7 +88,29 @@ def compared(reports: Sequence[dict[str, Any]], places: Sequence[str]) -> dict[s
         }
         for label, place, report in zip(labels, places, reports, strict=True)
     ]
-    return {"title": "runs", "verdict": _best_run(runs), "columns": columns, "runs": runs, "queries": sizes.pop()}
+    seeds = over_seeds([report["config"] for report in reports], runs, columns)
+    about = {"title": "runs", "verdict": _best_run(runs), "columns": columns, "runs": runs, "queries": sizes.pop()}
+    return {**about, "seeds": seeds}
+
+
+def over_seeds(configs: Sequence[str], runs: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Runs whose configs differ in the seed alone: the mean of each ranking's figures, with Student's t interval.
+
+    Returns:
+        Per group of two runs or more ``{"labels", "rows": {name: {column: Estimate}}}``, of rankings that all have.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for config, run in zip(configs, runs, strict=True):
+        if config:
+            groups.setdefault(SEEDED.sub("", config), []).append(run)
+    found: list[dict[str, Any]] = []
+    for group in groups.values():
+        tables = [{row["name"]: row["values"] for row in run["rows"]} for run in group]
+        names = [name for name in tables[0] if all(name in table for table in tables)]
+        rows = {name: {c: over_runs([table[name][c] for table in tables]) for c in columns} for name in names}
+        if len(group) > 1:
+            found.append({"labels": [run["label"] for run in group], "rows": rows})
+    return found
 
 
 def _best_run(runs: Sequence[Mapping[str, Any]]) -> str:

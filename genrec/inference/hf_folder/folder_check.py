@@ -42,7 +42,8 @@ class FolderCheck:
 def check_folder(folder: Path, policy: Policy, view: CatalogView, histories: Sequence[Sequence[int]]) -> FolderCheck:
     """Compare the plain model in ``folder`` with the policy on histories of item rows."""
     space = SidSpace(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **LOADING).to(policy.device).eval()
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **LOADING)
+    model: Any = loaded.to(policy.device).eval()
     differences: list[Tensor] = []
     same = 0
     for history in histories:

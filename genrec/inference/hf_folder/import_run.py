@@ -109,8 +109,7 @@ def _with_backbone(folder: Path, config: Config, backbone: Path, about: dict[str
 
 def _write_policy(folder: Path, config: Config, out: Path, catalog: Catalog, about: dict[str, Any]) -> None:
     """The policy of the folder's weights, after a look at whether its tokens and prompts are those of the export."""
-    options = {"max_history": config.data.max_history, "seed": config.seed}
-    policy, prompts = build(config.policy, catalog, **options)
+    policy, prompts = build(config.policy, catalog, max_history=config.data.max_history, seed=config.seed)
     live = folder / OWN / "live"
     newest, _, _ = catalog_updates.read(catalog_updates.current(folder / OWN / "catalog", live))
     newest.require_digest(catalog.digest, "the exported policy")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -30,7 +32,8 @@ def sid_tokenizer(own: PreTrainedTokenizerBase | None, sids: SidTokens, n_items:
     if own is None:
         return _of_names([*SPECIALS, *names])
     padding = [f"<unused_{number}>" for number in range(sids.base - len(own))]
-    own.add_tokens([AddedToken(name, normalized=False) for name in (*padding, *names)])
+    added: Any = [AddedToken(name, normalized=False) for name in (*padding, *names)]
+    own.add_tokens(added)
     return own
 
 
