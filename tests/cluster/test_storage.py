@@ -342,6 +342,7 @@ def test_a_node_without_access_to_the_store_is_named(s3: S3Server, shop: Path, t
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_training_on_ray_keeps_its_checkpoints_in_the_store(
     ray_cluster: None, s3: S3Server, shop: Path, tmp_path: Path
 ) -> None:
