@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from markupsafe import escape
-from support.browser import BROWSER, NO_BROWSER, Tab, browser_tab
+from support.browser import BROWSER, NO_BROWSER, Page, browser
 from support.search_worlds import search_record, trial
 from support.shop_texts import SHOPS_TEXTS
 from support.sid_worlds import sequences
@@ -32,8 +32,8 @@ needs_browser = pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
 
 
 @pytest.fixture(scope="module")
-def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
-    with browser_tab(tmp_path_factory.mktemp("browser")) as opened:
+def tab() -> Iterator[Page]:
+    with browser() as opened:
         yield opened
 
 
@@ -110,42 +110,42 @@ def test_hostile_names_and_errors_are_text_on_the_page(tmp_path: Path):
 @needs_browser
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
 def test_a_browser_shows_a_search_without_a_complaint_a_foreign_host_or_a_page_too_wide(
-    tab: Tab, tmp_path: Path, width: int, dark: bool
+    tab: Page, tmp_path: Path, width: int, dark: bool
 ):
     hostile = trial(30, name="<img src=http://evil.example/x onerror=alert(1)>")
-    tab.open(write_tune_page(search_record(hostile), tmp_path), width=width, dark=dark)
+    tab.open_file(write_tune_page(search_record(hostile), tmp_path), width=width, dark=dark)
     assert tab.errors == [] and not [url for url in tab.requests if url.startswith(("http", "ws", "//"))]
-    assert tab.js("document.documentElement.scrollWidth <= innerWidth")
-    assert tab.js("document.images.length") == 0
-    drawn = tab.js(
+    assert tab.run("document.documentElement.scrollWidth <= innerWidth")
+    assert tab.run("document.images.length") == 0
+    drawn = tab.run(
         "['parallel', 'scatter', 'curves', 'differences'].map(id => document.querySelectorAll(`#${id} svg`).length)"
     )
     assert drawn == [1, 1, 1, 1]
-    assert tab.js("document.querySelectorAll('#parallel path[data-id]').length") == 9
-    paper = tab.js("getComputedStyle(document.body).backgroundColor")
+    assert tab.run("document.querySelectorAll('#parallel path[data-id]').length") == 9
+    paper = tab.run("getComputedStyle(document.body).backgroundColor")
     assert paper == ("rgb(21, 23, 27)" if dark else "rgb(251, 250, 248)")
 
 
 @needs_browser
-def test_the_keyboard_sorts_the_trials_and_keeps_one_in_sight(tab: Tab, tmp_path: Path):
-    tab.open(write_tune_page(search_record(), tmp_path))
+def test_the_keyboard_sorts_the_trials_and_keeps_one_in_sight(tab: Page, tmp_path: Path):
+    tab.open_file(write_tune_page(search_record(), tmp_path))
     column = "[...document.querySelectorAll('#table + p + .wrap tbody tr')].map(row => row.cells[2].textContent)"
     button = "document.querySelectorAll('#table + p + .wrap th button')[2]"
-    tab.js(f"{button}.focus()")
+    tab.run(f"{button}.focus()")
     tab.press("Enter")
-    descending = tab.js(column)
+    descending = tab.run(column)
     assert descending[-1] == "–" and descending[:-1] == sorted(descending[:-1], reverse=True)
     tab.press("Enter")
-    assert tab.js(column)[:-1] == sorted(descending[:-1])
-    assert tab.js("document.querySelector('th[aria-sort]').getAttribute('aria-sort')") == "ascending"
-    tab.js("document.querySelector('#parallel svg').focus()")
+    assert tab.run(column)[:-1] == sorted(descending[:-1])
+    assert tab.run("document.querySelector('th[aria-sort]').getAttribute('aria-sort')") == "ascending"
+    tab.run("document.querySelector('#parallel svg').focus()")
     tab.press("ArrowRight")
-    assert not tab.js("document.getElementById('hint').hidden")
+    assert not tab.run("document.getElementById('hint').hidden")
     tab.press("Enter")
-    picked = tab.js("[...new Set([...document.querySelectorAll('[data-id].on')].map(one => one.dataset.id))]")
-    assert len(picked) == 1 and tab.js("document.querySelectorAll('tr.on').length") >= 1
+    picked = tab.run("[...new Set([...document.querySelectorAll('[data-id].on')].map(one => one.dataset.id))]")
+    assert len(picked) == 1 and tab.run("document.querySelectorAll('tr.on').length") >= 1
     tab.press("Escape")
-    assert tab.js("document.querySelectorAll('[data-id].on').length") == 0
+    assert tab.run("document.querySelectorAll('[data-id].on').length") == 0
     assert tab.errors == []
 
 
@@ -178,51 +178,51 @@ def report_page(directory: Path) -> Path:
 @needs_browser
 @pytest.mark.parametrize(("width", "dark"), [(1280, True), (390, False)])
 def test_a_browser_shows_a_report_without_a_complaint_a_foreign_host_or_a_page_too_wide(
-    tab: Tab, tmp_path: Path, width: int, dark: bool
+    tab: Page, tmp_path: Path, width: int, dark: bool
 ):
-    tab.open(report_page(tmp_path), width=width, dark=dark)
+    tab.open_file(report_page(tmp_path), width=width, dark=dark)
     assert tab.errors == [] and not [url for url in tab.requests if url.startswith(("http", "ws", "//"))]
-    assert tab.js("document.documentElement.scrollWidth <= innerWidth")
-    assert tab.js("document.images.length") == 0
-    assert tab.js("document.querySelectorAll('[data-bars] svg').length") == 3
-    assert tab.js("document.querySelectorAll('[data-panel] svg').length") == 8
-    assert tab.js("document.querySelectorAll('#map circle').length") == 40
-    assert tab.js("document.querySelectorAll('#users > details').length") == 20
-    paper = tab.js("getComputedStyle(document.body).backgroundColor")
+    assert tab.run("document.documentElement.scrollWidth <= innerWidth")
+    assert tab.run("document.images.length") == 0
+    assert tab.run("document.querySelectorAll('[data-bars] svg').length") == 3
+    assert tab.run("document.querySelectorAll('[data-panel] svg').length") == 8
+    assert tab.run("document.querySelectorAll('#map circle').length") == 40
+    assert tab.run("document.querySelectorAll('#users > details').length") == 20
+    paper = tab.run("getComputedStyle(document.body).backgroundColor")
     assert paper == ("rgb(21, 23, 27)" if dark else "rgb(251, 250, 248)")
 
 
 @needs_browser
-def test_the_map_finds_titles_and_opens_the_branch_of_an_item_by_keyboard(tab: Tab, tmp_path: Path):
-    tab.open(report_page(tmp_path))
-    assert tab.js("document.querySelectorAll('#tree [data-item]').length") == 0, "branches are filled when opened"
-    tab.js("document.querySelector('#map svg').focus()")
+def test_the_map_finds_titles_and_opens_the_branch_of_an_item_by_keyboard(tab: Page, tmp_path: Path):
+    tab.open_file(report_page(tmp_path))
+    assert tab.run("document.querySelectorAll('#tree [data-item]').length") == 0, "branches are filled when opened"
+    tab.run("document.querySelector('#map svg').focus()")
     tab.press("ArrowRight")
-    hint = tab.js("document.getElementById('hint').textContent")
+    hint = tab.run("document.getElementById('hint').textContent")
     tab.press("Enter")
-    assert tab.js("document.querySelector('#tree mark').textContent").split(" ", 3)[3] == hint.splitlines()[0]
-    assert tab.js("document.querySelectorAll('#tree details[open]').length") == 2
+    assert tab.run("document.querySelector('#tree mark').textContent").split(" ", 3)[3] == hint.splitlines()[0]
+    assert tab.run("document.querySelectorAll('#tree details[open]').length") == 2
     field = "document.getElementById('find')"
-    tab.js(f"{field}.value = 'thing 39'; {field}.dispatchEvent(new Event('input'))")
+    tab.run(f"{field}.value = 'thing 39'; {field}.dispatchEvent(new Event('input'))")
     deadline = time.monotonic() + 10
-    while tab.js("found.textContent") != "1 of 40 items" and time.monotonic() < deadline:
+    while tab.run("found.textContent") != "1 of 40 items" and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert tab.js("found.textContent") == "1 of 40 items"
+    assert tab.run("found.textContent") == "1 of 40 items"
     assert tab.errors == []
 
 
 @needs_browser
-def test_a_browser_shows_runs_side_by_side_and_the_health_of_semantic_ids(tab: Tab, tmp_path: Path):
+def test_a_browser_shows_runs_side_by_side_and_the_health_of_semantic_ids(tab: Page, tmp_path: Path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         report_page(tmp_path / name)
     for width in (1280, 390):
-        tab.open(report_runs([tmp_path / "one", tmp_path / "two"], tmp_path / "both"), width=width)
-        assert tab.errors == [] and tab.js("document.documentElement.scrollWidth <= innerWidth")
-        assert tab.js("document.querySelectorAll('#bars svg, #curves svg').length") == 2
-        tab.open(health_page(tmp_path), width=width)
-        assert tab.errors == [] and tab.js("document.documentElement.scrollWidth <= innerWidth")
-        assert tab.js("document.querySelectorAll('table.sort th button').length") > 5
+        tab.open_file(report_runs([tmp_path / "one", tmp_path / "two"], tmp_path / "both"), width=width)
+        assert tab.errors == [] and tab.run("document.documentElement.scrollWidth <= innerWidth")
+        assert tab.run("document.querySelectorAll('#bars svg, #curves svg').length") == 2
+        tab.open_file(health_page(tmp_path), width=width)
+        assert tab.errors == [] and tab.run("document.documentElement.scrollWidth <= innerWidth")
+        assert tab.run("document.querySelectorAll('table.sort th button').length") > 5
 
 
 def health_page(directory: Path) -> Path:

@@ -12,13 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import uvicorn
-from support.chromium import CHROMIUM, Page, browser
+from support.browser import BROWSER, NO_BROWSER, Page, browser
 from support.served import serve
 from support.service import KEY, make_service
 
 from cluster.serve.http_app import PAGE, make_app
 
-NO_BROWSER = "no chromium is installed: the page was not tried in a browser"
 HOSTILE = "<img src=x onerror=\"document.title='executed'\"><script>document.title='executed'</script>"
 IDS = "[...document.querySelectorAll('.ranking > li')].map((row) => row.dataset.id)"
 AS_CODE = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function"
@@ -56,7 +55,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
 
 @pytest.fixture(scope="module")
 def tab() -> Generator[Page]:
-    if CHROMIUM is None:
+    if BROWSER is None:
         pytest.skip(NO_BROWSER)
     with browser() as page:
         yield page
