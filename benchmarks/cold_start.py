@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.compare import Comparison
-from benchmarks.harness import chosen_variants, in_process, timed
-from benchmarks.loaded_policy import LoadedPolicy, drawn_queries
+from benchmarks.harness import timed
+from benchmarks.loaded_policy import LoadedPolicy, drawn_queries, measured_by_softmax
 from benchmarks.tables import estimate_text, markdown
-from cluster.artifacts import Artifact, Recipe, make_artifact
-from cluster.pipeline import run_stage
+from cluster.artifacts import Artifact
 from genrec.baselines.train_log import read_train_log
 from genrec.config import Config
 from genrec.data.readers import read_queries
@@ -32,7 +30,6 @@ from genrec.policy.decoding.sampling import unconstrained
 
 DIRECTORY = "cold-start"
 NEEDS = ("prepare", "assign")
-SOFTMAXES = ("trie", "level", "vocabulary")
 RANKS, FEW, QUERIES = 10, 2, 1000
 """Ranks that are shown, train events of a rare item at most, and test queries that are asked."""
 
@@ -41,23 +38,11 @@ ABSENT, RARE, RARE_FREE = "no such item, free", "rare item, trie", "rare item, f
 
 def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
     """Train the policies, and look at the beams of each."""
-    comparison, found = Comparison(DIRECTORY), dict[str, list[Mapping[str, Any]]]()
-    for name in chosen_variants(config, SOFTMAXES):
-        for seed in range(config.seed, config.seed + config.bench.seeds):
-            found.setdefault(name, []).append(
-                _measured(config.replace({"learning.sft.softmax": name}), seed, artifacts)
-            )
-            comparison = _written(config, found)
-    return comparison
-
-
-def _measured(config: Config, seed: int, artifacts: Mapping[str, Artifact]) -> Mapping[str, Any]:
-    own = in_process(config.replace(seed=seed), DIRECTORY)
-    data, catalog = artifacts["prepare"], artifacts["assign"]
-    policy = run_stage(own, "sft", artifacts)
+    comparison = Comparison(DIRECTORY)
     settings = {"width": config.decode.width, "ranks": RANKS, "few": FEW, "queries": QUERIES}
-    work = partial(measure_beams, own, data.path, catalog.path, policy.path)
-    return make_artifact(own, Recipe(DIRECTORY, settings, (__name__,), [data, catalog, policy]), work).metrics
+    for found in measured_by_softmax(config, artifacts, __name__, settings, measure_beams):
+        comparison = _written(config, found)
+    return comparison
 
 
 def measure_beams(config: Config, data: Path, catalog: Path, policy: Path, out: Path) -> dict[str, Any]:

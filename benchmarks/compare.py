@@ -126,15 +126,11 @@ def score_variants(directory: str, variants: Mapping[str, Variant]) -> Iterator[
     for number, (seed, name) in enumerate(pairs, start=1):
         variant = variants[name]
         config = in_process(variant.config.replace(seed=seed), directory)
-        scored = _scored(config, variant, variant.train(config))
+        scored = score_policy(config, variant.inputs, variant.train(config), "test")
         scores[name][seed] = scored
         shown = "  ".join(f"{metric} {scored.values[metric]:.4f}" for metric in METRICS)
         LOG.info("%d/%d %s, seed %d: %s", number, len(pairs), name, seed, shown, extra={STAGE: directory})
         yield scores
-
-
-def _scored(config: Config, variant: Variant, policy: Artifact) -> RunScore:
-    return score_policy(config, variant.inputs, policy, "test")
 
 
 def score_policy(config: Config, inputs: Mapping[str, Artifact], policy: Artifact, split: Split) -> RunScore:

@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.compare import Comparison
-from benchmarks.harness import chosen_variants, in_process
-from benchmarks.loaded_policy import LoadedPolicy, drawn_queries
+from benchmarks.loaded_policy import LoadedPolicy, drawn_queries, measured_by_softmax
 from benchmarks.tables import estimate_text, markdown
-from cluster.artifacts import Artifact, Recipe, make_artifact
-from cluster.pipeline import run_stage
+from cluster.artifacts import Artifact
 from genrec.config import Config
 from genrec.data.readers import read_queries
 from genrec.evaluation.intervals import over_runs
@@ -28,31 +25,17 @@ from genrec.evaluation.recall_of_training import Recalled, RecallSampling, recal
 
 DIRECTORY = "exact-match"
 NEEDS = ("prepare", "assign")
-SOFTMAXES = ("trie", "level", "vocabulary")
 QUERIES, DRAWS = 1000, 16
 """Train queries that are asked, and draws of each."""
 
 
 def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
     """Train the policies, and measure what each says of its own training queries."""
-    comparison, found = Comparison(DIRECTORY), dict[str, list[Mapping[str, Any]]]()
-    seeds = range(config.seed, config.seed + config.bench.seeds)
-    for name in chosen_variants(config, SOFTMAXES):
-        for seed in seeds:
-            found.setdefault(name, []).append(
-                _measured(config.replace({"learning.sft.softmax": name}), seed, artifacts)
-            )
-            comparison = _written(config, found)
-    return comparison
-
-
-def _measured(config: Config, seed: int, artifacts: Mapping[str, Artifact]) -> Mapping[str, Any]:
-    own = in_process(config.replace(seed=seed), DIRECTORY)
-    data, catalog = artifacts["prepare"], artifacts["assign"]
-    policy = run_stage(own, "sft", artifacts)
+    comparison = Comparison(DIRECTORY)
     settings = {"queries": QUERIES, "draws": DRAWS, **vars(RecallSampling())}
-    work = partial(measure_recall, own, data.path, catalog.path, policy.path)
-    return make_artifact(own, Recipe(DIRECTORY, settings, (__name__,), [data, catalog, policy]), work).metrics
+    for found in measured_by_softmax(config, artifacts, __name__, settings, measure_recall):
+        comparison = _written(config, found)
+    return comparison
 
 
 def measure_recall(config: Config, data: Path, catalog: Path, policy: Path, out: Path) -> Mapping[str, float]:

@@ -108,11 +108,6 @@ class LoadResult:
         """Requests without an answer after one more try."""
         return sum(reply.status != 200 for reply in self.replies)
 
-    @property
-    def fallbacks(self) -> int:
-        """Answers of popular items, since the policy's would have been late."""
-        return self.count(lambda content: content.get("source") == "popularity")
-
     def count(self, is_one: Callable[[Mapping[str, Any]], bool]) -> int:
         """The number of answers of which ``is_one``."""
         return sum(reply.status == 200 and is_one(reply.content) for reply in self.replies)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import torch
 from torch import Tensor
 
+from benchmarks.harness import chosen_variants, in_process
+from cluster.artifacts import Artifact, Recipe, make_artifact
+from cluster.pipeline import run_stage
 from genrec.config import Config
 from genrec.data.tables import contexts
 from genrec.policy.backbone import load
 from genrec.sid.catalog import Catalog
+
+SOFTMAXES = ("trie", "level", "vocabulary")
+
+Measure = Callable[[Config, Path, Path, Path, Path], Mapping[str, Any]]
 
 
 class LoadedPolicy:
@@ -38,6 +47,28 @@ class LoadedPolicy:
             part = slice(start, start + self._batch)
             tokens_BP, mask_BP = self._prompts.encode(histories[part], known[part])
             yield tokens_BP, mask_BP, torch.tensor(targets[part])
+
+
+def measured_by_softmax(
+    config: Config, artifacts: Mapping[str, Artifact], benchmark: str, settings: Mapping[str, Any], measure: Measure
+) -> Iterator[dict[str, list[Mapping[str, Any]]]]:
+    """What was measured so far, by softmax that policies are trained with, after each policy; kept as artifacts.
+
+    Args:
+        benchmark: module of the benchmark; its artifacts lie in a directory of its name.
+        settings: what the figures depend on besides the policy.
+        measure: the figures of a policy, from the config and the directories of data, catalogue, policy and result.
+    """
+    directory, found = benchmark.rpartition(".")[2].replace("_", "-"), dict[str, list[Mapping[str, Any]]]()
+    data, catalog = artifacts["prepare"], artifacts["assign"]
+    for name in chosen_variants(config, SOFTMAXES):
+        for seed in range(config.seed, config.seed + config.bench.seeds):
+            own = in_process(config.replace({"learning.sft.softmax": name, "seed": seed}), directory)
+            policy = run_stage(own, "sft", artifacts)
+            work = partial(measure, own, data.path, catalog.path, policy.path)
+            recipe = Recipe(directory, dict(settings), (benchmark,), [data, catalog, policy])
+            found.setdefault(name, []).append(make_artifact(own, recipe, work).metrics)
+            yield found
 
 
 def drawn_queries(queries: pa.Table, count: int, seed: int) -> pa.Table:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from genrec.baselines.buckets import popularity_bucket
+from genrec.data.tables import target_events
 from genrec.evaluation.slices import by_bucket, by_event, category_numbers
 from genrec.evaluation.spread import spread
 from genrec.metrics import FloatArray, IntArray, means, per_query, target_ranks
@@ -34,10 +35,8 @@ class RankingScorer:
     @classmethod
     def of(cls, queries: pa.Table, items: pa.Table, counts_N: IntArray) -> RankingScorer:
         """That of a table of queries and the table of all items."""
-        events = queries["event"]
-        event_Q = [] if events.null_count == len(events) else events.to_pylist()
         targets_Q = queries["target"].to_numpy().astype(np.int64)
-        return cls(targets_Q, counts_N, category_numbers(items), event_Q)
+        return cls(targets_Q, counts_N, category_numbers(items), target_events(queries))
 
     @cached_property
     def bucket_N(self) -> IntArray:

@@ -10,17 +10,21 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks.harness import Bench, in_process
 from cluster import pipeline
 from cluster.artifacts import Artifact
-from cluster.search.trial import BASE, SearchSpec, run_by_hand, validate_start
+from cluster.search.trial import SearchSpec, validate_start
 from cluster.session import connect
 from cluster.stages import tune
-from cluster.train import RunSpec
+from cluster.stages.grpo import grpo_loop
+from cluster.train import RunSpec, run_training
 from genrec.config import Config
+from genrec.config.search_space import trial_config
 from genrec.evaluation.search_record import TrialRecord
 
 NEEDS = ("prepare", "assign", "sft")
@@ -34,7 +38,7 @@ def run(config: Config, artifacts: Mapping[str, Artifact]) -> Bench:
     bench = Bench("tune")
     with tempfile.TemporaryDirectory() as directory:
         random = _search(own, artifacts, Path(directory) / "random", bench)
-        _by_hand(own, artifacts, random, Path(directory) / "hand", bench)
+        _all_by_hand(_spec(own, artifacts, Path(directory) / "hand"), random, bench)
         halving = own.replace({"tune.scheduler": "asha"})
         asha = _search(halving, artifacts, Path(directory) / "asha", bench)
     best, found = _best(random), _best(asha)
@@ -63,18 +67,20 @@ def _search(config: Config, artifacts: Mapping[str, Artifact], out: Path, bench:
     return trials
 
 
-def _by_hand(
-    config: Config, artifacts: Mapping[str, Artifact], trials: list[TrialRecord], out: Path, bench: Bench
-) -> None:
+def _all_by_hand(spec: RunSpec, trials: list[TrialRecord], bench: Bench) -> None:
     """The same values, one after another in this process; the first of them once before, to warm up."""
-    spec = _spec(config, artifacts, out)
-    (out / BASE).write_bytes((out.parent / "random" / BASE).read_bytes())
-    search = SearchSpec(spec, partial(pipeline.run))
-    run_by_hand(search, "warm", trials[0].values)
+    _by_hand(spec, "warm", trials[0].values)
     start = time.perf_counter()
     for one in trials:
-        run_by_hand(search, one.id, one.values)
+        _by_hand(spec, one.id, one.values)
     bench.figures["hand_s"] = time.perf_counter() - start
+
+
+def _by_hand(spec: RunSpec, name: str, values: Mapping[str, Any]) -> None:
+    """The GRPO run of a trial as one would start it without a search."""
+    out = spec.out / name
+    out.mkdir(parents=True, exist_ok=True)
+    run_training(grpo_loop, replace(spec, config=trial_config(spec.config, values), out=out), name)
 
 
 def _best(trials: list[TrialRecord]) -> float:
