@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +19,13 @@ VECTORS_MB = 1024
 
 def rank_timed(suite: BaselineSuite, recent_QH: IntArray, k: int) -> tuple[dict[str, IntArray], dict[str, float]]:
     """The ranking (Q, k) of each baseline, and its seconds per query in batches, in this process."""
+    from genrec.baselines.ranking import rank
+
     ranked: dict[str, IntArray] = {}
     seconds: dict[str, float] = {}
     for name, model in suite.models.items():
         start = time.perf_counter()
-        ranked |= replace(suite, models={name: model}).rank(recent_QH, k)
+        ranked[name] = rank(model, recent_QH, k, mask_seen=suite.mask_seen)
         seconds[name] = (time.perf_counter() - start) / max(1, len(recent_QH))
     return ranked, seconds
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 from ray.tune import Callback, Stopper
 from ray.tune.experiment import Trial
 
-from cluster.search.trial import REPORT, SEED
+from cluster.search.trial import REPORT, SEED, point_of, read_report
 from genrec.data.files import write_json
 from genrec.evaluation.search_choice import with_front
 from genrec.evaluation.search_page.live import log_search
@@ -25,11 +24,6 @@ USED = "used.json"
 
 FIELDS = ("metrics", "feasible", "audit", "curve", "steps", "seconds")
 """Of a trial's own report."""
-
-
-def point_of(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Tune's config of a trial as values by dotted key, with its seed: points that were given lie in it whole."""
-    return dict(values.get("point", values))
 
 
 def states_file(out: Path, name: str) -> Path:
@@ -63,11 +57,11 @@ def read_trials(out: Path, name: str, seed: int = 0) -> list[TrialRecord]:
     Args:
         seed: of trials that have none of their own.
     """
-    return [_trial(out, state, seed) for state in _read(states_file(out, name)).get("trials", [])]
+    return [_trial(out, state, seed) for state in read_report(states_file(out, name)).get("trials", [])]
 
 
 def _trial(out: Path, state: Mapping[str, Any], seed: int) -> TrialRecord:
-    report, point = _read(out / "runs" / state["id"] / REPORT), dict(state["point"])
+    report, point = read_report(out / "runs" / state["id"] / REPORT), dict(state["point"])
     own_seed = point.pop(SEED, seed)
     found: dict[str, Any] = {name: report[name] for name in FIELDS if name in report}
     error = report.get("error") or state["error"]
@@ -133,7 +127,7 @@ class SearchWatch(Callback):
         if self._head is None:
             return
         found = read_trials(self._out, self._name, self._seed)
-        used = _read(self._out / USED)
+        used = read_report(self._out / USED)
         if self._since is None:
             self._since, self._before = time.monotonic(), used.get("hours", 0.0)
         hours = self._before + (time.monotonic() - self._since) / 3600
@@ -148,7 +142,7 @@ def make_record(
     head: SearchRecord, trials: Sequence[TrialRecord], own: Mapping[str, Any], out: Path, **parts: Any
 ) -> SearchRecord:
     """``head`` with the trials, the front, the config's own trial and what was used; ``parts`` are further fields."""
-    placed, used = with_front(trials, head.objectives), _read(out / USED)
+    placed, used = with_front(trials, head.objectives), read_report(out / USED)
     default = next((one for one in placed if _same(one.values, own)), None)
     budget: dict[str, Any] = {
         **head.budget.model_dump(),
@@ -187,12 +181,8 @@ class BudgetStopper(Stopper):
         """Whether a budget is used up."""
         if not any(self._limits.values()):
             return False
-        used = _read(self._out / USED)
+        used = read_report(self._out / USED)
         ended = [name for name, limit in self._limits.items() if limit and used.get(name, 0.0) >= limit]
         if ended and "ended_by" not in used:
             write_json({**used, "ended_by": ended[0]}, self._out / USED)
         return bool(ended)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

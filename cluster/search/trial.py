@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,16 @@ class SearchSpec:
         return self.run.out / "runs" / trial
 
 
+def point_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Tune's config of a trial as values by dotted key, with its seed: points that were given lie in it whole."""
+    return dict(values.get("point", values))
+
+
+def read_report(file: Path) -> dict[str, Any]:
+    """The content of a JSON file of a search; nothing where there is none yet."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
 def is_one_process(config: Config) -> bool:
     """Whether a trial runs whole in its own process."""
     compute = config.compute
@@ -82,17 +92,18 @@ def run_trial(values: dict[str, Any], search: SearchSpec) -> None:
     from ray import tune
 
     context = tune.get_context()
-    before = _read(search.trial_directory(str(context.get_trial_id())) / REPORT)
+    trial = str(context.get_trial_id())
+    report = search.trial_directory(trial) / REPORT
+    before = read_report(report)
     if before.get("status") == "diverged":  # It would again: the run is a function of its values and its seed.
         raise InputError(before["error"])
-    point = dict(values.get("point", values))
+    point = point_of(values)
     seed = point.pop(SEED, None)
     try:
-        begin_trial(search, str(context.get_trial_id()), str(context.get_trial_name()), point, seed)
+        begin_trial(search, trial, str(context.get_trial_name()), point, seed)
     except InputError as error:
         kind = "diverged" if DIVERGED in str(error) else "failed"
-        out = search.trial_directory(str(context.get_trial_id()))
-        write_json({**_read(out / REPORT), "status": kind, "error": str(error)}, out / REPORT)
+        write_json({**read_report(report), "status": kind, "error": str(error)}, report)
         raise
 
 
@@ -100,7 +111,7 @@ def begin_trial(search: SearchSpec, trial: str, name: str, values: Mapping[str, 
     """Run one trial; every validation is reported to Ray Tune."""
     out = search.trial_directory(trial)
     out.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic() - _read(out / REPORT).get("seconds", 0.0)
+    start = time.monotonic() - read_report(out / REPORT).get("seconds", 0.0)
     config = _in_this_process(trial_config(search.config, values, seed))
     configure_process(config)
     spec = replace(_with_own_stages(search, config, values), out=out)
@@ -109,18 +120,10 @@ def begin_trial(search: SearchSpec, trial: str, name: str, values: Mapping[str, 
     watch = TrialWatch(out, search.run.out / BASE, config.tune.noise, config.tune.constraints, start)
     with _reporting(out, search.population, in_process=not config.compute.workers) as told:
         run_training(partial(grpo_loop, on_validation=partial(watch, told)), spec, name)
-    report = _read(out / REPORT)
+    report = read_report(out / REPORT)
     write_json({**report, "status": "finished", "seconds": watch.seconds()}, out / REPORT)
     for left in ("checkpoints", "train"):
         shutil.rmtree(out / left, ignore_errors=True)
-
-
-def run_by_hand(search: SearchSpec, trial: str, values: Mapping[str, Any]) -> None:
-    """The GRPO run of a trial as one would start it without a search, in this process."""
-    out = search.trial_directory(trial)
-    out.mkdir(parents=True, exist_ok=True)
-    spec = replace(search.run, config=_in_this_process(trial_config(search.config, values)), out=out)
-    run_training(grpo_loop, spec, trial)
 
 
 def _in_this_process(config: Config) -> Config:
@@ -163,7 +166,7 @@ class TrialWatch:
         self, told: Callable[[dict[str, Any]], None], state: TrainingState, version: int, values: Mapping[str, Tensor]
     ) -> None:
         """Write what is known after ``version`` was validated, and tell of it."""
-        before = _read(self.out / REPORT)
+        before = read_report(self.out / REPORT)
         broken = {**before.get("broken", {}), str(version): self.drops(values)}
         report = summary(state.curve, state.best_step, broken)
         report |= {"seconds": self.seconds(), "status": "running"}
@@ -173,15 +176,19 @@ class TrialWatch:
 
     def drops(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """By how much each constraint is broken; nothing where it holds or does not apply."""
-        from safetensors.torch import load_file
-
         from genrec.learning.rl.guard import significant_drop
 
-        base, found = load_file(self.base), dict[str, float]()
+        base, found = self._base_values, dict[str, float]()
         for name in self.constraints:
             if name in values and name in base:
                 found[name] = significant_drop(values[name], base[name], noise=self.noise, share=0.0)
         return {name: drop for name, drop in found.items() if drop}
+
+    @cached_property
+    def _base_values(self) -> dict[str, Tensor]:
+        from safetensors.torch import load_file
+
+        return load_file(self.base)
 
     def seconds(self) -> float:
         """That the trial took, in earlier processes too."""
@@ -229,10 +236,6 @@ def _audit(curve: list[dict[str, float]]) -> dict[str, float | None]:
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _take_over(out: Path) -> None:

@@ -11,9 +11,9 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from cluster.node_files import collect_files, offered, ray_storage
-from cluster.search.recording import BudgetStopper, SearchWatch, point_of, read_trials
+from cluster.search.recording import BudgetStopper, SearchWatch, read_trials
 from cluster.search.searchers import make_scheduler, make_searcher, name_of, param_space, samples
-from cluster.search.trial import SearchSpec, is_one_process, run_trial
+from cluster.search.trial import SearchSpec, is_one_process, point_of, run_trial
 from cluster.session import require_resources
 from genrec.config import Config
 from genrec.config.search_space import own_values

@@ -43,11 +43,9 @@ class CatalogWriter:
 
     def insert_table(self, run: RunRecord, table: pa.Table) -> dict[str, int]:
         """``insert`` of items with the columns of ``columns.CATALOG``; errors of ``catalog_updates.insert``."""
-        live, embed = _live(run), run.config.embed
-        with _only_writer(live):
-            done = catalog_updates.insert(
-                run.catalog, live, table, partial(self._encoder, embed), vectors=_vectors(run), embed=embed
-            )
+        encode, embed = partial(self._encoder, run.config.embed), run.config.embed
+        with _only_writer(run.live):
+            done = catalog_updates.insert(run.catalog, run.live, table, encode, vectors=_vectors(run), embed=embed)
         return {name: int(done.get(name, 0)) for name in ("inserted", "returned")}
 
     def _encoder(self, embed: Embed) -> Encoder:
@@ -63,14 +61,9 @@ class CatalogWriter:
         Raises:
             InputError: as ``catalog_updates.remove``, or another writer that takes too long.
         """
-        live = _live(run)
-        with _only_writer(live):
-            done = catalog_updates.remove(run.catalog, live, ids)
+        with _only_writer(run.live):
+            done = catalog_updates.remove(run.catalog, run.live, ids)
         return {"removed": int(done["removed"])}
-
-
-def _live(run: RunRecord) -> Path:
-    return run.live
 
 
 @contextmanager

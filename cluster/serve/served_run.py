@@ -173,26 +173,10 @@ class ServedRun:
         """One search for all questions that can be searched for; an error in the place of each other one."""
         self.recommender.refresh()
         version = self.recommender.catalog_version
-        answers: list[RankedAnswer | Exception] = [
-            refused or RankedAnswer([], version) for refused in self._check(questions)
-        ]
-        good = [place for place, answer in enumerate(answers) if not isinstance(answer, Exception)]
-        METRICS.batch.labels(self.place.name).observe(len(good))
         with METRICS.search_s.labels(self.place.name).time():
-            found = self.recommender.recommend_batch([questions[place].request for place in good])
-        for place, items in zip(good, found, strict=True):
-            answers[place] = RankedAnswer(items, version)
-        return answers
-
-    def _check(self, questions: Sequence[Question]) -> list[InputError | None]:
-        errors: list[InputError | None] = []
-        for question in questions:
-            try:
-                self.recommender.check(question.request)
-                errors.append(None)
-            except InputError as error:
-                errors.append(error)
-        return errors
+            found = self.recommender.recommend_each([question.request for question in questions])
+        METRICS.batch.labels(self.place.name).observe(sum(not isinstance(one, InputError) for one in found))
+        return [one if isinstance(one, InputError) else RankedAnswer(one, version) for one in found]
 
     def _popular(self, question: Question) -> RankedAnswer:
         view, request = self.recommender.view, question.request

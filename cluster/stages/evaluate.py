@@ -6,7 +6,7 @@ import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,8 @@ from genrec.baselines.train_log import TRAIN_COLUMNS
 from genrec.config import Config, to_yaml
 from genrec.data.files import write_json
 from genrec.data.readers import read_items, read_queries, stream_sequences
-from genrec.data.tables import most_frequent_event
+from genrec.data.tables import most_frequent_event, target_events
+from genrec.inference.run_record import RECORD
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,7 +43,7 @@ PUBLISHED = (
     "report.html",
     "report.md",
     "report.json",
-    "recommender.json",
+    RECORD,
     "answers.parquet",
     "config.yaml",
 )
@@ -81,7 +82,7 @@ def publish(run: StageRun, artifact: Artifact) -> None:
                 if not kept.is_dir():  # Else another process published it meanwhile.
                     raise
     point_to(newest, kept)
-    publish_in_store(run.config, kept, (kept, newest), last="recommender.json")
+    publish_in_store(run.config, kept, (kept, newest), last=RECORD)
     LOG.info("verdict: %s", artifact.metrics["verdict"])
     LOG.info("report: %s (kept at %s)", shown_path(newest / "report.html"), kept.name)
 
@@ -106,11 +107,10 @@ class TestData:
     targets_Q: IntArray
     recent_QH: IntArray
 
-    @property
+    @cached_property
     def event_Q(self) -> list[str | None]:
         """The event types of the targets; empty where the log has none."""
-        events = self.test["event"]
-        return [] if events.null_count == len(events) else events.to_pylist()
+        return target_events(self.test)
 
 
 @dataclass(frozen=True)
@@ -360,4 +360,4 @@ def _write_pointer(
         "event": config.decode.event or _usual_event(config, inputs["prepare"].path),
         "config": config.model_dump(mode="json"),
     }
-    write_json(about, out / "recommender.json")
+    write_json(about, out / RECORD)

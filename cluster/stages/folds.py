@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from cluster.stages import sft
 from cluster.stages.plan import Plan, StageRun
 from cluster.train import RunSpec, run_training, training_summary
 from genrec.config import Config
-from genrec.errors import InputError
+from genrec.data.files import fill_once
 
 DATA = "data"
 """Folder of the tables that a fold's policy is trained on, in its directory."""
@@ -24,11 +23,7 @@ def plan(run: StageRun) -> Plan:
     Raises:
         InputError: the config learns tasks.
     """
-    if sft.learns_tasks(run.config):
-        raise InputError(
-            "learning.rl.groups=crossfit trains next items alone, and the config learns tasks or stages; set "
-            "learning.rl.groups=fixed"
-        )
+    sft.require_next_items_alone(run.config, "learning.rl.groups=crossfit", "learning.rl.groups=fixed")
     settings = {**sft.plan(run).settings, "folds": run.config.learning.rl.folds}
     return Plan(settings, partial(_train, run.config, run.path("prepare"), run.path("assign")))
 
@@ -39,22 +34,13 @@ def fold_directory(folds: Path, fold: int) -> Path:
 
 
 def _train(config: Config, data: Path, catalog: Path, out: Path) -> Mapping[str, Any]:
+    from genrec.data.folds import write_fold_data
+
     scores: dict[str, float] = {}
     for fold in range(config.learning.rl.folds):
         own = fold_directory(out, fold)
-        tables = _fold_data(config, data, own, fold)
+        write = partial(write_fold_data, data, fold=fold, count=config.learning.rl.folds, seed=config.seed)
+        tables = fill_once(own / DATA, write)
         run_training(sft.sft_loop, RunSpec(config, tables, catalog, own), f"fold-{fold}")
         scores[f"valid_ndcg@10/{fold}"] = training_summary(own)["valid_ndcg@10"]
     return scores
-
-
-def _fold_data(config: Config, data: Path, own: Path, fold: int) -> Path:
-    """The tables of a fold's policy; what a killed run left half-written is written again."""
-    from genrec.data.folds import write_fold_data
-
-    tables, partial_tables = own / DATA, own / f"{DATA}.partial"
-    if not tables.is_dir():
-        shutil.rmtree(partial_tables, ignore_errors=True)
-        write_fold_data(data, partial_tables, fold, config.learning.rl.folds, config.seed)
-        partial_tables.rename(tables)
-    return tables

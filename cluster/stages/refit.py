@@ -13,7 +13,7 @@ from cluster.stages import sft
 from cluster.stages.plan import Plan, StageRun
 from cluster.train import RunSpec, make_accelerator, read_summary, run_training, training_summary
 from genrec.config import Config
-from genrec.errors import InputError
+from genrec.data.files import fill_once
 
 DATA = "data"
 """Folder of the tables that are trained on, in the stage's directory."""
@@ -25,11 +25,7 @@ def plan(run: StageRun) -> Plan:
     Raises:
         InputError: the config learns tasks.
     """
-    if sft.learns_tasks(run.config):
-        raise InputError(
-            "learning.refit=true trains next items alone, and the config learns tasks or stages; set "
-            "learning.refit=false"
-        )
+    sft.require_next_items_alone(run.config, "learning.refit=true", "learning.refit=false")
     # All that the result depends on is in the key of the policy that stage "sft" made.
     return Plan({}, partial(_train, run.config, run.path("prepare"), run.path("assign"), run.path("sft")))
 
@@ -37,12 +33,9 @@ def plan(run: StageRun) -> Plan:
 def _train(config: Config, data: Path, catalog: Path, chosen: Path, out: Path) -> Mapping[str, Any]:
     from genrec.data.refit import write_refit_data
 
-    if not (out / DATA).is_dir():
-        partial_data = out / f"{DATA}.partial"
-        write_refit_data(data, partial_data)
-        partial_data.rename(out / DATA)
+    tables = fill_once(out / DATA, partial(write_refit_data, data))
     loop = partial(refit_loop, data, int(read_summary(chosen)["best_step"]))
-    run_training(loop, RunSpec(config, out / DATA, catalog, out), "refit")
+    run_training(loop, RunSpec(config, tables, catalog, out), "refit")
     return training_summary(out)
 
 

@@ -26,6 +26,7 @@ from genrec.config import Config, Tasks
 from genrec.data.files import write_json
 from genrec.data.readers import read_items, read_queries, read_sequences, read_train_queries, stream_sequences
 from genrec.data.tables import Split
+from genrec.errors import InputError
 from genrec.seeds import seed_of
 
 if TYPE_CHECKING:
@@ -205,6 +206,16 @@ def _validation(data: Path, max_history: int, items: int) -> tuple[pa.Table, Sea
 def learns_tasks(config: Config) -> bool:
     """Whether the config asks for tasks or stages."""
     return config.learning.sft.example_format == "tasks" or bool(config.learning.stages.on())
+
+
+def require_next_items_alone(config: Config, asked: str, remedy: str) -> None:
+    """Refuse ``asked`` of a config that learns tasks or stages; ``remedy`` is the setting to take instead.
+
+    Raises:
+        InputError: the config learns them.
+    """
+    if learns_tasks(config):
+        raise InputError(f"{asked} trains next items alone, and the config learns tasks or stages; set {remedy}")
 
 
 def _stages(spec: RunSpec, built: SftParts, loss: SftLoss, accelerator: Accelerator) -> list[TrainingStage]:

@@ -31,14 +31,14 @@ from genrec.data.readers import read_items, read_queries, read_train_queries, st
 from genrec.errors import InputError
 from genrec.evaluation.validate import Search
 from genrec.inference.catalog_view import CatalogView
-from genrec.inference.run_record import RunRecord
+from genrec.inference.run_record import RECORD, RunRecord
 from genrec.policy.backbone import load, save
 from genrec.sid import catalog_updates
 from genrec.sid.catalog import Catalog
 
 LOG = logging.getLogger(__name__)
 
-RECORD, UPDATED_FROM = "recommender.json", "updated_from"
+UPDATED_FROM = "updated_from"
 VALIDATION_WIDTH = 10
 
 
@@ -98,8 +98,8 @@ def roll_back(directory: Path) -> Path:
 def _insert(run: RunRecord, items: Path) -> int:
     """Insert the items that the catalogue lacks; returns how many."""
     table = catalog_updates.read_new_items(items, run.config.data.columns)
-    _, known, _ = catalog_updates.read(_current(run))
-    fresh = table.filter(pa.array([item not in set(known) for item in table["id"].to_pylist()], pa.bool_()))
+    known = set(catalog_updates.read(_current(run))[1])
+    fresh = table.filter(pa.array([item not in known for item in table["id"].to_pylist()], pa.bool_()))
     return CatalogWriter().insert_table(run, fresh.select(CATALOG.names))["inserted"] if fresh.num_rows else 0
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from genrec.data.arrow import pc
-from genrec.data.files import write_json, write_parquet
+from genrec.data.files import link_file, write_json, write_parquet
 from genrec.data.new_events import Appended, append_events
 from genrec.data.readers import query_files, read_items, read_queries, read_sequences, read_stats
 from genrec.data.tables import SPLITS
@@ -42,7 +40,7 @@ def write_update_data(run: RunRecord, new: Appended, view: CatalogView, added: l
     for split in SPLITS:
         files = query_files(run.data, split)
         for file in files:
-            _link(file, out / "queries" / split / file.name)
+            link_file(file, out / "queries" / split / file.name)
         fresh = {"train": new.train, "valid": new.valid}.get(split)
         if fresh is not None and fresh.num_rows:
             write_parquet(fresh, out / "queries" / split / f"{NEW}-{len(files):05d}.parquet")
@@ -72,12 +70,3 @@ def _stats(stats: Mapping[str, Any], new: Appended) -> dict[str, Any]:
     events = pc.sum(pc.list_value_length(new.sequences["items"])).as_py()
     counts = {"users": new.sequences.num_rows, "interactions": events}
     return {**stats, **counts, **{split: stats[split] + new.counts[split] for split in ("train", "valid")}}
-
-
-def _link(file: Path, place: Path) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.unlink(missing_ok=True)
-    try:
-        os.link(file, place)
-    except OSError:
-        shutil.copyfile(file, place)

@@ -6,14 +6,15 @@ items' factors. Who interacted with what counts, not in which order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
 from genrec.baselines.coordinate_ascent import Grid
-from genrec.baselines.sparse import Sparse, csr
+from genrec.baselines.sparse import Sparse, csr, distinct_pairs
 from genrec.baselines.train_log import TrainLog
 from genrec.errors import InputError
 from genrec.metrics import FloatArray, IntArray
@@ -71,12 +72,8 @@ class AlsFactors:
         require_implicit()
         from implicit.cpu.als import AlternatingLeastSquares
 
-        options: dict[str, Any] = {"regularization": settings.regularization, "alpha": settings.alpha}
-        self._model: Any = AlternatingLeastSquares(
-            settings.factors, iterations=settings.iterations, num_threads=1, random_state=seed, **options
-        )
+        self._model = _fitted(AlternatingLeastSquares, log, settings, seed)
         self.settings, self._backoff_N = settings, popularity_backoff(log)
-        self._model.fit(interactions(log), show_progress=False)
 
     def dense(self, recent_QH: IntArray) -> FloatArray:
         """Scores (Q, N): products of the history's factors with the items'."""
@@ -92,12 +89,8 @@ class BprFactors:
         require_implicit()
         from implicit.cpu.bpr import BayesianPersonalizedRanking
 
-        options: dict[str, Any] = {"regularization": settings.regularization, "learning_rate": settings.learning_rate}
-        self._model: Any = BayesianPersonalizedRanking(
-            settings.factors, iterations=settings.iterations, num_threads=1, random_state=seed, **options
-        )
+        self._model = _fitted(BayesianPersonalizedRanking, log, settings, seed)
         self.settings, self._backoff_N = settings, popularity_backoff(log)
-        self._model.fit(interactions(log), show_progress=False)
 
     def dense(self, recent_QH: IntArray) -> FloatArray:
         """Scores (Q, N): products of the history's mean factors with the items', plus the items' biases."""
@@ -110,6 +103,13 @@ class BprFactors:
         return factors_QF @ items_NF.T + self._backoff_N
 
 
+def _fitted(kind: Callable[..., Any], log: TrainLog, settings: AlsSettings | BprSettings, seed: int) -> Any:
+    """A model of ``implicit``, whose arguments are named as the settings are, fitted to the train log."""
+    model = kind(**asdict(settings), num_threads=1, random_state=seed)
+    model.fit(interactions(log), show_progress=False)
+    return model
+
+
 def interactions(log: TrainLog) -> Sparse:
     """Who had what in the train log, (users, N), ones."""
     pairs = np.unique(log.users_E * log.n_items + log.items_E)
@@ -120,10 +120,8 @@ def interactions(log: TrainLog) -> Sparse:
 
 def sets_of(recent_QH: IntArray, n_items: int) -> Sparse:
     """The items of each history (Q, H), once each, as ones in (Q, N)."""
-    inside_QH = recent_QH >= 0
-    query_QH = np.broadcast_to(np.arange(len(recent_QH))[:, None], recent_QH.shape)
-    pairs = np.unique(query_QH[inside_QH] * n_items + recent_QH[inside_QH])
-    return csr(np.ones(len(pairs), dtype=np.float32), pairs // n_items, pairs % n_items, (len(recent_QH), n_items))
+    query_P, item_P = distinct_pairs(recent_QH, n_items)
+    return csr(np.ones(len(query_P), dtype=np.float32), query_P, item_P, (len(recent_QH), n_items))
 
 
 def popularity_backoff(log: TrainLog) -> FloatArray:

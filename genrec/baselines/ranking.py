@@ -8,6 +8,7 @@ excluded from its ranking: from those of the baselines, and from those of the po
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -35,14 +36,8 @@ def rank(
         mask_seen: exclude the items of each history.
         chunk_bytes: memory for dense scores and their working copies; it sets how many queries are scored at a time.
     """
-    n_items = baseline.dense(recent_QH[:1]).shape[1] if len(recent_QH) else 0
-    chunk = max(1, chunk_bytes // max(1, 24 * n_items))
-    parts = [np.zeros((0, min(k, n_items)), dtype=np.int64)]
-    for start in range(0, len(recent_QH), chunk):
-        recent_CH = recent_QH[start : start + chunk]
-        scores_CN = _masked(baseline.dense(recent_CH), recent_CH, mask_seen=mask_seen)
-        parts.append(_top(scores_CN, k))
-    return np.concatenate(parts)
+    parts = [_top(scores_CN, k) for _, scores_CN in _chunks(baseline, recent_QH, chunk_bytes, mask_seen=mask_seen)]
+    return np.concatenate(parts) if parts else np.zeros((0, 0), dtype=np.int64)
 
 
 def target_ranks_of(
@@ -53,16 +48,25 @@ def target_ranks_of(
     Counting what is above a target is faster than ``rank``, which sorts.
     """
     ranks_Q = np.zeros(len(targets_Q), dtype=np.int64)
-    chunk = max(1, chunk_bytes // max(1, 24 * baseline.dense(recent_QH[:1]).shape[1])) if len(recent_QH) else 1
-    for start in range(0, len(recent_QH), chunk):
-        recent_CH = recent_QH[start : start + chunk]
-        scores_CN = _masked(baseline.dense(recent_CH), recent_CH, mask_seen=mask_seen)
-        target_C1 = targets_Q[start : start + chunk, None]
+    for rows, scores_CN in _chunks(baseline, recent_QH, chunk_bytes, mask_seen=mask_seen):
+        target_C1 = targets_Q[rows, None]
         wanted_C1 = np.take_along_axis(scores_CN, target_C1, axis=1)
         tied_CN = (scores_CN == wanted_C1) & (np.arange(scores_CN.shape[1]) < target_C1)
         above_C = (scores_CN > wanted_C1).sum(axis=1) + tied_CN.sum(axis=1)
-        ranks_Q[start : start + chunk] = np.where(np.isneginf(wanted_C1[:, 0]), 0, 1 + above_C)
+        ranks_Q[rows] = np.where(np.isneginf(wanted_C1[:, 0]), 0, 1 + above_C)
     return ranks_Q
+
+
+def _chunks(
+    baseline: Baseline, recent_QH: IntArray, chunk_bytes: int, *, mask_seen: bool
+) -> Iterator[tuple[slice, FloatArray]]:
+    """Queries of as many rows as ``chunk_bytes`` hold, and their scores (C, N), masked."""
+    if not len(recent_QH):
+        return
+    chunk = max(1, chunk_bytes // max(1, 24 * baseline.dense(recent_QH[:1]).shape[1]))
+    for start in range(0, len(recent_QH), chunk):
+        rows = slice(start, start + chunk)
+        yield rows, _masked(baseline.dense(recent_QH[rows]), recent_QH[rows], mask_seen=mask_seen)
 
 
 def _masked(scores_CN: FloatArray, recent_CH: IntArray, *, mask_seen: bool) -> FloatArray:

@@ -79,6 +79,13 @@ def top_columns(matrix: Sparse, k: int) -> NDArray[np.int64]:
     return top_RK
 
 
+def distinct_pairs(recent_QH: IndexArray, n_items: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Each query and item of its history (Q, H), padded with -1, once: both (pairs,), in order."""
+    query_QH = np.broadcast_to(np.arange(len(recent_QH))[:, None], recent_QH.shape)
+    keys = np.unique(query_QH[recent_QH >= 0] * n_items + recent_QH[recent_QH >= 0])
+    return keys // n_items, keys % n_items
+
+
 def mask_seen_items(scores: Sparse, recent_QH: IndexArray) -> Sparse:
     """The scores (Q, N) without those of the items in each query's own history (rows, padded with -1)."""
     masked = scores.tolil(copy=True)

@@ -19,7 +19,7 @@ from genrec.baselines.coordinate_ascent import coordinate_ascent
 from genrec.baselines.itemknn import ItemKNN, KnnSettings, Pairs
 from genrec.baselines.popularity import Popularity
 from genrec.baselines.ranking import Baseline, rank
-from genrec.baselines.sparse import Sparse, mask_seen_items, row_of_entry, values_at
+from genrec.baselines.sparse import Sparse, distinct_pairs, mask_seen_items, row_of_entry, values_at
 from genrec.baselines.train_log import TrainLog, recent_history, train_log
 from genrec.baselines.transitions import Transition
 from genrec.metrics import IntArray, measure, per_query
@@ -163,7 +163,7 @@ def exact_ranks(knn: ItemKNN, recent_QH: IntArray, targets_Q: IntArray, *, mask_
     ranks_Q += np.bincount(row_E, above_E.astype(np.int64) - rest_E, minlength=len(targets_Q)).astype(np.int64)
     if not mask_seen:
         return ranks_Q
-    seen_query_S, seen_item_S = _distinct_pairs(recent_QH, len(backoff_N))
+    seen_query_S, seen_item_S = distinct_pairs(recent_QH, len(backoff_N))
     seen_value_S = values_at(scores, seen_query_S, seen_item_S) + backoff_N[seen_item_S]
     ranks_Q -= np.bincount(seen_query_S, seen_value_S > score_Q[seen_query_S], minlength=len(targets_Q)).astype(
         np.int64
@@ -179,10 +179,3 @@ def tune_popularity(log: TrainLog, recent_QH: IntArray, targets_Q: IntArray, *, 
         return measure(rank(model, recent_QH[rows], 10, mask_seen=mask_seen), targets_Q[rows], (10,))["ndcg@10"]
 
     return max((Popularity(log, recent) for recent in RECENT_SHARES), key=ndcg)
-
-
-def _distinct_pairs(recent_QH: IntArray, n_items: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Each (query, seen item) once."""
-    query_QH = np.broadcast_to(np.arange(len(recent_QH))[:, None], recent_QH.shape)
-    keys = np.unique(query_QH[recent_QH >= 0] * n_items + recent_QH[recent_QH >= 0])
-    return keys // n_items, keys % n_items

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,26 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def link_file(file: Path, place: Path) -> None:
+    """The same file at another place, in place of what is there: a link where the file system can, else a copy."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.unlink(missing_ok=True)
+    try:
+        os.link(file, place)
+    except OSError:
+        shutil.copyfile(file, place)
+
+
+def fill_once(folder: Path, write: Callable[[Path], object]) -> Path:
+    """``folder``, filled by ``write`` unless it is there; what a killed run left half-written is written again."""
+    if not folder.is_dir():
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        write(partial)
+        partial.rename(folder)
+    return folder
 
 
 def write_parquet(table: pa.Table, path: Path, **options: Any) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from genrec.data.files import write_parquet
+from genrec.data.files import link_file, write_parquet
 from genrec.data.readers import query_files, read_queries, read_sequences
 from genrec.errors import InputError
 from genrec.metrics import IntArray
@@ -44,15 +42,5 @@ def write_fold_data(source: Path, out: Path, fold: int, count: int, seed: int) -
     write_parquet(sequences.filter(pa.array(kept_S)), out / "sequences" / "part-00000.parquet")
     others = [file for split in ("valid", "test") for file in query_files(source, split)]
     for file in (source / "items.parquet", source / "stats.json", *others):
-        _link(file, out / file.relative_to(source))
+        link_file(file, out / file.relative_to(source))
     return len(users)
-
-
-def _link(file: Path, to: Path) -> None:
-    """The same file at another place: a link where the file system can, else a copy."""
-    to.parent.mkdir(parents=True, exist_ok=True)
-    to.unlink(missing_ok=True)
-    try:
-        os.link(file, to)
-    except OSError:
-        shutil.copyfile(file, to)

@@ -6,14 +6,12 @@ training is done with train and validation events.
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from genrec.data.files import write_parquet
+from genrec.data.files import link_file, write_parquet
 from genrec.data.readers import read_queries, read_sequences
 from genrec.data.tables import QUERIES, QUERY_CONTEXT, SEQUENCES, SPLIT_CODES
 from genrec.errors import InputError
@@ -40,11 +38,7 @@ def write_refit_data(source: Path, out: Path) -> None:
         write_parquet(table.cast(pa.schema([*QUERIES, *QUERY_CONTEXT])), out / "queries" / name / "part-00000.parquet")
     write_parquet(refit_sequences(read_sequences(source)), out / "sequences" / "part-00000.parquet")
     for name in COPIED:
-        (out / name).unlink(missing_ok=True)
-        try:
-            os.link(source / name, out / name)
-        except OSError:
-            shutil.copyfile(source / name, out / name)
+        link_file(source / name, out / name)
 
 
 def refit_sequences(sequences: pa.Table) -> pa.Table:

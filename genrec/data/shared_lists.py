@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from genrec.data.arrow import pc
+from genrec.data.arrow import one_array, pc
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
@@ -71,12 +71,12 @@ class SharedLists:
                 continue
             values = pa.chunked_array(self._values.pop(field.name)).unify_dictionaries().combine_chunks()
             mask = None if known_R.all() else pa.array(~known_R)
-            yield field.name, pa.LargeListViewArray.from_arrays(starts, lengths, _array(values), mask=mask)
+            yield field.name, pa.LargeListViewArray.from_arrays(starts, lengths, one_array(values), mask=mask)
 
 
 def _flat(column: pa.ChunkedArray) -> pa.Array:
     """The values of a column of lists, strings as a dictionary."""
-    values = _array(pc.list_flatten(column))
+    values = one_array(pc.list_flatten(column))
     return values.dictionary_encode() if pa.types.is_string(values.type) else values
 
 
@@ -105,8 +105,3 @@ def _with_nulls(values: pa.Array, known_V: Bools) -> pa.Array:
     if known_V.all():
         return values
     return values.take(pa.array(np.cumsum(known_V) - 1, mask=~known_V))
-
-
-def _array(values: pa.Array | pa.ChunkedArray) -> pa.Array:
-    whole = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-    return whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole

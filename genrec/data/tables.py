@@ -94,6 +94,12 @@ def contexts(table: pa.Table) -> list[HistoryContext]:
     ]
 
 
+def target_events(queries: pa.Table) -> list[str | None]:
+    """The event type of each query's target; empty where none is known."""
+    events = queries["event"]
+    return [] if events.null_count == len(events) else events.to_pylist()
+
+
 def most_frequent_event(queries: pa.Table) -> str | None:
     """The event type of most targets, the first by name of several; None where none is known."""
     counts = pc.value_counts(queries["event"].drop_null()).to_pylist()

@@ -36,11 +36,17 @@ class RankedItems:
     logp_QK: FloatArray
     head_QK: FloatArray | None = None
 
+    def weighed(self, head_weight: float) -> FloatArray:
+        """log p_sid + ``head_weight`` · log p_head of each candidate, (Q, K); -inf at empty ones."""
+        if self.head_QK is None:
+            return self.logp_QK
+        return self.logp_QK + head_weight * np.where(self.items_QK >= 0, self.head_QK, 0.0)
+
     def fused(self, head_weight: float) -> RankedItems:
         """The same candidates, best first by log p_sid + ``head_weight`` · log p_head, as shares of their total."""
         if self.head_QK is None or not head_weight:
             return self
-        score_QK = self.logp_QK + head_weight * np.where(self.items_QK >= 0, self.head_QK, 0.0)
+        score_QK = self.weighed(head_weight)
         largest_Q1 = score_QK.max(axis=1, keepdims=True, initial=-np.inf)
         score_QK = score_QK - np.where(np.isfinite(largest_Q1), largest_Q1, 0.0)
         score_QK = score_QK - np.log(np.exp(score_QK).sum(axis=1, keepdims=True).clip(min=1e-300))

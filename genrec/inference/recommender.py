@@ -117,11 +117,14 @@ class Recommender:
             InputError: as ``recommend``, for any of the requests; ``check`` tells for which one.
         """
         view = self._view
-        asked = [in_rows(request, view, self.run) for request in requests]
-        if not asked:
-            return []
-        ranked = self._ranker.rank(view, asked)
-        return [self._answer(view, one, found) for one, found in zip(asked, ranked, strict=True)]
+        return self._answers(view, [in_rows(request, view, self.run) for request in requests])
+
+    def recommend_each(self, requests: Sequence[RecommendRequest]) -> list[list[Recommendation] | InputError]:
+        """``recommend_batch``, with an error in the place of each request that it would refuse."""
+        view = self._view
+        asked = [_rows_or_refusal(request, view, self.run) for request in requests]
+        answers = iter(self._answers(view, [one for one in asked if not isinstance(one, InputError)]))
+        return [one if isinstance(one, InputError) else next(answers) for one in asked]
 
     def check(self, request: RecommendRequest) -> None:
         """Refuse a request that ``recommend_batch`` would refuse, without a search.
@@ -232,6 +235,10 @@ class Recommender:
         """Tell ``listener`` the name and the seconds of each part of every later answer (``tree_ranker.PARTS``)."""
         self._ranker.on_part = listener
 
+    def _answers(self, view: CatalogView, asked: Sequence[RowRequest]) -> list[list[Recommendation]]:
+        ranked = self._ranker.rank(view, asked)
+        return [self._answer(view, one, found) for one, found in zip(asked, ranked, strict=True)]
+
     def _answer(self, view: CatalogView, asked: RowRequest, ranked: Ranked) -> list[Recommendation]:
         if asked.diversity is not None:
             ranked = diversify(ranked, asked.k, asked.diversity, view, asked.rows)
@@ -257,6 +264,13 @@ class Recommender:
         if self._policy.items is not None:  # Before any request can name an item of the new catalogue.
             self._policy.items.set_catalog(view.catalog, self._prompts.sids)
         return view
+
+
+def _rows_or_refusal(request: RecommendRequest, view: CatalogView, run: RunRecord) -> RowRequest | InputError:
+    try:
+        return in_rows(request, view, run)
+    except InputError as error:
+        return error
 
 
 def usable_device(device: str) -> str:

@@ -12,6 +12,9 @@ from genrec.baselines.itemknn import KnnSettings
 from genrec.config import Config
 from genrec.errors import InputError
 
+RECORD = "recommender.json"
+"""What a run's record is called, in the directory of its report."""
+
 
 @dataclass(frozen=True)
 class ServedPrior:
@@ -69,7 +72,7 @@ class RunRecord:
         directory = directory.expanduser()
         storage = directory.resolve().parent.parent
         try:
-            content = json.loads((directory / "recommender.json").read_text(encoding="utf-8"))
+            content = json.loads((directory / RECORD).read_text(encoding="utf-8"))
             return cls(
                 Config.model_validate(content["config"]),
                 storage,

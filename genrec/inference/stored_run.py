@@ -12,8 +12,7 @@ from genrec.data.artifact_cache import ArtifactCache, SharedFolder
 from genrec.data.files import write_text
 from genrec.data.object_store import ObjectStore
 from genrec.errors import InputError
-
-RECORD = "recommender.json"
+from genrec.inference.run_record import RECORD
 
 
 def local_run(run: str | Path) -> Path:

@@ -23,7 +23,7 @@ from genrec.inference.catalog_view import CatalogView
 from genrec.inference.prior import RankedItems, normalise
 from genrec.inference.request import BEAM_GROUPS, RowRequest
 from genrec.inference.run_record import RunRecord
-from genrec.metrics import FloatArray, IntArray
+from genrec.metrics import IntArray
 from genrec.policy.decoding.beam import Beams, Pick, beam, head_log_probabilities
 from genrec.policy.decoding.node_prior import NodePrior
 from genrec.policy.decoding.prompt_cache import Prefilled, PromptCache, prefill
@@ -98,7 +98,7 @@ class TreeRanker:
         head_1G = None if log_head_G is None else log_head_G[None].cpu().numpy()
         logp_1G = steps_GL.sum(-1)[None].cpu().numpy() + prior_1G
         given = RankedItems(items_1G, logp_1G, head_1G)
-        policy_G = _weighed(given, self._run.prior.head_weight)[0] - self._log_total(found)
+        policy_G = given.weighed(self._run.prior.head_weight)[0].astype(np.float64) - self._log_total(found)
         if found.scores is not None and found.node_prior is None:
             weight, prior = self._run.prior.weight, self._shares(found.scores, [asked])
             share_G = np.asarray(prior[np.zeros(len(rows), int), rows]).reshape(-1)
@@ -191,7 +191,7 @@ class TreeRanker:
         weight = self._run.prior.head_weight
         if found.node_prior is None and not weight:
             return 0.0
-        return float(np.logaddexp.reduce(_weighed(found.candidates, weight)[0]))
+        return float(np.logaddexp.reduce(found.candidates.weighed(weight)[0].astype(np.float64)))
 
     def _encode(self, view: CatalogView, asked: Sequence[RowRequest]) -> tuple[Tensor, Tensor]:
         tokens_BP, mask_BP = view.prompts.encode([one.rows for one in asked], [one.context for one in asked])
@@ -233,12 +233,6 @@ def _cut(candidates: RankedItems, widths: Sequence[int]) -> RankedItems:
     beyond_BW = np.arange(candidates.items_QK.shape[1]) >= np.array(widths)[:, None]
     items_BW = np.where(beyond_BW, -1, candidates.items_QK)
     return RankedItems(items_BW, np.where(beyond_BW, -np.inf, candidates.logp_QK), candidates.head_QK)
-
-
-def _weighed(candidates: RankedItems, head_weight: float) -> FloatArray:
-    """log p_sid + ``head_weight`` · log p_head of each candidate, -inf at empty ones."""
-    head_QK = 0.0 if candidates.head_QK is None else head_weight * candidates.head_QK
-    return np.where(np.isneginf(candidates.logp_QK), -np.inf, candidates.logp_QK + head_QK).astype(np.float64)
 
 
 def _allows(asked: RowRequest, row: int) -> bool:

@@ -22,6 +22,7 @@ from genrec.data.tables import QUERIES, QUERY_CONTEXT, SEQUENCES, SPLITS
 from genrec.errors import InputError
 from genrec.inference.hf_folder.export_run import ITEM_ROWS, OWN
 from genrec.inference.hf_folder.sid_space import SPACE, check_files, hashes_of, read_space
+from genrec.inference.run_record import RECORD
 from genrec.policy.backbone import build, save
 from genrec.sid import catalog_updates
 from genrec.sid.catalog import Catalog
@@ -60,7 +61,7 @@ def import_run(folder: Path, storage: Path, name: str = "") -> Path:
         "config": config.model_dump(mode="json"),
     }
     run.mkdir(parents=True, exist_ok=True)
-    write_json(record, run / "recommender.json")
+    write_json(record, run / RECORD)
     return run
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from genrec.data.arrow import pc
+from genrec.data.arrow import one_array, pc
 from genrec.errors import InputError
 from genrec.metrics import IntArray
 
@@ -113,7 +113,7 @@ def _users(table: pa.Table) -> pa.ChunkedArray:
 def _event_numbers(table: pa.Table, length_U: IntArray, names: dict[str, int]) -> NDArray[np.int32]:
     """Numbers (E,) of the event types in ``names``, to which new types are added; -1: unknown."""
     column = table["events"]
-    coded = cast("pa.DictionaryArray", _array(pc.list_flatten(column)).dictionary_encode())
+    coded = cast("pa.DictionaryArray", one_array(pc.list_flatten(column)).dictionary_encode())
     numbers = [names.setdefault(name, len(names)) for name in coded.dictionary.to_pylist()]
     known_E = np.repeat(column.is_valid().to_numpy(), length_U)
     number_E = np.full(len(known_E), -1, np.int32)
@@ -123,13 +123,8 @@ def _event_numbers(table: pa.Table, length_U: IntArray, names: dict[str, int]) -
 
 def _flat(table: pa.Table, name: str) -> tuple[NDArray[np.generic], IntArray]:
     """The values of a list column, and the length of each row."""
-    values = _array(pc.list_flatten(table[name])).to_numpy(zero_copy_only=False)
+    values = one_array(pc.list_flatten(table[name])).to_numpy(zero_copy_only=False)
     return values, pc.list_value_length(table[name]).to_numpy().astype(np.int64)
-
-
-def _array(values: pa.Array | pa.ChunkedArray) -> pa.Array:
-    whole = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-    return whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
 
 
 def _joined(parts: list[Windows]) -> Windows:

@@ -10,8 +10,6 @@ from torch import Tensor
 from genrec.config import Update
 from genrec.learning.rl.guard import significant_drop
 
-METRIC = "ndcg@10"
-
 Values = Mapping[str, Tensor]
 """NDCG@10 per query, (Q,), of the ``old`` and of the ``new`` validation queries."""
 
