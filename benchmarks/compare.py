@@ -31,6 +31,7 @@ from genrec.data.readers import read_items, read_queries
 from genrec.metrics import FloatArray, IntArray
 
 if TYPE_CHECKING:
+    from genrec.baselines.train_log import TrainLog
     from genrec.inference.batch import Split
 
 LOG = logging.getLogger(__name__)
@@ -145,23 +146,31 @@ def score_policy(config: Config, inputs: Mapping[str, Artifact], policy: Artifac
 def _score(
     config: Config, data: Path, catalog: Path, policy: Path, split: Split, out: Path
 ) -> Mapping[str, Mapping[str, float]]:
-    """The scores of a ``RankingScorer``; the ranks of the targets go to ``QUERIES``.
-
-    As in ``evaluate``, seen items are masked where the log never repeats. An item head has the weight of validation.
-    """
+    """The scores of a ``RankingScorer``; the ranks of the targets go to ``QUERIES``."""
     from benchmarks.scores import RankingScorer
-    from genrec.baselines.train_log import read_train_log
-    from genrec.inference.batch import own_answering
 
     items = read_items(data)
-    log = read_train_log(data, items.num_rows)
-    ways = {"own": own_answering(config)}
-    found = predict(config, data, catalog, policy, out / "answers", ways, split=split, mask_seen=log.mask_seen)
-    ranked_QK = found["own"].items_QK
+    ranked_QK, log = answered(config, data, catalog, policy, split, out)
     scorer = RankingScorer.of(read_queries(data, split), items, log.counts_N)
     columns = {"rank": scorer.ranks(ranked_QK), "bucket": scorer.bucket_N[scorer.targets_Q]}
     pq.write_table(pa.table(columns), out / QUERIES)
     return {"scores": scorer.scores(ranked_QK)}
+
+
+def answered(
+    config: Config, data: Path, catalog: Path, policy: Path, split: Split, out: Path
+) -> tuple[IntArray, TrainLog]:
+    """A policy's own answers (Q, K) to the queries of ``split``, and the log that it learned from.
+
+    As in ``evaluate``, seen items are masked where the log never repeats. An item head has the weight of validation.
+    """
+    from genrec.baselines.train_log import read_train_log
+    from genrec.inference.batch import own_answering
+
+    log = read_train_log(data, read_items(data).num_rows)
+    ways = {"own": own_answering(config)}
+    found = predict(config, data, catalog, policy, out / "answers", ways, split=split, mask_seen=log.mask_seen)
+    return found["own"].items_QK, log
 
 
 def common_seeds(scores: Scores) -> list[int]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compare import Comparison
-from benchmarks.harness import chosen_variants, in_process
+from benchmarks.harness import chosen_variants, in_process, seeds_of
 from benchmarks.tables import events_page
 from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.pipeline import run_stage
@@ -49,7 +49,7 @@ def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
         raise InputError("bench events: got no event types; name those of the log in policy.context.types")
     names, test = chosen_variants(config, VARIANTS), read_test(in_process(config, DIRECTORY), artifacts)
     comparison, found = Comparison(DIRECTORY), dict[str, dict[str, Any]]()
-    pairs = [(seed, name) for seed in range(config.seed, config.seed + config.bench.seeds) for name in names]
+    pairs = [(seed, name) for seed in seeds_of(config) for name in names]
     for number, (seed, name) in enumerate(pairs, start=1):
         scores = _train_and_score(variant_of(config.replace(seed=seed), name), artifacts, test)
         found.setdefault("ItemKNN", {})[str(seed)] = scores.pop("itemknn")

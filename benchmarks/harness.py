@@ -58,6 +58,11 @@ class Bench:
         return json.dumps({"bench": self.name, "machine": machine, "figures": self.figures, "ratios": self.ratios})
 
 
+def seeds_of(config: Config) -> range:
+    """The seeds of the policies of each row: ``bench.seeds`` of them from the config's own on."""
+    return range(config.seed, config.seed + config.bench.seeds)
+
+
 def timed(work: Callable[[], object]) -> float:
     """Seconds of one call, until the GPU has finished what the call gave it."""
     import torch

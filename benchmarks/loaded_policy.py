@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from benchmarks.harness import chosen_variants, in_process
+from benchmarks.harness import chosen_variants, in_process, seeds_of
 from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.pipeline import run_stage
 from genrec.config import Config
@@ -62,7 +62,7 @@ def measured_by_softmax(
     directory, found = benchmark.rpartition(".")[2].replace("_", "-"), dict[str, list[Mapping[str, Any]]]()
     data, catalog = artifacts["prepare"], artifacts["assign"]
     for name in chosen_variants(config, SOFTMAXES):
-        for seed in range(config.seed, config.seed + config.bench.seeds):
+        for seed in seeds_of(config):
             own = in_process(config.replace({"learning.sft.softmax": name, "seed": seed}), directory)
             policy = run_stage(own, "sft", artifacts)
             work = partial(measure, own, data.path, catalog.path, policy.path)

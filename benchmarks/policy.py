@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compare import Comparison
-from benchmarks.harness import WITHOUT_ROWS, chosen_variants, in_process
+from benchmarks.harness import WITHOUT_ROWS, chosen_variants, in_process, seeds_of
 from benchmarks.tables import policy_page
 from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.pipeline import run_stage
@@ -51,7 +51,7 @@ def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
     names = chosen_variants(config, parts_of(config))
     test = read_test(in_process(config, DIRECTORY), artifacts)
     comparison, found = Comparison(DIRECTORY), dict[str, dict[str, Any]]()
-    pairs = [(seed, name) for seed in range(config.seed, config.seed + config.bench.seeds) for name in names]
+    pairs = [(seed, name) for seed in seeds_of(config) for name in names]
     for number, (seed, name) in enumerate(pairs, start=1):
         variant = in_process(config.replace({"seed": seed, **PARTS[name]}), DIRECTORY)
         policy = run_stage(variant, "sft", artifacts)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.compare import Comparison, RunScore, audit, compare, make_from, paired_gains, score_policy
-from benchmarks.harness import in_process
+from benchmarks.harness import in_process, seeds_of
 from benchmarks.rl_parts import changed, rows_of
 from benchmarks.rl_tables import rl_quality_page
 from cluster.artifacts import Artifact
@@ -63,7 +63,7 @@ def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
     """
     trials = {row: list(trials_of(row, own)) for row, own in rows_of(config).items()}
     bench, found = _RlQuality(config, artifacts), Found()
-    seeds = list(range(config.seed, config.seed + config.bench.seeds))
+    seeds = list(seeds_of(config))
     tried_with = seeds[: config.bench.grid_seeds]
     base = Trial(FIRST, {}, config)
     for row, choices in {FIRST: [base], **trials}.items():

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.compare import Comparison
-from benchmarks.harness import in_process
+from benchmarks.harness import in_process, seeds_of
 from benchmarks.tables import searches_page
 from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.pipeline import run_stage
@@ -54,7 +54,7 @@ def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
     """Train the policies, and measure every search with each."""
     comparison, measured = Comparison(DIRECTORY), list[Mapping[str, Any]]()
     data, catalog = artifacts["prepare"], artifacts["assign"]
-    for seed in range(config.seed, config.seed + config.bench.seeds):
+    for seed in seeds_of(config):
         own = in_process(config.replace(seed=seed), DIRECTORY)
         policy = run_stage(own, "sft", artifacts)
         recipe = Recipe("searches", {"width": config.decode.width}, (__name__,), [data, catalog, policy])

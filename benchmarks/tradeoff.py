@@ -9,7 +9,7 @@ curve are of validation; the weight with the best goal is tested, once. ``bench.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,15 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.compare import Comparison, Variant
-from benchmarks.harness import chosen_variants, in_process
+from benchmarks.compare import Comparison, Variant, answered
+from benchmarks.harness import chosen_variants, in_process, seeds_of
 from benchmarks.tables import tradeoff_page
 from cluster.artifacts import Artifact, Recipe, make_artifact
-from cluster.batch_inference import predict
 from cluster.progress import STAGE
 from cluster.train import read_summary
 from genrec.config import Config
-from genrec.data.readers import read_items, read_queries, read_sequences
+from genrec.data.readers import read_items, read_queries
 
 if TYPE_CHECKING:
     from genrec.metrics import FloatArray
@@ -135,16 +134,12 @@ def changed(config: Config, aim: Aim, weight: float) -> Config:
 
 def _trained(config: Config, artifacts: Mapping[str, Artifact], name: str, aim: Aim, weight: float) -> Point:
     point = Point(weight)
-    for seed in _seeds(config):
+    for seed in seeds_of(config):
         own = in_process(changed(config, aim, weight).replace(seed=seed), DIRECTORY)
         point.artifacts.append(Variant(own, artifacts, "grpo").train(own))
     shown = "  ".join(f"{metric} {point.change(metric):+.1%}" for metric in (RELEVANCE, aim.goal))
     LOG.info("%s, weight %g: validation %s", name, weight, shown, extra={STAGE: DIRECTORY})
     return point
-
-
-def _seeds(config: Config) -> range:
-    return range(config.seed, config.seed + config.bench.seeds)
 
 
 def _validated(made: Artifact, kept: bool) -> dict[str, float]:
@@ -163,7 +158,7 @@ def _tested(config: Config, artifacts: Mapping[str, Artifact], best: Point) -> d
     from genrec.evaluation.goals import compare_goals
 
     scored: dict[str, list[dict[str, FloatArray]]] = {"sft": [], "rl": []}
-    for seed, made in zip(_seeds(config), best.artifacts, strict=True):
+    for seed, made in zip(seeds_of(config), best.artifacts, strict=True):
         own = in_process(config.replace(seed=seed), DIRECTORY)
         for name, policy in (("sft", Variant(own, artifacts).train(own)), ("rl", made)):
             work = partial(_score, own, artifacts["prepare"].path, artifacts["assign"].path, policy.path)
@@ -177,21 +172,12 @@ def _tested(config: Config, artifacts: Mapping[str, Artifact], best: Point) -> d
 
 def _score(config: Config, data: Path, catalog: Path, policy: Path, out: Path) -> Mapping[str, Any]:
     """The metrics of each test query under a policy's own search."""
-    from genrec.baselines.train_log import train_log
     from genrec.evaluation.goals import Goals
-    from genrec.inference.batch import own_answering
 
     items, test = read_items(data), read_queries(data, "test")
-    log = train_log(read_sequences(data), items.num_rows)
-    ways = {"own": own_answering(config)}
-    found = predict(config, data, catalog, policy, out / "answers", ways, mask_seen=log.mask_seen)["own"]
+    ranked_QK, log = answered(config, data, catalog, policy, "test", out)
     targets_Q = test["target"].to_numpy().astype(np.int64)
-    values = Goals(items, log.counts_N, config.rewards.settings).all_values(
-        found.items_QK, targets_Q, test["event"].to_pylist()
-    )
-    np.savez(out / VALUES, **dict(_columns(values)))
+    goals = Goals(items, log.counts_N, config.rewards.settings)
+    values: Mapping[str, Any] = goals.all_values(ranked_QK, targets_Q, test["event"].to_pylist())
+    np.savez(out / VALUES, **values)
     return {"queries": len(targets_Q)}
-
-
-def _columns(values: Mapping[str, FloatArray]) -> Iterator[tuple[str, Any]]:
-    yield from values.items()

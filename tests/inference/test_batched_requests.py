@@ -56,6 +56,19 @@ def test_a_batch_of_different_requests_is_answered_as_one_by_one(served: dict[st
     assert served[name].recommend_batch([]) == []
 
 
+def test_a_request_that_is_refused_leaves_the_others_of_its_batch_as_they_are(served: dict[str, Recommender]) -> None:
+    asked = requests(3)
+    bad = [RecommendRequest(["i1"], 0), RecommendRequest([], 3)]
+    found = served["alone"].recommend_each([bad[0], asked[0], asked[1], bad[1], asked[2]])
+    refusals = [str(one) for one in found if isinstance(one, InputError)]
+    assert "k" in refusals[0]
+    assert "history" in refusals[1]
+    answers = [one for one in found if not isinstance(one, InputError)]
+    alone = served["alone"].recommend_batch(asked)
+    assert [[item.id for item in one] for one in answers] == [[item.id for item in one] for one in alone]
+    assert [isinstance(one, InputError) for one in found] == [True, False, False, True, False]
+
+
 @pytest.mark.parametrize("name", PRIORS)
 @pytest.mark.parametrize("head", [0.0, 1.0])
 def test_the_score_of_an_item_is_the_logarithm_of_what_a_recommendation_says(
