@@ -118,15 +118,15 @@ def test_a_batch_answers_each_request_as_alone(client: TestClient) -> None:
 
 def test_requests_that_come_together_share_a_search(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    search = Recommender.recommend_batch
+    search = Recommender.recommend_each
 
-    def counted(self: Recommender, requests: Sequence[RecommendRequest]) -> list[list[Any]]:
+    def counted(self: Recommender, requests: Sequence[RecommendRequest]) -> list[Any]:
         sizes.append(len(requests))
         time.sleep(0.2)
         return search(self, requests)
 
     service = make_service(storage, "alone", cached_answers=0, batch=4, deadline_ms=60_000)
-    monkeypatch.setattr(Recommender, "recommend_batch", counted)
+    monkeypatch.setattr(Recommender, "recommend_each", counted)
     histories = [[f"i{n}", f"i{n + 1}"] for n in range(12)]
     with client_of(service) as client, ThreadPoolExecutor(12) as pool:
         answers = list(pool.map(lambda history: recommend(client, history=history), histories))
@@ -149,13 +149,13 @@ def test_an_answer_that_would_be_late_is_popular_items_within_the_constraint(
     storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = make_service(storage, "alone")
-    search = Recommender.recommend_batch
+    search = Recommender.recommend_each
 
-    def slow(self: Recommender, requests: Sequence[RecommendRequest]) -> list[list[Any]]:
+    def slow(self: Recommender, requests: Sequence[RecommendRequest]) -> list[Any]:
         time.sleep(0.3)
         return search(self, requests)
 
-    monkeypatch.setattr(Recommender, "recommend_batch", slow)
+    monkeypatch.setattr(Recommender, "recommend_each", slow)
     with client_of(service) as client:
         late = recommend(client, history=HISTORY, deadline_ms=50, constraint={"category": "soap"})
         assert late["source"] == "popularity"
@@ -249,7 +249,7 @@ def test_a_run_that_cannot_be_read_is_not_served_and_the_old_one_stays(own: Path
 
 def test_a_run_that_fails_its_smoke_test_is_not_served(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     service = make_service(own, "alone")
-    monkeypatch.setattr(Recommender, "recommend_batch", lambda self, requests: [[] for _ in requests])
+    monkeypatch.setattr(Recommender, "recommend_each", lambda self, requests: [[] for _ in requests])
     with client_of(service) as client:
         assert "smoke test" in refused(client, "/v1/reload", 409, {"run": "steered"}, **HEADERS)
         assert client.get("/readyz").json()["served"][0]["run"] == "alone"
@@ -356,7 +356,7 @@ def test_no_stack_trace_leaves_the_process(
     def fail(self: Recommender, requests: object) -> list[Any]:
         raise ZeroDivisionError("a secret of the service")
 
-    monkeypatch.setattr(Recommender, "recommend_batch", fail)
+    monkeypatch.setattr(Recommender, "recommend_each", fail)
     with client_of(service) as client:
         answer = client.post("/v1/recommend", json={"history": HISTORY}, headers={"x-request-id": "mine-1"})
     assert (answer.status_code, answer.json()["request_id"]) == (500, "mine-1")
