@@ -146,21 +146,21 @@ def test_of_some_candidates_the_gradient_is_that_of_the_share_that_they_are_show
 
 
 def test_what_the_prior_knows_is_no_longer_taught() -> None:
-    def taught(score: float) -> tuple[float, float, float]:
-        """Advantage of the target, how strongly its score is raised, and the list-wise loss's pull at it."""
-        known_N = np.where(np.arange(ITEMS) == TARGET, score, 0.1)
-        settings = rl(candidate_weight="probability")
-        group = served_group(settings, known_N)
-        group.rewards_G = (group.items_G == TARGET).float()
-        batch = batch_of(group, settings)
-        (at,) = (group.items_G == TARGET).nonzero()[0].tolist()
-        advantage = float(batch.targets.advantage_BGL[0, at, 0])
-        listwise = update_gradient(group, rl(objective="listwise"))
-        return advantage, float(update_gradient(group, settings).norm()), float(listwise.norm())
+    likely = int(fused_N(np.ones(ITEMS)).argsort(descending=True)[1])
 
-    unknown, some, known = taught(0.01), taught(0.5), taught(50.0)
-    assert unknown[0] > some[0] > known[0] and known[0] < 0.1 * unknown[0]
-    assert unknown[2] > some[2] > known[2] and known[1] < 0.2 * some[1]
+    def taught(score: float) -> tuple[float, float, float]:
+        """The target's advantage, and the gradients of the expected reward and of the list-wise loss."""
+        settings = rl(candidate_weight="probability")
+        group = served_group(settings, np.where(np.arange(ITEMS) == likely, score, 1.0))
+        group.rewards_G = (group.items_G == likely).float()
+        batch = batch_of(group, settings)
+        advantage = float(batch.targets.advantage_BGL[0, group.items_G == likely].squeeze())
+        parts = (update_gradient(group, settings), update_gradient(group, rl(objective="listwise")))
+        return advantage, *(float(part.norm()) for part in parts)
+
+    unknown, known = taught(1.0), taught(500.0)
+    assert 0.2 < unknown[0] < 1 and known[0] < 0.2 * unknown[0]
+    assert known[1] < 0.3 * unknown[1] and known[2] < 0.3 * unknown[2]
 
 
 def test_the_kl_has_that_of_the_head_over_all_items() -> None:
