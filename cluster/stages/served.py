@@ -6,6 +6,7 @@ They are tuned on validation as the evaluation tunes them for the policy that it
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -46,4 +47,5 @@ def _tune(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Mapping[
             "learning.rl.served=true changes nothing"
         )
     weights.write(out)
+    shutil.rmtree(out / "predictions", ignore_errors=True)
     return found.as_json()

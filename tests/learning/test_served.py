@@ -14,6 +14,7 @@ from support.pipeline import made
 from support.synthetic import chain_shop, random_catalog, small_policy, tiny_config
 from torch import Tensor
 
+from cluster import pipeline
 from genrec.baselines.itemknn import KnnSettings
 from genrec.baselines.sparse import Sparse, csr
 from genrec.config import Items, Rewards, Rl, load_config
@@ -324,3 +325,16 @@ def test_a_run_learns_from_what_is_served_and_validates_it(tmp_path: Path) -> No
     fixed = config.replace({"learning.rl.groups": "fixed", "learning.rl.objective": "listwise"})
     fixed = fixed.replace({"learning.rl.candidate_weight": "uniform"})
     assert json.loads((made(fixed, "grpo").path / "curve.json").read_text())["steps"] == 6
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("ray_cluster")
+def test_actors_generate_and_validate_what_one_process_does(tmp_path: Path) -> None:
+    shop = chain_shop(tmp_path / "shop")
+    here = pipeline.run(tiny_config(tmp_path / "here", shop, *SERVED), "grpo")
+    numbers = ("compute.workers=1", "compute.rollout_actors=1", "compute.rollout_cpus=0.25")
+    learned = pipeline.run_stage(tiny_config(tmp_path / "there", shop, *SERVED, *numbers), "grpo", here)
+    weights = [(one.path / "policy.safetensors").read_bytes() for one in (here["grpo"], learned)]
+    assert weights[0] == weights[1]
