@@ -19,6 +19,7 @@ from genrec.baselines.itemknn import KnnSettings
 from genrec.baselines.sparse import Sparse, csr
 from genrec.config import Items, Rewards, Rl, load_config
 from genrec.data.files import write_parquet
+from genrec.data.tables import SEQUENCES
 from genrec.errors import InputError
 from genrec.inference.batch import KnnPrior, make_node_prior
 from genrec.inference.served_search import ServedSearch, ServedWeights, newest_first
@@ -237,11 +238,13 @@ def shop_data(directory: Path, sequences: list[list[int]]) -> Path:
     """A data directory whose users have these train events."""
     table = {
         "user": list(range(len(sequences))),
+        "user_id": [f"u{user}" for user in range(len(sequences))],
         "items": sequences,
         "split": [[1] * len(row) for row in sequences],
         "times": [list(range(len(row))) for row in sequences],
     }
-    write_parquet(pa.table(table), directory / "sequences" / "part-00000.parquet")
+    schema = pa.schema([SEQUENCES.field(name) for name in table])
+    write_parquet(pa.table(table, schema), directory / "sequences" / "part-00000.parquet")
     return directory
 
 
@@ -275,8 +278,8 @@ def test_seen_items_are_no_candidates_where_the_run_leaves_them_out(tmp_path: Pa
     real = group.items_G[group.items_G >= 0].tolist()
     assert sorted(real) == [item for item in range(ITEMS) if item not in (5, 3)], "the last two are the history's"
     assert newest_first([QUERY], 2).tolist() == [[3, 5]]
+    group.rewards_G = REWARD_N
     batch = batch_of(group, rl(), reference=True)
-    group.rewards_G = torch.zeros(ITEMS)
     assert bool(UpdateLoss(rl(kl=1.0), {})(batch, torch.tensor(1.0), 1)[0].isfinite())
 
 
