@@ -325,8 +325,8 @@ def test_a_run_learns_from_what_is_served_and_validates_it(tmp_path: Path) -> No
     own = made(config.replace({"learning.rl.served": False}), "grpo").path
     first = [json.loads((one / "curve.json").read_text())["curve"][0]["ndcg@10"] for one in (path, own)]
     assert first[0] > first[1], "version 0 is validated with the prior, which knows the chain"
-    fixed = config.replace({"learning.rl.groups": "fixed", "learning.rl.objective": "listwise"})
-    fixed = fixed.replace({"learning.rl.candidate_weight": "uniform"})
+    changes = {"groups": "fixed", "objective": "listwise", "candidate_weight": "uniform"}
+    fixed = config.replace({f"learning.rl.{name}": value for name, value in changes.items()})
     assert json.loads((made(fixed, "grpo").path / "curve.json").read_text())["steps"] == 6
 
 
