@@ -8,7 +8,7 @@ again after every policy.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from benchmarks.tables import popularity_table, scores_table
 from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.batch_inference import predict
 from cluster.pipeline import STAGES, reads, run_stage
+from cluster.policy_predictor import PolicyPredictor, tuned_baselines
 from cluster.progress import STAGE
 from cluster.train import read_summary
 from genrec.config import Config
@@ -50,6 +51,9 @@ class RunScore(NamedTuple):
     policy: Path
     scores: Path
 
+
+Answer = Callable[[Config, Path, Path, Path, "Split", Path], tuple[IntArray, "TrainLog"]]
+"""From data, catalogue, policy, split and a working directory to answers (Q, K), and the log behind them."""
 
 Scores = dict[str, dict[int, RunScore]]
 """By variant and seed."""
@@ -134,23 +138,28 @@ def score_variants(directory: str, variants: Mapping[str, Variant]) -> Iterator[
         yield scores
 
 
-def score_policy(config: Config, inputs: Mapping[str, Artifact], policy: Artifact, split: Split) -> RunScore:
-    """The scores of a policy's own answers to the queries of ``split``, an artifact."""
+def score_policy(
+    config: Config, inputs: Mapping[str, Artifact], policy: Artifact, split: Split, *, served: bool = False
+) -> RunScore:
+    """The scores of a policy's own answers to the queries of ``split``, or of those as ``served``; an artifact."""
     data, catalog = inputs["prepare"], inputs["assign"]
-    work = partial(_score, config, data.path, catalog.path, policy.path, split)
+    answer = answered_as_served if served else answered
+    work = partial(_score, config, data.path, catalog.path, policy.path, split, answer)
     settings = {"width": config.decode.width} | ({} if split == "test" else {"split": split})
+    if served:
+        settings |= {"served": config.decode.result_settings(), "counted": config.baselines.counted}
     made = make_artifact(config, Recipe("scores", settings, SCORED_BY, [data, catalog, policy]), work)
     return RunScore(made.metrics["scores"], policy.path, made.path)
 
 
 def _score(
-    config: Config, data: Path, catalog: Path, policy: Path, split: Split, out: Path
+    config: Config, data: Path, catalog: Path, policy: Path, split: Split, answer: Answer, out: Path
 ) -> Mapping[str, Mapping[str, float]]:
     """The scores of a ``RankingScorer``; the ranks of the targets go to ``QUERIES``."""
     from benchmarks.scores import RankingScorer
 
     items = read_items(data)
-    ranked_QK, log = answered(config, data, catalog, policy, split, out)
+    ranked_QK, log = answer(config, data, catalog, policy, split, out)
     scorer = RankingScorer.of(read_queries(data, split), items, log.counts_N)
     columns = {"rank": scorer.ranks(ranked_QK), "bucket": scorer.bucket_N[scorer.targets_Q]}
     pq.write_table(pa.table(columns), out / QUERIES)
@@ -171,6 +180,19 @@ def answered(
     ways = {"own": own_answering(config)}
     found = predict(config, data, catalog, policy, out / "answers", ways, split=split, mask_seen=log.mask_seen)
     return found["own"].items_QK, log
+
+
+def answered_as_served(
+    config: Config, data: Path, catalog: Path, policy: Path, split: Split, out: Path
+) -> tuple[IntArray, TrainLog]:
+    """A policy's answers (Q, K) fused with its item head and the prior, weighed as validation weighs them for it."""
+    from genrec.inference.batch import Answering
+
+    suite = tuned_baselines(config, data)
+    predictor = PolicyPredictor(config, {"prepare": data, "assign": catalog, "policy": policy}, "policy", suite, out)
+    tuned = predictor.tuned(read_queries(data, "valid"))
+    way = {"served": Answering(tuned.head_weight, tuned.weight)}
+    return predictor.answers(split, way)["served"].items_QK, suite.log
 
 
 def common_seeds(scores: Scores) -> list[int]:

@@ -21,6 +21,15 @@ FIXED: Mapping[str, Any] = {
 
 GRPO: Mapping[str, Any] = {"learning.rl.groups": "fresh", "learning.rl.objective": "grpo"}
 
+SERVED: Mapping[str, Any] = {
+    **GRPO,
+    "learning.rl.served": True,
+    "learning.rl.candidate_weight": "probability",
+    "learning.rl.advantage": "group_mean",
+}
+"""Rewards of what is served. Candidates weigh what they are served with, and no standard deviation is divided by: else
+a hit that the prior found would be taught as much as one that it missed."""
+
 PARTS: Mapping[str, Mapping[str, Any]] = {
     "config": {},
     "grpo": GRPO,
@@ -37,6 +46,12 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
 }
 """What each part changes, by name; ``config`` is the config as it stands."""
 
+SERVED_PARTS: Mapping[str, Mapping[str, Any]] = {
+    "served": SERVED,
+    "served_listwise": {**FIXED, "learning.rl.served": True},
+}
+"""Parts that learn from what is served; ``bench.variants`` must name them, since all rows are then scored as served."""
+
 RECIPES = ("v0a", "v0b", "v1", "v2", "v3", "v4")
 """The files of ``configs/versions`` whose rewards and objectives are parts, too."""
 
@@ -46,7 +61,7 @@ START = ("learning.rl.", "rewards")
 
 def known_parts(config: Config) -> dict[str, Mapping[str, Any]]:
     """What each part changes, by name, those of ``bench.parts`` included."""
-    return {**PARTS, **{name: _rewards_of(name) for name in RECIPES}, **config.bench.parts}
+    return {**PARTS, **SERVED_PARTS, **{name: _rewards_of(name) for name in RECIPES}, **config.bench.parts}
 
 
 def _rewards_of(recipe: str) -> dict[str, Any]:
@@ -57,13 +72,13 @@ def _rewards_of(recipe: str) -> dict[str, Any]:
 
 
 def rows_of(config: Config) -> dict[str, Config]:
-    """The config of each row: of ``bench.variants``, or of all parts.
+    """The config of each row: of ``bench.variants``, or of all parts but ``SERVED_PARTS``.
 
     Raises:
         InputError: a name that is no part, or a key that a part may not change.
     """
     known = known_parts(config)
-    rows = list(config.bench.variants or known)
+    rows = list(config.bench.variants or [name for name in known if name not in SERVED_PARTS])
     if unknown := [name for row in rows for name in row.split("+") if name not in known]:
         raise InputError(f"bench.variants names {unknown}; wanted: some of {list(known)}, alone or joined by +")
     return {

@@ -4,7 +4,9 @@ For each seed one SFT policy is trained, from which every row begins. A row is o
 several of them joined by ``+``; ``bench.variants`` chooses. Of the settings in ``bench.grid`` each row takes those that
 are best on the validation queries with the policies of the first ``bench.grid_seeds`` seeds; then it is trained from
 all ``bench.seeds`` seeds, and the best row is the one with the best validation. Only after that the test queries are
-answered. Policies and scores are artifacts under ``<storage>/bench/rl-quality``, so a killed run continues.
+answered: by the policies alone, or, if a row has ``learning.rl.served``, in all rows as they would be served, with the
+prior and weights that validation chose for each. Policies and scores are artifacts under
+``<storage>/bench/rl-quality``, so a killed run continues.
 """
 
 from __future__ import annotations
@@ -62,7 +64,8 @@ def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
         InputError: an unknown row, key, value or metric.
     """
     trials = {row: list(trials_of(row, own)) for row, own in rows_of(config).items()}
-    bench, found = _RlQuality(config, artifacts), Found()
+    served = any(trial.config.learning.rl.served for choices in trials.values() for trial in choices)
+    bench, found = _RlQuality(config, artifacts, served=served), Found()
     seeds = list(seeds_of(config))
     tried_with = seeds[: config.bench.grid_seeds]
     base = Trial(FIRST, {}, config)
@@ -89,10 +92,14 @@ def trials_of(row: str, config: Config) -> Iterator[Trial]:
 
 
 class _RlQuality:
-    """Trains, scores and compares; everything that was made before is found."""
+    """Trains, scores and compares; everything that was made before is found.
 
-    def __init__(self, config: Config, artifacts: Mapping[str, Artifact]) -> None:
-        self._config, self._artifacts = config, artifacts
+    Args:
+        served: score every policy's answers as they are served, with the prior; else its own.
+    """
+
+    def __init__(self, config: Config, artifacts: Mapping[str, Artifact], *, served: bool) -> None:
+        self._config, self._artifacts, self._served = config, artifacts, served
         self._made: dict[tuple[str, str, int], dict[str, Artifact]] = {}
 
     def scored(self, trial: Trial, seed: int, split: str) -> RunScore:
@@ -100,7 +107,8 @@ class _RlQuality:
         config = in_process(trial.config.replace(seed=seed), DIRECTORY)
         policy = "sft" if trial.row == FIRST else "grpo"
         made = self._made[trial.row, trial.shown, seed] = make_from(config, policy, self._artifacts)
-        scored = score_policy(config, made, made[policy], "valid" if split == "valid" else "test")
+        split_ = "valid" if split == "valid" else "test"
+        scored = score_policy(config, made, made[policy], split_, served=self._served)
         about = (trial.row, trial.shown, seed, split, self.metric_of(scored))
         LOG.info("%s (%s), seed %d, %s: %.4f", *about, extra={STAGE: DIRECTORY})
         return scored
@@ -137,7 +145,7 @@ class _RlQuality:
             row: {shown: {"valid": self.mean(scores), "seeds": len(scores)} for shown, scores in choices.items()}
             for row, choices in found.valid.items()
         }
-        about = {"metric": config.bench.metric, "best": best, "rows": rows, "tried": tried}
+        about = {"metric": config.bench.metric, "best": best, "rows": rows, "tried": tried, "served": self._served}
         comparison = Comparison(DIRECTORY, text=rl_quality_page(about))
         comparison.figures = {
             f"{row}.{metric}": one[metric]["mean"] for row, one in rows.items() for metric in PAIRED if metric in one
@@ -156,5 +164,5 @@ class _RlQuality:
         return {name: sum(values) / len(values) for name, values in means.items()}
 
 
-ADDED = ("folds", "groups", "grpo")
+ADDED = ("folds", "served", "groups", "grpo")
 """The stages that a row adds to SFT."""

@@ -16,7 +16,7 @@ SCORES = (
 def rl_quality_page(about: Mapping[str, Any]) -> str:
     """Four tables: the rows' test scores, their gains over SFT, their costs, and what was tried on validation."""
     rows: Mapping[str, Mapping[str, Any]] = about["rows"]
-    base, metric, best = rows["sft"], about["metric"], about["best"]
+    base, metric, best, served = rows["sft"], about["metric"], about["best"], about.get("served", False)
     scores, gains = [name for name in SCORES if name in base], list(base["paired"])
     scored = (
         [_name(name, best), f"{one['valid']:.4f}", *(estimate_text(one[score], ".4f") for score in scores)]
@@ -26,6 +26,7 @@ def rl_quality_page(about: Mapping[str, Any]) -> str:
     lines = [
         *markdown(("row", f"validation {metric}", *scores), scored),
         "",
+        *(["Answers as they are served: with item head and prior, weighed on validation for each policy."] * served),
         f"Test split, item level: mean of {len(base['seeds'])} seeds [95 % t interval]. Settings of each row, and the",
         f"**best** row, were chosen by {metric} on validation; the test was looked at after that.",
         "",

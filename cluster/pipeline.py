@@ -3,7 +3,8 @@
     prepare ─ embed ─ assign ─ sft ─ grpo ─ evaluate        (tune searches the rewards of grpo, from the same sft;
                                                              refit repeats sft before evaluate; fixed groups are
                                                              generated before grpo and tune, by the sft policy or
-                                                             by the policies of folds)
+                                                             by the policies of folds; served says how the sft policy
+                                                             would be served, for rewards of that)
 
 Adding a stage is one entry in ``STAGES`` and one file in ``cluster/stages/``.
 """
@@ -20,7 +21,7 @@ from cluster.baseline_rows import COMPARES_TEXTS
 from cluster.content import require_models
 from cluster.lost_ray import explaining_lost_ray
 from cluster.node_files import explaining_failed_storage, require_storage
-from cluster.stages import assign, baselines, embed, evaluate, folds, groups, grpo, prepare, refit, sft, tune
+from cluster.stages import assign, baselines, embed, evaluate, folds, groups, grpo, prepare, refit, served, sft, tune
 from cluster.stages.plan import Plan, StageRun
 from genrec.config import Config
 from genrec.data.files import explaining_failed_writes
@@ -66,6 +67,11 @@ def does_not_crossfit(config: Config) -> bool:
     return not crossfits(config)
 
 
+def learns_what_is_served(config: Config) -> bool:
+    """``learning.rl.served`` is on."""
+    return config.learning.rl.served
+
+
 def refits(config: Config) -> bool:
     """``learning.refit`` is on."""
     return config.learning.refit
@@ -107,7 +113,7 @@ class Stage:
 def _rl_reads(similarity: Condition) -> Mapping[str, Condition]:
     """What a stage that learns from rewards reads; item vectors under the condition ``similarity``."""
     start = dict.fromkeys(("prepare", "assign", "sft"), always)
-    return {**start, "embed": similarity, "groups": fixes_groups}
+    return {**start, "embed": similarity, "served": learns_what_is_served, "groups": fixes_groups}
 
 
 STAGES: Mapping[str, Stage] = {
@@ -148,10 +154,23 @@ STAGES: Mapping[str, Stage] = {
             plan=folds.plan,
         ),
         Stage(
+            "served",
+            about="what the SFT policy's search is fused with where it is served, tuned on validation",
+            writes="served.json: the weights of item head and prior, and ItemKNN's settings",
+            reads={"prepare": always, "assign": always, "sft": always},
+            plan=served.plan,
+        ),
+        Stage(
             "groups",
             about="candidates for the training queries, generated once",
             writes="groups, one Parquet file per shard of queries",
-            reads={"prepare": always, "assign": always, "sft": does_not_crossfit, "folds": crossfits},
+            reads={
+                "prepare": always,
+                "assign": always,
+                "sft": does_not_crossfit,
+                "folds": crossfits,
+                "served": learns_what_is_served,
+            },
             plan=groups.plan,
         ),
         Stage(

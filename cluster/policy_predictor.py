@@ -51,12 +51,17 @@ class TunedSearch:
 
 
 class PolicyPredictor:
-    """The policy of stage ``name``, whose answers are kept under ``where``."""
+    """The policy of stage ``name``, whose answers are kept under ``where``.
+
+    Args:
+        stages: the artifacts "prepare", "assign" and ``name``, or their directories.
+    """
 
     def __init__(
-        self, config: Config, stages: Mapping[str, Artifact], name: str, suite: BaselineSuite, where: Path
+        self, config: Config, stages: Mapping[str, Artifact | Path], name: str, suite: BaselineSuite, where: Path
     ) -> None:
-        self._config, self._stages, self._name = config, stages, name
+        self._config, self._name = config, name
+        self._paths = {stage: one if isinstance(one, Path) else one.path for stage, one in stages.items()}
         self._suite, self._where = suite, where / name
 
     def answers(self, split: Split, ways: Mapping[str, Answering]) -> dict[str, RankedItems]:
@@ -65,9 +70,9 @@ class PolicyPredictor:
 
         return predict(
             self._config,
-            self._stages["prepare"].path,
-            self._stages["assign"].path,
-            self._stages[self._name].path,
+            self._paths["prepare"],
+            self._paths["assign"],
+            self._paths[self._name],
             self._where / split,
             ways,
             split=split,
@@ -146,6 +151,17 @@ class PolicyPredictor:
 
         scores = self._suite.scores(recent_QH)
         return [leaf_log_prior(scores, found.items_QK, SMOOTH) for found in candidates]
+
+
+def tuned_baselines(config: Config, data: Path) -> BaselineSuite:
+    """The baselines that are counted, fitted on the train log in ``data`` and tuned on its validation queries."""
+    from genrec.baselines.train_log import TRAIN_COLUMNS
+    from genrec.baselines.tuning import fit_baselines
+    from genrec.data.readers import read_items, read_queries, stream_sequences
+
+    log, valid = stream_sequences(data, TRAIN_COLUMNS), read_queries(data, "valid")
+    options: dict[str, Any] = {"seed": config.seed, "budget": config.baselines.counted}
+    return fit_baselines(log, valid, read_items(data).num_rows, config.data.max_history, **options)
 
 
 def _grid(fixed: float | str, tried: Sequence[float]) -> tuple[float, ...]:

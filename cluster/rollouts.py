@@ -73,7 +73,7 @@ class RolloutWorker:
         device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
         cap_memory(gpus)
         self._policy.to(device)
-        self._trie = catalog.trie.to(device)
+        self._trie, self._served = catalog.trie.to(device), spec.serving(catalog)
         self._settings, self._seed = spec.config.learning.rl, spec.config.seed
         self._digest: str | None = None
 
@@ -84,7 +84,8 @@ class RolloutWorker:
         where = (self._policy, self._prompts, self._trie)
         with self._busy:
             self._adopt(snapshot)
-            return generate(*where, queries, self._settings, version=snapshot.version, seed=self._seed)
+            own: dict[str, Any] = {"version": snapshot.version, "seed": self._seed, "served": self._served}
+            return generate(*where, queries, self._settings, **own)
 
     def rankings(self, snapshot: Snapshot, queries: Sequence[Query], search: Search) -> Any:
         """The items that ``search`` finds for ``queries`` under ``snapshot``, (Q, width)."""
@@ -92,7 +93,7 @@ class RolloutWorker:
 
         with self._busy:
             self._adopt(snapshot)
-            return ranked_items(self._policy, self._prompts, self._trie, queries, search)
+            return ranked_items(self._policy, self._prompts, self._trie, queries, search, self._served)
 
     def _adopt(self, snapshot: Snapshot) -> None:
         """Load a snapshot unless it is loaded; every tensor must be bound, and its bytes must arrive unchanged.

@@ -27,6 +27,7 @@ from genrec.errors import InputError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from genrec.inference.served_search import ServedSearch
     from genrec.learning.checkpoints import Checkpoints, TrainingState
     from genrec.policy.model import Policy
     from genrec.policy.prompts import Prompts
@@ -45,7 +46,7 @@ class RunSpec:
 
     Rank 0 leaves the result in ``out``. ``start`` holds the policy to begin from (the SFT policy), or is None for a new
     one; ``vectors`` the item vectors and ``rewards`` the Python file of terms, for rewards that want them; ``groups``
-    fixed groups.
+    fixed groups; ``served`` the weights of the search that is served, where rewards are paid on that.
     """
 
     config: Config
@@ -56,6 +57,21 @@ class RunSpec:
     vectors: Path | None = None
     rewards: Path | None = None
     groups: Path | None = None
+    served: Path | None = None
+
+    def serving(self, catalog: Catalog) -> ServedSearch | None:
+        """The search that the run serves with; None where nothing is learned from what is served.
+
+        Raises:
+            InputError: the config wants that, and nothing tuned the search.
+        """
+        from genrec.inference.served_search import ServedSearch, ServedWeights
+
+        if not self.config.learning.rl.served:
+            return None
+        if self.served is None:
+            raise InputError("learning.rl.served=true needs the stage served, which this command does not make")
+        return ServedSearch(ServedWeights.read(self.served), self.data, catalog, self.config.data.max_history)
 
     def build(self) -> tuple[Policy, Prompts, Catalog]:
         """The policy (with the tensors of ``start``), its prompts and the catalogue."""

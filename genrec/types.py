@@ -95,6 +95,9 @@ class Group:
 
     With ``slate`` = J > 0 a candidate is an ordered list of J items: items, codes and log-probabilities then have
     G · J rows, list after list, and ``gains_GJ`` what each position adds to the reward of its list.
+
+    In a group of what is served (``learning.rl.served``), ``head_G`` holds weight · log p_head(item) of the policy that
+    generated it, and ``prior_G`` weight · log p_prior(item), a constant; None in others.
     """
 
     query: Query
@@ -107,6 +110,14 @@ class Group:
     weights_G: torch.Tensor | None = None
     slate: int = 0
     gains_GJ: torch.Tensor | None = None
+    head_G: torch.Tensor | None = None
+    prior_G: torch.Tensor | None = None
+
+    @property
+    def score_G(self) -> torch.Tensor:
+        """What the search ranked the candidates by, (G,): log π(item), with item head and prior where it is served."""
+        score_G = self.logp_GL.sum(-1)
+        return score_G if self.head_G is None or self.prior_G is None else score_G + self.head_G + self.prior_G
 
     @property
     def real_G(self) -> torch.Tensor:

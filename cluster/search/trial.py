@@ -134,7 +134,8 @@ def _with_own_stages(search: SearchSpec, config: Config, values: Mapping[str, An
     """The search's SFT policy and catalogue; or, where the trial changes what they are made from, its own."""
     if not remakes_earlier_stages(list(values)):
         return replace(search.run, config=config)
-    made = search.remake(config.replace({"compute.data_actors": 0}), "prepare", "assign", "sft")
+    more = ("served",) if config.learning.rl.served else ()
+    made = search.remake(config.replace({"compute.data_actors": 0}), "prepare", "assign", "sft", *more)
     paths = {name: artifact.path for name, artifact in made.items()}
     vectors = paths.get("embed") if search.run.vectors else None
     return replace(
@@ -144,6 +145,7 @@ def _with_own_stages(search: SearchSpec, config: Config, values: Mapping[str, An
         catalog=paths["assign"],
         start=paths["sft"],
         vectors=vectors,
+        served=paths.get("served"),
     )
 
 

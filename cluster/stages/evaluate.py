@@ -16,7 +16,7 @@ import numpy as np
 from cluster.artifacts import Artifact, shown_path
 from cluster.measures import calibrations, item_vectors, rank_timed, speeds
 from cluster.newest_run import point_to
-from cluster.policy_predictor import OWN, PolicyPredictor, TunedSearch
+from cluster.policy_predictor import OWN, PolicyPredictor, TunedSearch, tuned_baselines
 from cluster.stages import refit
 from cluster.stages.plan import Plan, StageRun
 from cluster.store_folders import publish_in_store
@@ -146,15 +146,13 @@ def _evaluate(config: Config, inputs: Mapping[str, Artifact], out: Path) -> dict
 def read_test(config: Config, inputs: Mapping[str, Artifact]) -> TestData:
     """The data of an evaluation from the stages "prepare" and "assign"; the baselines are fitted and tuned."""
     from genrec.baselines.train_log import recent_history
-    from genrec.baselines.tuning import fit_baselines
     from genrec.sid.catalog import Catalog
 
     data, catalog = inputs["prepare"].path, Catalog.load(inputs["assign"].path)
     items, test, valid = read_items(data), read_queries(data, "test"), read_queries(data, "valid")
-    log, history = stream_sequences(data, TRAIN_COLUMNS), config.data.max_history
-    suite = fit_baselines(log, valid, len(items), history, seed=config.seed, budget=config.baselines.counted)
+    suite = tuned_baselines(config, data)
     targets_Q = test["target"].to_numpy().astype(np.int64)
-    return TestData(items, test, valid, catalog, suite, targets_Q, recent_history(test, history))
+    return TestData(items, test, valid, catalog, suite, targets_Q, recent_history(test, config.data.max_history))
 
 
 def predict_test(config: Config, inputs: Mapping[str, Artifact], test: TestData, out: Path) -> PolicyAnswers:

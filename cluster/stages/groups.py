@@ -21,6 +21,7 @@ from genrec.config import Rl
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from genrec.inference.served_search import ServedSearch
     from genrec.policy.model import Policy
     from genrec.sid.catalog import Catalog
 
@@ -34,17 +35,18 @@ def plan(run: StageRun) -> Plan:
     names = ("group", "generation", "temperature", "fixed_queries", *(("folds",) if rl.groups == "crossfit" else ()))
     settings = {name: getattr(rl, name) for name in names} | {"add_target": rl.adds_target, "seed": config.seed}
     start = run.path("folds" if rl.groups == "crossfit" else "sft")
-    make_spec = partial(RunSpec, config, run.path("prepare"), run.path("assign"), start=start)
+    served = run.path_or_none("served")
+    make_spec = partial(RunSpec, config, run.path("prepare"), run.path("assign"), start=start, served=served)
     return Plan(settings, partial(_generate, make_spec))
 
 
-def origin_of(policy: Policy, catalog: Catalog, rl: Rl) -> dict[str, str]:
-    """What groups are of: the digests of a policy's trainable tensors as they stand, and of its catalogue.
+def origin_of(policy: Policy, catalog: Catalog, rl: Rl, served: ServedSearch | None = None) -> dict[str, str]:
+    """What groups are of: the digests of a policy's trainable tensors, of its catalogue, and of what is served.
 
     Crossfit groups are of no one policy: they have the number of folds in its place.
     """
     own = f"crossfit/{rl.folds}" if rl.groups == "crossfit" else policy.snapshot(0).digest
-    return {"policy": own, "catalog": catalog.digest}
+    return {"policy": own, "catalog": catalog.digest, "served": "" if served is None else served.weights.digest}
 
 
 def _generate(make_spec: partial[RunSpec], out: Path) -> Mapping[str, Any]:
@@ -108,7 +110,8 @@ class GroupWriter:
     def _load(self, policy: Path) -> None:
         self._loaded = policy
         self._policy, self._prompts, catalog = replace(self._spec, start=policy).build()
-        self._origin = origin_of(self._policy, catalog, self._spec.config.learning.rl)
+        self._served = self._spec.serving(catalog)
+        self._origin = origin_of(self._policy, catalog, self._spec.config.learning.rl, self._served)
         self._policy.to(self._device)
         self._trie = catalog.trie.to(self._device)
 
@@ -124,7 +127,8 @@ class GroupWriter:
         if directory != self._loaded:
             self._load(directory)
         queries, where = to_queries(table), (self._policy, self._prompts, self._trie)
-        parts = [generate(*where, part, rl, version=0, seed=seed) for part in chunks(queries, rl.rollout_chunk)]
+        own: dict[str, Any] = {"version": 0, "seed": seed, "served": self._served}
+        parts = [generate(*where, part, rl, **own) for part in chunks(queries, rl.rollout_chunk)]
         groups = [group for part in parts for group in part]
         write_groups(groups, self._origin, shard_file(self._spec.out, shard))
         return {"groups": len(groups)}

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from genrec.evaluation.validate import Validator
+    from genrec.inference.served_search import ServedSearch
     from genrec.learning.rewards import RewardFunction
     from genrec.learning.rl.guard import SnapshotValidator
     from genrec.learning.rl.learner import GrpoLearner
@@ -61,6 +62,7 @@ def spec_of(run: StageRun) -> partial[RunSpec]:
         start=run.path("sft"),
         vectors=run.path_or_none("embed"),
         groups=run.path_or_none("groups"),
+        served=run.path_or_none("served"),
     )
 
 
@@ -78,6 +80,7 @@ class _RlParts:
     catalog: Catalog
     reward: RewardFunction
     accelerator: Accelerator
+    served: ServedSearch | None
 
 
 def grpo_loop(spec: RunSpec, on_validation: OnValidation | None = None) -> None:
@@ -143,8 +146,10 @@ def _make_learner(spec: RunSpec, accelerator: Accelerator) -> tuple[_RlParts, Gr
     active = {*terms, *rewards.lists.active}
     context = read_reward_context(spec.data, catalog.codes_NL, active, rewards.settings, spec.vectors)
     reward = RewardFunction(rewards, context, terms)
-    learner = GrpoLearner(policy, prompts, catalog.trie, reward, settings, accelerator)
-    return _RlParts(policy, prompts, catalog, reward, accelerator), learner
+    served = spec.serving(catalog)
+    head_weight = 0.0 if served is None else served.weights.head_weight
+    learner = GrpoLearner(policy, prompts, catalog.trie, reward, settings, accelerator, head_weight=head_weight)
+    return _RlParts(policy, prompts, catalog, reward, accelerator, served), learner
 
 
 def _fixed_groups(directory: Path, built: _RlParts, train: pa.Table, settings: Rl) -> tuple[Rollouts, pa.Table]:
@@ -153,7 +158,10 @@ def _fixed_groups(directory: Path, built: _RlParts, train: pa.Table, settings: R
     from genrec.learning.rl.fixed_groups import FixedGroups
 
     # Groups of policies that cross-fitting trained are of no version of this one.
-    origin, version = origin_of(built.policy, built.catalog, settings), -1 if settings.groups == "crossfit" else 0
+    origin, version = (
+        origin_of(built.policy, built.catalog, settings, built.served),
+        -1 if settings.groups == "crossfit" else 0,
+    )
     fixed = FixedGroups(directory, built.catalog.codes_NL, origin, version=version)
     return fixed, fixed.informative(train, built.reward, settings)
 
@@ -179,6 +187,7 @@ def _make_validator(spec: RunSpec, built: _RlParts) -> Validator:
         batch_size=config.decode.batch_size,
         train_counts_N=counts_N.numpy(),
         goals=goals,
+        served=built.served,
     )
     validator.require(config.learning.rl.guard.metrics)
     return validator
@@ -199,5 +208,5 @@ def _make_rollouts(spec: RunSpec, built: _RlParts, validator: Validator) -> tupl
         remote = RayRollouts(spec, shared_actors(spec, accelerator))
         return remote, remote.validator(validator)
     trie = built.catalog.trie.to(accelerator.device)
-    local = LocalRollouts(built.policy, built.prompts, trie, config.learning.rl, config.seed)
+    local = LocalRollouts(built.policy, built.prompts, trie, config.learning.rl, config.seed, built.served)
     return local, LocalValidator(validator, built.policy)

@@ -157,8 +157,8 @@ class ItemKNN:
         return self.scores(recent_QH).toarray() + self.backoff_N
 
 
-def cross_fitted(log: TrainLog, fold_U: IntArray, folds: int) -> list[ItemKNN]:
-    """For each fold, the ItemKNN with default settings that has seen the users of the other folds alone.
+def cross_fitted(log: TrainLog, fold_U: IntArray, folds: int, settings: KnnSettings | None = None) -> list[ItemKNN]:
+    """For each fold, the ItemKNN (with default settings, or these) that has seen the users of the other folds alone.
 
     A user who is scored by the one of its own fold is scored by what others did: an ItemKNN that had counted the step
     from the user's own history to its next item would give that item away.
@@ -169,7 +169,7 @@ def cross_fitted(log: TrainLog, fold_U: IntArray, folds: int) -> list[ItemKNN]:
     fold_E = fold_U[log.users_E]
     kept = (fold_E != fold for fold in range(folds))
     others = (TrainLog(log.items_E[E], log.users_E[E], log.times_E[E], log.n_items) for E in kept)
-    return [ItemKNN(Pairs(other), KnnSettings()) for other in others]
+    return [ItemKNN(Pairs(other), settings or KnnSettings()) for other in others]
 
 
 def _similarity(pairs: Pairs, settings: KnnSettings, rows: range) -> Sparse:

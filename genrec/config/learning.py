@@ -168,6 +168,11 @@ class Rl(Section):
         description="mixed: the first half beams, the rest drawn without replacement; slate: a candidate is a list of "
         "distinct items, drawn without replacement, and rewards.lists count",
     )
+    served: bool = Field(
+        default=False,
+        description="candidates, rewards, loss and validation are of what is served: the search with the item head and "
+        "the prior of decode, weighed as validation weighs them for the SFT policy",
+    )
     slate: PositiveInt = Field(default=10, description="generation=slate: items per list")
     temperature: float = Field(default=1.0, gt=0, description="sample: of sampling")
     candidate_weight: Literal["uniform", "probability"] = Field(
@@ -271,6 +276,7 @@ class Rl(Section):
     def _fits_together(self) -> Rl:
         wrong = {
             **_slates_fit(self),
+            **_served_fits(self),
             "add_target leaves stochastic_beam's importance weights undefined; use generation=mixed": (
                 self.adds_target and self.generation == "stochastic_beam"
             ),
@@ -307,6 +313,21 @@ class Rl(Section):
         if found := [message for message, is_wrong in wrong.items() if is_wrong]:
             raise ValueError("; ".join(found))
         return self
+
+
+def _served_fits(rl: Rl) -> dict[str, bool]:
+    """What rollouts of what is served exclude: message -> whether it applies."""
+    return {
+        f"served takes the best candidates of the search, and generation={rl.generation} draws from the policy alone; "
+        "take generation=beam": rl.served and rl.generation != "beam",
+        "served has one step per item, and objective=ppo a value per code; take grpo, dr_grpo, reinforce or another": (
+            rl.served and rl.objective == "ppo"
+        ),
+        "advantage=sibling differs by level, and served has one step per item; take another advantage": (
+            rl.served and rl.advantage == "sibling"
+        ),
+        "hint forces a code, which no search does that is served; set hint=0": rl.served and bool(rl.hint),
+    }
 
 
 def _slates_fit(rl: Rl) -> dict[str, bool]:

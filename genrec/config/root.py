@@ -26,6 +26,7 @@ the queries that trials are compared on, or nothing."""
 
 FIXED = (
     *("learning.rl.steps", "learning.rl.eval_every", "learning.rl.eval_queries", "learning.rl.groups"),
+    "learning.rl.served",
     *("learning.rl.guard_noise", "learning.rl.guard_drop", "learning.refit", "rewards.control"),
 )
 """Keys in them that say how long a trial is and how it is measured, or that make other stages than grpo."""
@@ -119,6 +120,7 @@ class Config(Section):
             and not (pretrained and self.policy.finetuning == "full"),
             **_strategy_fits(self),
             **_items_fit(self),
+            **_served_fits(self),
             **_context_fits(self.policy.context, self.decode.event),
             "policy.hidden must be a multiple of policy.heads": not pretrained
             and self.policy.hidden % self.policy.heads,
@@ -221,6 +223,21 @@ def _items_fit(config: Config) -> dict[str, bool]:
         f"policy.items.input={items.input}: sid.quantizer={config.sid.quantizer} has no vectors; take own": (
             items.input in ("vectors", "both") and config.sid.quantizer in ("given", "title")
         ),
+    }
+
+
+def _served_fits(config: Config) -> dict[str, bool]:
+    """What is wrong with learning from what is served: message -> whether it applies."""
+    wanted, decode = config.learning.rl.served, config.decode
+    head = config.policy.items.head and decode.head_weight != 0
+    on_nodes = decode.prior == "itemknn_nodes" and decode.prior_weight != 0
+    return {
+        "learning.rl.served: decode.prior=itemknn is mixed into the answers after the search, which knows nothing of "
+        "it; set decode.prior=itemknn_nodes, or none to serve with the item head alone": wanted
+        and decode.prior == "itemknn",
+        "learning.rl.served: got neither a prior nor an item head, so what is served is the policy alone; set "
+        "decode.prior=itemknn_nodes or policy.items.head=true (with a weight above 0), or "
+        "learning.rl.served=false": wanted and decode.prior != "itemknn" and not (head or on_nodes),
     }
 
 

@@ -78,7 +78,8 @@ class BenchConfig(Section):
         default=(),
         description="tokenizers, policy, losses, tasks, rewards, tradeoff, rl-quality: rows that policies are trained "
         "for, "
-        "compared with the first; empty: none of the tokenizers, all of the others",
+        "compared with the first; empty: none of the tokenizers, all of the others, but of rl-quality not those that "
+        "learn from what is served",
     )
     seeds: PositiveInt = Field(
         default=3,

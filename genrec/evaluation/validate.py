@@ -19,6 +19,7 @@ from genrec.errors import InputError
 from genrec.evaluation.goals import Goals
 from genrec.inference.batch import without_seen
 from genrec.inference.prior import RankedItems
+from genrec.inference.served_search import ServedSearch
 from genrec.metrics import IntArray
 from genrec.policy.decoding.beam import HEAD_WEIGHT, beam
 from genrec.policy.model import Policy
@@ -43,13 +44,26 @@ class Search:
         return Search(width, max_history if train_log(sequences, n_items).mask_seen else 0)
 
 
-def ranked_items(policy: Policy, prompts: Prompts, trie: Trie, queries: Sequence[Query], search: Search) -> Tensor:
-    """The items of ``search`` for each query, best first, -1 for none; (Q, width) on the CPU."""
+def ranked_items(
+    policy: Policy,
+    prompts: Prompts,
+    trie: Trie,
+    queries: Sequence[Query],
+    search: Search,
+    served: ServedSearch | None = None,
+) -> Tensor:
+    """The items of ``search`` for each query, best first, -1 for none; (Q, width) on the CPU.
+
+    With ``served`` they are fused with item head and prior as it says; without, with the item head alone.
+    """
     policy.eval()
     histories = [query.history for query in queries]
     tokens_BP, mask_BP = (t.to(policy.device) for t in prompts.encode(histories, [query.context for query in queries]))
-    head_weight = 0.0 if policy.item_head is None else HEAD_WEIGHT
-    beams = beam(policy, tokens_BP, mask_BP, trie, search.width + search.masked, head_weight=head_weight)
+    head_weight, prior = 0.0 if policy.item_head is None else HEAD_WEIGHT, None
+    if served is not None:
+        head_weight, prior = served.weights.head_weight, served.prior(trie, queries, seen_in_training=False)
+    width = search.width + search.masked
+    beams = beam(policy, tokens_BP, mask_BP, trie, width, head_weight=head_weight, prior=prior)
     found = RankedItems(beams.items_BW.cpu().numpy(), beams.logp_BW.cpu().numpy())
     if search.masked:
         table = pa.table({"history": pa.array(histories, pa.list_(pa.int64()))})
@@ -68,6 +82,7 @@ class Validator:
         search: the items that are searched for; with fewer than 50 there is no HR@50.
         train_counts_N: train events per item; adds HR@50 of tail and unseen targets (see ``BUCKETS``).
         goals: adds the metrics of a shop's goals.
+        served: how the policy is served; without, its own answers are validated.
     """
 
     def __init__(
@@ -82,6 +97,7 @@ class Validator:
         batch_size: int,
         train_counts_N: IntArray | None = None,
         goals: Goals | None = None,
+        served: ServedSearch | None = None,
     ) -> None:
         rows = queries.take(np.sort(np.random.default_rng(0).permutation(queries.num_rows)[:count]))
         sample, self._goals = to_queries(rows), goals
@@ -89,7 +105,7 @@ class Validator:
         self._events: list[str | None] = rows["event"].to_pylist() if goals is not None else []
         own = sample[accelerator.process_index :: accelerator.num_processes]
         self.requests = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
-        self.search = search
+        self.search, self._served = search, served
         self._count, self._accelerator, self._prompts = len(sample), accelerator, prompts
         self._trie = trie.to(accelerator.device)
         self._tail_Q: Tensor | None = None
@@ -103,7 +119,8 @@ class Validator:
 
     def rankings(self, policy: Policy) -> list[Tensor]:
         """The items that are found, (Q, width) for each of this worker's ``requests``."""
-        return [ranked_items(policy, self._prompts, self._trie, part, self.search) for part in self.requests]
+        where = (policy, self._prompts, self._trie)
+        return [ranked_items(*where, part, self.search, self._served) for part in self.requests]
 
     def require(self, names: Sequence[str]) -> None:
         """Refuse a metric that ``values`` will not have.

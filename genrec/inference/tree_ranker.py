@@ -25,7 +25,7 @@ from genrec.inference.request import BEAM_GROUPS, RowRequest
 from genrec.inference.run_record import RunRecord
 from genrec.metrics import IntArray
 from genrec.policy.decoding.beam import Beams, Pick, beam, head_log_probabilities
-from genrec.policy.decoding.node_prior import NodePrior
+from genrec.policy.decoding.node_prior import NodePrior, item_log_prior
 from genrec.policy.decoding.prompt_cache import Prefilled, PromptCache, prefill
 from genrec.policy.decoding.sampling import BeamGroups
 from genrec.policy.decoding.score import score as score_sids
@@ -182,9 +182,8 @@ class TreeRanker:
         """weight · log p_prior of items (B, W), on their device; 0 without a node prior, any number at no item."""
         if node_prior is None:
             return torch.zeros(items_BW.shape, device=items_BW.device)
-        codes_BWL = view.catalog.codes_NL[items_BW.clamp(min=0).cpu()].to(view.trie.leaf_items.device)
-        leaves_BW1 = view.trie.path(codes_BWL)[..., -1:]
-        return node_prior.log_prior(view.trie.depth - 1, leaves_BW1)[..., 0].to(items_BW.device)
+        codes_BWL = view.catalog.codes_NL[items_BW.clamp(min=0).cpu()]
+        return item_log_prior(node_prior, view.trie, codes_BWL).to(items_BW.device)
 
     def _log_total(self, found: SearchedBatch) -> float:
         """log of the total that the shares of one request's candidates are of; 0 where they are probabilities."""

@@ -7,7 +7,7 @@ import pytest
 from support.synthetic import chain_shop, tiny_config
 
 from benchmarks import compare, rl_quality
-from benchmarks.rl_parts import PARTS, RECIPES, known_parts, rows_of
+from benchmarks.rl_parts import PARTS, RECIPES, SERVED_PARTS, known_parts, rows_of
 from cluster import pipeline
 from cluster.stages import grpo
 from genrec.errors import InputError
@@ -56,7 +56,8 @@ def test_validation_chooses_the_settings_of_each_row_and_the_best_row_and_only_t
 def test_every_part_is_a_valid_config_and_starts_from_the_same_sft_policy(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, tmp_path)
     rows = rows_of(config)
-    assert set(rows) == {*PARTS, *RECIPES} == set(known_parts(config))
+    assert {*rows, *SERVED_PARTS} == {*PARTS, *SERVED_PARTS, *RECIPES} == set(known_parts(config))
+    rows |= rows_of(config.replace({"bench.variants": list(SERVED_PARTS)}))
     assert len({str(one) for one in rows.values()}) >= len(rows) - 1  # The config may be one of the parts.
     assert all(one.learning.sft == config.learning.sft and one.policy == config.policy for one in rows.values())
 
@@ -83,3 +84,16 @@ def test_a_metric_that_is_not_measured_is_refused_with_those_that_are(tmp_path: 
     config = tiny_config(tmp_path / "storage", shop, *settings, "bench.metric=ndcg@11")
     with pytest.raises(InputError, match=r"bench\.metric=ndcg@11 is not measured here; wanted one of .*'ndcg@10'"):
         rl_quality.run(config, pipeline.run(config, *rl_quality.NEEDS))
+
+
+@pytest.mark.benchmark
+def test_a_row_that_learns_from_what_is_served_has_all_rows_scored_as_they_are_served(tmp_path: Path) -> None:
+    shop, own = chain_shop(tmp_path / "shop"), ("learning.sft.epochs=1", "bench.seeds=1", "decode.prior=itemknn_nodes")
+    config = tiny_config(tmp_path / "storage", shop, *own, "sid.quantizer=title", "bench.variants=[grpo,served]")
+    inputs = pipeline.run(config, *rl_quality.NEEDS)
+    served = rl_quality.run(config, inputs)
+    assert "Answers as they are served" in served.table()
+    alone = rl_quality.run(config.replace({"bench.variants": ["grpo"]}), inputs)
+    assert "as they are served" not in alone.table()
+    better = [one.figures[f"{row}.ndcg@10"] for one in (served, alone) for row in ("sft", "grpo")]
+    assert min(better[:2]) > max(better[2:]), "ItemKNN knows the chain, an epoch of SFT does not"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from genrec.policy.decoding.beam import Beams
+from genrec.policy.decoding.beam import Beams, head_log_probabilities
 from genrec.policy.decoding.sampling import SampledBeams, TemperedBeams
 from genrec.policy.decoding.score import score
 from genrec.policy.model import Policy
@@ -21,6 +21,7 @@ def candidate_weights(groups: Sequence[Group], kind: str) -> Tensor:
     They are the groups' importance weights where these carry any. Otherwise ``uniform`` weights are 1, and with
     ``probability`` they are n π_i / Σ_j π_j for the n candidates, π being the policy that generated them: beams are an
     enumerated set, over which Σ_i π_i r_i / Σ_j π_j is the risk to minimise (Shen et al. 2016, eq. 9–10, α = 1).
+    In groups of what is served π is fused with item head and prior.
     """
     real_BG = torch.stack([group.real_G for group in groups])
     if groups[0].weights_G is not None:
@@ -28,7 +29,7 @@ def candidate_weights(groups: Sequence[Group], kind: str) -> Tensor:
         return torch.stack(given).masked_fill(~real_BG, 0)
     if kind == "uniform":
         return real_BG.float()
-    logp_BG = torch.stack([group.logp_GL.sum(-1) for group in groups])
+    logp_BG = torch.stack([group.score_G for group in groups])
     return _of_mean_one(logp_BG, real_BG)
 
 
@@ -78,19 +79,25 @@ def with_target(
 ) -> Beams:
     """Puts the target in the last place of every group without it, with its log-probability under the policy.
 
-    A target without a leaf in the trie is not added.
+    That by the item head is put there too, where the beams have it. A target without a leaf in the trie is not added.
     """
     target_B = torch.tensor(targets, device=beams.items_BW.device)
     leaf_B, exists_B = _leaves(trie, target_B)
     codes_BL = _codes(trie, leaf_B)
     with torch.no_grad():
-        logp_BL = score(policy, tokens_BP, mask_BP, codes_BL[:, None], trie).logp_BGL[:, 0]
+        scores = score(policy, tokens_BP, mask_BP, codes_BL[:, None], trie)
+    logp_BL = scores.logp_BGL[:, 0]
     added_B = exists_B & ~(beams.items_BW == target_B[:, None]).any(-1)
     items_BW, codes_BWL, logp_BWL = (tensor.clone() for tensor in _tensors(beams))
     items_BW[added_B, -1] = target_B[added_B]
     codes_BWL[added_B, -1] = codes_BL[added_B]
     logp_BWL[added_B, -1] = logp_BL[added_B]
-    return Beams(items_BW, codes_BWL, logp_BWL)
+    head_BW = beams.head_BW
+    if head_BW is not None:
+        logp_BN = head_log_probabilities(policy, scores.hidden[0][:, 0])
+        head_BW = head_BW.clone()
+        head_BW[added_B, -1] = logp_BN[added_B, target_B[added_B]]
+    return Beams(items_BW, codes_BWL, logp_BWL, head_BW)
 
 
 def _leaves(trie: Trie, items_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,9 @@
 """Fixed groups: candidates that were generated once, kept in Parquet files, and learned from for many epochs.
 
 Columns of ``part-*.parquet``: ``id`` of the train query; ``items``, G item rows, -1 for empty candidates; ``logp``, the
-G · L log-probabilities of their codes; ``weights``, the G importance weights, null where there are none. The schema's
-metadata name the policy and the catalogue by their digests. Rewards are not kept: any can be paid on the groups.
+G · L log-probabilities of their codes; ``weights``, the G importance weights, null where there are none; ``head`` and
+``prior``, what item head and prior add in groups of what is served, null in others. The schema's metadata name the
+policy, the catalogue and what is served by their digests. Rewards are not kept: any can be paid on the groups.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ SCHEMA = pa.schema(
         pa.field("id", pa.int64(), nullable=False),
         pa.field("items", pa.list_(pa.int32()), nullable=False),
         pa.field("logp", pa.list_(pa.float32()), nullable=False),
-        pa.field("weights", pa.list_(pa.float32())),
+        *(pa.field(name, pa.list_(pa.float32())) for name in ("weights", "head", "prior")),
     ]
 )
 
@@ -55,15 +56,21 @@ def write_groups(groups: Sequence[Group], origin: Mapping[str, str], file: Path)
     """Write groups without rewards to a Parquet file, atomically.
 
     Args:
-        origin: digests of the ``policy`` and the ``catalog``.
+        origin: digests of the ``policy`` and the ``catalog``, and of what is ``served``.
     """
     rows = {
         "id": [group.query.id for group in groups],
         "items": [group.items_G.tolist() for group in groups],
         "logp": [group.logp_GL.flatten().tolist() for group in groups],
-        "weights": [None if group.weights_G is None else group.weights_G.tolist() for group in groups],
+        "weights": [_listed(group.weights_G) for group in groups],
+        "head": [_listed(group.head_G) for group in groups],
+        "prior": [_listed(group.prior_G) for group in groups],
     }
     write_parquet(pa.table(rows, SCHEMA.with_metadata(dict(origin))), file)
+
+
+def _listed(values_G: Tensor | None) -> list[float] | None:
+    return None if values_G is None else values_G.tolist()
 
 
 class FixedGroups:
@@ -71,7 +78,8 @@ class FixedGroups:
 
     Args:
         codes_NL: SIDs of the items.
-        origin: digests of the ``policy`` that starts to learn and of its ``catalog``, which the groups must be of.
+        origin: digests of the ``policy`` that starts to learn, of its ``catalog`` and of what is ``served``, which the
+            groups must be of.
         version: the version of the policy that the groups are of; -1 if they are another policy's.
 
     Raises:
@@ -136,10 +144,13 @@ class FixedGroups:
 
     def _group(self, query: Query, row: Mapping[str, Any]) -> Group:
         items_G = torch.tensor(row["items"])
-        weights_G = None if row["weights"] is None else torch.tensor(row["weights"])
+        names = ("weights", "head", "prior")
+        weights_G, head_G, prior_G = (None if row[name] is None else torch.tensor(row[name]) for name in names)
         logp_GL = torch.tensor(row["logp"]).view(len(items_G), -1)
         codes_GL = self._codes_NL[items_G.clamp(min=0)]
-        return Group(query, self._version, items_G, codes_GL, logp_GL, torch.empty(0), {}, weights_G)
+        return Group(
+            query, self._version, items_G, codes_GL, logp_GL, torch.empty(0), {}, weights_G, 0, None, head_G, prior_G
+        )
 
 
 def _read(directory: Path, origin: Mapping[str, str]) -> Iterator[pa.Table]:

@@ -35,7 +35,11 @@ from genrec.types import Group, Snapshot
 
 
 class GrpoLearner:
-    """Holds the policy and its optimizer; the reference is the policy as given (the SFT policy)."""
+    """Holds the policy and its optimizer; the reference is the policy as given (the SFT policy).
+
+    Args:
+        head_weight: of the policy's item head in what is served, where the groups are of that.
+    """
 
     def __init__(
         self,
@@ -45,7 +49,10 @@ class GrpoLearner:
         reward: RewardFunction,
         settings: Rl,
         accelerator: Accelerator,
+        *,
+        head_weight: float = 0.0,
     ) -> None:
+        self._head_weight = head_weight
         self._settings, self._reward, self._accelerator = settings, reward, accelerator
         self._objective = OBJECTIVES[settings.objective]
         self.policy = policy.to(accelerator.device)
@@ -63,6 +70,7 @@ class GrpoLearner:
             reference=self.reference,
             codes_NL=reward.context.codes_NL,
             all_states=has_critic and settings.critic == "linear",
+            head=bool(head_weight),
         )
         self._critic = CriticTrainer(self.policy, self._scorer, settings, accelerator) if has_critic else None
         self._loss = UpdateLoss(settings, reward.context.buckets)
@@ -134,6 +142,8 @@ class GrpoLearner:
             ranks_B = target_ranks(groups)
             weight_BG, sft_B = weight_BG * learned_by_rewards(ranks_B)[:, None], supervised_weights(ranks_B, settings)
         advantage_BGL = level_advantages(kind, rewards_BG, weight_BG, codes_BGL, self._total)
+        if groups[0].prior_G is not None:  # One step per item, see ``served_steps``.
+            advantage_BGL = advantage_BGL[..., :1]
         return Targets(rewards_BG, weight_BG, advantage_BGL, sft_B=sft_B)
 
     def _gated(self, groups: Sequence[Group]) -> dict[str, Tensor]:
@@ -174,9 +184,13 @@ class GrpoLearner:
         needs_reference = bool(self._settings.kl) or self._objective.reference
         reference = self._scorer.reference_scores(groups) if needs_reference else None
         values_BGL = None if self._critic is None else self._critic.values(groups, scores)
-        batch = MicroBatch(groups, targets, scores, reference, values_BGL, self._head_loss(groups, scores))
+        head_B = self._head_loss(groups, scores)
+        batch = MicroBatch(groups, targets, scores, reference, values_BGL, head_B, self._head_weight)
         if self.version == self._first_version == groups[0].version:
-            check_agreement(scores.logp_BGL, batch.old_BGL, batch.items_BG >= 0, self.policy.precision)
+            pairs = [(scores.logp_BGL, batch.old_BGL)]
+            pairs += [(batch.policy_batch.logp_BGL, batch.policy_batch.old_BGL)] if batch.is_served else []
+            for new_BGL, old_BGL in pairs:
+                check_agreement(new_BGL, old_BGL, batch.items_BG >= 0, self.policy.precision)
         return batch
 
     def _head_loss(self, groups: Sequence[Group], scores: GroupScores) -> Tensor | None:

@@ -22,10 +22,12 @@ class GroupScores:
 
     ``steps``: per level the log-distribution at each prefix, (B, 1, K) at level 1, then (B, G + 1, K).
     ``hidden``: per level the hidden state at each prefix, (B, 1, D) at level 1, then (B, G + 1, D).
+    ``head_BN``: log-probability of every item by the policy's item head, where it is part of what is served.
     """
 
     scores: Scores
     codes_BGL: Tensor
+    head_BN: Tensor | None = None
 
     @property
     def logp_BGL(self) -> Tensor:
@@ -55,6 +57,7 @@ class GroupScorer:
         reference: the trainable weights of the reference policy, by name.
         codes_NL: SIDs of the items, for the targets.
         all_states: also compute the hidden states that no log-probability needs (a critic reads them).
+        head: also compute the log-probabilities of the policy's item head.
     """
 
     def __init__(
@@ -66,15 +69,18 @@ class GroupScorer:
         reference: Mapping[str, Tensor],
         codes_NL: Tensor,
         all_states: bool = False,
+        head: bool = False,
     ) -> None:
         self._policy, self._prompts, self._trie = policy, prompts, trie.to(policy.device)
-        self._reference, self._codes_NL, self._all_states = reference, codes_NL, all_states
+        self._reference, self._codes_NL, self._all_states, self._head = reference, codes_NL, all_states, head
 
     def scores(self, groups: Sequence[Group], policy: Callable[..., Any] | None = None) -> GroupScores:
         """Scores under the policy as it stands, or under ``policy``, its wrapper that syncs gradients."""
         call = self._policy if policy is None else policy
         inputs = self.inputs(groups)
-        return GroupScores(call("call", score, *inputs, self._trie, self._all_states), inputs[-1])
+        scores = call("call", score, *inputs, self._trie, self._all_states)
+        head = self._policy.item_head if self._head else None
+        return GroupScores(scores, inputs[-1], None if head is None else head.log_probabilities(scores.hidden[0][:, 0]))
 
     def inputs(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor, Tensor]:
         """Prompts (B, P), their mask (B, P), and the codes (B, G + 1, L) of the candidates and the target."""

@@ -37,6 +37,12 @@ class Prior(Protocol):
         ...
 
 
+def item_log_prior(prior: Prior, trie: Trie, codes_BWL: Tensor) -> Tensor:
+    """What ``prior`` adds to the log-probability of items, given by their SIDs, (B, W); finite where there is none."""
+    leaves_BW1 = trie.path(codes_BWL.to(trie.leaf_items.device))[..., -1:]
+    return prior.log_prior(trie.depth - 1, leaves_BW1)[..., 0]
+
+
 class HeadPrior:
     """weight · log p_head(node), where p_head of a node is the sum over the items under it.
 
