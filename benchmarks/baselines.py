@@ -25,7 +25,7 @@ from genrec.errors import InputError
 LOG = logging.getLogger(__name__)
 
 DIRECTORY = "baselines"
-NEEDS = ("prepare", "embed")
+NEEDS = ("prepare", "embed", "assign")
 
 PUBLISHED: Mapping[str, Mapping[str, tuple[float, float]]] = MappingProxyType(
     {

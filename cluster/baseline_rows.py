@@ -24,12 +24,13 @@ from cluster.train import (
     run_training,
     training_summary,
 )
-from genrec.config import Config, SequentialSettings
+from genrec.config import SID_BASELINES, Config, NetworkSettings
 from genrec.data.files import write_json
 
 if TYPE_CHECKING:
     from genrec.baselines.material import Material
     from genrec.baselines.ranking import Baseline
+    from genrec.sid.catalog import Catalog
 
 STAGE_NAME = "baseline"
 MODEL = "model.safetensors"
@@ -53,10 +54,16 @@ def make_row(config: Config, name: str, inputs: Mapping[str, Artifact]) -> Artif
     Raises:
         InputError: the baseline cannot be made of this data, or on this machine.
     """
-    needed = ["prepare", *(["embed"] if name in COMPARES_TEXTS and "embed" in inputs else [])]
-    used = {stage: inputs[stage] for stage in needed}
+    used = {stage: inputs[stage] for stage in _needed(name) if stage in inputs}
     work = partial(_train if is_trained(name) else _count, config, name, used)
     return make_artifact(config, Recipe(STAGE_NAME, row_settings(config, name), _code(name), list(used.values())), work)
+
+
+def _needed(name: str) -> tuple[str, ...]:
+    """The stages that the baseline ``name`` reads."""
+    if name in SID_BASELINES:
+        return ("prepare", "assign")
+    return ("prepare", "embed") if name in COMPARES_TEXTS else ("prepare",)
 
 
 def row_settings(config: Config, name: str) -> dict[str, Any]:
@@ -79,7 +86,7 @@ def depth(config: Config) -> int:
     return max(DEPTH, *config.evaluation.ks)
 
 
-def section(config: Config, name: str) -> SequentialSettings:
+def section(config: Config, name: str) -> NetworkSettings:
     """The settings of the network ``name``."""
     return getattr(config.baselines, name)
 
@@ -114,6 +121,13 @@ def _material(config: Config, data: Path) -> Material:
     return Material.read(data, history, seed=config.seed, eval_queries=queries)
 
 
+def _catalog(name: str, directory: Path | None) -> Catalog | None:
+    """The semantic IDs in ``directory``, for a baseline that writes them."""
+    from genrec.sid.catalog import Catalog
+
+    return Catalog.load(directory) if name in SID_BASELINES and directory is not None else None
+
+
 def _count(config: Config, name: str, inputs: Mapping[str, Artifact], out: Path) -> Mapping[str, Any]:
     """Tune a baseline that needs no training loop."""
     from genrec.baselines.neighbours import tune_neighbours
@@ -133,18 +147,19 @@ def _train(config: Config, name: str, inputs: Mapping[str, Artifact], out: Path)
     from genrec.baselines.sequential.scoring import SequentialBaseline
     from genrec.baselines.sequential.training import make_network, settings_tried
 
-    data = inputs["prepare"].path
+    data, sids = inputs["prepare"].path, inputs["assign"].path if "assign" in inputs else None
     # A network of this size gains nothing from more workers than one.
     alone = config.replace({"compute.workers": min(1, config.compute.workers), "compute.strategy": "ddp"})
     tried = list(settings_tried(section(config, name), config.baselines.trained, config.seed))
     scores: list[float] = []
     for number, settings in enumerate(tried):
         where = out / f"training-{number}"
-        run_training(partial(training_loop, name, settings), RunSpec(alone, data, data, where), f"{name} {number}")
+        spec = RunSpec(alone, data, sids or data, where)
+        run_training(partial(training_loop, name, settings), spec, f"{name} {number}")
         scores.append(float(training_summary(where)["valid_ndcg@10"]))
     best = max(range(len(tried)), key=scores.__getitem__)
     material = _material(config, data)
-    network = make_network(name, material.log.n_items, material.max_history, tried[best], config.seed)
+    network = make_network(name, material, tried[best], _catalog(name, sids))
     network.load_state_dict(load_file(out / f"training-{best}" / MODEL))
     about = read_summary(out / f"training-{best}")
     figures = {key: about[key] for key in ("valid_ndcg@10", "best_epoch", "epochs", "seconds", "parameters")}
@@ -153,7 +168,7 @@ def _train(config: Config, name: str, inputs: Mapping[str, Artifact], out: Path)
     return _ranked(config, material, SequentialBaseline(network), data, out, shown)
 
 
-def training_loop(name: str, settings: SequentialSettings, spec: RunSpec) -> None:
+def training_loop(name: str, settings: NetworkSettings, spec: RunSpec) -> None:
     """One training of the network ``name``; ``spec.out`` gets the weights of the best epoch, and ``curve.json``."""
     configure_process(spec.config)
     from safetensors.torch import save_file
@@ -161,12 +176,12 @@ def training_loop(name: str, settings: SequentialSettings, spec: RunSpec) -> Non
     from genrec.baselines.sequential.training import train_network
 
     device = make_accelerator(spec.config).device
-    model, state = train_network(name, _material(spec.config, spec.data), settings, make_checkpoints(spec), device)
+    material, catalog = _material(spec.config, spec.data), _catalog(name, spec.catalog)
+    model, state = train_network(name, material, settings, make_checkpoints(spec), device, catalog)
     spec.out.mkdir(parents=True, exist_ok=True)
-    tensors = model.network.state_dict()
-    save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, spec.out / MODEL)
+    save_file(model.network.weights(), spec.out / MODEL)
     about = {"valid_ndcg@10": state.best, "best_epoch": state.best_epoch, "epochs": state.epoch}
-    about |= {"seconds": round(state.seconds, 2), "parameters": sum(one.numel() for one in tensors.values())}
+    about |= {"seconds": round(state.seconds, 2), "parameters": sum(one.numel() for one in model.network.parameters())}
     write_json({**about, "curve": asdict(state)["curve"]}, spec.out / CURVE)
 
 
@@ -174,14 +189,16 @@ def _ranked(
     config: Config, material: Material, model: Baseline, data: Path, out: Path, settings: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     """Rank the test queries, keep the ranking, and return the metrics of the artifact."""
+    from genrec.baselines.material import users_of
     from genrec.baselines.ranking import rank
     from genrec.baselines.ranking_files import RANKING, write_ranking
     from genrec.baselines.train_log import recent_history
     from genrec.data.readers import read_queries
 
-    recent_QH = recent_history(read_queries(data, "test"), config.data.max_history)
+    test, masks = read_queries(data, "test"), material.log.mask_seen
+    recent_QH, users_Q = recent_history(test, config.data.max_history), users_of(test)
     started = time.perf_counter()
-    ranked_QK = rank(model, recent_QH, depth(config), mask_seen=material.log.mask_seen)
+    ranked_QK = rank(model, recent_QH, depth(config), mask_seen=masks, users_Q=users_Q)
     per_query = (time.perf_counter() - started) / max(1, len(recent_QH))
     write_ranking(ranked_QK, out / RANKING)
     return {"settings": dict(settings), "ms_per_query": round(1000 * per_query, 4)}

@@ -23,7 +23,7 @@ from cluster.lost_ray import explaining_lost_ray
 from cluster.node_files import explaining_failed_storage, require_storage
 from cluster.stages import assign, baselines, embed, evaluate, folds, groups, grpo, prepare, refit, served, sft, tune
 from cluster.stages.plan import Plan, StageRun
-from genrec.config import Config
+from genrec.config import SID_BASELINES, Config
 from genrec.data.files import explaining_failed_writes
 from genrec.errors import InputError
 
@@ -85,6 +85,11 @@ def has_made_baselines(config: Config) -> bool:
 def compares_texts(config: Config) -> bool:
     """The baselines ``star`` or ``text`` compare item vectors, where there are some."""
     return fits_a_quantizer(config) and bool(set(COMPARES_TEXTS) & set(config.evaluation.baselines))
+
+
+def writes_sids(config: Config) -> bool:
+    """A baseline of ``evaluation.baselines`` writes semantic IDs."""
+    return bool(set(SID_BASELINES) & set(config.evaluation.baselines))
 
 
 @dataclass(frozen=True)
@@ -200,7 +205,7 @@ STAGES: Mapping[str, Stage] = {
             "baselines",
             about="baselines that take longer than counting, trained and tuned",
             writes="the ranking of the test queries by each baseline; why one failed",
-            reads={"prepare": always, "embed": compares_texts},
+            reads={"prepare": always, "embed": compares_texts, "assign": writes_sids},
             plan=baselines.plan,
             publish=baselines.publish,
         ),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from genrec.baselines.ranking import Baseline, target_ranks_of
 from genrec.baselines.train_log import TrainLog, read_train_log, recent_history
@@ -16,11 +17,15 @@ from genrec.metrics import IntArray, per_query
 
 @dataclass(frozen=True)
 class Material:
-    """The train log, and at most ``eval_queries`` validation queries: histories ``recent_QH`` and ``targets_Q``."""
+    """The train log, and at most ``eval_queries`` validation queries: ``recent_QH``, ``targets_Q`` and ``users_Q``.
+
+    ``users_Q`` are numbered as those of the log.
+    """
 
     log: TrainLog
     recent_QH: IntArray
     targets_Q: IntArray
+    users_Q: IntArray
     max_history: int
     seed: int
 
@@ -30,12 +35,18 @@ class Material:
         log = read_train_log(data, read_items(data).num_rows)
         valid = _sample(read_queries(data, "valid"), eval_queries, seed)
         targets_Q = valid["target"].to_numpy().astype(np.int64)
-        return cls(log, recent_history(valid, max_history), targets_Q, max_history, seed)
+        return cls(log, recent_history(valid, max_history), targets_Q, users_of(valid), max_history, seed)
 
     def ndcg(self, model: Baseline) -> float:
         """Validation NDCG@10 of ``model``; 0 where there is no query."""
-        ranks_Q = target_ranks_of(model, self.recent_QH, self.targets_Q, mask_seen=self.log.mask_seen)
+        masks = self.log.mask_seen
+        ranks_Q = target_ranks_of(model, self.recent_QH, self.targets_Q, mask_seen=masks, users_Q=self.users_Q)
         return float(per_query(ranks_Q, (10,))["ndcg@10"].mean()) if len(ranks_Q) else 0.0
+
+
+def users_of(queries: pa.Table) -> NDArray[np.int64]:
+    """The user (Q,) of each query, numbered as in ``TrainLog.users_E``: by rows of the sequences."""
+    return queries["user"].to_numpy().astype(np.int64)
 
 
 def _sample(queries: pa.Table, count: int, seed: int) -> pa.Table:

@@ -9,7 +9,7 @@ excluded from its ranking: from those of the baselines, and from those of the po
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,32 +23,55 @@ class Baseline(Protocol):
     """Anything that scores the whole catalogue for a history."""
 
     def dense(self, recent_QH: IntArray) -> FloatArray:
-        """Scores (Q, N), higher is better. The result is dense, so callers keep Q small."""
+        """Scores (Q, N), higher is better, minus infinity for no answer. The result is dense: callers keep Q small."""
+        ...
+
+
+@runtime_checkable
+class PersonalBaseline(Baseline, Protocol):
+    """One whose scores may depend on who the user is, besides the history."""
+
+    def dense_of(self, users_Q: IntArray, recent_QH: IntArray) -> FloatArray:
+        """``dense`` for the histories of these users, numbered as in ``TrainLog.users_E``; -1: not known."""
         ...
 
 
 def rank(
-    baseline: Baseline, recent_QH: IntArray, k: int, *, mask_seen: bool, chunk_bytes: int = CHUNK_BYTES
+    baseline: Baseline,
+    recent_QH: IntArray,
+    k: int,
+    *,
+    mask_seen: bool,
+    users_Q: IntArray | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> NDArray[np.int64]:
     """The k best items of each history, (Q, min(k, N)), best first, padded with -1 where masks leave fewer.
 
     Args:
         mask_seen: exclude the items of each history.
+        users_Q: the users, where they are known.
         chunk_bytes: memory for dense scores and their working copies; it sets how many queries are scored at a time.
     """
-    parts = [_top(scores_CN, k) for _, scores_CN in _chunks(baseline, recent_QH, chunk_bytes, mask_seen=mask_seen)]
+    chunks = _chunks(baseline, recent_QH, users_Q, chunk_bytes, mask_seen=mask_seen)
+    parts = [_top(scores_CN, k) for _, scores_CN in chunks]
     return np.concatenate(parts) if parts else np.zeros((0, 0), dtype=np.int64)
 
 
 def target_ranks_of(
-    baseline: Baseline, recent_QH: IntArray, targets_Q: IntArray, *, mask_seen: bool, chunk_bytes: int = CHUNK_BYTES
+    baseline: Baseline,
+    recent_QH: IntArray,
+    targets_Q: IntArray,
+    *,
+    mask_seen: bool,
+    users_Q: IntArray | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> NDArray[np.int64]:
-    """Rank (Q,), from 1, of each target among all items, ties to the lower item; 0 for a masked target.
+    """Rank (Q,), from 1, of each target among all items, ties to the lower item; 0 for a target without a score.
 
     Counting what is above a target is faster than ``rank``, which sorts.
     """
     ranks_Q = np.zeros(len(targets_Q), dtype=np.int64)
-    for rows, scores_CN in _chunks(baseline, recent_QH, chunk_bytes, mask_seen=mask_seen):
+    for rows, scores_CN in _chunks(baseline, recent_QH, users_Q, chunk_bytes, mask_seen=mask_seen):
         target_C1 = targets_Q[rows, None]
         wanted_C1 = np.take_along_axis(scores_CN, target_C1, axis=1)
         tied_CN = (scores_CN == wanted_C1) & (np.arange(scores_CN.shape[1]) < target_C1)
@@ -58,7 +81,7 @@ def target_ranks_of(
 
 
 def _chunks(
-    baseline: Baseline, recent_QH: IntArray, chunk_bytes: int, *, mask_seen: bool
+    baseline: Baseline, recent_QH: IntArray, users_Q: IntArray | None, chunk_bytes: int, *, mask_seen: bool
 ) -> Iterator[tuple[slice, FloatArray]]:
     """Queries of as many rows as ``chunk_bytes`` hold, and their scores (C, N), masked."""
     if not len(recent_QH):
@@ -66,7 +89,14 @@ def _chunks(
     chunk = max(1, chunk_bytes // max(1, 24 * baseline.dense(recent_QH[:1]).shape[1]))
     for start in range(0, len(recent_QH), chunk):
         rows = slice(start, start + chunk)
-        yield rows, _masked(baseline.dense(recent_QH[rows]), recent_QH[rows], mask_seen=mask_seen)
+        users_C = None if users_Q is None else users_Q[rows]
+        yield rows, _masked(_scores(baseline, recent_QH[rows], users_C), recent_QH[rows], mask_seen=mask_seen)
+
+
+def _scores(baseline: Baseline, recent_CH: IntArray, users_C: IntArray | None) -> FloatArray:
+    if users_C is None or not isinstance(baseline, PersonalBaseline):
+        return baseline.dense(recent_CH)
+    return baseline.dense_of(users_C, recent_CH)
 
 
 def _masked(scores_CN: FloatArray, recent_CH: IntArray, *, mask_seen: bool) -> FloatArray:

@@ -6,15 +6,18 @@ from and the nearest key that exists. Nothing here imports torch, so ``--show`` 
 
 from genrec.config.baselines import (
     COUNTED_BASELINES,
+    SID_BASELINES,
     BaselineName,
     Baselines,
     Bert4recSettings,
     BsarecSettings,
     Gru4recSettings,
     HstuSettings,
+    NetworkSettings,
     SasrecBceSettings,
     SasrecSettings,
     SequentialSettings,
+    TigerSettings,
 )
 from genrec.config.data import Data, Embed, Filters
 from genrec.config.judge import ChatServer, Judge
@@ -31,6 +34,7 @@ from genrec.config.tune import Dimension, Tune
 
 __all__ = [
     "COUNTED_BASELINES",
+    "SID_BASELINES",
     "BaselineName",
     "Baselines",
     "BenchConfig",
@@ -54,6 +58,7 @@ __all__ = [
     "Learning",
     "Lora",
     "Loss",
+    "NetworkSettings",
     "PolicyConfig",
     "RewardSettings",
     "Rewards",
@@ -70,6 +75,7 @@ __all__ = [
     "TaskWeight",
     "Tasks",
     "Teacher",
+    "TigerSettings",
     "Tune",
     "Update",
     "known_keys",

@@ -23,15 +23,19 @@ BaselineName = Literal[
     "gru4rec",
     "bert4rec",
     "hstu",
+    "tiger",
 ]
 COUNTED_BASELINES = ("popularity", "transition", "itemknn")
 """Counted in seconds, wherever they are needed."""
 
+SID_BASELINES = ("tiger",)
+"""They write semantic IDs, so they need those of the catalogue."""
+
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
-class SequentialSettings(Section):
-    """A network that is trained on sequences of items. Its loss is over the items, full or with some negatives."""
+class NetworkSettings(Section):
+    """A network that is trained on sequences of items."""
 
     hidden: PositiveInt = 64
     layers: PositiveInt = 2
@@ -40,12 +44,17 @@ class SequentialSettings(Section):
     lr: PositiveFloat = Field(default=1e-3, description="of Adam, constant")
     weight_decay: float = Field(default=0.0, ge=0)
     batch_size: PositiveInt = Field(default=256, description="sequences of a step")
+    epochs: PositiveInt = Field(default=200, description="at most")
+    patience: PositiveInt = Field(default=10, description="validations without a better one, one after each epoch")
+
+
+class SequentialSettings(NetworkSettings):
+    """A network with a row for each item. Its loss is over the items, full or with some negatives."""
+
     loss: Literal["full", "sampled", "bce"] = Field(
         default="full", description="softmax over all items, over the target and shared negatives, or binary"
     )
     negatives: PositiveInt = Field(default=512, description="of a batch (sampled) or of each prediction (bce)")
-    epochs: PositiveInt = Field(default=200, description="at most")
-    patience: PositiveInt = Field(default=10, description="validations without a better one, one after each epoch")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> SequentialSettings:
@@ -93,6 +102,23 @@ class HstuSettings(SequentialSettings):
     """HSTU, without times."""
 
 
+class TigerSettings(NetworkSettings):
+    """TIGER: an encoder-decoder that writes the semantic ID of the next item, in the published shape."""
+
+    hidden: PositiveInt = 128
+    layers: PositiveInt = Field(default=4, description="of the encoder, and of the decoder")
+    heads: PositiveInt = 6
+    dropout: Share = 0.1
+    head_size: PositiveInt = Field(default=64, description="width of a head; heads · head_size need not be hidden")
+    inner: PositiveInt = Field(default=1024, description="inner width of the feed-forward parts")
+    history: PositiveInt = Field(default=20, description="newest items that the encoder reads, at most")
+    users: int = Field(default=2000, ge=0, description="tokens that user numbers are hashed to; 0: none")
+    softmax: Literal["trie", "vocabulary"] = Field(
+        default="trie", description="over the codes that exist under a prefix, or over every token, as published"
+    )
+    beam: PositiveInt = Field(default=100, description="prefixes kept at each level; other items have no rank")
+
+
 class Baselines(Section):
     """How the baselines of ``evaluation.baselines`` are made."""
 
@@ -108,3 +134,4 @@ class Baselines(Section):
     gru4rec: Gru4recSettings = Gru4recSettings()
     bert4rec: Bert4recSettings = Bert4recSettings()
     hstu: HstuSettings = HstuSettings()
+    tiger: TigerSettings = TigerSettings()

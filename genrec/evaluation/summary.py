@@ -46,6 +46,7 @@ NAMES = {
     "gru4rec": "GRU4Rec",
     "bert4rec": "BERT4Rec",
     "hstu": "HSTU",
+    "tiger": "TIGER",
     "sft": "the SFT policy",
     "policy": "the policy without the prior",
     "sid_path": "the policy's semantic IDs alone",

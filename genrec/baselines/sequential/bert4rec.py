@@ -39,9 +39,8 @@ class Bert4Rec(PositionedNetwork):
         newest_BT = torch.arange(whole_BT.shape[1], device=whole_BT.device) == lengths_B[:, None] - 1
         drawn_BT = torch.rand(whole_BT.shape, device=whole_BT.device) < self._masked
         hidden_BT = (drawn_BT & inside(whole_BT, lengths_B)) | newest_BT
-        return WindowBatch(
-            torch.where(hidden_BT, self.n_items, whole_BT), lengths_B, torch.where(hidden_BT, whole_BT, NOTHING)
-        )
+        shown_BT, targets_BT = torch.where(hidden_BT, self.n_items, whole_BT), torch.where(hidden_BT, whole_BT, NOTHING)
+        return WindowBatch(shown_BT, lengths_B, targets_BT, batch.users_B)
 
     def last(self, items_BT: Tensor, lengths_B: Tensor) -> Tensor:
         """The states (B, D) of a mask behind each history."""

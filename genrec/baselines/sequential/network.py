@@ -1,4 +1,4 @@
-"""What every sequential network shares: rows of items, an encoder of histories, and scores as dot products."""
+"""What every sequential network shares, and those with rows of items, whose scores are dot products with them."""
 
 from __future__ import annotations
 
@@ -9,33 +9,46 @@ from torch import Tensor, nn
 
 from genrec.baselines.sequential.item_losses import item_loss
 from genrec.baselines.sequential.training_windows import NOTHING, Form, WindowBatch
-from genrec.config import SequentialSettings
+from genrec.config import NetworkSettings, SequentialSettings
 
 INIT_STD = 0.02
 
 
 class TrainedNetwork(nn.Module):
-    """What the trainer needs: settings, the ``form`` of its windows, and a loss.
+    """What the trainer needs, settings, the ``form`` of its windows and a loss; and what ranking needs, scores.
 
     ``form``: "dense", the next item at each position; "rows", the next item at the last position of each prefix, for
     networks that look ahead; "cloze", items that are hidden.
-    """
-
-    form: Form = "dense"
-    settings: SequentialSettings
-
-    def loss(self, batch: WindowBatch) -> Tensor:
-        """The loss of the batch's predictions, summed (scalar); random draws are torch's."""
-        raise NotImplementedError
-
-
-class ItemNetwork(TrainedNetwork):
-    """Encodes histories to vectors; the score of an item is the dot product with its row.
 
     A history is a row of ``items_BT``: item rows, oldest first, from column 0, with anything valid behind its end
     (``lengths_B``).
     """
 
+    form: Form = "dense"
+    settings: NetworkSettings
+    n_items: int
+
+    def loss(self, batch: WindowBatch) -> Tensor:
+        """The loss of the batch's predictions, summed (scalar); random draws are torch's."""
+        raise NotImplementedError
+
+    def scores(self, items_BT: Tensor, lengths_B: Tensor, users_B: Tensor) -> Tensor:
+        """Scores (B, N) of all items as the next one, minus infinity for an item that cannot be an answer.
+
+        Args:
+            users_B: the number of each history's user, -1 where it is not known.
+        """
+        raise NotImplementedError
+
+    def weights(self) -> dict[str, Tensor]:
+        """Copies of all weights, in main memory, by name."""
+        return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in self.state_dict().items()}
+
+
+class ItemNetwork(TrainedNetwork):
+    """Encodes histories to vectors; the score of an item is the dot product with its row."""
+
+    settings: SequentialSettings
     extra_rows: ClassVar[int] = 0
 
     def __init__(self, n_items: int, settings: SequentialSettings) -> None:
@@ -77,6 +90,10 @@ class ItemNetwork(TrainedNetwork):
         """The states (B, D) that the next item is predicted from."""
         states_BTD = self(items_BT, lengths_B)
         return states_BTD[torch.arange(len(lengths_B), device=lengths_B.device), lengths_B - 1]
+
+    def scores(self, items_BT: Tensor, lengths_B: Tensor, users_B: Tensor) -> Tensor:
+        """Dot products (B, N); users make no difference."""
+        return self.last(items_BT, lengths_B) @ self.rows_ND.T
 
 
 def inside(items_BT: Tensor, lengths_B: Tensor) -> Tensor:

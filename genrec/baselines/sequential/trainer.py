@@ -131,10 +131,10 @@ class SequentialTrainer:
         state.curve.append({"epoch": state.epoch, "loss": loss, "ndcg@10": score})
         if score > state.best:
             state.best, state.best_epoch = score, state.epoch
-            self._best = {name: value.detach().cpu().clone() for name, value in self._network.state_dict().items()}
+            self._best = self._network.weights()
 
     def _write(self, directory: Path) -> None:
-        save_file({k: v.detach().cpu().contiguous() for k, v in self._network.state_dict().items()}, directory / MODEL)
+        save_file(self._network.weights(), directory / MODEL)
         save_file(self._best, directory / BEST)
         moments = self._optimizer.state_dict()["state"]
         flat = {f"{row}.{name}": value for row, values in moments.items() for name, value in values.items()}

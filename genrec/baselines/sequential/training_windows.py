@@ -27,20 +27,27 @@ NOTHING = -1
 
 @dataclass(frozen=True)
 class WindowBatch:
-    """``items_BT`` oldest first, 0 behind ``lengths_B``; ``targets_BT`` the item to predict at a place, or -1."""
+    """``items_BT`` oldest first, 0 behind ``lengths_B``; ``targets_BT`` the item to predict at a place, or -1.
+
+    ``users_B``: the number of each window's user.
+    """
 
     items_BT: Tensor
     lengths_B: Tensor
     targets_BT: Tensor
+    users_B: Tensor
 
     def to(self, device: torch.device) -> WindowBatch:
         """The same on ``device``."""
-        return WindowBatch(self.items_BT.to(device), self.lengths_B.to(device), self.targets_BT.to(device))
+        tensors = (self.items_BT, self.lengths_B, self.targets_BT, self.users_B)
+        return WindowBatch(*(tensor.to(device) for tensor in tensors))
 
 
 @dataclass(frozen=True)
 class TrainingWindows:
     """S windows of the log's events: ``lengths_S`` events from ``starts_S`` on, each of which has a next one.
+
+    ``users_S`` are the users.
 
     ``dense``: the next item is a target at each position, else at the last one alone.
     """
@@ -48,6 +55,7 @@ class TrainingWindows:
     items_E: IntArray
     starts_S: NDArray[np.int64]
     lengths_S: NDArray[np.int64]
+    users_S: IntArray
     dense: bool
 
     @property
@@ -75,7 +83,8 @@ class TrainingWindows:
         wanted_BT = inside_BT if self.dense else place_T == lengths_B[:, None] - 1
         targets_BT = np.where(wanted_BT, self.items_E[np.where(inside_BT, index_BT + 1, 0)], NOTHING)
         items_BT = np.where(inside_BT, self.items_E[index_BT], 0)
-        return WindowBatch(*(torch.from_numpy(array) for array in (items_BT, lengths_B, targets_BT)))
+        arrays = (items_BT, lengths_B, targets_BT, self.users_S[rows])
+        return WindowBatch(*(torch.from_numpy(array) for array in arrays))
 
 
 def training_windows(log: TrainLog, max_history: int, form: Form) -> TrainingWindows:
@@ -98,4 +107,5 @@ def training_windows(log: TrainLog, max_history: int, form: Form) -> TrainingWin
     if not len(place_S):
         raise InputError("no user has two train events, so there is no next item to learn; check data.split")
     lengths_S = np.minimum(position_E[place_S], max_history)
-    return TrainingWindows(log.items_E, place_S - lengths_S, lengths_S, dense=form != "rows")
+    starts_S = place_S - lengths_S
+    return TrainingWindows(log.items_E, starts_S, lengths_S, log.users_E[starts_S], dense=form != "rows")

@@ -33,6 +33,7 @@ TITLES = {
     "gru4rec": "GRU4Rec",
     "bert4rec": "BERT4Rec",
     "hstu": "HSTU",
+    "tiger": "TIGER",
     "refit_model": "Model, trained on train + valid",
     "refit_policy": "Policy without prior, train + valid",
     "refit_itemknn": "ItemKNN, tuned, train + valid",
