@@ -91,7 +91,11 @@ def test_the_loss_is_what_the_model_gives_the_next_items(softmax):
 def test_padding_and_what_is_older_than_it_reads_change_no_score():
     network = untrained(history=2)
     short = network.scores(torch.tensor([[7, 3]]), torch.tensor([2]), torch.tensor([0]))
-    padded = (torch.tensor([[7, 3, 0, 0], [1, 7, 3, 5], [9, 2, 7, 3]]), torch.tensor([2, 3, 4]), torch.tensor([0, 0, 0]))
+    padded = (
+        torch.tensor([[7, 3, 0, 0], [1, 7, 3, 5], [9, 2, 7, 3]]),
+        torch.tensor([2, 3, 4]),
+        torch.tensor([0, 0, 0]),
+    )
     assert torch.allclose(network.scores(*padded), short.expand(3, -1), atol=1e-5)
     other = network.scores(torch.tensor([[3, 7]]), torch.tensor([2]), torch.tensor([0]))
     assert not torch.allclose(other, short, atol=1e-3)

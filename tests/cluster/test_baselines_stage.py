@@ -44,6 +44,30 @@ def test_another_row_or_a_changed_one_leaves_the_others_as_they_are(shop, tmp_pa
     assert rows("evaluation.baselines=[sasrec]", "baselines.sasrec.lr=2e-2")["sasrec"]["key"] != one["sasrec"]["key"]
 
 
+TIGER = [
+    f"baselines.tiger.{one}"
+    for one in ("hidden=16", "layers=1", "heads=2", "inner=32", "epochs=8", "batch_size=16", "lr=1e-2", "users=4")
+]
+
+
+def test_tiger_reads_the_semantic_ids_and_the_other_rows_do_not(shop, tmp_path):
+    def needed(*names):
+        config = tiny_config(tmp_path, shop, f"evaluation.baselines=[{','.join(names)}]")
+        return {stage.name for stage in pipeline.stages_needed(config, "baselines")}
+
+    assert needed("sasrec") == {"prepare", "baselines"} and "assign" in needed("sasrec", "tiger")
+    config = tiny_config(tmp_path / "st", shop, *NETWORK, *TIGER, "evaluation.baselines=[tiger]", "sid.cf_weight=0")
+    stage = made(config, "baselines")
+    row = stage.metrics["rows"]["tiger"]
+    assert row["settings"]["valid_ndcg@10"] > 0.3 and row["settings"]["beam"] == 100
+    ranked = read_ranking(stage.path / "tiger" / RANKING, 60)
+    assert ranked.max() < 24 and all(len(set(row[row >= 0])) == (row >= 0).sum() for row in ranked)
+    inputs = json.loads((tmp_path / "st/baseline" / row["key"] / "manifest.json").read_text())["inputs"]
+    assert set(inputs) == {"prepare", "assign"}
+    sasrec = baseline_rows.make_row(config, "sasrec", {**pipeline.run(config, "prepare", "assign")})
+    assert set(json.loads((sasrec.path / "manifest.json").read_text())["inputs"]) == {"prepare"}
+
+
 def test_without_more_baselines_there_is_no_such_stage(shop, tmp_path):
     stages = [stage.name for stage in pipeline.stages_needed(tiny_config(tmp_path, shop), "evaluate")]
     assert "baselines" not in stages
