@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 FIGURES = (
     "tokenizer",
@@ -333,8 +333,16 @@ def markdown(heads: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (heads, rule, *body)]
 
 
-def baselines_page(rows: Mapping[str, Mapping[str, Any]], published: Mapping[str, tuple[float, float]]) -> str:
-    """A table of baselines beside what was published of them (HR@10, NDCG@10), and those that failed.
+class Published(NamedTuple):
+    """What was published of a baseline on the test queries: HR@10, NDCG@10, and where."""
+
+    hr: float
+    ndcg: float
+    source: str
+
+
+def baselines_page(rows: Mapping[str, Mapping[str, Any]], published: Mapping[str, Published]) -> str:
+    """A table of baselines beside what was published of them, where that was, and the baselines that failed.
 
     Args:
         rows: by name, what ``benchmarks.baselines`` measured.
@@ -342,16 +350,17 @@ def baselines_page(rows: Mapping[str, Mapping[str, Any]], published: Mapping[str
     heads = ("baseline", "HR@10", "NDCG@10", "published", "HR@50", "NDCG@10 on validation", "epoch", "s", "ms a query")
     body = ([name, *_baseline(one, published.get(name))] for name, one in rows.items() if "test" in one)
     lines = [*markdown(heads, body), "", "*published*: HR@10 / NDCG@10. *s*: seconds to train or tune.", ""]
+    lines += [f"- {name}, published: {published[name].source}" for name in rows if name in published]
     lines += [f"- {name} failed: {one['failed']}" for name, one in rows.items() if "failed" in one]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _baseline(one: Mapping[str, Any], published: tuple[float, float] | None) -> list[str]:
+def _baseline(one: Mapping[str, Any], published: Published | None) -> list[str]:
     test, settings = one["test"], one["settings"]
     return [
         f"{test['hr@10']:.4f}",
         f"{test['ndcg@10']:.4f}",
-        "–" if published is None else f"{published[0]:.4f} / {published[1]:.4f}",
+        "–" if published is None else f"{published.hr:.4f} / {published.ndcg:.4f}",
         f"{test['hr@50']:.4f}",
         f"{settings['valid_ndcg@10']:.4f}",
         _or_dash(settings.get("best_epoch"), ".0f"),

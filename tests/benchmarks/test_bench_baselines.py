@@ -1,11 +1,14 @@
 """The benchmark of baselines: rows beside published figures, one that fails, and a second call that makes nothing."""
 
 import json
+from typing import get_args
 
 import pytest
 from support.synthetic import chain_shop, tiny_config
 
 from benchmarks import registry
+from benchmarks.baselines import PUBLISHED
+from genrec.config import BaselineName
 from genrec.errors import InputError
 
 
@@ -23,16 +26,24 @@ def test_rows_stand_beside_what_was_published_and_are_made_once(tmp_path):
 
 
 def test_a_figure_that_was_published_is_shown():
-    from benchmarks.tables import baselines_page
+    from benchmarks.tables import Published, baselines_page
 
     row = {
         "test": {"hr@10": 0.1, "ndcg@10": 0.05, "hr@50": 0.2},
         "settings": {"valid_ndcg@10": 0.06, "best_epoch": 7, "seconds": 12.0},
         "ms_per_query": 0.5,
     }
-    assert "| sasrec | 0.1000 | 0.0500 | 0.0859 / 0.0503 | 0.2000 | 0.0600 | 7 | 12 | 0.50 |" in baselines_page(
-        {"sasrec": row}, {"sasrec": (0.0859, 0.0503)}
+    page = baselines_page(
+        {"sasrec": row}, {"sasrec": Published(0.0859, 0.0503, "a rerun"), "hstu": Published(1, 1, "")}
     )
+    assert "| sasrec | 0.1000 | 0.0500 | 0.0859 / 0.0503 | 0.2000 | 0.0600 | 7 | 12 | 0.50 |" in page
+    assert "- sasrec, published: a rerun" in page and "hstu" not in page
+
+
+def test_each_published_figure_is_of_a_row_and_says_where_it_is_from():
+    for figures in PUBLISHED.values():
+        for name, figure in figures.items():
+            assert name in get_args(BaselineName) and 0 < figure.ndcg < figure.hr < 1 and figure.source
 
 
 def test_a_counted_baseline_is_no_row(tmp_path):

@@ -61,10 +61,10 @@ def test_tiger_reads_the_semantic_ids_and_the_other_rows_do_not(shop, tmp_path):
     row = stage.metrics["rows"]["tiger"]
     assert row["settings"]["valid_ndcg@10"] > 0.3 and row["settings"]["beam"] == 100
     ranked = read_ranking(stage.path / "tiger" / RANKING, 60)
-    assert ranked.max() < 24 and all(len(set(row[row >= 0])) == (row >= 0).sum() for row in ranked)
+    assert ranked.max() < 24 and all(len(set(one[one >= 0])) == (one >= 0).sum() for one in ranked)
     inputs = json.loads((tmp_path / "st/baseline" / row["key"] / "manifest.json").read_text())["inputs"]
     assert set(inputs) == {"prepare", "assign"}
-    sasrec = baseline_rows.make_row(config, "sasrec", {**pipeline.run(config, "prepare", "assign")})
+    sasrec = baseline_rows.make_row(config, "sasrec", pipeline.run(config, "prepare", "assign"))
     assert set(json.loads((sasrec.path / "manifest.json").read_text())["inputs"]) == {"prepare"}
 
 
