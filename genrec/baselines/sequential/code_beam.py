@@ -36,7 +36,7 @@ class CodeWriter(Protocol):
         ...
 
 
-class Found(NamedTuple):
+class BeamItems(NamedTuple):
     """Items (B, W) and their log-probabilities, best first; minus infinity where a beam is empty."""
 
     items_BW: Tensor
@@ -83,7 +83,7 @@ class CodeTree:
         return self._encoded_BSD.new_zeros(batch, width, self._encoded_BSD.shape[-1])
 
 
-def beam(network: CodeWriter, tree: CodeTree, start_B: Tensor, width: int) -> Found:
+def beam(network: CodeWriter, tree: CodeTree, start_B: Tensor, width: int) -> BeamItems:
     """The ``width`` most probable items of each query, all if there are fewer; ``start_B`` are the first tokens.
 
     Exact where ``width`` is at least the number of items; else items whose prefix was cut are missing.
@@ -105,7 +105,7 @@ def beam(network: CodeWriter, tree: CodeTree, start_B: Tensor, width: int) -> Fo
             open_BW = (nodes_BW >= 0) & network.is_open(level + 1, nodes_BW.clamp(min=0))
             tokens_BW, seen_BWT = network.token(level, codes_BW), seen_BWT[rows_B1, parents_BW]
             hidden_BWD, seen_BWT = _grown(tree, level + 1, tokens_BW, open_BW, seen_BWT)
-    return Found(trie.items_at(nodes_BW.clamp(min=0)), logp_BW)
+    return BeamItems(trie.items_at(nodes_BW.clamp(min=0)), logp_BW)
 
 
 def _grown(tree: CodeTree, depth: int, tokens_BW: Tensor, open_BW: Tensor, seen_BWT: Tensor) -> tuple[Tensor, Tensor]:
