@@ -48,12 +48,12 @@ class TrainedNetwork(nn.Module):
 class ItemNetwork(TrainedNetwork):
     """Encodes histories to vectors; the score of an item is the dot product with its row."""
 
-    settings: SequentialSettings
     extra_rows: ClassVar[int] = 0
 
     def __init__(self, n_items: int, settings: SequentialSettings) -> None:
         super().__init__()
         self.n_items, self.settings = n_items, settings
+        self._loss, self._negatives = settings.loss, settings.negatives
         self.items = nn.Embedding(n_items + self.extra_rows, settings.hidden)
 
     def reset(self) -> None:
@@ -81,10 +81,8 @@ class ItemNetwork(TrainedNetwork):
         """The loss over the items, summed over the batch's predictions (scalar)."""
         batch = self.prepared(batch)
         states_BTD, wanted_BT = self(batch.items_BT, batch.lengths_B), batch.targets_BT != NOTHING
-        settings = self.settings
-        return item_loss(
-            settings.loss, states_BTD[wanted_BT], self.rows_ND, batch.targets_BT[wanted_BT], settings.negatives
-        )
+        targets_P = batch.targets_BT[wanted_BT]
+        return item_loss(self._loss, states_BTD[wanted_BT], self.rows_ND, targets_P, self._negatives)
 
     def last(self, items_BT: Tensor, lengths_B: Tensor) -> Tensor:
         """The states (B, D) that the next item is predicted from."""

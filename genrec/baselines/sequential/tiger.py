@@ -35,13 +35,14 @@ class Tiger(TrainedNetwork):
     """See the module. V tokens, S of them read by the encoder."""
 
     form = "rows"
-    settings: TigerSettings
     tokens_NL: Tensor
     codes_NL: Tensor
 
     def __init__(self, catalog: Catalog, settings: TigerSettings) -> None:
         super().__init__()
         self.n_items, self.settings, self._trie = len(catalog), settings, catalog.trie
+        self._beam, self._history, self._users = settings.beam, settings.history, settings.users
+        self._whole_vocabulary = settings.softmax == "vocabulary"
         self._first = (1 + catalog.level_offsets()).tolist()
         self._first_user = 1 + sum(catalog.level_sizes)
         self.register_buffer("codes_NL", catalog.codes_NL, persistent=False)
@@ -82,7 +83,7 @@ class Tiger(TrainedNetwork):
         tokens_BS, mask_BS = self.inputs(items_BT, lengths_B, users_B)
         tree = CodeTree(self.t5.decoder, self.encode(tokens_BS, mask_BS), mask_BS)
         start_B = torch.full_like(lengths_B, START)
-        found = beam(self, tree, start_B, self.settings.beam)
+        found = beam(self, tree, start_B, self._beam)
         # An empty beam writes into a column that is cut off.
         scores_BN = found.logp_BW.new_full((len(items_BT), self.n_items + 1), -torch.inf)
         items_BW = torch.where(found.logp_BW > -torch.inf, found.items_BW, self.n_items)
@@ -90,14 +91,14 @@ class Tiger(TrainedNetwork):
 
     def inputs(self, items_BT: Tensor, lengths_B: Tensor, users_B: Tensor) -> tuple[Tensor, Tensor]:
         """What the encoder reads, tokens (B, S) and their mask (B, S): True at real ones."""
-        kept_B = lengths_B.clamp(max=self.settings.history)
+        kept_B = lengths_B.clamp(max=self._history)
         place_H = torch.arange(int(kept_B.max()), device=items_BT.device)
         index_BH = ((lengths_B - kept_B)[:, None] + place_H).clamp(max=items_BT.shape[1] - 1)
         tokens_BS = self.tokens_NL[items_BT.gather(1, index_BH)].flatten(1)
         mask_BS = (place_H < kept_B[:, None]).repeat_interleave(self.tokens_NL.shape[1], dim=1)
-        if not self.settings.users:
+        if not self._users:
             return tokens_BS, mask_BS
-        user_B1 = (self._first_user + users_B % self.settings.users)[:, None]
+        user_B1 = (self._first_user + users_B % self._users)[:, None]
         return torch.cat([user_B1, tokens_BS], 1), torch.cat([users_B[:, None] >= 0, mask_BS], 1)
 
     def encode(self, tokens_BS: Tensor, mask_BS: Tensor) -> Tensor:
@@ -110,7 +111,7 @@ class Tiger(TrainedNetwork):
 
     def is_open(self, depth: int, nodes_x: Tensor) -> Tensor:
         """Whether what comes after each node (…,) of ``depth`` depends on the network, (…,) bool."""
-        if self.settings.softmax == "vocabulary":
+        if self._whole_vocabulary:
             return torch.ones_like(nodes_x, dtype=torch.bool)
         return ~self.trie.has_single_leaf(depth)[nodes_x]
 
@@ -120,9 +121,9 @@ class Tiger(TrainedNetwork):
         scaled_xD = hidden_xD * rows_VD.shape[1] ** -0.5  # T5 scales what meets tied rows.
         logits_xK = scaled_xD @ rows_VD[first : first + exists_xK.shape[-1]].T
         masked_xK = logits_xK.masked_fill(~exists_xK, -torch.inf)
-        if self.settings.softmax == "trie":
-            return masked_xK.log_softmax(-1)
-        return masked_xK - (scaled_xD @ rows_VD.T).logsumexp(-1, keepdim=True)
+        if self._whole_vocabulary:
+            return masked_xK - (scaled_xD @ rows_VD.T).logsumexp(-1, keepdim=True)
+        return masked_xK.log_softmax(-1)
 
 
 def _shape(tokens: int, settings: TigerSettings) -> T5Config:
