@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from genrec.baselines.sequential.item_losses import item_loss
+from genrec.baselines.sequential.item_losses import LossName, item_loss
 from genrec.baselines.sequential.training_windows import NOTHING, Form, WindowBatch
 from genrec.config import NetworkSettings, SequentialSettings
 
@@ -53,7 +53,8 @@ class ItemNetwork(TrainedNetwork):
     def __init__(self, n_items: int, settings: SequentialSettings) -> None:
         super().__init__()
         self.n_items, self.settings = n_items, settings
-        self._loss, self._negatives = settings.loss, settings.negatives
+        self._loss: LossName = settings.loss
+        self._negatives = settings.negatives
         self.items = nn.Embedding(n_items + self.extra_rows, settings.hidden)
 
     def reset(self) -> None:

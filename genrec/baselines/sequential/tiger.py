@@ -48,6 +48,7 @@ class Tiger(TrainedNetwork):
         self.register_buffer("codes_NL", catalog.codes_NL, persistent=False)
         self.register_buffer("tokens_NL", catalog.codes_NL + torch.tensor(self._first), persistent=False)
         self.t5 = T5ForConditionalGeneration(_shape(self._first_user + settings.users, settings))
+        self.t5.set_attn_implementation("eager")  # It adds the bias that the beam gives it, as it is.
 
     @property
     def trie(self) -> Trie:
@@ -138,7 +139,5 @@ def _shape(tokens: int, settings: TigerSettings) -> T5Config:
         dropout_rate=settings.dropout,
         feed_forward_proj="relu",
         pad_token_id=START,
-        decoder_start_token_id=START,
         eos_token_id=None,
-        attn_implementation="eager",
     )
