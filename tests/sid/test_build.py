@@ -15,8 +15,9 @@ from genrec.sid.build import finish_published
 from genrec.sid.catalog import Catalog
 from genrec.sid.codes import read_codes, write_codes
 from genrec.sid.health import collisions, level_use, measure, neighbour_agreement, pair_agreement, tree_shape
-from genrec.sid.inputs import collaborative_vectors, fuse, train_pairs
+from genrec.sid.inputs import fuse
 from genrec.sid.published import published_codes, resolve_published
+from genrec.sid.train_events import TrainEvents
 from genrec.sid.vectors import shard_path
 
 
@@ -173,35 +174,6 @@ def test_published_integers_are_read_as_they_are():
     np.testing.assert_array_equal(resolve_published(codes, (4, 4)), codes)
 
 
-def test_pairs_see_train_positions_alone():
-    table = sequences([(0, 0), (1, 1), (9, 2), (2, 1), (8, 3)], [(3, 0), (4, 1)])
-    left, right, weight = train_pairs(table, 2)
-    assert sorted(zip(left.tolist(), right.tolist(), weight.tolist(), strict=True)) == [
-        (0, 1, 1.0),
-        (0, 2, 0.5),
-        (1, 2, 1.0),
-        (3, 4, 1.0),
-    ]
-
-
-def test_items_bought_together_lie_together_and_a_cold_item_near_its_textual_neighbours():
-    rng = np.random.default_rng(0)
-    walks = [[(int(i) + 10 * side, 1) for i in rng.choice(10, 8)] for side in (0, 1) for _ in range(40)]
-    text = np.concatenate([np.tile([1.0, 0], (10, 1)), np.tile([0, 1.0], (10, 1)), [[1.0, 0.1]]]).astype(np.float32)
-    settings = {"dims": 4, "window": 3, "seed": 0, "text_ND": text}
-    vectors = collaborative_vectors(sequences(*walks), 21, **settings)
-    similar = vectors @ vectors.T
-    assert similar[:10, :10].mean() > similar[:10, 10:20].mean() + 0.3
-    assert similar[20, :10].mean() > similar[20, 10:20].mean() + 0.3
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    np.testing.assert_array_equal(vectors, collaborative_vectors(sequences(*walks), 21, **settings))
-
-
-def test_a_log_without_train_pairs_cannot_give_collaborative_vectors():
-    with pytest.raises(InputError, match=r"set sid\.cf_weight=0"):
-        collaborative_vectors(sequences([(0, 0), (1, 2), (2, 3)]), 3, dims=1, window=5, seed=0)
-
-
 def test_fused_distances_are_the_weighted_sum_of_the_parts_distances():
     rng = np.random.default_rng(0)
     text, cf = rng.standard_normal((2, 5)).astype(np.float32), rng.standard_normal((2, 3)).astype(np.float32)
@@ -232,7 +204,7 @@ def test_neighbours_agree_where_codes_follow_the_vectors():
 
 
 def test_a_collapsed_level_is_a_warning_with_its_remedy():
-    log = sequences([(0, 0), (1, 1)])
+    log = TrainEvents.of(sequences([(0, 0), (1, 1)]))
     one_code = np.stack([np.zeros(64), np.arange(64)], axis=1).astype(np.int32)
     outliers = np.stack([np.maximum(np.arange(64) - 48, 0), np.arange(64)], axis=1).astype(np.int32)
     outliers[:49, 0] = 0
