@@ -1,4 +1,4 @@
-"""The whole of ``assign`` on catalogues that grow, in a process of its own: memory, and time per item.
+"""The whole of ``assign`` on catalogues that grow, in a process of its own: memory, and processor time per item.
 
 The vectors are those of ``genrec bench assign``, in files; the log has five events to an item. Collaborative factors
 are measured apart.
@@ -55,7 +55,7 @@ def measure(config: Config, sizes: tuple[int, ...], dims: int) -> Bench:
         write_data(root / "data", size, config.seed)
         for name, place in PLACES.items():
             found = in_fresh_process(place, own, root)
-            bench.figures[f"{name}_us_per_item_{size}"] = 1e6 * found.seconds / found.handled
+            bench.figures[f"{name}_us_per_item_{size}"] = 1e6 * found.cpu_seconds / found.handled
             bench.figures[f"{name}_peak_mb_{size}"] = found.peak_mb
         steps = [f"{name}_us_per_item_{size}" for name in ("fit", "encode", "finish")]
         bench.figures[f"assign_us_per_item_{size}"] = sum(bench.figures[step] for step in steps)

@@ -46,9 +46,10 @@ MODULES = (
 
 @dataclass(frozen=True)
 class Place:
-    """A measured place: seconds, what memory grew by at most (MiB), and how many things it handled."""
+    """A measured place: seconds by the clock and of the processor, growth of memory (MiB), and things it handled."""
 
     seconds: float
+    cpu_seconds: float
     peak_mb: float
     handled: int
 
@@ -143,9 +144,10 @@ def _measure(make: Callable[[Config, Path], Work], config: Config, data: Path) -
     for module in MODULES:
         import_module(module)
     work = make(config, data)
-    before_mb, start = psutil.Process().memory_info().rss / MB, time.perf_counter()
+    before_mb, start, cpu_start = psutil.Process().memory_info().rss / MB, time.perf_counter(), time.process_time()
     handled = work()
-    return Place(time.perf_counter() - start, max(0.0, _peak_mb() - before_mb), handled)
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+    return Place(seconds, cpu_seconds, max(0.0, _peak_mb() - before_mb), handled)
 
 
 def _peak_mb() -> float:

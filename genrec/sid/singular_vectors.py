@@ -12,7 +12,7 @@ from genrec.sid.cooccurrence import Block, Sparse
 from genrec.sid.train_events import Doubles
 from genrec.sid.vectors import Floats
 
-OVERSAMPLING, POWER_ITERATIONS = 16, 6
+OVERSAMPLING, POWER_ITERATIONS = 16, 10
 ROWS = 1 << 16
 """Rows of a tall matrix that are worked on at once, in double precision."""
 SUMMED_BYTES = 1 << 29
@@ -30,23 +30,25 @@ def exact_svd(matrix_NN: Sparse, rank: int, seed: int) -> tuple[Floats, Doubles]
 
 
 def randomised_svd(blocks: Iterable[Block], items: int, rank: int, seed: int) -> tuple[Floats, Doubles]:
-    """As ``exact_svd``, nearly, of the square matrix (N, N) of all ``blocks``, which are read 2 · 6 + 2 times.
+    """As ``exact_svd``, nearly, of the square matrix (N, N) of all ``blocks``, which are read 2 · 10 + 2 times.
 
-    The range of (A Aᵀ)^6 A Ω, with Ω Gaussian of rank + 16 columns, is made orthonormal after each product. In memory
+    The range of (A Aᵀ)^10 A Ω, with Ω Gaussian of rank + 16 columns, is made orthonormal after each product. In memory
     are one block and two dense matrices (N, rank + 16) in single precision.
 
     Source: Halko, Martinsson & Tropp, "Finding Structure with Randomness" (2011), algorithms 4.4 and 5.1.
     """
-    width = min(rank + OVERSAMPLING, items)
-    rng = np.random.default_rng(seed)
-    left_Nw = _times(blocks, rng.standard_normal((items, width), dtype=np.float32))
+    shape = (items, min(rank + OVERSAMPLING, items))
+    right_Nw = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+    left_Nw = np.empty_like(right_Nw)
     for _ in range(POWER_ITERATIONS):
+        _times(blocks, right_Nw, left_Nw)
         orthonormalise(left_Nw)
-        right_Nw = _transposed_times(blocks, left_Nw)
+        _transposed_times(blocks, left_Nw, right_Nw)
         orthonormalise(right_Nw)
-        left_Nw = _times(blocks, right_Nw)
+    _times(blocks, right_Nw, left_Nw)
     orthonormalise(left_Nw)
-    square_k, vectors_wk = _largest(gram(_transposed_times(blocks, left_Nw)), rank)
+    _transposed_times(blocks, left_Nw, right_Nw)
+    square_k, vectors_wk = _largest(gram(right_Nw), rank)
     _multiply(left_Nw, vectors_wk)
     return left_Nw[:, :rank], np.sqrt(square_k)
 
@@ -84,19 +86,19 @@ def _multiply(tall_Nw: Floats, by_wk: Doubles) -> None:
         part_Rw[:, : by_wk.shape[1]] = part_Rw.astype(np.float64) @ by_wk
 
 
-def _times(blocks: Iterable[Block], right_Nw: Floats) -> Floats:
-    product_Nw = np.empty_like(right_Nw)
+def _times(blocks: Iterable[Block], right_Nw: Floats, product_Nw: Floats) -> None:
+    """Write A · ``right_Nw`` into ``product_Nw``."""
     for block in blocks:
         product_Nw[block.start : block.start + block.rows_RN.shape[0]] = block.rows_RN @ right_Nw
-    return product_Nw
 
 
-def _transposed_times(blocks: Iterable[Block], left_Nw: Floats) -> Floats:
-    product_Nw, columns = np.zeros_like(left_Nw), max(1, SUMMED_BYTES // (4 * len(left_Nw)))
+def _transposed_times(blocks: Iterable[Block], left_Nw: Floats, product_Nw: Floats) -> None:
+    """Write Aᵀ · ``left_Nw`` into ``product_Nw``."""
+    product_Nw[:] = 0
+    columns = max(1, SUMMED_BYTES // (4 * len(left_Nw)))
     for block in blocks:
         rows_RN = block.rows_RN
         part_Rw = left_Nw[block.start : block.start + rows_RN.shape[0]]
         for first in range(0, part_Rw.shape[1], columns):
             some = slice(first, first + columns)
             product_Nw[:, some] += rows_RN.T @ part_Rw[:, some]
-    return product_Nw
