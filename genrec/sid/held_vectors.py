@@ -42,17 +42,17 @@ class HeldVectors:
 
     @classmethod
     def read(cls, reader: Reader, rows: Longs) -> HeldVectors:
-        """Hold the vectors of the items ``rows`` (R,), distinct, in any order; files are read once, from front to back."""
+        """Hold the vectors of distinct items ``rows`` (R,), in any order; files are read once, from front to back."""
         rows_R = np.sort(rows)
         return cls(rows_R, reader.read(rows_R))
 
     def of(self, rows: Longs) -> Floats:
-        """The vectors (n, D) of some of the held items, ``rows`` (n,), in this order."""
+        """The vectors (X, D) of ``rows`` (X,), some of the held items, in this order."""
         return self.vectors_RD[np.searchsorted(self.rows_R, rows)]
 
 
 def held_in_parts(reader: Reader, rows: Longs, chunk: int) -> Iterator[tuple[Longs, HeldVectors]]:
-    """Distinct ``rows`` (R,) in parts of at most ``chunk``, each with its vectors; successive parts are held together."""
+    """Distinct ``rows`` (R,) in parts of at most ``chunk``, each with vectors; successive parts are held together."""
     most = max(1, rows_that_fit(reader) // chunk) * chunk
     for first in range(0, len(rows), most):
         together = rows[first : first + most]
