@@ -45,7 +45,7 @@ def measure(config: Config, sizes: Sequence[int], dims: int, codes: int) -> Benc
     settings = Sid(codebook_size=codes, fit_items=FIT_ITEMS, iterations=10)
     for size in sizes:
         shutil.rmtree(work, ignore_errors=True)
-        _write_items(work / "vectors", size, dims, config.seed)
+        write_vector_files(work / "vectors", size, dims, config.seed)
         _measure(bench, work, size, settings, config.seed)
     shutil.rmtree(work, ignore_errors=True)
     small, large = _label(sizes[0]), _label(sizes[-1])
@@ -65,7 +65,8 @@ def _label(size: int) -> str:
     return f"{size // 1_000_000}m" if size >= 1_000_000 else f"{size // 1000}k"
 
 
-def _write_items(folder: Path, size: int, dims: int, seed: int) -> None:
+def write_vector_files(folder: Path, size: int, dims: int, seed: int) -> None:
+    """Made-up vectors (size, dims): clusters on a curved surface of 16 dimensions, with noise."""
     from genrec.sid.vectors import shard_path, write_vectors
 
     rng, step = np.random.default_rng(seed), Sid().shard_items
@@ -150,15 +151,15 @@ def _finish(bench: Bench, work: Path, label: str, size: int, quantizer: Quantize
     from genrec.sid.catalog import Catalog
     from genrec.sid.codes import read_codes
     from genrec.sid.collisions import prefix_numbers, resolve
+    from genrec.sid.inputs import TextFiles
     from genrec.sid.trie import Trie
-    from genrec.sid.vectors import VectorFiles
 
     sizes, figures = quantizer.level_sizes, bench.figures
     before_NL = read_codes(work / "codes", size, sizes)
     figures[f"collisions_{label}"] = 1 - len(np.unique(prefix_numbers(before_NL, sizes))) / size
-    vectors_ND = VectorFiles(work / "vectors").read()
+    vectors = TextFiles(work / "vectors")
     start = time.perf_counter()
-    codes_NL = torch.from_numpy(resolve(before_NL, vectors_ND, quantizer))
+    codes_NL = torch.from_numpy(resolve(before_NL, vectors, quantizer))
     figures[f"resolve_us_per_item_{label}"] = (time.perf_counter() - start) / size * 1e6
     figures[f"trie_build_s_{label}"] = timed(lambda: Trie.from_codes(codes_NL, sizes))
     catalog = Catalog(codes_NL, sizes)

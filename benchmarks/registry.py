@@ -14,6 +14,7 @@ from genrec.errors import unknown_name
 BENCHMARKS: Mapping[str, str] = MappingProxyType(
     {
         "assign": "semantic IDs of up to a million items, compared with bare faiss: speed, memory, cost per item",
+        "assign-scale": "assign and collaborative factors on catalogues that grow: memory, time per item",
         "decode": "tree decoding compared with generate and with a logits processor on a Python dict",
         "recommend": "where the time of a recommendation goes: p50 and p95 of each part; batches beside one by one",
         "sft": "whole sequences or rows, softmax of a level or the vocabulary, a LoRA step and the HF Trainer's",

@@ -39,15 +39,17 @@ MODULES = (
     "genrec.baselines.tuning",
     "genrec.learning.rl.query_sampler",
     "genrec.policy.model",
+    "genrec.sid.build",
 )
 """What the places import: loaded before anything is measured."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A measured place: seconds, what memory grew by at most (MiB), and how many things it handled."""
+    """A measured place: seconds by the clock and of the processor, growth of memory (MiB), and things it handled."""
 
     seconds: float
+    cpu_seconds: float
     peak_mb: float
     handled: int
 
@@ -68,8 +70,8 @@ def measure(config: Config, sizes: Sequence[int]) -> Bench:
         shutil.rmtree(root, ignore_errors=True)
         write_log(root / "log", size, config.seed)
         own = _config(config, root, size)
-        for name in PLACES:
-            found = in_fresh_process(name, own, root / "data")
+        for name, make in PLACES.items():
+            found = in_fresh_process(make, own, root / "data")
             bench.figures[f"{name}_us_per_event_{size:.0e}"] = 1e6 * found.seconds / found.handled
             bench.figures[f"{name}_peak_mb_{size:.0e}"] = found.peak_mb
     shutil.rmtree(root, ignore_errors=True)
@@ -106,13 +108,13 @@ def write_log(folder: Path, events: int, seed: int) -> None:
     pq.write_table(pa.table({"item_id": names, "title": titles}), folder / "items.parquet")
     schema = pa.schema([("user_id", pa.string()), ("item_id", pa.string()), ("timestamp", pa.int64())])
     with pq.ParquetWriter(folder / "interactions.parquet", schema) as file:
-        for users, items_E, times_E in _chunks(events, items, np.random.default_rng(seed)):
+        for users, items_E, times_E in log_parts(events, items, np.random.default_rng(seed)):
             names_E = pa.DictionaryArray.from_arrays(pa.array(items_E.astype(np.int32)), names).cast(pa.string())
             users_E = pa.array(np.char.add("u", users.astype(str)))
             file.write_table(pa.table([users_E, names_E, pa.array(times_E)], schema=schema))
 
 
-def _chunks(events: int, items: int, rng: np.random.Generator) -> Iterator[tuple[IntArray, IntArray, IntArray]]:
+def log_parts(events: int, items: int, rng: np.random.Generator) -> Iterator[tuple[IntArray, IntArray, IntArray]]:
     """Users, items and times (E,) of some users at a time."""
     users = max(10, events // USER_EVENTS)
     popular_N = rng.permutation(items)
@@ -132,19 +134,20 @@ def _chunks(events: int, items: int, rng: np.random.Generator) -> Iterator[tuple
         yield users_E + first, items_E, times_E
 
 
-def in_fresh_process(name: str, config: Config, data: Path) -> Place:
-    """Measure the place ``name`` on the data directory ``data`` in a new interpreter, which nothing else has used."""
+def in_fresh_process(make: Callable[[Config, Path], Work], config: Config, data: Path) -> Place:
+    """Measure the work of a place on the directory ``data`` in a new interpreter, which nothing else has used."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_measure, name, config, data).result()
+        return pool.submit(_measure, make, config, data).result()
 
 
-def _measure(name: str, config: Config, data: Path) -> Place:
+def _measure(make: Callable[[Config, Path], Work], config: Config, data: Path) -> Place:
     for module in MODULES:
         import_module(module)
-    work = PLACES[name](config, data)
-    before_mb, start = psutil.Process().memory_info().rss / MB, time.perf_counter()
+    work = make(config, data)
+    before_mb, start, cpu_start = psutil.Process().memory_info().rss / MB, time.perf_counter(), time.process_time()
     handled = work()
-    return Place(time.perf_counter() - start, max(0.0, _peak_mb() - before_mb), handled)
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+    return Place(seconds, cpu_seconds, max(0.0, _peak_mb() - before_mb), handled)
 
 
 def _peak_mb() -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -30,7 +31,7 @@ class TrainLog:
     """The train part of all users' sequences, concatenated: E events, oldest first within a user.
 
     ``items_E`` item rows, ``users_E`` user numbers (the events of a user stand together), ``times_E`` times;
-    ``n_items`` is N.
+    ``n_items`` is N. What is counted is kept, so it is counted once for all who ask.
     """
 
     items_E: IntArray
@@ -38,12 +39,12 @@ class TrainLog:
     times_E: IntArray
     n_items: int
 
-    @property
+    @cached_property
     def counts_N(self) -> NDArray[np.int64]:
         """Train events per item, (N,)."""
         return np.bincount(self.items_E, minlength=self.n_items)
 
-    @property
+    @cached_property
     def repeat_share(self) -> float:
         """Share of the train targets that repeat an earlier item of the user (a user's first event is no target)."""
         if self.items_E.size == 0:

@@ -111,6 +111,9 @@ class BenchConfig(Section):
         "train queries, to which other tasks add steps",
     )
     items: PositiveInt = Field(default=200, description="insert: items that are held out")
+    item_counts: tuple[PositiveInt, ...] = Field(
+        default=(), description="assign-scale: items of each catalogue; empty: 100,000 and 1,000,000"
+    )
     requests: int = Field(default=20_000, ge=100, description="serve: over which a replica's memory must not grow")
     minutes: float = Field(default=30.0, gt=0, description="chaos: in which processes are killed")
     kills: float = Field(

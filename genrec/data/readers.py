@@ -11,11 +11,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from genrec.data.shared_lists import SharedLists
-from genrec.data.tables import QUERIES, QUERY_CONTEXT, SEQUENCES, Split, require_columns, validate_items
+from genrec.data.tables import ITEMS, QUERIES, QUERY_CONTEXT, SEQUENCES, Split, require_columns, validate_items
 from genrec.errors import InputError
 
 STREAM_ROWS = 1 << 15
@@ -25,11 +27,34 @@ HISTORY_LISTS = ("history", "events", "times")
 """Columns of queries with an entry for each event of the history."""
 
 
-def read_items(directory: Path) -> pa.Table:
-    """The item table (schema ``ITEMS``, then extra columns), N rows in item order; InputError if it is not valid."""
-    table = _read([Path(directory) / "items.parquet"])
-    validate_items(table)
+def read_items(directory: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """The item table (schema ``ITEMS``, then extra columns), or some ``columns`` of it, N rows in item order.
+
+    Raises:
+        InputError: a column is missing; or, of the whole table, it is not valid.
+    """
+    table = _read([Path(directory) / "items.parquet"], columns)
+    if columns is None:
+        validate_items(table)
+    else:
+        require_columns(table, _part_of(ITEMS, columns), "items")
     return table
+
+
+def count_items(directory: Path) -> int:
+    """N, the number of items."""
+    return pq.read_metadata(_found(Path(directory) / "items.parquet")).num_rows
+
+
+def read_item_rows(directory: Path, rows: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
+    """Some ``columns`` of the items ``rows``, in this order; the table is read a part at a time."""
+    order, parts, first = np.argsort(rows, kind="stable"), list[pa.Table](), 0
+    with pq.ParquetFile(_found(Path(directory) / "items.parquet")) as file:
+        for batch in file.iter_batches(STREAM_ROWS, columns=list(columns)):
+            low, high = np.searchsorted(rows, (first, first + len(batch)), sorter=order)
+            parts.append(pa.Table.from_batches([batch]).take(pa.array(rows[order[low:high]] - first)))
+            first += len(batch)
+    return pa.concat_tables(parts).take(pa.array(np.argsort(order)))
 
 
 def read_sequences(directory: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -101,11 +126,14 @@ def _part_of(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
 
 
 def _read(files: list[Path], columns: Sequence[str] | None = None) -> pa.Table:
-    missing = [str(file) for file in files if not file.is_file()]
-    if missing:
-        raise InputError(f"not found: {missing[0]}; run workflows.prepare first")
     chosen = None if columns is None else list(columns)
-    return pa.concat_tables([pq.ParquetFile(file).read(columns=chosen) for file in files])
+    return pa.concat_tables([pq.ParquetFile(_found(file)).read(columns=chosen) for file in files])
+
+
+def _found(file: Path) -> Path:
+    if not file.is_file():
+        raise InputError(f"not found: {file}; run workflows.prepare first")
+    return file
 
 
 def _stream(files: list[Path], schema: pa.Schema, where: str) -> Iterator[pa.Table]:

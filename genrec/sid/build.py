@@ -22,21 +22,24 @@ import pyarrow as pa
 import torch
 
 from genrec.config import Sid
+from genrec.data.arrow import pc
 from genrec.data.files import write_json
-from genrec.data.readers import read_items, read_sequences
-from genrec.sid.catalog import Catalog, save_codes
+from genrec.data.readers import read_item_rows, read_items
+from genrec.sid.catalog import VECTORS, Catalog, save_codes
 from genrec.sid.codes import read_codes, write_codes, write_sids
+from genrec.sid.collaborative import write_factors
 from genrec.sid.collisions import resolve
 from genrec.sid.distributed.vector_stream import Reader
-from genrec.sid.fit import write_factors
+from genrec.sid.half_vectors import write_half_vectors
 from genrec.sid.health import measure, summary
 from genrec.sid.health_page import write_page
-from genrec.sid.inputs import FusedFiles, open_inputs
+from genrec.sid.inputs import FusedFiles, TextFiles, open_inputs
 from genrec.sid.published import published_codes, resolve_published
 from genrec.sid.quantizers import Quantizer, load_quantizer
 from genrec.sid.readable import SidNames, number_items
 from genrec.sid.suffix import add_suffix
-from genrec.sid.vectors import Floats, Ints, VectorFiles, shard_path
+from genrec.sid.train_events import TrainEvents
+from genrec.sid.vectors import Ints, Longs, VectorFiles, shard_path
 from genrec.threads import limit_threads
 
 LOG = logging.getLogger(__name__)
@@ -57,15 +60,14 @@ def finish_quantized(data: Path, vectors: Path, out: Path, settings: Sid, thread
         InputError: the code files do not fit the item table.
     """
     limit_threads(threads)
-    items = read_items(data)
+    ids = read_items(data, ["id"])["id"]
     quantizer = load_quantizer(out / "quantizer", threads=threads)
-    before_NL = read_codes(out / "codes", items.num_rows, settings.level_sizes)
-    inputs_ND = open_inputs(vectors, out, settings).read(range(items.num_rows))
-    rank_N = np.argsort(np.argsort(items["id"].to_numpy()))
+    before_NL = read_codes(out / "codes", len(ids), settings.level_sizes)
+    inputs, rank_N = open_inputs(vectors, out, settings), _rank(ids)
     start = perf_counter()
     codes_NL, sizes = before_NL, settings.level_sizes
     if settings.collisions == "resolve":
-        codes_NL = resolve(before_NL, inputs_ND, quantizer, rank_N)
+        codes_NL = resolve(before_NL, inputs, quantizer, rank_N)
     elif settings.collisions == "suffix":
         codes_NL, sizes = add_suffix(before_NL, sizes, rank_N)
     timing = {
@@ -73,11 +75,10 @@ def finish_quantized(data: Path, vectors: Path, out: Path, settings: Sid, thread
         "resolve_s": round(perf_counter() - start, 2),
     }
     hashed = settings.quantizer in ("random", "title")
-    if settings.quantizer == "title":
-        inputs_ND = FusedFiles(vectors, out, settings).read(range(items.num_rows))
-    health = measure(before_NL, codes_NL, sizes, read_sequences(data), inputs_ND, None if hashed else quantizer)
-    vectors_ND = None if settings.quantizer == "title" else inputs_ND
-    return _finish(items, codes_NL, health, out, vectors_ND) | timing
+    shown = FusedFiles(vectors, out, settings) if settings.quantizer == "title" else inputs
+    health = measure(before_NL, codes_NL, sizes, TrainEvents.read(data), shown, None if hashed else quantizer)
+    kept = None if settings.quantizer == "title" else inputs
+    return _finish(data, ids, codes_NL, health, out, kept) | timing
 
 
 def finish_published(data: Path, out: Path, settings: Sid) -> dict[str, Any]:
@@ -93,8 +94,8 @@ def finish_published(data: Path, out: Path, settings: Sid) -> dict[str, Any]:
         codes_NL = resolve_published(before_NL, sizes)
     elif settings.collisions == "suffix":
         codes_NL, sizes = add_suffix(before_NL, sizes)
-    health = measure(before_NL, codes_NL, sizes, read_sequences(data))
-    return _finish(items, codes_NL, health, out)
+    health = measure(before_NL, codes_NL, sizes, TrainEvents.read(data))
+    return _finish(data, items["id"], codes_NL, health, out)
 
 
 def finish_readable(data: Path, vectors: Path, out: Path, settings: Sid, *, seed: int, threads: int) -> dict[str, Any]:
@@ -108,30 +109,39 @@ def finish_readable(data: Path, vectors: Path, out: Path, settings: Sid, *, seed
     items = read_items(data)
     VectorFiles(vectors).require(items.num_rows)
     if settings.cf_weight > 0:
-        write_factors(data, vectors, out, settings, seed)
-    inputs_ND = open_inputs(vectors, out, settings).read(range(items.num_rows))
+        write_factors(data, TextFiles(vectors), out, settings, seed)
+    inputs = open_inputs(vectors, out, settings)
     start = perf_counter()
     names = SidNames.learn(items, settings)
     learned = perf_counter()
     path_Nl = names.encode(items)
-    codes_NL, sizes = number_items(path_Nl, names.level_sizes, np.argsort(np.argsort(items["id"].to_numpy())))
+    codes_NL, sizes = number_items(path_Nl, names.level_sizes, _rank(items["id"]))
     timing = {"fit": {"fit_s": round(learned - start, 2)}, "resolve_s": round(perf_counter() - learned, 2)}
     names.save(out)
-    health = measure(path_Nl, codes_NL, sizes, read_sequences(data), inputs_ND)
-    return _finish(items, codes_NL, health, out, inputs_ND) | timing
+    health = measure(path_Nl, codes_NL, sizes, TrainEvents.read(data), inputs)
+    return _finish(data, items["id"], codes_NL, health, out, inputs) | timing
+
+
+def _rank(ids: pa.ChunkedArray) -> Longs:
+    """The place (N,) of each id in their alphabetical order."""
+    order_N = pc.sort_indices(ids).to_numpy().astype(np.int64)
+    rank_N = np.empty_like(order_N)
+    rank_N[order_N] = np.arange(len(order_N))
+    return rank_N
 
 
 def _finish(
-    items: pa.Table, codes_NL: Ints, health: dict[str, Any], out: Path, vectors_NF: Floats | None = None
+    data: Path, ids: pa.ChunkedArray, codes_NL: Ints, health: dict[str, Any], out: Path, vectors: Reader | None = None
 ) -> dict[str, Any]:
     for warning in health["warnings"]:
         LOG.warning(warning)
     write_json(health, out / "sid_health.json")
-    write_page(items, codes_NL, health, out / "sid_health.html")
-    write_sids(items["id"], codes_NL, out / "sids.parquet")
+    write_page(partial(read_item_rows, data), codes_NL, health, out / "sid_health.html")
+    write_sids(ids, codes_NL, out / "sids.parquet")
     if health["collisions_after"]["items"] == 0:
-        vectors = None if vectors_NF is None else torch.from_numpy(vectors_NF)
-        Catalog(torch.from_numpy(codes_NL), health["level_sizes"], vectors_NF=vectors).save(out)
+        if vectors is not None:
+            write_half_vectors(vectors, out / VECTORS)
+        Catalog(torch.from_numpy(codes_NL), health["level_sizes"]).save(out)
     else:
         save_codes(torch.from_numpy(codes_NL), health["level_sizes"], out)
     return summary(health)

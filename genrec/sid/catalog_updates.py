@@ -32,10 +32,11 @@ from genrec.data.sources.parquet import find_tables, read_catalog
 from genrec.errors import InputError
 from genrec.sid.catalog import Catalog
 from genrec.sid.codes import write_sids
+from genrec.sid.collaborative import neighbour_factors
 from genrec.sid.embed import item_texts
 from genrec.sid.encoders import Encoder
 from genrec.sid.free_sids import nearest_free
-from genrec.sid.inputs import fuse, neighbour_factors
+from genrec.sid.inputs import fuse
 from genrec.sid.prefixes import prefix_codes, prefix_numbers, refuse_full
 from genrec.sid.quantizers import Quantizer, load_quantizer
 from genrec.sid.quantizers.controls import title_words

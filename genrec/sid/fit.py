@@ -13,16 +13,17 @@ import numpy as np
 
 from genrec.config.sid import VQ_SHARES, Sid
 from genrec.data.files import write_json
-from genrec.data.readers import read_items, read_sequences
+from genrec.data.readers import count_items, read_items
 from genrec.errors import InputError
+from genrec.sid.collaborative import write_factors
 from genrec.sid.distributed.collectives import ProcessGroup
 from genrec.sid.distributed.vector_stream import Stream
-from genrec.sid.inputs import collaborative_vectors, open_inputs
+from genrec.sid.inputs import TextFiles, open_inputs
 from genrec.sid.prefixes import refuse_full, refuse_many
 from genrec.sid.quantizers import Quantizer, make_quantizer
 from genrec.sid.quantizers.base import refuse_few
 from genrec.sid.quantizers.controls import title_words
-from genrec.sid.vectors import Longs, VectorFiles, check_vectors, shard_path, write_vectors
+from genrec.sid.vectors import Longs, VectorFiles, shard_path, write_vectors
 from genrec.threads import limit_threads
 
 
@@ -32,8 +33,7 @@ def prepare_fit(data: Path, vectors: Path, out: Path, settings: Sid, seed: int) 
     Raises:
         InputError: vectors that do not fit the item table, fewer items than codes, or more items than SIDs.
     """
-    table = read_items(data)
-    items = table.num_rows
+    items = count_items(data)
     VectorFiles(vectors).require(items)
     if settings.collisions == "resolve":
         if settings.quantizer == "vq" and items > settings.level_sizes[0]:
@@ -42,9 +42,9 @@ def prepare_fit(data: Path, vectors: Path, out: Path, settings: Sid, seed: int) 
     refuse_many(settings.level_sizes)
     refuse_few(len(fit_rows(items, settings, seed)), settings.level_sizes)
     if settings.cf_weight > 0 and not is_fitted(out):
-        write_factors(data, vectors, out, settings, seed)
+        write_factors(data, TextFiles(vectors), out, settings, seed)
     if settings.quantizer == "title" and not is_fitted(out):
-        words_NL = title_words(table["title"].to_pylist(), settings)
+        words_NL = title_words(read_items(data, ["title"])["title"].to_pylist(), settings)
         write_vectors(words_NL, 0, shard_path(out / "titles", 0))
     return items
 
@@ -97,19 +97,3 @@ def _save(quantizer: Quantizer, fit: Callable[[], dict[str, float]], out: Path |
     if out is not None:
         write_json({**measures, "fit_s": round(perf_counter() - start, 2)}, out / "quantizer" / "fit.json")
         quantizer.save(out / "quantizer")
-
-
-def write_factors(data: Path, vectors: Path, out: Path, settings: Sid, seed: int) -> None:
-    """Write the collaborative vectors of all items to ``out/cf``; InputError as ``collaborative_vectors``."""
-    text_ND = VectorFiles(vectors).read()
-    check_vectors(text_ND)
-    factors_ND = collaborative_vectors(
-        read_sequences(data),
-        len(text_ND),
-        dims=settings.cf_dims,
-        window=settings.cf_window,
-        seed=seed,
-        text_ND=text_ND,
-    )
-    for shard, start in enumerate(range(0, len(factors_ND), settings.shard_items)):
-        write_vectors(factors_ND[start : start + settings.shard_items], start, shard_path(out / "cf", shard))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,24 +14,33 @@ from matplotlib.figure import Figure
 
 from genrec.pages import render as pages
 from genrec.pages.figures import GRID, SERIES, svg_figure
+from genrec.sid.health import POOL, sample_rows
 from genrec.sid.prefixes import prefix_numbers
-from genrec.sid.vectors import Ints
+from genrec.sid.vectors import Ints, Longs
 
 ROWS, PREFIXES, TITLES, LABEL = 25, 10, 6, 34
 
 
-def write_page(items: pa.Table, codes_NL: Ints, health: Mapping[str, Any], path: Path) -> None:
-    """Write the page for the items (title, categories, brand) and their codes (N, L), atomically."""
-    kind, labels = item_labels(items)
+ReadItems = Callable[[Longs, Sequence[str]], pa.Table]
+"""Reads some columns of the item table at some rows."""
+
+
+def write_page(read: ReadItems, codes_NL: Ints, health: Mapping[str, Any], path: Path) -> None:
+    """Write the page for the items (title, categories, brand) and their codes (N, L), atomically.
+
+    Labels are those of all items, or of the ``POOL`` that the health was measured on.
+    """
+    rows = sample_rows(len(codes_NL), POOL)
+    kind, labels = item_labels(read(rows, ("categories", "brand")))
     context = {
         "title": "Semantic ID health",
         "health": health,
         "use": svg_figure(partial(_use_figure, codes_NL, health["level_sizes"])),
-        "heat": svg_figure(partial(_heat_figure, codes_NL[:, 0], labels, health["level_sizes"][0], kind))
+        "heat": svg_figure(partial(_heat_figure, codes_NL[rows, 0], labels, health["level_sizes"][0], kind))
         if any(labels)
         else "",
         "kind": kind,
-        "samples": sample_prefixes(items["title"].to_pylist(), codes_NL, health["level_sizes"]),
+        "samples": sample_prefixes(read, codes_NL, health["level_sizes"]),
     }
     pages.write_page(path, "genrec.sid", "health.html.j2", context)
 
@@ -51,17 +60,18 @@ def item_labels(items: pa.Table) -> tuple[str, list[str]]:
     return ("brand", brands) if any(brands) else ("", [])
 
 
-def sample_prefixes(titles: list[str], codes_NL: Ints, level_sizes: list[int]) -> list[dict[str, Any]]:
+def sample_prefixes(read: ReadItems, codes_NL: Ints, level_sizes: list[int]) -> list[dict[str, Any]]:
     """Ten prefixes of L - 1 codes (N, L) with several items, drawn by a fixed seed, each with a few of its items."""
     numbers, which_N, counts = np.unique(
         prefix_numbers(codes_NL[:, :-1], level_sizes), return_inverse=True, return_counts=True
     )
     several = np.flatnonzero(counts > 1) if (counts > 1).any() else np.arange(len(numbers))
     chosen = np.random.default_rng(0).choice(several, min(PREFIXES, len(several)), replace=False)
+    groups = [np.flatnonzero(which_N == group) for group in sorted(chosen.tolist())]
+    titles = iter(read(np.concatenate([rows[:TITLES] for rows in groups]), ("title",))["title"].to_pylist())
     samples: list[dict[str, Any]] = []
-    for group in sorted(chosen.tolist()):
-        rows = np.flatnonzero(which_N == group)
-        shown = [{"codes": codes_NL[row].tolist(), "title": titles[row]} for row in rows[:TITLES].tolist()]
+    for rows in groups:
+        shown = [{"codes": codes, "title": next(titles)} for codes in codes_NL[rows[:TITLES]].tolist()]
         samples.append({"prefix": codes_NL[rows[0], :-1].tolist(), "items": len(rows), "shown": shown})
     return samples
 

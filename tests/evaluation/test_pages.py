@@ -26,6 +26,7 @@ from genrec.evaluation.summary import Rankings, summarise
 from genrec.pages.render import as_data, as_markdown, shown_figure
 from genrec.sid.health import measure
 from genrec.sid.health_page import write_page as write_health_page
+from genrec.sid.train_events import TrainEvents
 
 CHARTS = ("parallel", "scatter", "curves", "differences")
 needs_browser = pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
@@ -230,6 +231,6 @@ def health_page(directory: Path) -> Path:
     codes_NL = np.stack([np.arange(40) % 4, np.arange(40) // 4], axis=1).astype(np.int32)
     texts = [f"thing {n}" for n in range(40)]
     items = pa.table({"title": texts, "brand": texts, "categories": [["shop", f"part {n % 6}"] for n in range(40)]})
-    health = {**measure(codes_NL, codes_NL, (4, 10), sequences([(0, 1), (1, 2)])), "warnings": []}
-    write_health_page(items, codes_NL, health, directory / "health.html")
+    health = {**measure(codes_NL, codes_NL, (4, 10), TrainEvents.of(sequences([(0, 1), (1, 2)]))), "warnings": []}
+    write_health_page(lambda rows, names: items.select(names).take(rows), codes_NL, health, directory / "health.html")
     return directory / "health.html"

@@ -21,6 +21,7 @@ from genrec.evaluation.summary import Rankings, add_gain, add_prior, summarise
 from genrec.evaluation.verdict import plain_words, verdict
 from genrec.sid.health import measure
 from genrec.sid.health_page import plain_label, write_page
+from genrec.sid.train_events import TrainEvents
 from genrec.sid.vectors import write_vectors
 
 ITEMS, QUERIES = 40, 200
@@ -229,12 +230,15 @@ def test_any_text_of_a_shop_can_stand_in_the_report_and_on_the_health_page(tmp_p
     catalog = {"items": n, "axes": "codes", "rows": codes_and_places}
     items = pa.table({"title": texts, "brand": texts, "categories": [["shop", text] for text in texts]})
     codes_NL = np.stack([np.arange(n) % 3, np.arange(n) // 3], axis=1).astype(np.int32)
-    health = {**measure(codes_NL, codes_NL, (3, 4), sequences([(0, 1), (1, 1)])), "warnings": [everything]}
+    health = {
+        **measure(codes_NL, codes_NL, (3, 4), TrainEvents.of(sequences([(0, 1), (1, 1)]))),
+        "warnings": [everything],
+    }
     options = {"users": users, "catalog": catalog, "config_text": everything, "title": everything}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         report = write_report(tmp_path, summarise(rankings(), resamples=0), **options).read_text("utf-8")
-        write_page(items, codes_NL, health, tmp_path / "health.html")
+        write_page(lambda rows, names: items.select(names).take(rows), codes_NL, health, tmp_path / "health.html")
     page = (tmp_path / "health.html").read_text("utf-8")
     figure = unescape(page.split("Level-1 codes by category")[1].split("Sample prefixes")[0])
     for text in texts:

@@ -6,17 +6,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import save_file
 from support.sid_worlds import SETTINGS, N, build, sequences, sid_world
 
 from genrec.config import Sid
+from genrec.data.readers import count_items, read_item_rows
 from genrec.errors import InputError
 from genrec.policy.sid_text import write_sid
-from genrec.sid.build import finish_published
+from genrec.sid import half_vectors, health, health_page
+from genrec.sid.build import finish_published, finish_quantized
 from genrec.sid.catalog import Catalog
 from genrec.sid.codes import read_codes, write_codes
 from genrec.sid.health import collisions, level_use, measure, neighbour_agreement, pair_agreement, tree_shape
-from genrec.sid.inputs import collaborative_vectors, fuse, train_pairs
+from genrec.sid.held_vectors import InMemory
+from genrec.sid.inputs import fuse
 from genrec.sid.published import published_codes, resolve_published
+from genrec.sid.train_events import TrainEvents
 from genrec.sid.vectors import shard_path
 
 
@@ -59,10 +65,10 @@ def test_text_and_collaborative_vectors_are_quantized_together(world, quantizer)
 @pytest.mark.parametrize("quantizer", ["title", "random", "hierarchical"])
 def test_quantizers_that_need_more_or_know_less_are_built_too(world, quantizer):
     metrics = build(world, world / "out", SETTINGS.replace({"quantizer": quantizer}))
-    health = json.loads((world / "out" / "sid_health.json").read_text())
+    figures = json.loads((world / "out" / "sid_health.json").read_text())
     assert metrics["collisions_after"] == 0 and len(Catalog.load(world / "out")) == N
-    assert ("reconstruction" in health) == (quantizer == "hierarchical")
-    assert "neighbour_agreement" in health and (world / "out" / "sid_health.html").is_file()
+    assert ("reconstruction" in figures) == (quantizer == "hierarchical")
+    assert "neighbour_agreement" in figures and (world / "out" / "sid_health.html").is_file()
 
 
 def test_a_suffix_tells_items_of_one_sid_apart_and_moves_none(world):
@@ -111,13 +117,13 @@ def test_published_sids_may_keep_their_collisions(world, collisions):
 def test_the_health_page_shows_titles_as_text_and_a_heat_map_of_categories(world):
     build(world, world / "out")
     page = (world / "out" / "sid_health.html").read_text()
-    health = json.loads((world / "out" / "sid_health.json").read_text())
+    figures = json.loads((world / "out" / "sid_health.json").read_text())
     assert "&lt;b&gt;thing" in page and "<b>thing" not in page
     assert "Level-1 codes by category" in page and page.count("<svg") == 2
-    assert health["neighbour_agreement"][0] > 0.8
-    assert health["bought_together"]["together"][0] > health["bought_together"]["random"][0] + 0.4
+    assert figures["neighbour_agreement"][0] > 0.8
+    assert figures["bought_together"]["together"][0] > figures["bought_together"]["random"][0] + 0.4
     assert any(
-        "collided before resolution" in warning and "sid.codebook_size" in warning for warning in health["warnings"]
+        "collided before resolution" in warning and "sid.codebook_size" in warning for warning in figures["warnings"]
     )
 
 
@@ -173,33 +179,38 @@ def test_published_integers_are_read_as_they_are():
     np.testing.assert_array_equal(resolve_published(codes, (4, 4)), codes)
 
 
-def test_pairs_see_train_positions_alone():
-    table = sequences([(0, 0), (1, 1), (9, 2), (2, 1), (8, 3)], [(3, 0), (4, 1)])
-    left, right, weight = train_pairs(table, 2)
-    assert sorted(zip(left.tolist(), right.tolist(), weight.tolist(), strict=True)) == [
-        (0, 1, 1.0),
-        (0, 2, 0.5),
-        (1, 2, 1.0),
-        (3, 4, 1.0),
-    ]
+def test_half_vectors_are_the_bytes_that_the_library_writes(tmp_path, monkeypatch):
+    points = np.random.default_rng(0).standard_normal((50, 7)).astype(np.float32)
+    monkeypatch.setattr(half_vectors, "BLOCK", 16)
+    half_vectors.write_half_vectors(InMemory(points), tmp_path / "ours")
+    save_file({"vectors_NF": torch.from_numpy(points).half()}, tmp_path / "wanted")
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "wanted").read_bytes()
 
 
-def test_items_bought_together_lie_together_and_a_cold_item_near_its_textual_neighbours():
-    rng = np.random.default_rng(0)
-    walks = [[(int(i) + 10 * side, 1) for i in rng.choice(10, 8)] for side in (0, 1) for _ in range(40)]
-    text = np.concatenate([np.tile([1.0, 0], (10, 1)), np.tile([0, 1.0], (10, 1)), [[1.0, 0.1]]]).astype(np.float32)
-    settings = {"dims": 4, "window": 3, "seed": 0, "text_ND": text}
-    vectors = collaborative_vectors(sequences(*walks), 21, **settings)
-    similar = vectors @ vectors.T
-    assert similar[:10, :10].mean() > similar[:10, 10:20].mean() + 0.3
-    assert similar[20, :10].mean() > similar[20, 10:20].mean() + 0.3
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    np.testing.assert_array_equal(vectors, collaborative_vectors(sequences(*walks), 21, **settings))
+def test_the_health_of_many_items_is_that_of_a_sample_with_its_error(world, monkeypatch):
+    build(world, world / "out", SETTINGS.replace({"collisions": "none"}))
+    whole = json.loads((world / "out" / "sid_health.json").read_text())
+    assert "errors" not in whole and "sampled_items" not in whole
+    for module in (health, health_page):
+        monkeypatch.setattr(module, "POOL", 80)
+    finish_quantized(world / "data", world / "vectors", world / "out", SETTINGS.replace({"collisions": "none"}), 1)
+    sampled = json.loads((world / "out" / "sid_health.json").read_text())
+    assert sampled["sampled_items"] == 80 and sampled["collisions_before"] == whole["collisions_before"]
+    for name in ("reconstruction", "neighbour_agreement"):
+        errors = sampled["errors"][name]
+        assert len(errors) == 3 and all(0 < error < 0.2 for error in errors)
+    off = np.abs(np.subtract(sampled["reconstruction"], whole["reconstruction"]))
+    assert (off <= 1.5 * np.array(sampled["errors"]["reconstruction"])).all()
+    page = (world / "out" / "sid_health.html").read_text()
+    assert "80 items drawn at random" in page and "±" in page
 
 
-def test_a_log_without_train_pairs_cannot_give_collaborative_vectors():
-    with pytest.raises(InputError, match=r"set sid\.cf_weight=0"):
-        collaborative_vectors(sequences([(0, 0), (1, 2), (2, 3)]), 3, dims=1, window=5, seed=0)
+def test_some_rows_of_the_item_table_come_in_the_order_that_is_asked_for(world):
+    found = read_item_rows(world / "data", np.array([7, 119, 0]), ("id", "title"))
+    assert found.column_names == ["id", "title"] and found["id"].to_pylist() == ["sku007", "sku119", "sku000"]
+    assert count_items(world / "data") == N
+    with pytest.raises(InputError, match="not found"):
+        count_items(world / "vectors")
 
 
 def test_fused_distances_are_the_weighted_sum_of_the_parts_distances():
@@ -232,7 +243,7 @@ def test_neighbours_agree_where_codes_follow_the_vectors():
 
 
 def test_a_collapsed_level_is_a_warning_with_its_remedy():
-    log = sequences([(0, 0), (1, 1)])
+    log = TrainEvents.of(sequences([(0, 0), (1, 1)]))
     one_code = np.stack([np.zeros(64), np.arange(64)], axis=1).astype(np.int32)
     outliers = np.stack([np.maximum(np.arange(64) - 48, 0), np.arange(64)], axis=1).astype(np.int32)
     outliers[:49, 0] = 0

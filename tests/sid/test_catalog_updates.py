@@ -15,9 +15,9 @@ from genrec.errors import InputError
 from genrec.sid import catalog_updates
 from genrec.sid.catalog import Catalog, save_codes
 from genrec.sid.codes import write_sids
+from genrec.sid.collaborative import neighbour_factors
 from genrec.sid.collisions import resolve
 from genrec.sid.free_sids import nearest_free
-from genrec.sid.inputs import neighbour_factors
 from genrec.sid.prefixes import prefix_numbers
 from genrec.sid.quantizers import make_quantizer
 from genrec.sid.suffix import add_suffix

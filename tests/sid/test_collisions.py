@@ -8,7 +8,9 @@ import pytest
 
 from genrec.config import Sid
 from genrec.errors import InputError
+from genrec.sid import collisions, held_vectors
 from genrec.sid.collisions import resolve
+from genrec.sid.held_vectors import HeldVectors, InMemory, held_in_parts, packs_with_vectors
 from genrec.sid.prefixes import nearest_prefixes, prefix_codes, prefix_numbers
 from genrec.sid.quantizers.rqkmeans import RqKmeans
 
@@ -127,3 +129,45 @@ def test_prefix_numbers_sort_as_codes_do_and_come_back():
     numbers = prefix_numbers(codes, (3, 5, 2))
     assert numbers.tolist() == list(range(30))
     np.testing.assert_array_equal(prefix_codes(numbers, (3, 5, 2)), codes)
+
+
+class Counting(InMemory):
+    """Vectors that note how many of them were read at once."""
+
+    def __init__(self, vectors_ND: np.ndarray) -> None:
+        super().__init__(vectors_ND)
+        self.reads: list[int] = []
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        assert (np.diff(rows) > 0).all(), "ascending"
+        self.reads.append(len(rows))
+        return super().read(rows)
+
+
+def test_vectors_that_are_held_a_few_at_a_time_give_the_same_codes(monkeypatch):
+    quantizer, points = fitted(500)
+    points[::5] = points[0]
+    before = quantizer.encode(points)
+    monkeypatch.setattr(collisions, "CHUNK", 32)
+    wanted = resolve(before, points, quantizer)
+    monkeypatch.setattr(held_vectors, "HELD_BYTES", 40 * 4 * 8)
+    reader = Counting(points)
+    np.testing.assert_array_equal(resolve(before, reader, quantizer), wanted)
+    assert len(reader.reads) > 10 and max(reader.reads) <= 40
+
+
+def test_held_vectors_come_in_the_order_that_is_asked_for(monkeypatch):
+    points = np.arange(20, dtype=np.float32)[:, None]
+    held = HeldVectors.read(InMemory(points), np.array([7, 3, 11]))
+    assert held.of(np.array([11, 7])).ravel().tolist() == [11, 7]
+    monkeypatch.setattr(held_vectors, "HELD_BYTES", 4 * 4)
+    rows = np.array([9, 2, 14, 5, 0, 19, 1])
+    parts = list(held_in_parts(Counting(points), rows, 2))
+    assert [part.tolist() for part, _ in parts] == [[9, 2], [14, 5], [0, 19], [1]]
+    assert all(held.of(part).ravel().tolist() == part.tolist() for part, held in parts)
+    packs = [[np.array([3]), np.array([1, 8])], [np.array([6])], [np.array([10, 12, 4, 2, 7])]]
+    reader = Counting(points)
+    found = [
+        [held.of(group).ravel().tolist() for group in groups] for groups, held in packs_with_vectors(reader, packs)
+    ]
+    assert found == [[[3], [1, 8]], [[6]], [[10, 12, 4, 2, 7]]] and reader.reads == [4, 5]
