@@ -34,7 +34,6 @@ SETTINGS = {
     "sid.cf_weight": 0.0,
     "sid.fit_workers": 0,
     "compute.threads": 1,
-    "compute.data_threads": 1,
 }
 TITLES = 997
 
