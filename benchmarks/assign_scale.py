@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -102,7 +103,7 @@ def _sequences(users_E: np.ndarray, items_E: np.ndarray, times_E: np.ndarray) ->
 def _fit(config: Config, root: Path) -> Work:
     from genrec.sid.fit import fit_quantizer
 
-    options = {"seed": config.seed, "threads": 1, "device": "cpu"}
+    options: dict[str, Any] = {"seed": config.seed, "threads": 1, "device": "cpu"}
     return lambda: fit_quantizer(root / "data", root / "vectors", root / "out", config.sid, **options)
 
 

@@ -40,9 +40,9 @@ def write_factors(data: Path, texts: Reader, out: Path, settings: Sid, seed: int
         InputError: as ``factorise`` and ``fill_cold``.
     """
     scratch = out / "ppmi"
-    options = {"dims": settings.cf_dims, "window": settings.cf_window, "seed": seed, "scratch": scratch}
+    events, dims, window = TrainEvents.read(data), settings.cf_dims, settings.cf_window
     try:
-        factors_ND, warm_N = factorise(TrainEvents.read(data), len(texts), **options)
+        factors_ND, warm_N = factorise(events, len(texts), dims=dims, window=window, seed=seed, scratch=scratch)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     fill_cold(factors_ND, warm_N, texts, seed)
