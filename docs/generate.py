@@ -191,11 +191,6 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("``", "`")
 
 
-def _text(text: str) -> str:
-    """``text`` in a cell, where ``<storage>`` is no tag."""
-    return _cell(text).replace("<", "&lt;")
-
-
 def stages() -> str:
     """Which stage reads which, as a figure in text, and what each of them does and writes, as a table."""
     read = [name for name in STAGES if any(name in stage.reads for stage in STAGES.values())]

@@ -58,7 +58,7 @@ def test_what_changes_the_speed_alone_changes_no_key(shop: Path, tmp_path: Path,
 @pytest.mark.parametrize(
     ("override", "stages"),
     [
-        ("data.max_history=4", {"prepare", "sft", "folds"}),
+        ("data.max_history=4", {"prepare", "sft", "folds", "served"}),
         ("embed.max_tokens=8", {"embed"}),
         ("sid.iterations=3", {"assign"}),
         ("learning.sft.lr=1e-4", {"sft", "folds"}),
@@ -68,8 +68,8 @@ def test_what_changes_the_speed_alone_changes_no_key(shop: Path, tmp_path: Path,
         ("learning.rl.guard.goal=value@10", {"grpo", "tune"}),
         ("rewards.settings.rare=2", {"grpo", "tune", "evaluate"}),
         ("tune.trials=9", {"tune"}),
-        ("decode.width=60", {"evaluate"}),
-        ("seed=5", {"assign", "sft", "folds", "groups", "grpo", "tune", "evaluate"}),
+        ("decode.width=60", {"evaluate", "served"}),
+        ("seed=5", {"assign", "sft", "folds", "served", "groups", "grpo", "tune", "evaluate"}),
     ],
 )
 def test_what_changes_a_result_changes_the_keys_of_its_stages(
