@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -178,6 +178,6 @@ def _score(config: Config, data: Path, catalog: Path, policy: Path, out: Path) -
     ranked_QK, log = answered(config, data, catalog, policy, "test", out)
     targets_Q = test["target"].to_numpy().astype(np.int64)
     goals = Goals(items, log.counts_N, config.rewards.settings)
-    values: Mapping[str, Any] = goals.all_values(ranked_QK, targets_Q, test["event"].to_pylist())
-    np.savez(out / VALUES, **values)
+    values = goals.all_values(ranked_QK, targets_Q, test["event"].to_pylist())
+    np.savez(out / VALUES, **cast("dict[str, Any]", values))
     return {"queries": len(targets_Q)}
