@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -127,6 +127,15 @@ def recent_history(queries: pa.Table, max_history: int) -> NDArray[np.int64]:
     if items_E.size == 0:
         return np.full(inside_QH.shape, -1, dtype=np.int64)
     return np.where(inside_QH, items_E[np.maximum(index_QH, 0)], -1)
+
+
+def newest_first(histories: Sequence[Sequence[int]], length: int) -> NDArray[np.int64]:
+    """The last ``length`` items of each history, newest first and padded with -1, (Q, ``length``)."""
+    recent_QH = np.full((len(histories), length), -1, dtype=np.int64)
+    for row, history in enumerate(histories):
+        last = history[::-1][:length]
+        recent_QH[row, : len(last)] = last
+    return recent_QH
 
 
 def _flat(table: pa.Table, column: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from genrec import metrics
 from genrec.baselines.buckets import popularity_bucket
-from genrec.baselines.train_log import recent_history, train_log
+from genrec.baselines.train_log import newest_first, train_log
 from genrec.data.tables import to_queries
 from genrec.errors import InputError
 from genrec.evaluation.goals import Goals
@@ -66,8 +66,7 @@ def ranked_items(
     beams = beam(policy, tokens_BP, mask_BP, trie, width, head_weight=head_weight, prior=prior)
     found = RankedItems(beams.items_BW.cpu().numpy(), beams.logp_BW.cpu().numpy())
     if search.masked:
-        table = pa.table({"history": pa.array(histories, pa.list_(pa.int64()))})
-        found = without_seen(found, recent_history(table, search.masked), search.width)
+        found = without_seen(found, newest_first(histories, search.masked), search.width)
     items_QK = torch.from_numpy(found.items_QK[:, : search.width])
     return torch.nn.functional.pad(items_QK, (0, search.width - items_QK.shape[1]), value=-1)
 

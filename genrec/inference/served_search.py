@@ -22,7 +22,7 @@ from torch import Tensor
 
 from genrec.baselines.itemknn import ItemKNN, KnnSettings, cross_fitted
 from genrec.baselines.sparse import Sparse, csr, mask_seen_items, row_of_entry
-from genrec.baselines.train_log import read_train_log
+from genrec.baselines.train_log import newest_first, read_train_log
 from genrec.data.files import write_json
 from genrec.data.readers import read_sequences
 from genrec.inference.batch import KnnPrior, make_node_prior
@@ -95,7 +95,7 @@ class ServedSearch:
         """
         if self._whole is None:
             return None
-        recent_QH = newest_first(queries, self._max_history)
+        recent_QH = newest_first([query.history for query in queries], self._max_history)
         scores = self._cross_fitted(queries, recent_QH) if seen_in_training else self._whole(recent_QH)
         return make_node_prior(trie, self._codes_NL, scores, self.weights.prior_weight)
 
@@ -140,12 +140,3 @@ class ServedSearch:
             values.append(scores.data)
         shape = (len(queries), len(self._codes_NL))
         return csr(np.concatenate(values), np.concatenate(rows), np.concatenate(columns), shape)
-
-
-def newest_first(queries: Sequence[Query], length: int) -> IntArray:
-    """The last ``length`` items of each history, newest first and padded with -1, (Q, ``length``)."""
-    recent_QH = np.full((len(queries), length), -1, dtype=np.int64)
-    for row, query in enumerate(queries):
-        last = query.history[-length:][::-1]
-        recent_QH[row, : len(last)] = last
-    return recent_QH

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from genrec.baselines.sparse import Sparse, mask_columns, mask_seen_items, row_of_entry
+from genrec.baselines.train_log import newest_first
 from genrec.inference.batch import make_node_prior, without_seen
 from genrec.inference.catalog_view import CatalogView
 from genrec.inference.prior import RankedItems, normalise
@@ -126,7 +127,8 @@ class TreeRanker:
         return logp_GL, logp_1N[0, torch.tensor(rows, device=logp_1N.device)]
 
     def _find(self, view: CatalogView, asked: Sequence[RowRequest]) -> SearchedBatch:
-        prior, recent_BH = self._run.prior, _newest_first(asked)
+        longest = max(len(one.rows) for one in asked)
+        prior, recent_BH = self._run.prior, newest_first([one.rows for one in asked], longest)
         with self._part("prompt"):
             tokens_BP, mask_BP = self._encode(view, asked)
         with self._part("prior"):
@@ -219,12 +221,6 @@ class TreeRanker:
 def _beams_apart(view: CatalogView, asked: RowRequest) -> Pick | None:
     """The choice of a diverse beam search, where one is asked for."""
     return BeamGroups(BEAM_GROUPS, asked.width, asked.spread, view.trie.depth) if asked.spread else None
-
-
-def _newest_first(asked: Sequence[RowRequest]) -> IntArray:
-    """The histories (B, H), newest first, padded with -1."""
-    longest = max(len(one.rows) for one in asked)
-    return np.array([one.rows[::-1] + [-1] * (longest - len(one.rows)) for one in asked])
 
 
 def _cut(candidates: RankedItems, widths: Sequence[int]) -> RankedItems:

@@ -117,7 +117,11 @@ class TitleFiles:
 
     def read(self, rows: range | Longs) -> Floats:
         """The hashed words (n, L) of the items ``rows``."""
-        return self._words.read()[np.asarray(rows)]
+        row_n = np.asarray(rows)
+        if not len(row_n):
+            return np.empty((0, self.width), np.float32)
+        first = int(row_n.min())
+        return self._words.read(first, int(row_n.max()) + 1)[row_n - first]
 
 
 def open_inputs(vectors: Path, out: Path, settings: Sid) -> Reader:

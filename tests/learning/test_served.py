@@ -17,12 +17,13 @@ from torch import Tensor
 from cluster import pipeline
 from genrec.baselines.itemknn import KnnSettings
 from genrec.baselines.sparse import Sparse, csr
+from genrec.baselines.train_log import newest_first
 from genrec.config import Items, Rewards, Rl, load_config
 from genrec.data.files import write_parquet
 from genrec.data.tables import SEQUENCES
 from genrec.errors import InputError
 from genrec.inference.batch import KnnPrior, make_node_prior
-from genrec.inference.served_search import ServedSearch, ServedWeights, newest_first
+from genrec.inference.served_search import ServedSearch, ServedWeights
 from genrec.learning.rewards import RewardContext, RewardFunction, active_terms
 from genrec.learning.rl.advantages import level_advantages
 from genrec.learning.rl.candidates import candidate_weights
@@ -277,7 +278,7 @@ def test_seen_items_are_no_candidates_where_the_run_leaves_them_out(tmp_path: Pa
     group = generate(*arguments, version=0, seed=0, served=served)[0]
     real = group.items_G[group.items_G >= 0].tolist()
     assert sorted(real) == [item for item in range(ITEMS) if item not in (5, 3)], "the last two are the history's"
-    assert newest_first([QUERY], 2).tolist() == [[3, 5]]
+    assert newest_first([QUERY.history], 2).tolist() == [[3, 5]]
     group.rewards_G = REWARD_N
     batch = batch_of(group, rl(), reference=True)
     assert bool(UpdateLoss(rl(kl=1.0), {})(batch, torch.tensor(1.0), 1)[0].isfinite())

@@ -45,11 +45,11 @@ def generate(
     policy.eval()
     histories, contexts = [query.history for query in queries], [query.context for query in queries]
     tokens_BP, mask_BP = (t.to(policy.device) for t in prompts.encode(histories, contexts))
+    if served is not None:
+        return _served_groups(policy, (tokens_BP, mask_BP), trie, queries, settings, version, served)
     generators = [generator_of("rollout", seed, version, query.draw, query.id) for query in queries]
     arguments = (policy, tokens_BP, mask_BP, trie, settings.group)
     weights: Iterable[Tensor | None] = repeat(None, len(queries))
-    if served is not None:
-        return _served_groups(policy, (tokens_BP, mask_BP), trie, queries, settings, version, served)
     if settings.generation == "slate":
         beams = draw_slates(*arguments, settings.slate, generator=generators)
     elif settings.generation == "beam":

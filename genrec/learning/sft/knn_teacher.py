@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from genrec.baselines.itemknn import ItemKNN, cross_fitted
 from genrec.baselines.sparse import Sparse, keep_largest, mask_seen_items, row_of_entry
-from genrec.baselines.train_log import train_log
+from genrec.baselines.train_log import newest_first, train_log
 from genrec.inference.prior import normalise
 from genrec.learning.sft.batches import Dense, Rows
 from genrec.metrics import IntArray
@@ -72,11 +72,7 @@ class KnnTeacher:
 def _histories(batch: Dense | Rows, length: int) -> tuple[IntArray, IntArray]:
     """The items before each target (M, H), newest first and padded with -1, and the row of the batch it is in (M,)."""
     if isinstance(batch, Rows):
-        recent_MH = np.full((len(batch.histories), length), -1, dtype=np.int64)
-        for row, history in enumerate(batch.histories):
-            last = list(history)[-length:][::-1]
-            recent_MH[row, : len(last)] = last
-        return recent_MH, np.arange(len(recent_MH))
+        return newest_first(batch.histories, length), np.arange(len(batch.histories))
     row_M, place_M = (part.numpy() for part in batch.target_BI.nonzero(as_tuple=True))
     index_MH = place_M[:, None] - 1 - np.arange(length)
     items_BI = batch.items_BI.numpy()
