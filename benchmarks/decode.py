@@ -43,6 +43,8 @@ class DecodeSize:
     vocabularies: tuple[tuple[str, int], ...] = (("v800", 0), ("v152k", 152_000))
     """Tokens of the model by name, ascending; 0: the semantic IDs alone."""
     rounds: int = 5
+    searches_only: bool = False
+    """Leave out scoring, the prompt cache and the item head, which take more memory."""
 
 
 ON_GPU = DecodeSize(layers=28, hidden=2048, heads=16, histories=(333,), widths=(50, 256), batch=4)
@@ -70,7 +72,7 @@ def measure(config: Config, size: DecodeSize, device: str = "cpu") -> Bench:
                 setup.suffix = f"_p{setup.length}_w{width}"
             _compare_with_generate(setup, bench)
             _catalogue_and_memory(setup, bench)
-            if place == 0:
+            if place == 0 and not size.searches_only:
                 _scoring(setup, bench)
                 _prompt_cache(setup, bench)
                 _item_head(setup, bench)

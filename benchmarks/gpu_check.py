@@ -2,7 +2,8 @@
 
 The machine needs Python 3.12, torch, transformers and peft; everything else comes in the bundle that
 ``make gpu-bundle`` writes. Each part runs in a process of its own under a time limit, so that one that fails costs none
-of the others. A table is printed; ``OUT/gpu_check.json`` holds the figures, ``OUT/<part>.log`` what each part said.
+of the others. Parts that show quality share the card; those that show exactness or speed have it alone. A table is
+printed; ``OUT/gpu_check.json`` holds the figures, ``OUT/<part>.log`` what each part said.
 
 This file imports the standard library alone: it runs before the bundle is unpacked.
 """
@@ -10,6 +11,7 @@ This file imports the standard library alone: it runs before the bundle is unpac
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -17,7 +19,9 @@ import sys
 import tarfile
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +38,19 @@ class CheckPart:
 
     about: str
     limit_s: float
+    beside: bool = False
+    """Whether it runs at the same time as its neighbours in the list that may: its seconds say little then."""
 
 
 PARTS: Mapping[str, CheckPart] = {
     "exactness": CheckPart("decoding, scoring and gradients on the GPU against the CPU; bfloat16 against float32", 90),
-    "language_model": CheckPart("SmolLM2-135M, all weights: SFT to early stopping, GRPO, test beside ItemKNN", 420),
-    "random_weights": CheckPart("the same SFT and test from random weights: what pretraining is worth", 300),
+    "language_model": CheckPart("SmolLM2-135M, all weights: SFT, GRPO, test beside ItemKNN", 450, beside=True),
+    "lora": CheckPart("the same with adapters of rank 64", 450, beside=True),
+    "random_weights": CheckPart(
+        "the same without GRPO from random weights: what pretraining is worth", 450, beside=True
+    ),
     "pipeline": CheckPart(
-        "the stages of the workflow, a learner and a rollout actor on one card, on Ray if it came", 300
+        "the stages of the workflow, a learner and a rollout actor on one card, on Ray if it came", 450, beside=True
     ),
     "shapes": CheckPart("Qwen3-0.6B and 1.7B shapes: tokens/s, prompts/s, peak memory of SFT and GRPO", 150),
     "decoding": CheckPart("shape of Qwen3-1.7B, 1,000 tokens, beams of 50 and 256, against generate", 150),
@@ -66,11 +75,16 @@ def main() -> int:
         with tarfile.open(archive) as packed:
             packed.extractall(options.unpacked, filter="data")
     found: dict[str, dict[str, Any]] = {}
-    for name in options.parts.split(","):
-        found[name] = run_part(name, options.unpacked, options.out, end, rehearse=options.rehearse)
-        (options.out / "gpu_check.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-        sys.stdout.write(table(name, found[name]))
-        sys.stdout.flush()
+    names = options.parts.split(",")
+    for beside, group in itertools.groupby(names, lambda name: PARTS[name].beside):
+        run = partial(run_part, unpacked=options.unpacked, out=options.out, end=end, rehearse=options.rehearse)
+        with ThreadPoolExecutor(len(names) if beside else 1) as threads:
+            running = {threads.submit(run, name): name for name in group}
+            for done in as_completed(running):
+                found[running[done]] = done.result()
+                (options.out / "gpu_check.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+                sys.stdout.write(table(running[done], done.result()))
+                sys.stdout.flush()
     return int(any("failed" in figures for figures in found.values()))
 
 
@@ -118,8 +132,13 @@ def table(name: str, figures: Mapping[str, Any]) -> str:
     lines = [f"── {name}: {PARTS[name].about}"]
     for label, value in figures.items():
         shown = f"{value:.5g}" if isinstance(value, float) else str(value)
-        lines.append(f"   {label:<52}{shown}")
+        lines.append(f"   {label:<52}{shown if label == 'failed' else shortened(shown)}")
     return "\n".join(lines) + "\n"
+
+
+def shortened(text: str, width: int = 400) -> str:
+    """``text`` on one screen: the rest is in ``gpu_check.json``."""
+    return text if len(text) <= width else f"{text[:width]}… ({len(text):,} characters)"
 
 
 if __name__ == "__main__":

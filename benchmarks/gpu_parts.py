@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import logging
 import os
@@ -167,10 +168,14 @@ LANGUAGE_MODEL = [
     "learning.sft.lr=3e-4",
     "learning.sft.batch_size=64",
     "learning.sft.micro_batch=64",
-    "learning.sft.eval_queries=2000",
+    "learning.sft.eval_queries=1000",
     "learning.rl.lr=2e-5",
+    "learning.rl.steps=50",
+    "learning.rl.queries=64",
+    "learning.rl.micro_queries=64",
     "learning.rl.checkpoint_every=1000",
-    "learning.rl.eval_every=50",
+    "learning.rl.eval_every=25",
+    "learning.rl.eval_queries=1000",
     "decode.prior=none",
 ]
 """Overrides of the config of Industrial: SmolLM2-135M with all weights, whole sequences behind one instruction."""
@@ -178,14 +183,23 @@ LANGUAGE_MODEL = [
 
 def language_model(machine: Machine, figures: Figures) -> None:
     """SmolLM2-135M with all weights on Industrial: the curve of SFT, GRPO with its config's rewards, the test."""
-    stages = ("sft", "grpo") if machine.rehearse else ("sft", "grpo", "evaluate")
-    _run_stages(machine, figures, ["industrial"], LANGUAGE_MODEL, stages)
+    _train_smollm2(machine, figures)
+
+
+def lora(machine: Machine, figures: Figures) -> None:
+    """``language_model`` with adapters of rank 64 in place of all weights, as the recipes have them."""
+    adapters = "policy.lora={rank: 64, alpha: 128, dropout: 0.05}"
+    _train_smollm2(machine, figures, "policy.finetuning=lora", adapters, "learning.sft.lr=5e-4")
 
 
 def random_weights(machine: Machine, figures: Figures) -> None:
-    """The SFT and the test of ``language_model`` from random weights: what pretraining is worth."""
-    stages = ("sft",) if machine.rehearse else ("sft", "evaluate")
-    _run_stages(machine, figures, ["industrial"], [*LANGUAGE_MODEL, "policy.weights=random"], stages)
+    """``language_model`` from random weights: what pretraining is worth."""
+    _train_smollm2(machine, figures, "policy.weights=random")
+
+
+def _train_smollm2(machine: Machine, figures: Figures, *settings: str) -> None:
+    stages = ("sft", "grpo") if machine.rehearse else ("sft", "grpo", "evaluate")
+    _run_stages(machine, figures, ["industrial"], [*LANGUAGE_MODEL, *settings], stages)
 
 
 def pipeline_on_one_card(machine: Machine, figures: Figures) -> None:
@@ -251,16 +265,22 @@ TEXT_TOKENS = 151_936
 
 
 def shapes(machine: Machine, figures: Figures) -> None:
-    """An SFT step of 64 rows, rollouts of 64 queries and a GRPO step of 64 queries of 16 candidates, 100 items each.
+    """An SFT step of 16 rows, rollouts of 16 queries and a GRPO step of 16 queries of 16 candidates, 100 items each.
 
     Weights and optimizer in float32, matrix products in bfloat16. ``tokens_per_s`` counts the prompts' tokens.
     """
-    import torch
-
     for name, shape in SHAPES.items():
         _measure_shape(name, shape, machine, figures)
-        if machine.device == "cuda":
-            torch.cuda.empty_cache()
+        _free_memory(machine)
+
+
+def _free_memory(machine: Machine) -> None:
+    """Give what the last model took back to the card."""
+    import torch
+
+    gc.collect()
+    if machine.device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _measure_shape(name: str, shape: Mapping[str, int], machine: Machine, figures: Figures) -> None:
@@ -269,7 +289,7 @@ def _measure_shape(name: str, shape: Mapping[str, int], machine: Machine, figure
     from genrec.policy.decoding.beam import beam
     from genrec.policy.decoding.score import score
 
-    generator, rows, group = torch.Generator().manual_seed(0), machine.size(64, 2), 16
+    generator, rows, group = torch.Generator().manual_seed(0), machine.size(16, 2), 16
     catalog = random_catalog(machine.size(3686, 200), generator)
     policy, prompts = _of_shape(shape, catalog, machine)
     histories = torch.randint(len(catalog.codes_NL), (rows, machine.size(100, 3)), generator=generator).tolist()
@@ -318,21 +338,27 @@ def _of_shape(shape: Mapping[str, int], catalog: Catalog, machine: Machine) -> t
 
 
 def decoding(machine: Machine, figures: Figures) -> None:
-    """``bench decode`` at the shape of Qwen3-1.7B; smaller than its own run on a GPU, which takes longer."""
+    """The searches of ``bench decode`` at the shape of Qwen3-1.7B, with as many queries as 80 GB hold for ``generate``.
+
+    It holds the prompt once for each beam: 115 KB for each of 1,000 tokens.
+    """
     real = DecodeSize(
         layers=28,
         hidden=2048,
         heads=16,
         histories=(333,),
-        widths=(50, 256),
-        batch=4,
         vocabularies=(("v152k", 152_000),),
         rounds=2,
+        searches_only=True,
     )
-    small = dataclasses.replace(real, layers=1, hidden=64, heads=2, items=300, many_items=1000, histories=(5,), batch=1)
+    small = dataclasses.replace(real, layers=1, hidden=64, heads=2, items=300, many_items=1000, histories=(5,))
     config = load_config([], ["compute.threads=2"])
-    bench = measure(config, small if machine.rehearse else real, machine.device)
-    figures.add(**bench.figures, **{f"ratio_{name}": value for name, value in bench.ratios.items()})
+    for width, batch in ((50, machine.size(4, 1)), (256, 1)):
+        size = dataclasses.replace(small if machine.rehearse else real, widths=(width,), batch=batch)
+        bench = measure(config, size, machine.device)
+        figures.add(**{f"w{width}_{name}": value for name, value in bench.figures.items()})
+        figures.add(**{f"w{width}_ratio_{name}": value for name, value in bench.ratios.items()})
+        _free_memory(machine)
 
 
 def nccl(machine: Machine, figures: Figures) -> None:
@@ -374,6 +400,7 @@ def _forget_process_state() -> None:
 WORK: Mapping[str, Callable[[Machine, Figures], None]] = {
     "exactness": exactness,
     "language_model": language_model,
+    "lora": lora,
     "random_weights": random_weights,
     "pipeline": pipeline_on_one_card,
     "shapes": shapes,

@@ -47,16 +47,18 @@ class _TrieProcessor(LogitsProcessor):
 
 
 def _generate(policy: Policy, tokens_BP: Tensor, mask_BP: Tensor, levels: int, width: int, **options: Any) -> Tensor:
+    """In the precision that the policy's own decoding has, else its speed would not be comparable."""
     model: Any = policy.model
-    out = model.generate(
-        input_ids=tokens_BP,
-        attention_mask=mask_BP.long(),
-        num_beams=width,
-        num_return_sequences=width,
-        max_new_tokens=levels,
-        min_new_tokens=levels,
-        do_sample=False,
-        length_penalty=0.0,
-        **options,
-    )
+    with torch.autocast(policy.device.type, policy.precision, enabled=policy.precision != torch.float32):
+        out = model.generate(
+            input_ids=tokens_BP,
+            attention_mask=mask_BP.long(),
+            num_beams=width,
+            num_return_sequences=width,
+            max_new_tokens=levels,
+            min_new_tokens=levels,
+            do_sample=False,
+            length_penalty=0.0,
+            **options,
+        )
     return out[:, tokens_BP.shape[1] :].view(len(tokens_BP), width, levels)

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from genrec.baselines.coordinate_ascent import Grid
 from genrec.baselines.sparse import Sparse, csr, distinct_pairs
@@ -78,7 +79,8 @@ class AlsFactors:
     def dense(self, recent_QH: IntArray) -> FloatArray:
         """Scores (Q, N): products of the history's factors with the items'."""
         history_QN = sets_of(recent_QH, len(self._backoff_N))
-        factors_QF = self._model.recalculate_user(np.arange(len(recent_QH)), history_QN)
+        with threadpool_limits(1, "blas"):
+            factors_QF = self._model.recalculate_user(np.arange(len(recent_QH)), history_QN)
         return (factors_QF @ self._model.item_factors.T).astype(np.float64) + self._backoff_N
 
 
@@ -104,9 +106,13 @@ class BprFactors:
 
 
 def _fitted(kind: Callable[..., Any], log: TrainLog, settings: AlsSettings | BprSettings, seed: int) -> Any:
-    """A model of ``implicit``, whose arguments are named as the settings are, fitted to the train log."""
-    model = kind(**asdict(settings), num_threads=1, random_state=seed)
-    model.fit(interactions(log), show_progress=False)
+    """A model of ``implicit``, whose arguments are named as the settings are, fitted to the train log.
+
+    The threads of a BLAS slow its small systems of equations down, so they are off in here.
+    """
+    with threadpool_limits(1, "blas"):
+        model = kind(**asdict(settings), num_threads=1, random_state=seed)
+        model.fit(interactions(log), show_progress=False)
     return model
 
 

@@ -26,6 +26,32 @@ def test_a_part_that_fails_or_is_over_its_limit_says_so(name: str, said: str, tm
     assert said in table(name, found)
 
 
+def test_a_long_figure_is_cut_in_the_table_and_a_failure_is_not() -> None:
+    text = table("exactness", {"metrics": "m" * 5000, "failed": "f" * 5000})
+    assert "5,000 characters" in text and "f" * 5000 in text and "m" * 401 not in text
+
+
+@pytest.mark.usefixtures("quick_parts")
+def test_parts_that_may_share_the_card_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    running, most = list[str](), list[int]()
+
+    def run(name: str, **_: object) -> dict[str, object]:
+        running.append(name)
+        time.sleep(0.2)
+        most.append(len(running))
+        running.remove(name)
+        return {}
+
+    parts = {name: CheckPart("", 1, beside=name != "alone") for name in ("a", "b", "alone", "c")}
+    monkeypatch.setattr(gpu_check, "PARTS", parts)
+    monkeypatch.setattr(gpu_check, "run_part", run)
+    arguments = ["gpu_check", str(tmp_path), str(tmp_path / "out"), "--parts", "a,b,alone,c"]
+    monkeypatch.setattr("sys.argv", arguments)
+    assert gpu_check.main() == 0
+    assert max(most[:2]) == 2 and most[2:] == [1, 1]
+    assert list(json.loads((tmp_path / "out" / "gpu_check.json").read_text()))[2:] == ["alone", "c"]
+
+
 def test_every_part_has_its_work() -> None:
     assert set(gpu_check.PARTS) == set(gpu_parts.WORK)
 

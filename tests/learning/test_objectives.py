@@ -20,7 +20,13 @@ from genrec.learning.rewards import RewardContext, RewardFunction, active_terms
 from genrec.learning.rl.advantages import ADVANTAGES, LIMIT, advantages
 from genrec.learning.rl.candidates import mixed, with_target
 from genrec.learning.rl.critic import Critic, gae, normalised
-from genrec.learning.rl.diagnostics import level_credit, probability_shift, term_shares, zero_advantage_share
+from genrec.learning.rl.diagnostics import (
+    check_agreement,
+    level_credit,
+    probability_shift,
+    term_shares,
+    zero_advantage_share,
+)
 from genrec.learning.rl.learner import GrpoLearner, informative_first
 from genrec.learning.rl.objectives import LOG_RATIO_LIMIT, OBJECTIVES, PolicyBatch
 from genrec.learning.rl.regularisers import exact_entropy, exact_kl
@@ -491,3 +497,14 @@ def test_an_update_with_each_way_to_weigh_is_finite_and_audited(settings: dict[s
     assert (first["ratio/mean"], first["ratio/std"], first["clip_fraction"]) == pytest.approx((1, 0, 0), abs=1e-3)
     assert second["ratio/std"] > 0 and second["gradient_norm"] > 0
     assert second["kl"] > first["kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_in_bfloat16_single_candidates_may_differ_and_the_mean_may_not() -> None:
+    old_BGL, valid_BG = torch.full((4, 8, 3), -1.0), torch.ones(4, 8, dtype=torch.bool)
+    one_BGL = old_BGL.clone()
+    one_BGL[0, 0, 0] += 0.5
+    check_agreement(one_BGL, old_BGL, valid_BG, torch.bfloat16)
+    with pytest.raises(InputError, match=r"differ from the learner's by 0\.5 \(limit 0\.001\)"):
+        check_agreement(one_BGL, old_BGL, valid_BG, torch.float32)
+    with pytest.raises(InputError, match=r"differ from the learner's by 0\.3 \(limit 0\.2\)"):
+        check_agreement(old_BGL + 0.3, old_BGL, valid_BG, torch.bfloat16)

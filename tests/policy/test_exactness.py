@@ -126,6 +126,17 @@ def test_beams_are_those_of_generate(family: str, seed: int, decode: object) -> 
     assert (made.policy.sids.tokens(ours.codes_BWL) == theirs).all()
 
 
+@pytest.mark.parametrize("decode", [generate, generate_with_processor])
+@torch.no_grad()
+def test_generate_is_compared_in_the_precision_of_the_policy(decode: object) -> None:
+    made, found = world("qwen3", 100), set[torch.dtype]()
+    made.policy.precision = torch.bfloat16
+    linear = next(module for module in made.policy.model.modules() if isinstance(module, torch.nn.Linear))
+    linear.register_forward_hook(lambda _module, _inputs, output: found.add(output.dtype))
+    decode(made.policy, *made.inputs, made.catalog, 1)  # type: ignore[operator]
+    assert found == {torch.bfloat16}
+
+
 @pytest.mark.parametrize(("family", "seed"), [(family, seed) for family in FAMILIES for seed in (200, 201)])
 @torch.no_grad()
 def test_bfloat16_answers_with_the_scores_that_its_own_model_gives(family: str, seed: int) -> None:
