@@ -36,6 +36,10 @@ class Items(Section):
     score: Literal["cosine", "dot"] = Field(
         default="cosine", description="head: an item's logit is a learned scale times the cosine, or the product"
     )
+    repeats: bool = Field(
+        default=True,
+        description="head: items of the history get a weight of their own, by how long ago they were and by the state",
+    )
     dims: PositiveInt = Field(default=128, description="width of a row (at most policy.hidden)")
     dropout: float = Field(
         default=0.0, ge=0, lt=1, description="input, in training: share of the learned rows that are left out"

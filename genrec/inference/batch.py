@@ -181,7 +181,8 @@ class BatchPredictor:
         for name, way in self._spec.answerings.items():
             start = self._now()
             if way.head_alone:
-                found[name] = best_by_head(self._policy, prefilled.hidden_B1D[:, 0], self._catalog, self._spec.width)
+                hidden_BD = prefilled.hidden_B1D[:, 0]
+                found[name] = best_by_head(self._policy, hidden_BD, tokens_BP, self._catalog, self._spec.width)
             else:
                 found[name] = beam(
                     self._policy,
@@ -208,13 +209,13 @@ class BatchPredictor:
         return make_node_prior(self._trie, self._catalog.codes_NL, scores, weight)
 
 
-def best_by_head(policy: Policy, hidden_BD: Tensor, catalog: Catalog, width: int) -> Beams:
-    """The ``width`` best items by the policy's item head alone, after the states of whole prompts.
+def best_by_head(policy: Policy, hidden_BD: Tensor, tokens_BP: Tensor, catalog: Catalog, width: int) -> Beams:
+    """The ``width`` best items by the policy's item head alone, after the states of whole prompts (B, P).
 
     Raises:
         InputError: a policy without an item head.
     """
-    logp_BN = head_log_probabilities(policy, hidden_BD)
+    logp_BN = head_log_probabilities(policy, hidden_BD, tokens_BP)
     best = logp_BN.topk(min(width, logp_BN.shape[1]), dim=-1)
     items_BW = best.indices.masked_fill(best.values == -torch.inf, -1)
     codes_BWL = catalog.codes_NL.to(items_BW.device)[items_BW.clamp(min=0)]

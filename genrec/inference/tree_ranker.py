@@ -123,7 +123,7 @@ class TreeRanker:
         logp_GL = logp_GL.masked_fill(~present_G[:, None], -torch.inf)
         if not self._run.prior.head_weight:
             return logp_GL, None
-        logp_1N = head_log_probabilities(self._policy, scores.hidden[0][:, 0])
+        logp_1N = head_log_probabilities(self._policy, scores.hidden[0][:, 0], tokens_1P)
         return logp_GL, logp_1N[0, torch.tensor(rows, device=logp_1N.device)]
 
     def _find(self, view: CatalogView, asked: Sequence[RowRequest]) -> SearchedBatch:

@@ -8,7 +8,9 @@ A semantic ID says what an item shares with others; a row says what it is alone.
   there at once (the low-pass filter of BSARec, Shin et al. 2024);
 - head: log p(i) = log softmax_i(s · cos(o_i, Q h)), where o_i is another learned row, h the state that predicts the
   first code, and s a learned scale (NormFace, Wang et al. 2017); or o_i · Q h. It costs one product more per prompt,
-  and the search reads it as a prior on the trie's nodes (MemGen-GR 2603.19809).
+  and the search reads it as a prior on the trie's nodes (MemGen-GR 2603.19809). An item of the history gets
+  Σ_t w_a(t)(h) more, over the places t where it stands, with a(t) the number of items behind t and w(h) linear in h:
+  how likely a repeat is (the repeat mode of RepeatNet, Ren et al. 2019, in one softmax).
 
 An item that was inserted after the training has the mean of the rows of the trained items whose vectors are nearest.
 
@@ -54,6 +56,32 @@ DECAY_START = 0.4
 
 NEW_ITEMS = 0.5
 """How far the head's row of an inserted item is stretched: 0, the mean of its neighbours' rows; 1, of length 1."""
+
+
+AGES = 20
+"""Ages of an item of the history, in items since, that have a weight of their own; older ones share the last."""
+
+REPEAT_SCALE = 5.0
+"""Factor of the learned weights of repeats: logits of the size of the scaled cosines within a short training."""
+
+
+class Seen(NamedTuple):
+    """Items of histories: the item at each place, the logit that it gains there, and whether one stands there, (M, S).
+
+    Without one the item and the gain are 0.
+    """
+
+    item_MS: Tensor
+    gain_MS: Tensor
+    is_item_MS: Tensor
+
+    def rows(self, row_E: Tensor) -> Seen:
+        """Those of some rows."""
+        return Seen(*(tensor_MS[row_E] for tensor_MS in self))
+
+    def gain(self, items_MX: Tensor) -> Tensor:
+        """What the logits of ``items_MX`` gain from the history of their row, (M, X)."""
+        return ((items_MX[:, :, None] == self.item_MS[:, None]) * self.gain_MS[:, None]).sum(-1)
 
 
 class SoftTargets(NamedTuple):
@@ -112,6 +140,7 @@ class ItemRows(nn.Module):
         self._weight = settings.weight
         self._context = range(sids.context_base, sids.base + sids.count)
         has_own = settings.input in ("own", "both")
+        has_own_tokens = whole or settings.input != "none"
         self.content = None
         if settings.input in ("vectors", "both"):
             if catalog.vectors_NF is None:
@@ -130,10 +159,14 @@ class ItemRows(nn.Module):
         self.head = _table(self._items, dims) if settings.head else None
         self.query = nn.Linear(hidden, dims, bias=False) if settings.head else None
         has_scale = settings.head and settings.score == "cosine"
+        self.repeat = nn.Linear(hidden, AGES) if settings.head and settings.repeats and has_own_tokens else None
         self.log_scale = nn.Parameter(torch.full((1,), math.log(SCALE))) if has_scale else None
         for up in (self.up, self.mean_up):
             if up is not None:  # A pretrained model begins as it would without rows.
                 nn.init.zeros_(up.weight)
+        if self.repeat is not None:
+            nn.init.zeros_(self.repeat.weight)
+            nn.init.zeros_(self.repeat.bias)
         if self.query is not None:
             nn.init.normal_(self.query.weight, std=hidden**-0.5)
         self.set_catalog(catalog, sids)
@@ -219,22 +252,39 @@ class ItemRows(nn.Module):
         last_BS = self._known.tokens_NL[(tokens_BS - ITEM_TOKEN).clamp(min=0)][..., -1]
         return torch.where(tokens_BS >= ITEM_TOKEN, last_BS, tokens_BS)
 
-    def log_probabilities(self, hidden_xD: Tensor) -> Tensor:
-        """log p (…, N) of every item, in float32; -inf at removed ones."""
-        return self._logits(hidden_xD).log_softmax(-1)
+    def log_probabilities(self, hidden_MD: Tensor, tokens_MS: Tensor) -> Tensor:
+        """log p (M, N) of every item, in float32; -inf at removed ones.
 
-    def loss(self, hidden_MD: Tensor, items_M: Tensor, soft: SoftTargets | None = None) -> Tensor:
+        Args:
+            tokens_MS: the prompts that the states ``hidden_MD`` stand behind.
+        """
+        return self._logits(hidden_MD, self._seen(hidden_MD, tokens_MS)).log_softmax(-1)
+
+    def loss(
+        self,
+        hidden_MD: Tensor,
+        items_M: Tensor,
+        tokens_MS: Tensor,
+        soft: SoftTargets | None = None,
+        *,
+        last_M: Tensor | None = None,
+    ) -> Tensor:
         """``policy.items.weight`` · -log p of the targets ``items_M`` after the states ``hidden_MD``, (M,).
 
         Beyond ``FULL_SOFTMAX`` items the partition sum is estimated from n items drawn uniformly for the whole batch,
         those equal to the target left out: exp(s_t) + (N - 1) / n · Σ exp(s_j).
 
+        Items of the history are no part of that sample: each is counted by itself.
+
         Args:
+            tokens_MS: what the states stand behind, or whole sequences with ``last_M``, the place of the last token
+                that each state has read.
             soft: the loss becomes (1 - w) · -log p(target) - w · Σ_e share_e log p(item_e) where a target has entries.
         """
         asked_Md, head = self._asked(hidden_MD), cast("nn.Embedding", self.head)
+        seen = self._seen(hidden_MD, tokens_MS, last_M)
         if self._items <= FULL_SOFTMAX:
-            logp_MN = self._logits(hidden_MD).log_softmax(-1)
+            logp_MN = self._logits(hidden_MD, seen).log_softmax(-1)
             logp_M = logp_MN.gather(1, items_M[:, None])[:, 0]
             logp_E = None if soft is None else logp_MN[soft.row_E, soft.item_E]
         else:
@@ -243,10 +293,15 @@ class ItemRows(nn.Module):
             others_Mn = F.linear(asked_Md, self._compared(head(drawn_n))).float()
             others_Mn = others_Mn + math.log((self._items - 1) / self._negatives)
             others_Mn = others_Mn.masked_fill(drawn_n == items_M[:, None], -torch.inf)
+            if seen is not None:
+                target_M = target_M + seen.gain(items_M[:, None])[:, 0]
+                others_Mn = torch.cat([others_Mn, self._seen_logits(asked_Md, seen, items_M)], -1)
             sum_M = torch.cat([target_M[:, None], others_Mn], -1).logsumexp(-1)
             logp_M, logp_E = target_M - sum_M, None
             if soft is not None:
                 logit_E = (asked_Md[soft.row_E] * self._compared(head(soft.item_E))).sum(-1).float()
+                if seen is not None:
+                    logit_E = logit_E + seen.rows(soft.row_E).gain(soft.item_E[:, None])[:, 0]
                 logp_E = logit_E - sum_M[soft.row_E]
         if soft is None or logp_E is None:
             return -self._weight * logp_M
@@ -264,14 +319,37 @@ class ItemRows(nn.Module):
     def _compared(self, rows_xd: Tensor) -> Tensor:
         return rows_xd if self.log_scale is None else F.normalize(rows_xd, dim=-1)
 
-    def _logits(self, hidden_xD: Tensor) -> Tensor:
-        """Logits (…, N) of all items in float32, -inf at removed ones."""
-        known, head, asked_xd = self._known, cast("nn.Embedding", self.head), self._asked(hidden_xD)
+    def _seen(self, hidden_MD: Tensor, tokens_MS: Tensor, last_M: Tensor | None = None) -> Seen | None:
+        """The items of the tokens up to the places ``last_M`` (all, without), with what their logits gain."""
+        if self.repeat is None:
+            return None
+        is_item_MS = tokens_MS >= ITEM_TOKEN
+        if last_M is not None:
+            is_item_MS = is_item_MS & (torch.arange(tokens_MS.shape[1], device=tokens_MS.device) <= last_M[:, None])
+        behind_MS = is_item_MS.long().flip(1).cumsum(1).flip(1) - 1
+        weight_MA = self.repeat(hidden_MD.to(self.repeat.weight.dtype)).float() * REPEAT_SCALE
+        gain_MS = weight_MA.gather(1, behind_MS.clamp(0, AGES - 1)) * is_item_MS
+        return Seen(torch.where(is_item_MS, tokens_MS - ITEM_TOKEN, 0), gain_MS, is_item_MS)
+
+    def _seen_logits(self, asked_Md: Tensor, seen: Seen, items_M: Tensor) -> Tensor:
+        """The logits (M, S) of the items of each history but the target, once each; -inf in other places."""
+        rows_MSd = self._compared(cast("nn.Embedding", self.head)(seen.item_MS))
+        logit_MS = torch.einsum("md,msd->ms", asked_Md, rows_MSd).float() + seen.gain(seen.item_MS)
+        same_MSS = (seen.item_MS[:, :, None] == seen.item_MS[:, None]) & seen.is_item_MS[:, None]
+        is_repeated_MS = same_MSS.tril(-1).any(-1)
+        is_counted_MS = seen.is_item_MS & ~is_repeated_MS & (seen.item_MS != items_M[:, None])
+        return logit_MS.masked_fill(~is_counted_MS, -torch.inf)
+
+    def _logits(self, hidden_MD: Tensor, seen: Seen | None) -> Tensor:
+        """Logits (M, N) of all items in float32, -inf at removed ones."""
+        known, head, asked_Md = self._known, cast("nn.Embedding", self.head), self._asked(hidden_MD)
         rows_Nd = self._compared(head.weight)
         if inserted := len(known.tokens_NL) - self._items:
             rows_Nd = torch.cat([rows_Nd, self._new_rows(rows_Nd, inserted)])
-        logits_xN = F.linear(asked_xd, rows_Nd)
-        return logits_xN.float().masked_fill(~known.present_N, -torch.inf)
+        logits_MN = F.linear(asked_Md, rows_Nd).float()
+        if seen is not None:
+            logits_MN = logits_MN.scatter_add(1, seen.item_MS, seen.gain_MS)
+        return logits_MN.masked_fill(~known.present_N, -torch.inf)
 
     def _new_rows(self, rows_Nd: Tensor, inserted: int) -> Tensor:
         """The head's rows (M, d) of inserted items, from the compared rows of the trained ones.

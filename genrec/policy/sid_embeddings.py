@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 TOKENS_AT_ONCE = 65_536
 
+SAME = 1e-3
+"""Share of its length by which the mean of a code's titles differs at least from that of all codes' to be its start."""
+
 MIN_CHANGE = 1e-5
 """A row has learned if its part perpendicular to its start exceeds this share of the start's length: weight decay
 alone only shortens a row."""
@@ -61,6 +64,9 @@ def add_rows(
             rows_CD = _scaled(noise_CD, used_TD.norm(dim=-1).median())
         elif words is not None:
             mean_CD, named_C = _named_rows(text_TD, sids, codes_NL, *words)
+            own_CD = mean_CD[named_C] - mean_CD[named_C].mean(0)
+            # Where all titles are one, there is nothing to tell codes apart by, and the noise stays.
+            named_C[named_C.clone()] = own_CD.norm(dim=-1) > SAME * mean_CD[named_C].norm(dim=-1)
             own_CD = mean_CD[named_C] - mean_CD[named_C].mean(0)
             rows_CD[named_C] = used_TD.mean(0) + _scaled(own_CD, spread_CD.norm(dim=-1).mean())
         weight[sids.base : sids.base + sids.count] = rows_CD.to(weight.dtype)

@@ -71,7 +71,7 @@ def fused_N(score_N: np.ndarray = SCORE_N) -> Tensor:
     tokens_BP, mask_BP = PROMPTS.encode([QUERY.history])
     scores = score(POLICY, tokens_BP, mask_BP, CATALOG.codes_NL[None], CATALOG.trie)
     assert POLICY.item_head is not None
-    head_N = POLICY.item_head.log_probabilities(scores.hidden[0][0, 0])
+    head_N = POLICY.item_head.log_probabilities(scores.hidden[0][:, 0], tokens_BP)[0]
     prior_N = torch.from_numpy(0.9 * score_N / score_N.sum() + 0.1 / ITEMS).log().float()
     return (scores.logp_BGL[0].sum(-1) + HEAD * head_N + PRIOR * prior_N).softmax(0)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.synthetic import random_catalog, small_policy
+from torch import Tensor
 
 from benchmarks.harness import WITHOUT_ROWS
 from genrec.config import Items, PolicyConfig
@@ -38,7 +39,18 @@ CATALOG = catalog_of(40)
 
 
 def made(items: Items | None = None, arch: str = "gpt2") -> tuple[Policy, Prompts]:
-    return small_policy(CATALOG, arch, items=items or Items(dropout=0.0))
+    policy, prompts = small_policy(CATALOG, arch, items=items or Items(dropout=0.0))
+    if policy.items is not None and policy.items.repeat is not None:
+        with torch.no_grad():
+            for parameter in policy.items.repeat.parameters():
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(2))
+    return policy, prompts
+
+
+def state_of(policy: Policy, prompts: Prompts) -> tuple[Tensor, Tensor]:
+    """The states (B, D) after ``HISTORIES``, and the prompts (B, P)."""
+    tokens_BP, mask_BP = prompts.encode(HISTORIES)
+    return prefill(policy, tokens_BP, mask_BP).hidden_B1D[:, 0].detach(), tokens_BP
 
 
 def rows_of(policy: Policy) -> ItemRows:
@@ -58,7 +70,7 @@ def test_a_wide_search_guided_by_the_head_is_the_product_of_both_over_all_items(
     with torch.no_grad():
         all_BNL = CATALOG.codes_NL.expand(len(HISTORIES), -1, -1)
         sid_BN = score(policy, tokens_BP, mask_BP, all_BNL, CATALOG.trie).logp_BGL.sum(-1)
-        head_BN = head_log_probabilities(policy, prefill(policy, tokens_BP, mask_BP).hidden_B1D[:, 0])
+        head_BN = head_log_probabilities(policy, prefill(policy, tokens_BP, mask_BP).hidden_B1D[:, 0], tokens_BP)
     torch.testing.assert_close(head_BN.exp().sum(-1), torch.ones(3))
     order_BN = (sid_BN + weight * head_BN).sort(descending=True).indices
     assert torch.equal(found.items_BW, order_BN)
@@ -125,12 +137,11 @@ def test_an_item_of_one_position_makes_prompts_a_third_as_long() -> None:
 def test_an_inserted_item_is_known_by_its_vector_and_changes_no_other() -> None:
     policy, prompts = made()
     grown = catalog_of(60, grown_from=(40,))
-    rows, inputs = rows_of(policy), prompts.for_catalog(grown).encode(HISTORIES)
+    rows, (state_BD, tokens_BP) = rows_of(policy), state_of(policy, prompts.for_catalog(grown))
     with torch.no_grad():
-        state_BD = prefill(policy, *inputs).hidden_B1D[:, 0]
-        before_BN = rows.log_probabilities(state_BD)
+        before_BN = rows.log_probabilities(state_BD, tokens_BP)
         rows.set_catalog(grown, prompts.sids)
-        after_BN = rows.log_probabilities(state_BD)
+        after_BN = rows.log_probabilities(state_BD, tokens_BP)
         both = prefill(policy, *prompts.for_catalog(grown).encode([[50, 51], [51, 50]])).hidden_B1D
     assert after_BN.shape == (3, 60) and after_BN.isfinite().all() and after_BN[:, 40:].std() > 0
     torch.testing.assert_close(after_BN[:, :40].log_softmax(-1), before_BN, atol=1e-5, rtol=1e-5)
@@ -139,11 +150,11 @@ def test_an_inserted_item_is_known_by_its_vector_and_changes_no_other() -> None:
     near = torch.nn.functional.cosine_similarity(grown.vectors_NF[:40].float(), grown.vectors_NF[50].float(), dim=-1)
     mean_d = rows._compared(rows.head(near.topk(10).indices)).mean(0)
     expected_d = mean_d / mean_d.norm() ** item_rows.NEW_ITEMS
-    found_BN = rows._logits(state_BD)
+    found_BN = rows._logits(state_BD, None)
     torch.testing.assert_close(found_BN[:, 50], rows._asked(state_BD) @ expected_d)
-    torch.testing.assert_close(rows.log_probabilities(state_BD), after_BN)
+    torch.testing.assert_close(rows.log_probabilities(state_BD, tokens_BP), after_BN)
     rows.set_catalog(CATALOG, prompts.sids)
-    torch.testing.assert_close(rows.log_probabilities(state_BD), before_BN)
+    torch.testing.assert_close(rows.log_probabilities(state_BD, tokens_BP), before_BN)
 
 
 def test_a_removed_item_has_no_probability_and_may_stand_in_a_history() -> None:
@@ -152,19 +163,21 @@ def test_a_removed_item_has_no_probability_and_may_stand_in_a_history() -> None:
     rows_of(policy).set_catalog(shrunk, prompts.sids)
     found = beam(policy, *prompts.encode([[3, 5]]), shrunk.trie, 40, head_weight=1.0)
     assert not {3, 5} & set(found.items_BW[0].tolist())
-    logp_BN = head_log_probabilities(policy, prefill(policy, *prompts.encode([[3, 5]])).hidden_B1D[:, 0])
+    tokens_BP, mask_BP = prompts.encode([[3, 5]])
+    logp_BN = head_log_probabilities(policy, prefill(policy, tokens_BP, mask_BP).hidden_B1D[:, 0], tokens_BP)
     assert logp_BN[0, [3, 5]].tolist() == [-math.inf] * 2 and logp_BN.exp().sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("score", ["cosine", "dot"])
 def test_drawn_negatives_estimate_the_full_softmax(monkeypatch: pytest.MonkeyPatch, score: str) -> None:
     policy, prompts = made(Items(dropout=0.0, negatives=20_000, weight=1.0, score=score))  # type: ignore[arg-type]
-    state_BD, target_B = prefill(policy, *prompts.encode(HISTORIES)).hidden_B1D[:, 0].detach(), torch.tensor([1, 8, 39])
-    full_B = rows_of(policy).loss(state_BD, target_B)
-    torch.testing.assert_close(full_B, -head_log_probabilities(policy, state_BD).gather(1, target_B[:, None])[:, 0])
+    (state_BD, tokens_BP), target_B = state_of(policy, prompts), torch.tensor([1, 8, 39])
+    full_B = rows_of(policy).loss(state_BD, target_B, tokens_BP)
+    logp_BN = head_log_probabilities(policy, state_BD, tokens_BP)
+    torch.testing.assert_close(full_B, -logp_BN.gather(1, target_B[:, None])[:, 0])
     monkeypatch.setattr(item_rows, "FULL_SOFTMAX", 10)
     torch.manual_seed(0)
-    torch.testing.assert_close(rows_of(policy).loss(state_BD, target_B), full_B, atol=0.05, rtol=0.02)
+    torch.testing.assert_close(rows_of(policy).loss(state_BD, target_B, tokens_BP), full_B, atol=0.05, rtol=0.02)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -194,26 +207,65 @@ def test_the_mean_of_a_history_is_that_of_its_formula(form: str) -> None:
 
 def test_soft_targets_are_mixed_with_the_targets_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, prompts = made(Items(dropout=0.0, negatives=20_000, weight=2.0))
-    rows, state_BD = rows_of(policy), prefill(policy, *prompts.encode(HISTORIES)).hidden_B1D[:, 0].detach()
-    logp_BN, target_B = head_log_probabilities(policy, state_BD), torch.tensor([1, 8, 39])
+    rows, (state_BD, tokens_BP) = rows_of(policy), state_of(policy, prompts)
+    logp_BN, target_B = head_log_probabilities(policy, state_BD, tokens_BP), torch.tensor([1, 8, 39])
     soft = SoftTargets(torch.tensor([0, 0, 2]), torch.tensor([4, 5, 6]), torch.tensor([0.25, 0.75, 1.0]), 0.3)
     expected_B = -2 * logp_BN.gather(1, target_B[:, None])[:, 0]
     expected_B[0] = 0.7 * expected_B[0] - 2 * 0.3 * (0.25 * logp_BN[0, 4] + 0.75 * logp_BN[0, 5])
     expected_B[2] = 0.7 * expected_B[2] - 2 * 0.3 * logp_BN[2, 6]
-    torch.testing.assert_close(rows.loss(state_BD, target_B, soft), expected_B)
+    torch.testing.assert_close(rows.loss(state_BD, target_B, tokens_BP, soft), expected_B)
     monkeypatch.setattr(item_rows, "FULL_SOFTMAX", 10)
     torch.manual_seed(0)
-    torch.testing.assert_close(rows.loss(state_BD, target_B, soft), expected_B, atol=0.1, rtol=0.02)
+    torch.testing.assert_close(rows.loss(state_BD, target_B, tokens_BP, soft), expected_B, atol=0.1, rtol=0.02)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_item_of_the_history_gains_the_weights_of_its_ages(form: str) -> None:
+    policy, prompts = made(Items(dropout=0.0, tokens=form))  # type: ignore[arg-type]
+    rows, (state_BD, tokens_BP) = rows_of(policy), state_of(policy, prompts)
+    assert rows.repeat is not None
+    expected_BN = rows._logits(state_BD, None)
+    weight_BA = rows.repeat(state_BD) * item_rows.REPEAT_SCALE
+    for row, history in enumerate(HISTORIES):
+        for age, item in enumerate(reversed(history)):
+            expected_BN[row, item] += weight_BA[row, age]
+    torch.testing.assert_close(rows.log_probabilities(state_BD, tokens_BP), expected_BN.log_softmax(-1))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_whole_sequences_teach_the_head_what_their_prefixes_do(form: str) -> None:
+    """Also the weights of repeats, which must see what is before each target and nothing else."""
+    policy, prompts = made(Items(dropout=0.0, tokens=form))  # type: ignore[arg-type]
+    sequence = [4, 9, 4, 4, 11]
+    dense = Dense(torch.tensor([sequence]), torch.tensor([[False, True, True, True, True]]))
+    rows = Rows([sequence[:n] for n in range(1, 5)], torch.tensor(sequence[1:]))
+    repeat = rows_of(policy).repeat
+    assert repeat is not None
+    found: list[Tensor] = []
+    for batch in (dense, rows):
+        policy.zero_grad()
+        loss = SftLoss(prompts, CATALOG)(policy, batch)
+        loss.backward()
+        assert repeat.bias.grad is not None
+        found.append(torch.cat([loss.detach()[None], repeat.bias.grad.flatten(), repeat.weight.grad.flatten()]))  # type: ignore[union-attr]
+    assert found[0][1:].abs().max() > 0
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-4)
+
+
+def test_a_repeat_head_without_items_in_the_prompt_has_no_weights() -> None:
+    policy, _ = made(Items(input="none", tokens="codes"))
+    assert rows_of(policy).repeat is None
+    assert rows_of(made(Items(repeats=False))[0]).repeat is None
 
 
 def test_a_cosine_does_not_see_how_long_a_row_is() -> None:
     policy, prompts = made(Items(dropout=0.0, score="cosine"))
     state_BD, rows = prefill(policy, *prompts.encode(HISTORIES)).hidden_B1D[:, 0], rows_of(policy)
-    before_BN = rows._logits(state_BD).detach()
+    before_BN = rows._logits(state_BD, None).detach()
     assert rows.head is not None and before_BN.abs().max() <= item_rows.SCALE
     with torch.no_grad():
         rows.head.weight.mul_(torch.arange(1, 41)[:, None])
-    torch.testing.assert_close(rows._logits(state_BD), before_BN)
+    torch.testing.assert_close(rows._logits(state_BD, None), before_BN)
 
 
 def test_own_parts_are_left_out_in_training_only() -> None:

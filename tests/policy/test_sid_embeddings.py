@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator
@@ -50,21 +51,36 @@ def tables(policy: Model) -> list[tuple[Tensor, Tensor]]:
 
 
 @EITHER
-def test_a_code_starts_as_the_mean_of_its_items_title_tokens_at_the_typical_length(
+def test_a_code_starts_at_the_tables_mean_and_from_there_where_its_titles_differ_from_others(
     tmp_path: Path, catalog: Catalog, tied: bool
 ) -> None:
     policy, _ = built(tmp_path, catalog, tied)
     found = tables(policy)
     assert len(found) == (1 if tied else 2)
+    codes = [(level, code) for level in range(3) for code in range(4)]
     for text_TD, rows_CD in found:
-        for level in range(3):
-            for code in range(4):
-                under = (catalog.codes_NL[:, level] == code).nonzero().flatten().tolist()
-                words = [int(word[1:]) + 1 for item in under for word in TITLES[item].split()]
-                row = rows_CD[policy.sids.offsets[level] + code]
-                mean = text_TD[words].mean(0)
-                assert float(row.norm()) == pytest.approx(float(text_TD.norm(dim=-1).median()), rel=1e-4)
-                torch.testing.assert_close(row / row.norm(), mean / mean.norm())
+        said: list[Tensor] = []
+        for level, code in codes:
+            under = (catalog.codes_NL[:, level] == code).nonzero().flatten().tolist()
+            words = [int(word[1:]) + 1 for item in under for word in TITLES[item].split()]
+            said.append(text_TD[words].mean(0))
+        own_CD = torch.stack(said) - torch.stack(said).mean(0)
+        for (level, code), own_D in zip(codes, own_CD, strict=True):
+            away_D = rows_CD[policy.sids.offsets[level] + code] - text_TD.mean(0)
+            torch.testing.assert_close(away_D / away_D.norm(), own_D / own_D.norm())
+        spread = 0.5 * float(text_TD.std(0).norm())
+        assert float((rows_CD - text_TD.mean(0)).norm(dim=-1).mean()) == pytest.approx(spread, rel=0.1)
+
+
+def test_titles_that_share_most_of_their_words_do_not_make_the_codes_alike(tmp_path: Path, catalog: Catalog) -> None:
+    path = str(tiny_pretrained(tmp_path, tied=True))
+    settings = PolicyConfig(kind="pretrained", path=path, items=WITHOUT_ROWS)
+    titles = [f"{'w1 w2 w3 w4 w5 w6 ' * 5}w{i}" for i in range(20)]
+    policy, _ = build(settings, catalog, max_history=4, seed=0, titles=titles)
+    table, rows = policy.sid_tables()[0]
+    away_CD = torch.nn.functional.normalize(table.detach()[rows] - table.detach()[rows].mean(0), dim=-1)
+    between_CC = (away_CD @ away_CD.T).fill_diagonal_(0)
+    assert float(between_CC.max()) < 0.99 and float(between_CC.mean()) < 0.1
 
 
 def test_rows_of_zeros_that_pad_a_vocabulary_do_not_shrink_the_sid_rows(tmp_path: Path, catalog: Catalog) -> None:
@@ -163,10 +179,13 @@ def test_frozen_rows_are_refused_before_training(tmp_path: Path, catalog: Catalo
 
 
 def test_a_new_policy_of_a_job_starts_from_the_titles_of_its_data(tmp_path: Path) -> None:
-    path = tiny_pretrained(tmp_path / "model", tied=True)
+    path, shop = tiny_pretrained(tmp_path / "model", tied=True), chain_shop(tmp_path / "shop")
+    items = pq.read_table(shop / "items.parquet")
+    words = pa.array([f"w{i}" for i in range(len(items))])
+    pq.write_table(items.set_column(items.column_names.index("title"), "title", words), shop / "items.parquet")
     config = tiny_config(
         tmp_path / "storage",
-        chain_shop(tmp_path / "shop"),
+        shop,
         "policy.kind=pretrained",
         f"policy.path={path}",
         "learning.sft.example_format=rows",

@@ -94,7 +94,7 @@ def with_target(
     logp_BWL[added_B, -1] = logp_BL[added_B]
     head_BW = beams.head_BW
     if head_BW is not None:
-        logp_BN = head_log_probabilities(policy, scores.hidden[0][:, 0])
+        logp_BN = head_log_probabilities(policy, scores.hidden[0][:, 0], tokens_BP)
         head_BW = head_BW.clone()
         head_BW[added_B, -1] = logp_BN[added_B, target_B[added_B]]
     return Beams(items_BW, codes_BWL, logp_BWL, head_BW)

@@ -200,7 +200,7 @@ class GrpoLearner:
             return None
         state_BD = scores.hidden[0][:, 0]
         target_B = torch.tensor([group.query.target for group in groups], device=state_BD.device)
-        return head.loss(state_BD, target_B)
+        return head.loss(state_BD, target_B, scores.tokens_BP)
 
     def _step(self, loss: float, batch: Sequence[str]) -> float:
         """One optimizer step; returns the gradient's norm before it was clipped."""

@@ -20,6 +20,7 @@ from genrec.types import Group
 class GroupScores:
     """Scores of B queries, each with its G candidates and, as number G + 1, its target; ``codes_BGL`` are their codes.
 
+    ``tokens_BP``: the prompts.
     ``steps``: per level the log-distribution at each prefix, (B, 1, K) at level 1, then (B, G + 1, K).
     ``hidden``: per level the hidden state at each prefix, (B, 1, D) at level 1, then (B, G + 1, D).
     ``head_BN``: log-probability of every item by the policy's item head, where it is part of what is served.
@@ -27,6 +28,7 @@ class GroupScores:
 
     scores: Scores
     codes_BGL: Tensor
+    tokens_BP: Tensor
     head_BN: Tensor | None = None
 
     @property
@@ -80,7 +82,8 @@ class GroupScorer:
         inputs = self.inputs(groups)
         scores = call("call", score, *inputs, self._trie, self._all_states)
         head = self._policy.item_head if self._head else None
-        return GroupScores(scores, inputs[-1], None if head is None else head.log_probabilities(scores.hidden[0][:, 0]))
+        head_BN = None if head is None else head.log_probabilities(scores.hidden[0][:, 0], inputs[0])
+        return GroupScores(scores, inputs[-1], inputs[0], head_BN)
 
     def inputs(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor, Tensor]:
         """Prompts (B, P), their mask (B, P), and the codes (B, G + 1, L) of the candidates and the target."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,18 @@ from genrec.sid.catalog import Catalog
 
 NEAR_ZERO = 1e-9
 """Floor of 1 - p in the focal weight: a power below 1 has no finite slope at 0, which a forced code (p = 1) reaches."""
+
+
+class _Targets(NamedTuple):
+    """The M targets of a batch: the items, and per level the hidden states (M, D) that predict its code.
+
+    ``tokens_MS`` holds what the states have read, up to the places ``last_M``.
+    """
+
+    items_M: Tensor
+    hidden_LMD: tuple[Tensor, ...]
+    tokens_MS: Tensor
+    last_M: Tensor
 
 
 class SftLoss:
@@ -78,10 +90,8 @@ class SftLoss:
 
     def _parts(self, policy: Policy, batch: Dense | Rows) -> tuple[Tensor, Tensor | None]:
         """The weighted losses of each target's units, (M, U), and its loss under an item head, (M,)."""
-        if isinstance(batch, Dense):
-            items_M, hidden_LMD = self._dense(policy, batch)
-        else:
-            items_M, hidden_LMD = self._rows(policy, batch)
+        found = self._dense(policy, batch) if isinstance(batch, Dense) else self._rows(policy, batch)
+        items_M, hidden_LMD = found.items_M, found.hidden_LMD
         codes_ML = self._codes_NL[items_M].to(policy.device)
         nodes_ML = self._trie.walk(codes_ML)
         levels = [
@@ -93,18 +103,25 @@ class SftLoss:
         if policy.item_head is None:
             return loss_MU, None
         soft = None if self._teacher is None else self._teacher(batch).to(policy.device)
-        return loss_MU, policy.item_head.loss(hidden_LMD[0], items_M.to(policy.device), soft)
+        tokens_MS, last_M = found.tokens_MS.to(policy.device), found.last_M.to(policy.device)
+        head_M = policy.item_head.loss(hidden_LMD[0], items_M.to(policy.device), tokens_MS, soft, last_M=last_M)
+        return loss_MU, head_M
 
-    def _dense(self, policy: Policy, batch: Dense) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The M scored items, (M,), and per level the hidden states (M, D) that predict its code."""
+    def _dense(self, policy: Policy, batch: Dense) -> _Targets:
+        """The targets of a batch of sequences."""
         if self._prompts.form == "whole":
             return self._dense_whole(policy, batch)
-        hidden_BSD = states_after(
-            policy, self._prompts.prefix_P.to(policy.device), self._sequence(batch).to(policy.device)
-        )
+        tokens_BS = self._sequence(batch)
+        hidden_BSD = states_after(policy, self._prompts.prefix_P.to(policy.device), tokens_BS.to(policy.device))
         width, first = self._prompts.tokens_per_item, self._prompts.sids.context.before
         hidden_MWD = hidden_BSD.unflatten(1, (-1, width))[batch.target_BI.to(policy.device)]
-        return batch.items_BI[batch.target_BI], hidden_MWD[:, first : first + self._trie.depth].unbind(1)
+        row_M, place_M = batch.target_BI.nonzero(as_tuple=True)
+        return _Targets(
+            batch.items_BI[batch.target_BI],
+            hidden_MWD[:, first : first + self._trie.depth].unbind(1),
+            tokens_BS[row_M],
+            place_M * width + first - 1,
+        )
 
     def _sequence(self, batch: Dense) -> Tensor:
         """The tokens of all items but the very last token, (B, I · W - 1)."""
@@ -114,7 +131,7 @@ class SftLoss:
             event_BI, time_BI = number_E[batch.context.event_BI], batch.context.time_BI
         return self._prompts.items_in_context(batch.items_BI.clamp(min=0), event_BI, time_BI).flatten(1)[:, :-1]
 
-    def _dense_whole(self, policy: Policy, batch: Dense) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _dense_whole(self, policy: Policy, batch: Dense) -> _Targets:
         """As ``_dense`` where an item of the history is one position.
 
         The codes of each target branch off the state before it, as in decoding: they see the items before the target
@@ -143,15 +160,17 @@ class SftLoss:
         tokens_BS, positions_BS, mask_B1SS = (part.to(policy.device) for part in (tokens_BS, positions_BS, mask_B1SS))
         hidden_BSD = policy.hidden(tokens_BS, positions_BS, mask_B1SS)
         history_BHD, *branched = hidden_BSD.split([length, *[count] * (levels - 1)], 1)
-        first_MD = history_BHD[row_M, at_BT[row_M, target_M]]
-        return target_BT[row_M, target_M], (first_MD, *(part_BTD[row_M, target_M] for part_BTD in branched))
+        last_M = at_BT[row_M, target_M]
+        states_LMD = (history_BHD[row_M, last_M], *(part_BTD[row_M, target_M] for part_BTD in branched))
+        return _Targets(target_BT[row_M, target_M], states_LMD, history_BS[row_M], last_M)
 
-    def _rows(self, policy: Policy, batch: Rows) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _rows(self, policy: Policy, batch: Rows) -> _Targets:
         """As ``_dense``, with one target per row: M = B."""
         tokens_BP, mask_BP = (tensor.to(policy.device) for tensor in self._encoded(batch))
         codes_B1L = self._codes_NL[batch.target_B][:, None].to(policy.device)
         hidden = states(policy, tokens_BP, mask_BP, codes_B1L)
-        return batch.target_B, tuple(hidden_B1D[:, 0] for hidden_B1D in hidden)
+        last_B = torch.full((len(tokens_BP),), tokens_BP.shape[1] - 1)
+        return _Targets(batch.target_B, tuple(hidden_B1D[:, 0] for hidden_B1D in hidden), tokens_BP, last_B)
 
     def _encoded(self, batch: Rows) -> tuple[Tensor, Tensor]:
         return self._prompts.encode(batch.histories, batch.contexts)

@@ -71,7 +71,7 @@ class DriftLoss:
         found = score(policy, tokens_BP, mask_BP, codes_B1L, self._trie.to(policy.device))
         items_BN = None
         if policy.item_head is not None:
-            items_BN = policy.item_head.log_probabilities(found.hidden[0][:, 0])
+            items_BN = policy.item_head.log_probabilities(found.hidden[0][:, 0], tokens_BP)
         return Distributions(found.logp_BGL[:, 0].sum(-1), tuple(step[:, 0] for step in found.steps), items_BN)
 
 

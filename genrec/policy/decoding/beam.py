@@ -131,7 +131,7 @@ def beam(
     priors: list[Prior] = [] if prior is None else [prior]
     logp_BN = None
     if head_weight:
-        logp_BN = head_log_probabilities(policy, prefilled.hidden_B1D[:, 0])
+        logp_BN = head_log_probabilities(policy, prefilled.hidden_B1D[:, 0], tokens_BP)
         priors.append(HeadPrior(cast("Trie", trie), logp_BN, head_weight))
     widths = [width] if isinstance(width, int) else width
     width_B1 = torch.tensor(widths, device=tokens_BP.device)[:, None]
@@ -152,15 +152,15 @@ def beam(
 
 
 @torch.no_grad()
-def head_log_probabilities(policy: Policy, hidden_BD: Tensor) -> Tensor:
-    """Log-probability (B, N) of every item by the policy's item head, after the states of whole prompts.
+def head_log_probabilities(policy: Policy, hidden_BD: Tensor, tokens_BP: Tensor) -> Tensor:
+    """Log-probability (B, N) of every item by the policy's item head, after the states of whole prompts (B, P).
 
     Raises:
         InputError: a policy without an item head.
     """
     if policy.item_head is None:
         raise InputError("the policy has no item head; train one with policy.items.head=true, or search without it")
-    return policy.item_head.log_probabilities(hidden_BD)
+    return policy.item_head.log_probabilities(hidden_BD, tokens_BP)
 
 
 def pick(scores_BWK: Tensor, width: int) -> Chosen:
