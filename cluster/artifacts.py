@@ -146,16 +146,20 @@ def _manifest(final: Path) -> dict[str, Any]:
 def _only_writer(partial: Path) -> Generator[None]:
     """Hold the lock of an unfinished directory; an empty one, and the lock of one that is gone, are removed."""
     partial.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{partial}.lock", timeout=0)
     try:
-        with FileLock(f"{partial}.lock", timeout=0):
-            yield
+        lock.acquire()
     except Timeout:
+        # What lies here is the other's, also while it is empty.
         raise InputError(
             f"another process is writing {partial}; wait until it ends, or end it, then run this again"
         ) from None
+    try:
+        yield
     finally:
         if partial.is_dir() and not _holds_work(partial):
             shutil.rmtree(partial)
+        lock.release()
         if not partial.is_dir():
             Path(f"{partial}.lock").unlink(missing_ok=True)
 

@@ -200,6 +200,19 @@ def test_two_runs_on_one_storage_do_not_write_one_directory(shop: Path, tmp_path
         make_artifact(config, recipe, lambda folder: {})
 
 
+def test_a_run_that_is_refused_leaves_the_other_what_it_has_begun(shop: Path, tmp_path: Path) -> None:
+    config, recipe = tiny_config(tmp_path, shop), Recipe("probe", {}, (__name__,))
+
+    def work(folder: Path) -> dict[str, int]:
+        with pytest.raises(InputError, match="another process is writing"):
+            make_artifact(config, recipe, lambda _: {})
+        assert (folder / PENDING).is_file(), "it holds no result yet, and is the other's all the same"
+        assert Path(f"{folder}.lock").is_file()
+        return {}
+
+    assert make_artifact(config, recipe, work).path.is_dir()
+
+
 def test_a_full_run_checks_its_source_once(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[object] = []
     real = prepare.open_source
