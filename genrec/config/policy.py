@@ -108,7 +108,8 @@ class PolicyConfig(Section):
     )
     sid_init: Literal["text", "mean", "random"] = Field(
         default="text",
-        description="pretrained: SID rows start as the mean of their items' title tokens, of all tokens, or as noise",
+        description="pretrained: SID rows start at the table's mean and go from there where their items' titles differ "
+        "(text), or by noise (mean); or as noise alone",
     )
     items: Items = Items()
     context: EventContext = EventContext()

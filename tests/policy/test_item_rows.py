@@ -246,8 +246,8 @@ def test_whole_sequences_teach_the_head_what_their_prefixes_do(form: str) -> Non
         policy.zero_grad()
         loss = SftLoss(prompts, CATALOG)(policy, batch)
         loss.backward()
-        assert repeat.bias.grad is not None
-        found.append(torch.cat([loss.detach()[None], repeat.bias.grad.flatten(), repeat.weight.grad.flatten()]))  # type: ignore[union-attr]
+        assert repeat.bias.grad is not None and repeat.weight.grad is not None
+        found.append(torch.cat([loss.detach()[None], repeat.bias.grad, repeat.weight.grad.flatten()]))
     assert found[0][1:].abs().max() > 0
     torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-4)
 

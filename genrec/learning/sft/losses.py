@@ -24,7 +24,7 @@ NEAR_ZERO = 1e-9
 """Floor of 1 - p in the focal weight: a power below 1 has no finite slope at 0, which a forced code (p = 1) reaches."""
 
 
-class _Targets(NamedTuple):
+class _TargetStates(NamedTuple):
     """The M targets of a batch: the items, and per level the hidden states (M, D) that predict its code.
 
     ``tokens_MS`` holds what the states have read, up to the places ``last_M``.
@@ -107,7 +107,7 @@ class SftLoss:
         head_M = policy.item_head.loss(hidden_LMD[0], items_M.to(policy.device), tokens_MS, soft, last_M=last_M)
         return loss_MU, head_M
 
-    def _dense(self, policy: Policy, batch: Dense) -> _Targets:
+    def _dense(self, policy: Policy, batch: Dense) -> _TargetStates:
         """The targets of a batch of sequences."""
         if self._prompts.form == "whole":
             return self._dense_whole(policy, batch)
@@ -116,7 +116,7 @@ class SftLoss:
         width, first = self._prompts.tokens_per_item, self._prompts.sids.context.before
         hidden_MWD = hidden_BSD.unflatten(1, (-1, width))[batch.target_BI.to(policy.device)]
         row_M, place_M = batch.target_BI.nonzero(as_tuple=True)
-        return _Targets(
+        return _TargetStates(
             batch.items_BI[batch.target_BI],
             hidden_MWD[:, first : first + self._trie.depth].unbind(1),
             tokens_BS[row_M],
@@ -131,7 +131,7 @@ class SftLoss:
             event_BI, time_BI = number_E[batch.context.event_BI], batch.context.time_BI
         return self._prompts.items_in_context(batch.items_BI.clamp(min=0), event_BI, time_BI).flatten(1)[:, :-1]
 
-    def _dense_whole(self, policy: Policy, batch: Dense) -> _Targets:
+    def _dense_whole(self, policy: Policy, batch: Dense) -> _TargetStates:
         """As ``_dense`` where an item of the history is one position.
 
         The codes of each target branch off the state before it, as in decoding: they see the items before the target
@@ -162,15 +162,15 @@ class SftLoss:
         history_BHD, *branched = hidden_BSD.split([length, *[count] * (levels - 1)], 1)
         last_M = at_BT[row_M, target_M]
         states_LMD = (history_BHD[row_M, last_M], *(part_BTD[row_M, target_M] for part_BTD in branched))
-        return _Targets(target_BT[row_M, target_M], states_LMD, history_BS[row_M], last_M)
+        return _TargetStates(target_BT[row_M, target_M], states_LMD, history_BS[row_M], last_M)
 
-    def _rows(self, policy: Policy, batch: Rows) -> _Targets:
+    def _rows(self, policy: Policy, batch: Rows) -> _TargetStates:
         """As ``_dense``, with one target per row: M = B."""
         tokens_BP, mask_BP = (tensor.to(policy.device) for tensor in self._encoded(batch))
         codes_B1L = self._codes_NL[batch.target_B][:, None].to(policy.device)
         hidden = states(policy, tokens_BP, mask_BP, codes_B1L)
         last_B = torch.full((len(tokens_BP),), tokens_BP.shape[1] - 1)
-        return _Targets(batch.target_B, tuple(hidden_B1D[:, 0] for hidden_B1D in hidden), tokens_BP, last_B)
+        return _TargetStates(batch.target_B, tuple(hidden_B1D[:, 0] for hidden_B1D in hidden), tokens_BP, last_B)
 
     def _encoded(self, batch: Rows) -> tuple[Tensor, Tensor]:
         return self._prompts.encode(batch.histories, batch.contexts)
