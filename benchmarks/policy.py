@@ -34,6 +34,7 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
     "without_input": {"policy.items.input": "none"},
     "without_mean": {"policy.items.mean": False},
     "without_head": {"policy.items.head": False},
+    "without_repeats": {"policy.items.repeats": False},
     "without_cosine": {"policy.items.score": "dot"},
     "without_itemknns_soft_targets": {"learning.sft.distill": 0.0},
     "without_averaged_weights": {"learning.sft.ema_decay": 0.0},
