@@ -166,7 +166,10 @@ def require_ray_at(address: str, timeout_s: float = 5.0) -> None:
 def _why_no_ray(address: str, error: Exception) -> str:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if address != "local":
-        return f"could not join the Ray cluster at {address}: {reason}; {WANTED_ADDRESS}"
+        locked = (
+            "; if it has token authentication, set RAY_AUTH_MODE=token" if "RAY_AUTH_MODE" not in os.environ else ""
+        )
+        return f"could not join the Ray cluster at {address}: {reason}; {WANTED_ADDRESS}{locked}"
     return (
         f"Ray could not start on this machine: {reason}; wanted: a writable temporary folder with a short path "
         "(RAY_TMPDIR), free ports and enough shared memory (compute.object_store_mb); compute.workers=0 "

@@ -54,6 +54,8 @@ def test_a_ray_that_cannot_start_or_be_joined_is_one_message(
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", fails)
     monkeypatch.setattr(ray, "shutdown", lambda: ended.append(True))
-    with pytest.raises(InputError, match=rf"{message}.*{error}; wanted"):
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    with pytest.raises(InputError, match=rf"{message}.*{error}; wanted") as refused:
         connect(load_config([], [f"compute.address={address}"]))
     assert ended, "what was started is ended"
+    assert ("RAY_AUTH_MODE=token" in str(refused.value)) == (address != "local")
