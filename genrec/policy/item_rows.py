@@ -272,9 +272,8 @@ class ItemRows(nn.Module):
         """``policy.items.weight`` · -log p of the targets ``items_M`` after the states ``hidden_MD``, (M,).
 
         Beyond ``FULL_SOFTMAX`` items the partition sum is estimated from n items drawn uniformly for the whole batch,
-        those equal to the target left out: exp(s_t) + (N - 1) / n · Σ exp(s_j).
-
-        Items of the history are no part of that sample: each is counted by itself.
+        those equal to the target left out: exp(s_t) + (N - 1) / n · Σ exp(s_j). Where repeats have weights, each item
+        of the history is added by itself, with its weight; that the sample may hold it too is of the order of 1 in N.
 
         Args:
             tokens_MS: what the states stand behind, or whole sequences with ``last_M``, the place of the last token

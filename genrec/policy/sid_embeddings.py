@@ -64,11 +64,10 @@ def add_rows(
             rows_CD = _scaled(noise_CD, used_TD.norm(dim=-1).median())
         elif words is not None:
             mean_CD, named_C = _named_rows(text_TD, sids, codes_NL, *words)
-            own_CD = mean_CD[named_C] - mean_CD[named_C].mean(0)
+            own_CD = mean_CD - mean_CD[named_C].mean(0)
             # Where all titles are one, there is nothing to tell codes apart by, and the noise stays.
-            named_C[named_C.clone()] = own_CD.norm(dim=-1) > SAME * mean_CD[named_C].norm(dim=-1)
-            own_CD = mean_CD[named_C] - mean_CD[named_C].mean(0)
-            rows_CD[named_C] = used_TD.mean(0) + _scaled(own_CD, spread_CD.norm(dim=-1).mean())
+            named_C &= own_CD.norm(dim=-1) > SAME * mean_CD.norm(dim=-1)
+            rows_CD[named_C] = used_TD.mean(0) + _scaled(own_CD[named_C], spread_CD.norm(dim=-1).mean())
         weight[sids.base : sids.base + sids.count] = rows_CD.to(weight.dtype)
 
 

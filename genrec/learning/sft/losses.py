@@ -27,12 +27,13 @@ NEAR_ZERO = 1e-9
 class _TargetStates(NamedTuple):
     """The M targets of a batch: the items, and per level the hidden states (M, D) that predict its code.
 
-    ``tokens_MS`` holds what the states have read, up to the places ``last_M``.
+    The state of a target has read its row ``row_M`` of the tokens, up to the place ``last_M``.
     """
 
     items_M: Tensor
     hidden_LMD: tuple[Tensor, ...]
-    tokens_MS: Tensor
+    tokens_BS: Tensor
+    row_M: Tensor
     last_M: Tensor
 
 
@@ -103,7 +104,7 @@ class SftLoss:
         if policy.item_head is None:
             return loss_MU, None
         soft = None if self._teacher is None else self._teacher(batch).to(policy.device)
-        tokens_MS, last_M = found.tokens_MS.to(policy.device), found.last_M.to(policy.device)
+        tokens_MS, last_M = found.tokens_BS[found.row_M].to(policy.device), found.last_M.to(policy.device)
         head_M = policy.item_head.loss(hidden_LMD[0], items_M.to(policy.device), tokens_MS, soft, last_M=last_M)
         return loss_MU, head_M
 
@@ -119,7 +120,8 @@ class SftLoss:
         return _TargetStates(
             batch.items_BI[batch.target_BI],
             hidden_MWD[:, first : first + self._trie.depth].unbind(1),
-            tokens_BS[row_M],
+            tokens_BS,
+            row_M,
             place_M * width + first - 1,
         )
 
@@ -162,15 +164,17 @@ class SftLoss:
         history_BHD, *branched = hidden_BSD.split([length, *[count] * (levels - 1)], 1)
         last_M = at_BT[row_M, target_M]
         states_LMD = (history_BHD[row_M, last_M], *(part_BTD[row_M, target_M] for part_BTD in branched))
-        return _TargetStates(target_BT[row_M, target_M], states_LMD, history_BS[row_M], last_M)
+        return _TargetStates(target_BT[row_M, target_M], states_LMD, history_BS, row_M, last_M)
 
     def _rows(self, policy: Policy, batch: Rows) -> _TargetStates:
         """As ``_dense``, with one target per row: M = B."""
         tokens_BP, mask_BP = (tensor.to(policy.device) for tensor in self._encoded(batch))
         codes_B1L = self._codes_NL[batch.target_B][:, None].to(policy.device)
         hidden = states(policy, tokens_BP, mask_BP, codes_B1L)
-        last_B = torch.full((len(tokens_BP),), tokens_BP.shape[1] - 1)
-        return _TargetStates(batch.target_B, tuple(hidden_B1D[:, 0] for hidden_B1D in hidden), tokens_BP, last_B)
+        states_LBD, row_B = tuple(hidden_B1D[:, 0] for hidden_B1D in hidden), torch.arange(len(tokens_BP))
+        return _TargetStates(
+            batch.target_B, states_LBD, tokens_BP, row_B, torch.full_like(row_B, tokens_BP.shape[1] - 1)
+        )
 
     def _encoded(self, batch: Rows) -> tuple[Tensor, Tensor]:
         return self._prompts.encode(batch.histories, batch.contexts)

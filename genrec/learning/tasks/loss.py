@@ -63,14 +63,16 @@ class MixedLoss:
         device = policy.device
         tokens_CS, mask_CS, label_CS = (t.to(device) for t in (batch.tokens_CS, batch.mask_CS, batch.label_CS))
         hidden_CSD = policy.hidden(tokens_CS, prompt_positions(mask_CS), prompt_mask(mask_CS))
-        read_CS, tokens_CS = tokens_CS, plain_tokens(policy, tokens_CS)
+        read_CS = tokens_CS
+        if policy.items is not None:
+            tokens_CS = policy.items.plain_tokens(tokens_CS)
         learned_C = label_CS.sum(-1)
         weight_C = batch.factor_C.to(device) * self._trie.depth / learned_C.clamp(min=1)
         is_text_CS = label_CS & (tokens_CS < policy.sids.text_end)
         row_T, column_T = is_text_CS.nonzero(as_tuple=True)
         hidden_TD, token_T = hidden_CSD[row_T, column_T - 1], tokens_CS[row_T, column_T]
         text_T = self._text(policy, hidden_TD, token_T) * weight_C[row_T]
-        return [(row_T, text_T), *self._spans(policy, hidden_CSD, read_CS, label_CS, weight_C)]
+        return [(row_T, text_T), *self._spans(policy, hidden_CSD, tokens_CS, label_CS, weight_C, read_CS)]
 
     def _text(self, policy: Policy, hidden_TD: Tensor, token_T: Tensor) -> Tensor:
         """Loss of each text token, (T,); logits are recomputed in backward, chunk by chunk."""
@@ -86,10 +88,20 @@ class MixedLoss:
         return torch.cat(pieces)
 
     def _spans(
-        self, policy: Policy, hidden_CSD: Tensor, read_CS: Tensor, label_CS: Tensor, weight_C: Tensor
+        self,
+        policy: Policy,
+        hidden_CSD: Tensor,
+        tokens_CS: Tensor,
+        label_CS: Tensor,
+        weight_C: Tensor,
+        read_CS: Tensor,
     ) -> list[tuple[Tensor, Tensor]]:
-        """Weighted losses of the assistant's SIDs; in a span that starts at s, s + l - 1 predicts level l."""
-        sids, trie, tokens_CS = policy.sids, self._trie, plain_tokens(policy, read_CS)
+        """Weighted losses of the assistant's SIDs; in a span that starts at s, s + l - 1 predicts level l.
+
+        Args:
+            read_CS: ``tokens_CS`` as the policy reads them, with items in the place of their last codes.
+        """
+        sids, trie = policy.sids, self._trie
         first = sids.base + sids.offsets[0]
         starts_CS = label_CS & (tokens_CS >= first) & (tokens_CS < first + sids.level_sizes[0])
         row_M, column_M = starts_CS.nonzero(as_tuple=True)
@@ -112,8 +124,3 @@ class MixedLoss:
             hidden_CSD[row_M, column_M - 1], trie.find(codes_ML), read_CS[row_M], last_M=column_M - 1
         )
         return [*parts, (row_M, head_M * weight_C[row_M])]
-
-
-def plain_tokens(policy: Policy, tokens_CS: Tensor) -> Tensor:
-    """The tokens with each item's last code in its place."""
-    return tokens_CS if policy.items is None else policy.items.plain_tokens(tokens_CS)
