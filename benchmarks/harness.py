@@ -107,7 +107,13 @@ def in_process(config: Config, directory: str = "") -> Config:
     """The config without workers and actors; its artifacts lie under ``<storage>/bench/<directory>`` where given."""
     storage = config.storage_path / "bench" / directory if directory else config.storage
     return config.replace(
-        {"storage": str(storage), "compute.workers": 0, "compute.data_actors": 0, "compute.strategy": "ddp"}
+        {
+            "storage": str(storage),
+            "compute.workers": 0,
+            "compute.min_workers": None,
+            "compute.data_actors": 0,
+            "compute.strategy": "ddp",
+        }
     )
 
 

@@ -1,7 +1,8 @@
 """Rollout actors: each request carries its snapshot, so an actor is stateless and lost work is replayed exactly.
 
 An actor that dies is started again, where there is room; the requests it had not answered go to the others at once.
-One that hangs, so that it answers nothing for ``compute.rollout_timeout_s``, is killed and is then one that died.
+One that hangs, so that it answers nothing for ``compute.rollout_timeout_s``, is killed and is then one that died. A run
+begins with the actors for which there is room, and takes in the others when they come (``rollout_pool``).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.node_files import NodeFiles, files_in_work
 from cluster.resources import cap_memory
+from cluster.rollout_pool import PATIENCE_S, TRIES, Request, RolloutPool
 from cluster.train import RunSpec
 from genrec.errors import InputError
 from genrec.types import Group, Query, Snapshot
@@ -24,28 +26,6 @@ if TYPE_CHECKING:
     from genrec.evaluation.validate import Search, Validator
 
 LOG = logging.getLogger(__name__)
-
-REST_S = 30.0
-"""Seconds for which an actor that failed gets requests last: it is being started again, or its node is gone."""
-PATIENCE_S = 600.0
-"""How long after its first failure a request is sent again: time for a new actor, an end for one that kills actors."""
-TRIES = 4
-"""Actors that a request may find hanging, each with twice the time of the one before."""
-
-
-@dataclass
-class Request:
-    """A call of a rollout actor: the method and its arguments, the actor it was last sent to, and its future answer.
-
-    ``sent_at`` is the time of sending on the monotonic clock, ``hung`` the number of actors that hung on it.
-    """
-
-    method: str
-    arguments: tuple[Any, ...]
-    actor: int
-    answer: Any
-    sent_at: float
-    hung: int = 0
 
 
 @dataclass(frozen=True)
@@ -156,19 +136,27 @@ class RayRollouts:
     """
 
     def __init__(self, spec: RunSpec, actors: Sequence[Any]) -> None:
-        self.actors = actors
-        self._open: list[list[Any]] = [[] for _ in actors]
-        self._failed_at, self._answered_at = [-REST_S] * len(actors), [0.0] * len(actors)
+        self._pool = RolloutPool(actors, spec.config.compute.rollout_timeout_s)
         self._timeout_s = spec.config.compute.rollout_timeout_s
         self._chunk = spec.config.learning.rl.rollout_chunk
         self._last_put: tuple[Snapshot, Any] | None = None
 
+    @property
+    def actors(self) -> Sequence[Any]:
+        """The handles of all actors, also of those that are not up."""
+        return self._pool.actors
+
+    @property
+    def up(self) -> int:
+        """The number of actors that were up at the last look."""
+        return self._pool.up
+
     def submit(self, queries: Sequence[Query], policy: Snapshot) -> RayTicket:
-        """Request groups; returns at once."""
+        """Request groups; returns at once, where an actor is up."""
         from genrec.learning.rl.rollout import chunks
 
         sent = self.put(policy)
-        return RayTicket([self._send("generate", (sent, part)) for part in chunks(queries, self._chunk)])
+        return RayTicket([self._pool.send("generate", (sent, part)) for part in chunks(queries, self._chunk)])
 
     def collect(self, ticket: RayTicket) -> list[Group]:
         """Wait for the groups of ``ticket``, in the order of its queries."""
@@ -181,7 +169,7 @@ class RayRollouts:
     def rankings(self, snapshot: Snapshot, requests: Sequence[Sequence[Query]], search: Search) -> RayTicket:
         """Request the items found for ``requests``, each from the least busy actor; returns at once."""
         sent = self.put(snapshot)
-        return RayTicket([self._send("rankings", (sent, part, search)) for part in requests])
+        return RayTicket([self._pool.send("rankings", (sent, part, search)) for part in requests])
 
     def fetched(self, ticket: RayTicket) -> list[Any]:
         """Wait for all answers. Requests of dead or hanging actors and of lost nodes are sent to the others.
@@ -193,17 +181,11 @@ class RayRollouts:
         """
         return [self._answer(request) for request in ticket.requests]
 
-    def _send(self, method: str, arguments: tuple[Any, ...], hung: int = 0) -> Request:
-        index = self.least_busy()
-        answer = getattr(self.actors[index], method).remote(*arguments)
-        self._open[index].append(answer)
-        return Request(method, arguments, index, answer, time.monotonic(), hung)
-
     def _answer(self, request: Request) -> Any:
         import ray
         from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
-        failed_at, wait_s = None, 0.5
+        failed_at = None
         while True:
             try:
                 self._wait(request)
@@ -213,18 +195,11 @@ class RayRollouts:
                     raise error.cause from None
                 raise
             except (RayActorError, ObjectLostError) as error:
-                now = time.monotonic()
-                failed_at = now if failed_at is None else failed_at
-                dead = getattr(error, "actor_init_failed", False)
-                if dead and not self._answered_at[request.actor]:
-                    raise InputError(f"a rollout actor could not be built: {_reason(error)}") from None
-                if dead or now - failed_at > PATIENCE_S:
+                failed_at = failed_at or time.monotonic()
+                if time.monotonic() - failed_at > PATIENCE_S:
                     raise
-                self._failed_at[request.actor] = now
-                if all(now - failed_at < REST_S for failed_at in self._failed_at):
-                    time.sleep(wait_s)
-                    wait_s = min(2 * wait_s, REST_S / 6)
-                request = self._send(request.method, request.arguments, request.hung)
+                self._pool.note_failure(request, error)
+                request = self._pool.send(request.method, request.arguments, request.hung)
 
     def _wait(self, request: Request) -> None:
         """Wait for the answer, which is an error once the request's actor is found hanging and killed.
@@ -236,8 +211,7 @@ class RayRollouts:
 
         limit_s = self._timeout_s * 2**request.hung
         while not ray.wait([request.answer], timeout=min(limit_s / 4, 5.0), fetch_local=False)[0]:
-            self._note_answers(request.actor)
-            silent_s = time.monotonic() - max(request.sent_at, self._answered_at[request.actor])
+            silent_s = self._pool.silent_s(request)
             if silent_s < limit_s:
                 continue
             request.hung += 1
@@ -258,33 +232,6 @@ class RayRollouts:
         if self._last_put is None or self._last_put[0] is not snapshot:
             self._last_put = (snapshot, ray.put(snapshot))
         return self._last_put[1]
-
-    def least_busy(self) -> int:
-        """The number of the actor with the fewest open requests, of those that did not fail lately."""
-        for index in range(len(self._open)):
-            self._note_answers(index)
-        now = time.monotonic()
-        failed = [now - failed_at < REST_S for failed_at in self._failed_at]
-        return min(range(len(self._open)), key=lambda index: (failed[index], len(self._open[index])))
-
-    def _note_answers(self, actor: int) -> None:
-        """Close the requests that ``actor`` has answered since the last look, or failed to."""
-        import ray
-
-        waiting = self._open[actor]
-        if not waiting:
-            return
-        self._open[actor] = ray.wait(waiting, num_returns=len(waiting), timeout=0, fetch_local=False)[1]
-        if len(self._open[actor]) < len(waiting):
-            self._answered_at[actor] = time.monotonic()
-
-
-def _reason(error: BaseException) -> str:
-    """The message of what an actor's constructor raised: the lines after the traceback, which is indented."""
-    lines = str(error).splitlines()
-    last = max((number for number, line in enumerate(lines) if line.startswith(" ")), default=-1)
-    kind, _, message = " ".join(lines[last + 1 :]).partition(": ")
-    return message if kind.endswith("InputError") else f"{kind}: {message}"
 
 
 class RemoteValidator:

@@ -18,7 +18,7 @@ from cluster.node_check import require_nodes
 from cluster.node_files import collect_files, offered, ray_storage
 from cluster.progress import WORKER_LOG, log_to_file, tail_log
 from cluster.resources import cap_memory
-from cluster.session import connect, require_resources
+from cluster.session import connect, joins_cluster, require_resources
 from cluster.trackers import require_trackers
 from genrec.config import Config, packaged_file
 from genrec.data.files import write_json, write_text
@@ -138,13 +138,28 @@ def run_training(loop: Callable[[RunSpec], None], spec: RunSpec, name: str) -> N
         loop(spec)
         return
     actors = compute.rollout_actors if spec.start is not None else 0
-    train_on_ray(partial(loop, spec), spec.config, spec.out, name, compute.workers, actors)
+    train_on_ray(
+        partial(loop, spec), spec.config, spec.out, name, compute.workers, actors, at_least=compute.min_workers
+    )
 
 
-def train_on_ray(loop: Callable[[], None], config: Config, out: Path, name: str, workers: int, actors: int = 0) -> None:
+def train_on_ray(
+    loop: Callable[[], None],
+    config: Config,
+    out: Path,
+    name: str,
+    workers: int,
+    actors: int = 0,
+    *,
+    at_least: int | None = None,
+) -> None:
     """Run ``loop()`` on ``workers`` Ray Train workers, next to ``actors`` rollout actors that they will start.
 
     Their checkpoints are kept under ``out/train``; what they log is shown here.
+
+    Args:
+        at_least: Ray Train begins with so many workers if there is no room for more, and starts them again from the
+            last checkpoint when their number can grow, or nodes were lost; None: always with ``workers``.
 
     Raises:
         InputError: a worker refused its input, or the machine is too small for what ``compute`` asks.
@@ -155,8 +170,10 @@ def train_on_ray(loop: Callable[[], None], config: Config, out: Path, name: str,
 
     compute = config.compute
     require_nodes(config)
-    cpus = workers * compute.worker_cpus + actors * compute.rollout_cpus
-    require_resources(config, name, cpus, workers * compute.worker_gpus + actors * compute.rollout_gpus)
+    # On a cluster a run begins with one rollout actor, if the others must wait for room.
+    fewest, at_first = at_least or workers, min(actors, 1) if joins_cluster(config) else actors
+    cpus = fewest * compute.worker_cpus + at_first * compute.rollout_cpus
+    require_resources(config, name, cpus, fewest * compute.worker_gpus + at_first * compute.rollout_gpus)
     gpus = compute.worker_gpus > 0
     out.mkdir(parents=True, exist_ok=True)
     refused = out / REFUSED
@@ -165,7 +182,7 @@ def train_on_ray(loop: Callable[[], None], config: Config, out: Path, name: str,
         partial(_called, offered(partial(_worker_entry, loop, out))),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=workers,
+            num_workers=workers if fewest == workers else (fewest, workers),
             use_gpu=gpus,
             resources_per_worker={
                 "CPU": compute.worker_cpus,

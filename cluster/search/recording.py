@@ -91,12 +91,23 @@ def _status(tunes: str, own: str) -> Any:
 class SearchWatch(Callback):
     """Writes the experiment's state, and the search's record where it has a ``head``, at every event.
 
-    ``head`` is the record without its trials; ``own`` the config's own values.
+    ``head`` is the record without its trials; ``own`` the config's own values. Without a head, each of the
+    ``runs`` trials that ends is a line of the log with its ``metric``.
     """
 
-    def __init__(self, out: Path, name: str, seed: int, gpus: float, head: SearchRecord | None, own: Mapping[str, Any]):
+    def __init__(
+        self,
+        out: Path,
+        name: str,
+        seed: int,
+        gpus: float,
+        head: SearchRecord | None,
+        own: Mapping[str, Any],
+        metric: str,
+        runs: int = 0,
+    ) -> None:
         self._out, self._name, self._seed, self._gpus = out, name, seed, gpus
-        self._head, self._own = head, dict(own)
+        self._head, self._own, self._metric, self._runs = head, dict(own), metric, runs
         self._since: float | None = None
         self._before = 0.0
 
@@ -113,6 +124,11 @@ class SearchWatch(Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial ended, or was stopped."""
         self._write(trials, trial)
+        if self._head is None:
+            ended = sum(one.status == Trial.TERMINATED for one in trials)
+            found = read_report(self._out / "runs" / trial.trial_id / REPORT).get("metrics", {}).get(self._metric)
+            figure = "no validation" if found is None else f"{self._metric} {found:.4f}"
+            LOG.info("with fresh seeds: %d of %d runs have ended, %s: %s", ended, self._runs, trial, figure)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial failed."""

@@ -99,7 +99,8 @@ def _new_tuner(search: SearchSpec, trainable: Callable[..., None], experiment: E
         space, budget = {"point": tune.grid_search([dict(point) for point in points])}, (None, None)
         options = {"max_concurrent_trials": config.tune.max_concurrent}
     gpus = trial_resources(config)[1]
-    watch = SearchWatch(out, experiment.name, config.seed, gpus, experiment.head, own_values(config))
+    metric, runs = config.tune.objectives[0], len(points or ())
+    watch = SearchWatch(out, experiment.name, config.seed, gpus, experiment.head, own_values(config), metric, runs)
     failures = 0 if is_one_process(config) else config.compute.max_failures
     return tune.Tuner(
         trainable,

@@ -79,7 +79,8 @@ def publish(run: StageRun, artifact: Artifact) -> None:
     LOG.info("\n%s", (artifact.path / "trials.txt").read_text(encoding="utf-8"))
     LOG.info("%s", artifact.metrics["verdict"])
     LOG.info("page: %s", shown_path(artifact.path / "tune.html"))
-    LOG.info("take it: genrec grpo CONFIG... %s", shown_path(artifact.path / TUNED))
+    if artifact.metrics["tuned"]:
+        LOG.info("take it: genrec grpo CONFIG... %s", shown_path(artifact.path / TUNED))
 
 
 def tuned(config: Config, artifact: Artifact) -> Config:

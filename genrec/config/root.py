@@ -99,7 +99,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
-        grpo, workers = self.learning.rl, max(1, self.compute.workers)
+        grpo = self.learning.rl
         dense, pretrained = self.learning.sft.example_format == "dense", self.policy.kind == "pretrained"
         sid = self.sid
         wrong = {
@@ -124,7 +124,7 @@ class Config(Section):
             **_context_fits(self.policy.context, self.decode.event),
             "policy.hidden must be a multiple of policy.heads": not pretrained
             and self.policy.hidden % self.policy.heads,
-            f"learning.rl.queries must be a multiple of the {workers} workers": grpo.queries % workers,
+            **_workers_fit(self),
             f"rewards.lists {sorted(self.rewards.lists.active)} are of lists; set learning.rl.generation=slate": (
                 bool(self.rewards.lists.active) and grpo.generation != "slate"
             ),
@@ -191,6 +191,26 @@ def _space_fits(config: Config) -> dict[str, bool]:
         f"tune.space names {twice} twice, with and without its section": bool(twice),
         f"tune.gpu_hours={tune.gpu_hours} is a budget of GPUs, and compute.worker_gpus is 0; take tune.hours": (
             tune.gpu_hours is not None and not gpus
+        ),
+    }
+
+
+def _workers_fit(config: Config) -> dict[str, bool]:
+    """What is wrong with the number of workers, or with its range: message -> whether it applies."""
+    compute, rl = config.compute, config.learning.rl
+    most = max(1, compute.workers)
+    uneven = [count for count in range(compute.min_workers or most, most + 1) if rl.queries % count]
+    by_worker = {
+        "learning.rl.oversample above 1": rl.oversample > 1,
+        "learning.rl.advantage=batch_std": rl.advantage == "batch_std",
+        "learning.rl.objective=ppo": rl.objective == "ppo",
+        "the loss weight hard": "hard" in config.learning.sft.loss.weights,
+    }
+    named = ", ".join(name for name, is_on in by_worker.items() if is_on)
+    return {
+        f"learning.rl.queries={rl.queries} must be a multiple of the workers, which may be {uneven}": bool(uneven),
+        f"compute.min_workers lets the number of workers change, on which results depend with {named}; take null": (
+            compute.min_workers is not None and bool(named)
         ),
     }
 

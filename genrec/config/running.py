@@ -137,6 +137,11 @@ class Compute(Section):
     address: str | None = Field(default=None, description="Ray cluster; null starts or joins a local one")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: int = Field(default=1, ge=0, description="Ray Train workers")
+    min_workers: PositiveInt | None = Field(
+        default=None,
+        description="workers with which sft and grpo begin, and go on when nodes are lost; more join, up to workers, "
+        "when the cluster has room; null: always workers",
+    )
     strategy: Literal["ddp", "zero2", "zero3"] = Field(
         default="ddp",
         description="of sft: whole copies, or optimizer state and gradients (2) and weights (3) sharded",
@@ -200,6 +205,12 @@ class Compute(Section):
             raise ValueError(
                 f"compute.mlflow_uri={self.mlflow_uri} goes unused: put mlflow into compute.trackers, or take null"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _min_workers_are_fewer(self) -> Compute:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"compute.min_workers={self.min_workers} is above compute.workers={self.workers}")
         return self
 
     @property

@@ -4,8 +4,6 @@ import os
 import pickle
 import resource
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -151,6 +149,7 @@ def test_a_rollout_actor_that_dies_mid_batch_leaves_the_weights_as_they_would_be
 def test_a_rollout_actor_that_hangs_is_found_by_its_deadline_and_replaced(
     job: RunSpec, on_ray: RunSpec, actors: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from cluster import rollout_pool
     from cluster import rollouts as module
 
     policy, _, _ = job.build()
@@ -165,11 +164,16 @@ def test_a_rollout_actor_that_hangs_is_found_by_its_deadline_and_replaced(
         assert torch.equal(ours.items_G, theirs.items_G) and torch.equal(ours.logp_GL, theirs.logp_GL)
     assert pid_of(actors[0]) != pids[0], "the actor was replaced"
     monkeypatch.setattr(module, "TRIES", 1)
+    monkeypatch.setattr(rollout_pool, "TRIES", 1)
     alone = module.RayRollouts(on_ray, actors[1:])
+    alone.collect(alone.submit(queries[:1], policy.snapshot(0)))
     os.kill(stopped := pid_of(actors[1]), signal.SIGSTOP)
     try:
         with pytest.raises(InputError, match=r"answered nothing for 2 s.*raise compute\.rollout_timeout_s"):
             alone.collect(alone.submit(queries, policy.snapshot(1)))
+        newcomer = module.RayRollouts(on_ray, actors[1:])
+        with pytest.raises(InputError, match=r"1 rollout actors answered nothing for 2 s; the cluster has no room"):
+            newcomer.submit(queries, policy.snapshot(1))
     finally:
         os.kill(stopped, signal.SIGCONT)
 
@@ -187,6 +191,21 @@ def test_a_rollout_actor_that_cannot_be_built_is_one_message(job: RunSpec, tmp_p
         rollouts.collect(rollouts.submit(queries, Snapshot(0, {})))
     assert str(found.value).startswith("a rollout actor could not be built: ") and str(tmp_path) in str(found.value)
     assert "Traceback" not in str(found.value) and "InputError" not in str(found.value)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_a_run_begins_with_the_rollout_actors_for_which_there_is_room(job: RunSpec, actors: list[Any]) -> None:
+    from cluster.rollouts import RayRollouts, start_actors
+
+    nowhere = elsewhere(job, job.out, rollout_cpus=0.25, rollout_resources={"spot": 1.0}, rollout_timeout_s=2.0)
+    absent = start_actors(nowhere, 1)
+    queries = to_queries(read_queries(job.data, "train"))[:32]
+    policy, _, _ = job.build()
+    some, few = RayRollouts(nowhere, [*absent, *actors]), RayRollouts(nowhere, actors)
+    groups, expected = (one.collect(one.submit(queries, policy.snapshot(0))) for one in (some, few))
+    assert some.up == 2
+    assert all(torch.equal(ours.items_G, theirs.items_G) for ours, theirs in zip(groups, expected, strict=True))
 
 
 @contextmanager
@@ -291,58 +310,3 @@ def test_rollouts_of_another_policy_are_refused_on_the_first_update(job: RunSpec
             group.logp_GL = group.logp_GL - 0.1
         with pytest.raises(InputError, match=r"differ from the learner.s by 0\.1"):
             learner.update(groups)
-
-
-TWO_NODES = """
-import sys, threading, time
-from pathlib import Path
-from cluster.session import configure_process
-from genrec.config import load_config
-from cluster.rollouts import RayRollouts, start_actors
-from cluster.train import RunSpec
-from genrec.data.readers import read_queries
-from genrec.data.tables import to_queries
-
-config = load_config([sys.argv[1]], ["compute.rollout_cpus=1"])
-configure_process(config)
-import ray
-from ray.cluster_utils import Cluster
-
-nodes = {"object_store_memory": 80 * 2**20, "num_cpus": 1}
-cluster = Cluster(initialize_head=True, head_node_args=nodes)
-second = cluster.add_node(**nodes)
-ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-data, catalog, start = map(Path, sys.argv[2:5])
-job = RunSpec(config, data, catalog, start, start=start)
-policy, _, _ = job.build()
-queries = to_queries(read_queries(data, "train"))[:40]
-rollouts = RayRollouts(job, start_actors(job, 2))
-expected = rollouts.collect(rollouts.submit(queries, policy.snapshot(0)))
-homes = ray.get([a.__ray_call__.remote(lambda self: ray.get_runtime_context().get_node_id()) for a in rollouts.actors])
-assert len(set(homes)) == 2, homes
-ticket = rollouts.submit(queries, policy.snapshot(1))
-cluster.remove_node(second, allow_graceful=False)
-cluster.add_node(**nodes)
-groups = rollouts.collect(ticket)
-for ours, theirs in zip(groups, expected, strict=True):
-    assert ours.query == theirs.query and ours.version == 1
-    assert (ours.items_G == theirs.items_G).all() and (ours.logp_GL == theirs.logp_GL).all()
-print("the same groups")
-ray.shutdown()
-cluster.shutdown()
-"""
-
-
-@pytest.mark.ray
-@pytest.mark.timeout(600)
-@pytest.mark.slow
-def test_a_node_that_is_lost_and_one_that_joins_change_no_group(job: RunSpec, tmp_path: Path) -> None:
-    from genrec.config import to_yaml
-
-    (tmp_path / "config.yaml").write_text(to_yaml(job.config))
-    (tmp_path / "nodes.py").write_text(TWO_NODES)
-    paths = [str(path) for path in (tmp_path / "config.yaml", job.data, job.catalog, job.start)]
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(tmp_path / "nodes.py"), *paths]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert "the same groups" in done.stdout, done.stderr[-3000:]

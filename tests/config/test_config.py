@@ -49,6 +49,28 @@ def test_a_value_out_of_range_is_refused_with_its_key(override: str) -> None:
         load_config([], [override])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["compute.workers=2", "compute.min_workers=3"], r"compute\.min_workers=3 is above compute\.workers=2"),
+        (["compute.workers=0", "compute.min_workers=1"], r"compute\.min_workers=1 is above compute\.workers=0"),
+        (["compute.workers=3", "compute.min_workers=1", "learning.rl.queries=32"], r"may be \[3\]"),
+        (["compute.workers=5", "compute.min_workers=3", "learning.rl.queries=12"], r"may be \[5\]"),
+        (
+            ["compute.workers=2", "compute.min_workers=1", "learning.rl.objective=ppo"],
+            r"results depend with learning\.rl\.objective=ppo",
+        ),
+        (
+            ["compute.workers=2", "compute.min_workers=1", "learning.rl.oversample=2"],
+            r"results depend with learning\.rl\.oversample above 1",
+        ),
+    ],
+)
+def test_a_range_of_workers_that_cannot_be_kept_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_config([], overrides)
+
+
 def test_a_missing_file_broken_yaml_and_a_bare_word_are_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("a: [")
     (tmp_path / "list.yaml").write_text("- 1")
