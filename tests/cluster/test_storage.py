@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +16,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from support.pipeline import made
-from support.s3_server import BUCKET, Fault, S3Server, busy, refusing
+from support.s3_server import BUCKET, Fault, S3Server, busy, cut, refusing, slow
 from support.served import PRIORS, serve
 from support.synthetic import chain_shop, tiny_config
 
@@ -23,12 +27,13 @@ from cluster.data import _Actor
 from cluster.node_files import files_of_stage, ray_storage
 from cluster.store_folders import change_in_store, publish_in_store
 from cluster.writer_lease import WriterLease
-from genrec.config import Config, load_config
+from genrec.config import Config, load_config, to_yaml
 from genrec.data.artifact_cache import MANIFEST, ArtifactCache
 from genrec.data.object_store import ObjectStore
 from genrec.errors import InputError
 from workflows.cli import command_line
 
+ROOT = Path(__file__).parents[2]
 LOGS = ("stage.log", "manifest.json", "config.yaml", "stats.json")
 RECIPE = Recipe("probe", {}, (__name__,))
 
@@ -353,3 +358,53 @@ def test_training_on_ray_keeps_its_checkpoints_in_the_store(
     kept = {path for method, path in s3.requests if method in ("PUT", "POST") and f"sft/{stored.key}.ray/train" in path}
     assert any("checkpoint" in path for path in kept)
     assert not [name for name in s3.names() if ".ray" in name]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_full_in_a_faulty_store_goes_on_on_another_machine_after_a_kill(
+    s3: S3Server, shop: Path, tmp_path: Path
+) -> None:
+    options = ("compute.workers=1", "compute.rollout_cpus=0.5", "compute.worker_cpus=0.5")
+    local = tiny_config(tmp_path / "directory", shop, *options)
+    first, second = (on(tmp_path / name, s3, shop, *options) for name in ("a", "b"))
+    assert full(local, tmp_path / "local").wait() == 0
+    with s3.failing(busy(7)):
+        killed = full(first, tmp_path / "first")
+        wait_until(lambda: any("/grpo/" in path and "checkpoint" in path for _, path in s3.requests), killed)
+        os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    with s3.failing(cut(3)):
+        assert full(second, tmp_path / "second").wait() == 0
+    with s3.failing(slow(0.02)):
+        assert full(second, tmp_path / "third").wait() == 0
+    said = (tmp_path / "second" / "log").read_text()
+    assert "[sft] done already" in said and "[grpo] continues" in said
+    assert (tmp_path / "third" / "log").read_text().count("done already") >= 6
+    kept = {name.removeprefix("genrec/") for name in s3.names("genrec/runs/tiny/")}
+    assert "runs/tiny/metrics.json" in kept, sorted(kept)
+    there = json.loads(s3.client.get_object(Bucket=BUCKET, Key="genrec/runs/tiny/metrics.json")["Body"].read())
+    assert there["test"] == json.loads((tmp_path / "directory/runs/tiny/metrics.json").read_text())["test"]
+
+
+def is_checkpoint_of_grpo(request: tuple[str, str]) -> bool:
+    method, path = request
+    return method in ("PUT", "POST") and "/grpo/" in path and "checkpoint_" in path
+
+
+def full(config: Config, folder: Path) -> subprocess.Popen[bytes]:
+    """``genrec full`` in a process group of its own, its log in ``folder``."""
+    folder.mkdir()
+    (folder / "config.yaml").write_text(to_yaml(config))
+    command = [sys.executable, "-m", "workflows.full", str(folder / "config.yaml")]
+    with (folder / "log").open("wb") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, start_new_session=True)
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], limit_s: float = 300.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -38,7 +38,7 @@ class Windows:
     fresh_W: IntArray
     targets_W: IntArray
     user_W: IntArray
-    users: pa.ChunkedArray
+    users: pa.Array
     names: tuple[str, ...] = ()
     event_E: NDArray[np.int32] | None = None
     time_E: NDArray[np.int64] | None = None
@@ -104,10 +104,11 @@ def _places(end_U: IntArray, history: int) -> tuple[IntArray, IntArray, IntArray
     return start_W, end_U[user_W] - start_W, user_W, place_W
 
 
-def _users(table: pa.Table) -> pa.ChunkedArray:
-    if "user_id" in table.column_names:
-        return table["user_id"]
-    return pa.chunked_array([pa.array([str(row) for row in range(table.num_rows)], pa.string())])
+def _users(table: pa.Table) -> pa.Array:
+    if "user_id" not in table.column_names:
+        return pa.array([str(row) for row in range(table.num_rows)], pa.large_string())
+    users = one_array(table["user_id"])
+    return users.cast(pa.large_string()) if pa.types.is_string(users.type) else users
 
 
 def _event_numbers(table: pa.Table, length_U: IntArray, names: dict[str, int]) -> NDArray[np.int32]:
@@ -133,5 +134,6 @@ def _joined(parts: list[Windows]) -> Windows:
 
     arrays = {name: whole(name) for name in ("items_E", "scored_E", "start_W", "length_W", "fresh_W", "targets_W")}
     context = {name: whole(name) for name in ("event_E", "time_E") if getattr(parts[0], name) is not None}
-    users = pa.chunked_array([chunk for part in parts for chunk in part.users.chunks]).unify_dictionaries()
+    # In one piece: Arrow would join all pieces again in every ``take``, which is one per batch.
+    users = one_array(pa.chunked_array([part.users for part in parts]).unify_dictionaries())
     return Windows(**arrays, user_W=whole("user_W"), users=users, **context)  # pyright: ignore[reportArgumentType]
