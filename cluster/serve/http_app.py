@@ -69,8 +69,17 @@ def request_id(request: Request) -> str:
     return cast("str", request.state.request_id)
 
 
-Served = Annotated[HttpService, Depends(served)]
-RequestId = Annotated[str, Depends(request_id)]
+# Coroutines, as FastAPI calls other dependencies in a thread, where each has to wait for the search's turn to end.
+async def _served(request: Request) -> HttpService:
+    return served(request)
+
+
+async def _request_id(request: Request) -> str:
+    return request_id(request)
+
+
+Served = Annotated[HttpService, Depends(_served)]
+RequestId = Annotated[str, Depends(_request_id)]
 
 
 def make_app(service: HttpService) -> ASGIApp:

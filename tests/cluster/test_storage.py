@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -388,9 +389,10 @@ def test_full_in_a_faulty_store_goes_on_on_another_machine_after_a_kill(
     assert there["test"] == json.loads((tmp_path / "directory/runs/tiny/metrics.json").read_text())["test"]
 
 
-def is_checkpoint_of_grpo(request: tuple[str, str]) -> bool:
-    method, path = request
-    return method in ("PUT", "POST") and "/grpo/" in path and "checkpoint_" in path
+def checkpoints_of_grpo(requests: list[tuple[str, str]]) -> set[str]:
+    """The names of the checkpoints of which something was written."""
+    written = [path for method, path in list(requests) if method in ("PUT", "POST") and "/grpo/" in path]
+    return {found[0] for path in written if (found := re.search(r"checkpoint_\d+[^/]*", path))}
 
 
 def full(config: Config, folder: Path) -> subprocess.Popen[bytes]:
