@@ -82,9 +82,11 @@ def _bodies(data: Path, most: int = 2000) -> list[dict[str, Any]]:
 
 
 def _start_ray(config: Config) -> str:
-    """Start Ray and its HTTP proxy; returns the address."""
+    """Start Ray and its HTTP proxy, as ``genrec serve`` does; returns the address."""
+    from cluster.serve.command import set_serve_variables
     from cluster.session import connect
 
+    set_serve_variables()
     connect(config)
     from ray import serve
 

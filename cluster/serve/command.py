@@ -22,9 +22,12 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 APPLICATION = "genrec"
-QUIET_SERVE = {
+SERVE_VARIABLES = {
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_SERVE_REQUEST_ID_HEADER": "x-request-id",
+    # The routes are coroutines and search in a thread of their own, so they need no other thread or loop to wait in.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
 }
 
 
@@ -67,8 +70,7 @@ def start(arguments: ServeArguments, config: Config) -> str:
     Raises:
         InputError: Ray cannot be started or joined, the port is taken, or the run fails its smoke test.
     """
-    for name, value in QUIET_SERVE.items():
-        os.environ.setdefault(name, value)
+    set_serve_variables()
     connect(config)
     from ray import serve as ray_serve
 
@@ -90,6 +92,12 @@ def start(arguments: ServeArguments, config: Config) -> str:
         raise InputError(f"the service did not start: {_reason(str(error))}") from None
     take_handlers_back()
     return f"http://{arguments.host}:{arguments.port}"
+
+
+def set_serve_variables() -> None:
+    """Set what Ray Serve reads from the environment as it is imported, where nothing else is set."""
+    for name, value in SERVE_VARIABLES.items():
+        os.environ.setdefault(name, value)
 
 
 def serve_until_interrupted(arguments: ServeArguments, config: Config) -> None:
