@@ -3,6 +3,7 @@
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +29,7 @@ from genrec.learning.rewards.read_context import read_reward_context
 from genrec.sid.train_events import TrainEvents
 
 
-def typed_log(seed: int, *, types: bool = True) -> dict[str, list[object]]:
+def typed_log(seed: int, *, types: bool = True) -> dict[str, Any]:
     """A random log with users of one event, events without a type, and splits that rise along each user's events.
 
     Some events have no split, and one user has no train target.
@@ -42,9 +43,11 @@ def typed_log(seed: int, *, types: bool = True) -> dict[str, list[object]]:
         share = place[user] / length[user]
         known = "train" if share < 0.6 and user != "u1" else "valid" if share < 0.8 else "test"
         split.append(known if rng.random() < 0.8 else None)
-    log = {name: [row[i] for row in rows] for i, name in enumerate(("user_id", "item_id", "timestamp"))}
-    log |= {"split": split}
-    return log | ({"event": rng.choice(["buy", "view", None], len(rows)).tolist()} if types else {})
+    log: dict[str, Any] = {name: [row[i] for row in rows] for i, name in enumerate(("user_id", "item_id", "timestamp"))}
+    log["split"] = split
+    if types:
+        log["event"] = [("buy", "view", None)[kind] for kind in rng.integers(0, 3, len(rows))]
+    return log
 
 
 def counted_by_hand(directory: Path, items: int) -> tuple[list[int], list[int], int, int, dict[str, int]]:
