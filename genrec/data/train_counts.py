@@ -138,7 +138,7 @@ def count_train(sequences: pa.Table, items: int) -> TrainCounts:
     return TrainCounts(
         np.bincount(items_E, minlength=items),
         np.bincount(part.items_E[part.split_E <= TRAIN], minlength=items),
-        len(np.unique(users_E)),
+        int(np.count_nonzero(np.diff(users_E, prepend=-1))),
         len(np.unique(users_E * np.int64(items) + items_E)),
         _target_types(sequences),
     )
