@@ -21,9 +21,9 @@ from benchmarks.harness import timed
 from benchmarks.loaded_policy import LoadedPolicy, drawn_queries, measured_by_softmax
 from benchmarks.tables import estimate_text, markdown
 from cluster.artifacts import Artifact
-from genrec.baselines.train_log import read_train_log
 from genrec.config import Config
 from genrec.data.readers import read_queries
+from genrec.data.train_counts import read_train_counts
 from genrec.evaluation.intervals import over_runs
 from genrec.policy.decoding.beam import Beams, Scale, beam
 from genrec.policy.decoding.sampling import unconstrained
@@ -52,7 +52,7 @@ def measure_beams(config: Config, data: Path, catalog: Path, policy: Path, out: 
     """
     loaded, width = LoadedPolicy(config, catalog, policy), max(RANKS, config.decode.width)
     scale: Scale = "vocabulary" if config.learning.sft.softmax == "vocabulary" else "trie"
-    counts_N = torch.from_numpy(read_train_log(data, len(loaded.catalog.codes_NL)).counts_N)
+    counts_N = torch.from_numpy(read_train_counts(data, len(loaded.catalog.codes_NL)).events_N)
     shares: list[dict[str, Tensor]] = []
     seconds: dict[str, list[float]] = {"trie": [], "free": []}
     queries = drawn_queries(read_queries(data, "test"), QUERIES, config.seed)

@@ -28,11 +28,11 @@ from cluster.progress import STAGE
 from cluster.train import read_summary
 from genrec.config import Config
 from genrec.data.files import write_json, write_text
-from genrec.data.readers import read_items, read_queries
+from genrec.data.readers import count_items, read_items, read_queries
+from genrec.data.train_counts import read_train_counts
 from genrec.metrics import FloatArray, IntArray
 
 if TYPE_CHECKING:
-    from genrec.baselines.train_log import TrainLog
     from genrec.inference.batch import Split
 
 LOG = logging.getLogger(__name__)
@@ -52,8 +52,8 @@ class RunScore(NamedTuple):
     scores: Path
 
 
-Answer = Callable[[Config, Path, Path, Path, "Split", Path], tuple[IntArray, "TrainLog"]]
-"""From data, catalogue, policy, split and a working directory to answers (Q, K), and the log behind them."""
+Answer = Callable[[Config, Path, Path, Path, "Split", Path], IntArray]
+"""From data, catalogue, policy, split and a working directory to answers (Q, K)."""
 
 Scores = dict[str, dict[int, RunScore]]
 """By variant and seed."""
@@ -159,32 +159,27 @@ def _score(
     from benchmarks.scores import RankingScorer
 
     items = read_items(data)
-    ranked_QK, log = answer(config, data, catalog, policy, split, out)
-    scorer = RankingScorer.of(read_queries(data, split), items, log.counts_N)
+    ranked_QK = answer(config, data, catalog, policy, split, out)
+    counts_N = read_train_counts(data, items.num_rows).events_N
+    scorer = RankingScorer.of(read_queries(data, split), items, counts_N)
     columns = {"rank": scorer.ranks(ranked_QK), "bucket": scorer.bucket_N[scorer.targets_Q]}
     pq.write_table(pa.table(columns), out / QUERIES)
     return {"scores": scorer.scores(ranked_QK)}
 
 
-def answered(
-    config: Config, data: Path, catalog: Path, policy: Path, split: Split, out: Path
-) -> tuple[IntArray, TrainLog]:
-    """A policy's own answers (Q, K) to the queries of ``split``, and the log that it learned from.
+def answered(config: Config, data: Path, catalog: Path, policy: Path, split: Split, out: Path) -> IntArray:
+    """A policy's own answers (Q, K) to the queries of ``split``.
 
     As in ``evaluate``, seen items are masked where the log never repeats. An item head has the weight of validation.
     """
-    from genrec.baselines.train_log import read_train_log
     from genrec.inference.batch import own_answering
 
-    log = read_train_log(data, read_items(data).num_rows)
-    ways = {"own": own_answering(config)}
-    found = predict(config, data, catalog, policy, out / "answers", ways, split=split, mask_seen=log.mask_seen)
-    return found["own"].items_QK, log
+    ways, masks = {"own": own_answering(config)}, read_train_counts(data, count_items(data)).mask_seen
+    found = predict(config, data, catalog, policy, out / "answers", ways, split=split, mask_seen=masks)
+    return found["own"].items_QK
 
 
-def answered_as_served(
-    config: Config, data: Path, catalog: Path, policy: Path, split: Split, out: Path
-) -> tuple[IntArray, TrainLog]:
+def answered_as_served(config: Config, data: Path, catalog: Path, policy: Path, split: Split, out: Path) -> IntArray:
     """A policy's answers (Q, K) fused with its item head and the prior, weighed as validation weighs them for it."""
     from genrec.inference.batch import Answering
 
@@ -192,7 +187,7 @@ def answered_as_served(
     predictor = PolicyPredictor(config, {"prepare": data, "assign": catalog, "policy": policy}, "policy", suite, out)
     tuned = predictor.tuned(read_queries(data, "valid"))
     way = {"served": Answering(tuned.head_weight, tuned.weight)}
-    return predictor.answers(split, way)["served"].items_QK, suite.log
+    return predictor.answers(split, way)["served"].items_QK
 
 
 def common_seeds(scores: Scores) -> list[int]:

@@ -86,8 +86,8 @@ class PrecomputedEncoder:
 
 def _measure(config: Config, reduced: Path, assigned: Path, policy: Path, out: Path) -> Mapping[str, Any]:
     from genrec.baselines.itemknn import KnnSettings
-    from genrec.baselines.train_log import read_train_log
     from genrec.data.readers import read_queries
+    from genrec.data.train_counts import read_train_counts
     from genrec.inference.batch import KnnPrior, own_answering
     from genrec.sid.catalog import Catalog
 
@@ -98,7 +98,7 @@ def _measure(config: Config, reduced: Path, assigned: Path, policy: Path, out: P
         "nearest": nearest,
         "random": _insert_random(catalog, vectors_NF, reduced, config.seed, out),
     }
-    mask_seen = read_train_log(reduced / "data", len(catalog)).mask_seen
+    mask_seen = read_train_counts(reduced / "data", len(catalog)).mask_seen
     own = own_answering(config)
     ways = {"": own, "_itemknn": replace(own, prior_weight=PRIOR_WEIGHT)}
     ranked: dict[str, IntArray] = {}

@@ -212,9 +212,11 @@ def _ndcg(stream: _TimeParts, version: _Version, seen: Appended, queries: pa.Tab
 
 
 def _search(stream: _TimeParts, seen: Appended) -> Search:
+    from genrec.baselines.train_log import train_log
     from genrec.evaluation.validate import Search
 
-    return Search.of(VALIDATION_WIDTH, seen.sequences, len(stream.rows), stream.config.data.max_history)
+    masks = train_log(seen.sequences, len(stream.rows)).mask_seen
+    return Search.of(VALIDATION_WIDTH, stream.config.data.max_history, mask_seen=masks)
 
 
 def _write(stream: _TimeParts, seen: Appended, out: Path) -> None:

@@ -25,6 +25,7 @@ from cluster.progress import STAGE
 from cluster.train import read_summary
 from genrec.config import Config
 from genrec.data.readers import read_items, read_queries
+from genrec.data.train_counts import read_train_counts
 
 if TYPE_CHECKING:
     from genrec.metrics import FloatArray
@@ -175,9 +176,9 @@ def _score(config: Config, data: Path, catalog: Path, policy: Path, out: Path) -
     from genrec.evaluation.goals import Goals
 
     items, test = read_items(data), read_queries(data, "test")
-    ranked_QK, log = answered(config, data, catalog, policy, "test", out)
+    ranked_QK = answered(config, data, catalog, policy, "test", out)
     targets_Q = test["target"].to_numpy().astype(np.int64)
-    goals = Goals(items, log.counts_N, config.rewards.settings)
+    goals = Goals(items, read_train_counts(data, items.num_rows).events_N, config.rewards.settings)
     values = goals.all_values(ranked_QK, targets_Q, test["event"].to_pylist())
     np.savez(out / VALUES, **cast("dict[str, Any]", values))
     return {"queries": len(targets_Q)}

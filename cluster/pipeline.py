@@ -127,7 +127,7 @@ STAGES: Mapping[str, Stage] = {
         Stage(
             "prepare",
             about="raw log to tables and splits",
-            writes="items.parquet, sequences/, queries/{train,valid,test}/, stats.json",
+            writes="items.parquet, sequences/, queries/{train,valid,test}/, train_counts.parquet, stats.json",
             plan=prepare.plan,
         ),
         Stage(

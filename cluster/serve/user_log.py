@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from genrec.baselines.popularity import Popularity
-from genrec.baselines.train_log import read_train_log
+from genrec.baselines.popularity import popularity_scores
 from genrec.data.readers import read_sequences
+from genrec.data.train_counts import read_train_counts
 from genrec.errors import InputError
 from genrec.metrics import FloatArray
 
@@ -53,10 +53,11 @@ class UserLog:
         return UserHistory(rows, self._listed("events", row), self._listed("times", row))
 
     def popularity(self) -> FloatArray:
-        """The scores (N,) of ``Popularity``: train events of each item; equal ones where the log has no users."""
+        """``popularity_scores`` (N,) by the train events of each item; equal ones where the log has no users."""
         if not len(self):
             return np.ones(self._items)
-        return Popularity(read_train_log(self._data, self._items)).scores_N
+        counts_N = read_train_counts(self._data, self._items).events_N
+        return popularity_scores(counts_N, counts_N)
 
     def _listed(self, column: str, row: int) -> list[Any]:
         return (self._table[column][row].as_py() or []) if column in self._table.column_names else []

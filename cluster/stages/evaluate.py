@@ -24,8 +24,9 @@ from cluster.train import read_summary
 from genrec.baselines.train_log import TRAIN_COLUMNS
 from genrec.config import Config, to_yaml
 from genrec.data.files import write_json
-from genrec.data.readers import read_items, read_queries, stream_sequences
-from genrec.data.tables import most_frequent_event, target_events
+from genrec.data.readers import count_items, read_items, read_queries, stream_sequences
+from genrec.data.tables import target_events
+from genrec.data.train_counts import read_train_counts
 from genrec.inference.run_record import RECORD
 
 if TYPE_CHECKING:
@@ -339,7 +340,7 @@ def _users(systems: Mapping[str, IntArray], test: TestData, seed: int) -> list[d
 
 def _usual_event(config: Config, data: Path) -> str | None:
     """The event type of most train targets, where the policy's prompts have event types."""
-    return most_frequent_event(read_queries(data, "train", ["event"])) if config.policy.context.is_on else None
+    return read_train_counts(data, count_items(data)).most_frequent_type if config.policy.context.is_on else None
 
 
 def _write_pointer(

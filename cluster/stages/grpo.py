@@ -167,26 +167,24 @@ def _fixed_groups(directory: Path, built: _RlParts, train: pa.Table, settings: R
 
 
 def _make_validator(spec: RunSpec, built: _RlParts) -> Validator:
-    from genrec.data.readers import read_items, read_queries, stream_sequences
+    from genrec.data.readers import read_items, read_queries
+    from genrec.data.train_counts import read_train_counts
     from genrec.evaluation.goals import Goals
     from genrec.evaluation.validate import Search, Validator
 
     config = spec.config
-    counts_N = built.reward.context.counts_N
-    if counts_N is None:
-        raise RuntimeError("the reward context was read without train counts")
-    goals = Goals(read_items(spec.data), counts_N.numpy(), config.rewards.settings)
-    sequences = stream_sequences(spec.data, ["items", "split"])
+    items = read_items(spec.data)
+    counts = read_train_counts(spec.data, items.num_rows)
     validator = Validator(
         read_queries(spec.data, "valid"),
         built.prompts,
         built.catalog.trie,
         built.accelerator,
         count=config.learning.rl.eval_queries,
-        search=Search.of(VALIDATION_WIDTH, sequences, len(built.catalog), config.data.max_history),
+        search=Search.of(VALIDATION_WIDTH, config.data.max_history, mask_seen=counts.mask_seen),
         batch_size=config.decode.batch_size,
-        train_counts_N=counts_N.numpy(),
-        goals=goals,
+        train_counts_N=counts.events_N,
+        goals=Goals(items, counts.events_N, config.rewards.settings),
         served=built.served,
     )
     validator.require(config.learning.rl.guard.metrics)

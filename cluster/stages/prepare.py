@@ -28,7 +28,7 @@ from genrec.config import Config
 from genrec.data.files import write_json, write_parquet
 from genrec.data.filters import Bools, Ints, k_core, keep_titles, users_per_item, window
 from genrec.data.partition import partition_part, read_bucket, total_counts
-from genrec.data.sequences import Numbering, Users, filter_events, read_users, sort_events, split_codes, write_users
+from genrec.data.sequences import Numbering, Users, filter_events, read_users, sort_events, split_codes, write_queries
 from genrec.data.sources import open_source
 from genrec.data.sources.source import Source, fingerprint, total_bytes
 from genrec.data.splits import Codes, Cut, cut_points
@@ -41,6 +41,7 @@ from genrec.data.statistics import (
     statistics,
 )
 from genrec.data.tables import ITEMS, same_spelling
+from genrec.data.train_counts import TRAIN_COUNTS, TrainCounts, count_train, total
 from genrec.errors import InputError
 
 LOG = logging.getLogger(__name__)
@@ -70,6 +71,10 @@ class PrepareSpec:
     def kept(self, bucket: int) -> Path:
         """A bucket's sorted and filtered events."""
         return self.scratch / "kept" / f"part-{bucket:05d}.parquet"
+
+    def counted(self, bucket: int) -> Path:
+        """The train counts of a bucket's users."""
+        return self.scratch / "train_counts" / f"part-{bucket:05d}.parquet"
 
     def alive(self, step: str) -> Bools:
         """Which items of the source's table were left after a step."""
@@ -139,6 +144,8 @@ def _prepare(spec: PrepareSpec) -> None:
     _map(spec, _writer, spec.todo("sequences/part-{:05d}.parquet"), "write sequences and queries")
     items = _final_items(catalogue, alive, survey if spec.timed else None)
     write_parquet(items, spec.folder / "items.parquet")
+    counted = (TrainCounts.read(spec.counted(bucket)) for bucket in range(spec.config.data.shards))
+    total(counted, items.num_rows).write(spec.folder / TRAIN_COUNTS)
     written = {split: _rows(spec.folder / "queries" / split) for split in survey.targets}
     write_json(statistics(survey, written, counts, left, items.num_rows), spec.folder / "stats.json")
 
@@ -325,7 +332,10 @@ def _writer(spec: PrepareSpec) -> Callable[[int], None]:
     def work(bucket: int) -> None:
         users = read_users(spec.kept(bucket), alive, data.filters.user_core, timed=spec.timed)
         codes: Codes = split_codes(users, data.split, spec.cuts)
-        write_users(users, codes, spec.numbering[bucket], data.max_history, spec.folder, bucket)
+        sequences = write_queries(users, codes, spec.numbering[bucket], data.max_history, spec.folder, bucket)
+        count_train(sequences, int(alive.sum())).write(spec.counted(bucket))
+        # Written last: it marks the bucket as done.
+        write_parquet(sequences, spec.folder / "sequences" / f"part-{bucket:05d}.parquet")
 
     return work
 

@@ -26,6 +26,7 @@ from genrec.config import Config, Tasks
 from genrec.data.files import write_json
 from genrec.data.readers import read_items, read_queries, read_sequences, read_train_queries, stream_sequences
 from genrec.data.tables import Split
+from genrec.data.train_counts import read_train_counts
 from genrec.errors import InputError
 from genrec.seeds import seed_of
 
@@ -199,8 +200,8 @@ def _validation(data: Path, max_history: int, items: int) -> tuple[pa.Table, Sea
     """The validation queries and how they are searched."""
     from genrec.evaluation.validate import Search
 
-    sequences = stream_sequences(data, ["items", "split"])
-    return read_queries(data, "valid"), Search.of(VALIDATION_WIDTH, sequences, items, max_history)
+    masks = read_train_counts(data, items).mask_seen
+    return read_queries(data, "valid"), Search.of(VALIDATION_WIDTH, max_history, mask_seen=masks)
 
 
 def learns_tasks(config: Config) -> bool:

@@ -27,7 +27,8 @@ from genrec.data.columns import CATALOG
 from genrec.data.content import content_digest
 from genrec.data.files import write_json
 from genrec.data.new_events import Appended, read_new_log
-from genrec.data.readers import read_items, read_queries, read_train_queries, stream_sequences
+from genrec.data.readers import read_items, read_queries, read_train_queries
+from genrec.data.train_counts import read_train_counts
 from genrec.errors import InputError
 from genrec.evaluation.validate import Search
 from genrec.inference.catalog_view import CatalogView
@@ -136,8 +137,8 @@ def _update(run: RunRecord, events: pa.Table, out: Path) -> Mapping[str, Any]:
 
 
 def _search(run: RunRecord, items: int) -> Search:
-    sequences = stream_sequences(run.data, ["items", "split"])
-    return Search.of(VALIDATION_WIDTH, sequences, items, run.config.data.max_history)
+    masks = read_train_counts(run.data, items).mask_seen
+    return Search.of(VALIDATION_WIDTH, run.config.data.max_history, mask_seen=masks)
 
 
 def _tell(new: Appended) -> None:

@@ -13,6 +13,7 @@ from genrec.data.files import link_file, write_json, write_parquet
 from genrec.data.new_events import Appended, append_events
 from genrec.data.readers import query_files, read_items, read_queries, read_sequences, read_stats
 from genrec.data.tables import SPLITS
+from genrec.data.train_counts import write_train_counts
 from genrec.inference.catalog_view import CatalogView
 from genrec.inference.run_record import RunRecord
 
@@ -46,6 +47,7 @@ def write_update_data(run: RunRecord, new: Appended, view: CatalogView, added: l
             write_parquet(fresh, out / "queries" / split / f"{NEW}-{len(files):05d}.parquet")
     write_parquet(new.sequences, out / "sequences" / "part-00000.parquet")
     write_parquet(_items(read_items(run.data), view, added), out / "items.parquet")
+    write_train_counts(out)
     write_json(_stats(read_stats(run.data), new), out / "stats.json")
 
 

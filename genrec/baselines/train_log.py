@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from genrec.data.readers import STREAM_ROWS, stream_sequences
+from genrec.data.train_counts import repeat_share
+from genrec.data.train_part import flat_column, train_part
 from genrec.errors import InputError
 from genrec.metrics import IntArray
-
-CONTEXT, TRAIN = 0, 1
 
 TRAIN_COLUMNS = ("items", "split", "times")
 """Columns of sequences that ``train_log`` reads."""
@@ -50,8 +50,7 @@ class TrainLog:
         if self.items_E.size == 0:
             return 0.0
         users = int(np.count_nonzero(np.diff(self.users_E))) + 1
-        targets = self.items_E.size - users
-        return (self.items_E.size - self._distinct()) / targets if targets else 0.0
+        return repeat_share(self.items_E.size, self._distinct(), users)
 
     @property
     def mask_seen(self) -> bool:
@@ -101,26 +100,15 @@ def _train_events(
     sequences: pa.Table, first_user: int, n_items: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
     """Items, users and times (E,) of the train events of some users."""
-    items_E, lengths_U = _flat(sequences, "items")
-    split_E, split_lengths_U = _flat(sequences, "split")
-    if not np.array_equal(lengths_U, split_lengths_U):
-        raise InputError("sequences: the columns items and split differ in length; run `genrec prepare` again")
-    users_E = np.repeat(np.arange(len(lengths_U)), lengths_U)
-    position_E = np.arange(len(items_E)) - np.repeat(np.cumsum(lengths_U) - lengths_U, lengths_U)
-    last_U = np.full(len(lengths_U), -1)
-    is_train_E = split_E == TRAIN
-    np.maximum.at(last_U, users_E[is_train_E], position_E[is_train_E])
-    keep_E = (position_E <= last_U[users_E]) & (split_E <= TRAIN)
-    low, high = int(items_E.min(initial=0)), int(items_E.max(initial=0))
-    if low < 0 or high >= n_items:
-        raise InputError(f"sequences hold item {low if low < 0 else high}; the catalogue has rows 0 to {n_items - 1}")
-    times_E = _flat(sequences, "times")[0] if "times" in sequences.column_names else position_E
-    return items_E[keep_E].astype(np.int32), (users_E[keep_E] + first_user).astype(np.int32), times_E[keep_E]
+    part = train_part(sequences, n_items)
+    times_E = flat_column(sequences, "times")[0] if "times" in sequences.column_names else part.position_E
+    keep_E = part.is_train_E
+    return part.items_E[keep_E].astype(np.int32), (part.users_E[keep_E] + first_user).astype(np.int32), times_E[keep_E]
 
 
 def recent_history(queries: pa.Table, max_history: int) -> NDArray[np.int64]:
     """The ``history`` column as ``recent_QH``: at most ``max_history`` items, newest first, padded with -1."""
-    items_E, lengths_Q = _flat(queries, "history")
+    items_E, lengths_Q = flat_column(queries, "history")
     ends_Q = np.cumsum(lengths_Q)
     index_QH = ends_Q[:, None] - 1 - np.arange(max_history)[None, :]
     inside_QH = np.arange(max_history)[None, :] < lengths_Q[:, None]
@@ -136,15 +124,3 @@ def newest_first(histories: Sequence[Sequence[int]], length: int) -> NDArray[np.
         last = history[::-1][:length]
         recent_QH[row, : len(last)] = last
     return recent_QH
-
-
-def _flat(table: pa.Table, column: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The concatenated values of a list column, and the length of each row."""
-    if column not in table.column_names:
-        raise InputError(f"got the columns {table.column_names}, wanted {column!r}; run `genrec prepare` again")
-    lists = table.column(column).combine_chunks()
-    array = cast("pa.ListArray", lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists)
-    offsets = array.offsets.to_numpy(zero_copy_only=False)
-    if array.null_count or array.flatten().null_count:
-        raise InputError(f"the column {column!r} holds nulls; every row needs its {column}")
-    return array.flatten().to_numpy(zero_copy_only=False).astype(np.int64), np.diff(offsets).astype(np.int64)

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from genrec.data.files import link_file, write_parquet
 from genrec.data.readers import query_files, read_queries, read_sequences
+from genrec.data.train_counts import write_train_counts
 from genrec.errors import InputError
 from genrec.metrics import IntArray
 from genrec.seeds import generator_of
@@ -43,4 +44,5 @@ def write_fold_data(source: Path, out: Path, fold: int, count: int, seed: int) -
     others = [file for split in ("valid", "test") for file in query_files(source, split)]
     for file in (source / "items.parquet", source / "stats.json", *others):
         link_file(file, out / file.relative_to(source))
+    write_train_counts(out)
     return len(users)

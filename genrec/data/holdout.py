@@ -21,6 +21,7 @@ from genrec.data.arrow import pc
 from genrec.data.files import write_json, write_parquet
 from genrec.data.readers import read_items, read_queries, read_sequences
 from genrec.data.tables import ITEMS, SEQUENCES, SPLITS
+from genrec.data.train_counts import write_train_counts
 from genrec.errors import InputError
 
 Ints = NDArray[np.int64]
@@ -73,6 +74,7 @@ def hold_out(data: Path, held: Ints, out: Path) -> dict[str, Any]:
     write_parquet(ordered.slice(kept), out / "held.parquet")
     write_json(counts, out / "data" / "stats.json")
     write_parquet(ordered.slice(0, kept), out / "data" / "items.parquet")
+    write_train_counts(out / "data")
     return counts
 
 

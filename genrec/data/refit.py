@@ -14,6 +14,7 @@ import pyarrow as pa
 from genrec.data.files import link_file, write_parquet
 from genrec.data.readers import read_queries, read_sequences
 from genrec.data.tables import QUERIES, QUERY_CONTEXT, SEQUENCES, SPLIT_CODES
+from genrec.data.train_counts import write_train_counts
 from genrec.errors import InputError
 
 COPIED = ("items.parquet", "stats.json")
@@ -39,6 +40,7 @@ def write_refit_data(source: Path, out: Path) -> None:
     write_parquet(refit_sequences(read_sequences(source)), out / "sequences" / "part-00000.parquet")
     for name in COPIED:
         link_file(source / name, out / name)
+    write_train_counts(out)
 
 
 def refit_sequences(sequences: pa.Table) -> pa.Table:

@@ -145,15 +145,14 @@ class Numbering:
         return np.arange(len(users.item_E), dtype=np.int64) + self.first_event
 
 
-def write_users(
+def write_queries(
     users: Users, codes_E: Codes, numbering: Numbering, max_history: int, folder: Path, bucket: int
-) -> dict[str, int]:
-    """Write a bucket's query files and, last, its sequence file, which marks the bucket as done; returns row counts.
+) -> pa.Table:
+    """Write a bucket's query files, and return its sequences.
 
     Each query is compared with its user's sequence first: a leak of the future is an error of the program.
     """
     name = f"part-{bucket:05d}.parquet"
-    counts = {}
     sequences = sequence_table(users, codes_E, numbering.first_user)
     for split in SPLITS:
         chosen = np.flatnonzero(codes_E == SPLIT_CODES[split])
@@ -165,9 +164,7 @@ def write_users(
         if wrong:
             raise RuntimeError(f"{wrong} {split} queries do not fit the sequences of their users: please report this")
         write_parquet(queries, folder / "queries" / split / name)
-        counts[split] = len(chosen)
-    write_parquet(sequences, folder / "sequences" / name)
-    return counts
+    return sequences
 
 
 def query_table(users: Users, target_Q: Ints, numbering: Numbering, max_history: int) -> pa.Table:

@@ -3,6 +3,7 @@
     items.parquet               one row per item; row i is item i everywhere in genrec
     sequences/part-*.parquet    one row per user, oldest event first; each user is in one part
     queries/{train,valid,test}/part-*.parquet   one row per query: predict the target from the history
+    train_counts.parquet        train events of each item (``genrec.data.train_counts``)
     stats.json                  counts
 
 Only these tables hold the ids of the source (strings); everything else uses item rows 0 … N - 1.
@@ -98,12 +99,6 @@ def target_events(queries: pa.Table) -> list[str | None]:
     """The event type of each query's target; empty where none is known."""
     events = queries["event"]
     return [] if events.null_count == len(events) else events.to_pylist()
-
-
-def most_frequent_event(queries: pa.Table) -> str | None:
-    """The event type of most targets, the first by name of several; None where none is known."""
-    counts = pc.value_counts(queries["event"].drop_null()).to_pylist()
-    return min(counts, key=lambda one: (-one["counts"], one["values"]))["values"] if counts else None
 
 
 def validate_items(table: pa.Table) -> None:

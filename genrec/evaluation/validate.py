@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from genrec import metrics
 from genrec.baselines.buckets import popularity_bucket
-from genrec.baselines.train_log import newest_first, train_log
+from genrec.baselines.train_log import newest_first
 from genrec.data.tables import to_queries
 from genrec.errors import InputError
 from genrec.evaluation.goals import Goals
@@ -39,9 +39,9 @@ class Search:
     masked: int = 0
 
     @staticmethod
-    def of(width: int, sequences: pa.Table | Iterable[pa.Table], n_items: int, max_history: int) -> Search:
-        """``width`` items, and seen ones masked where the evaluation of these ``sequences`` masks them."""
-        return Search(width, max_history if train_log(sequences, n_items).mask_seen else 0)
+    def of(width: int, max_history: int, *, mask_seen: bool) -> Search:
+        """``width`` items, without those of the history where ``mask_seen``, as the evaluation decides by the log."""
+        return Search(width, max_history if mask_seen else 0)
 
 
 def ranked_items(

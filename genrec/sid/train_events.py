@@ -16,6 +16,7 @@ import pyarrow as pa
 from genrec.data.arrow import one_array, pc
 from genrec.data.readers import stream_sequences
 from genrec.data.tables import SPLIT_CODES
+from genrec.data.train_counts import read_train_counts
 from genrec.sid.vectors import Longs
 
 TRAIN = (SPLIT_CODES["first"], SPLIT_CODES["train"])
@@ -29,13 +30,13 @@ Part = tuple[IntArray, IntArray]
 class TrainEvents:
     """The train events of sequences, which are read anew, a part at a time, whenever they are iterated over."""
 
-    def __init__(self, tables: Callable[[], Iterable[pa.Table]]) -> None:
-        self._tables = tables
+    def __init__(self, tables: Callable[[], Iterable[pa.Table]], data: Path | None = None) -> None:
+        self._tables, self._data = tables, data
 
     @classmethod
     def read(cls, data: Path) -> TrainEvents:
         """Those of a data directory."""
-        return cls(partial(stream_sequences, data, ("items", "split")))
+        return cls(partial(stream_sequences, data, ("items", "split")), data)
 
     @classmethod
     def of(cls, sequences: pa.Table) -> TrainEvents:
@@ -50,7 +51,9 @@ class TrainEvents:
             yield pc.list_flatten(lists).to_numpy()[train], users_E
 
     def counts(self, items: int) -> Longs:
-        """Train events per item, (N,)."""
+        """Train events per item, (N,); those of a data directory were counted when it was written."""
+        if self._data is not None:
+            return read_train_counts(self._data, items).first_or_train_N
         counts_N = np.zeros(items, np.int64)
         for items_E, _ in self:
             np.add.at(counts_N, items_E, 1)

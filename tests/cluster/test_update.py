@@ -17,10 +17,12 @@ from support.synthetic import chain_shop, random_catalog, small_policy, tiny_con
 
 import genrec
 from cluster.update.run_update import roll_back, update_run
+from genrec.baselines.train_log import read_train_log
 from genrec.config import Update
 from genrec.data.new_events import append_events
 from genrec.data.readers import read_items
 from genrec.data.tables import SEQUENCES
+from genrec.data.train_counts import read_train_counts
 from genrec.errors import InputError
 from genrec.learning.sft.batches import Rows
 from genrec.learning.update.drift_loss import DriftLoss, kl_divergence
@@ -115,6 +117,9 @@ def test_an_update_inserts_items_and_learns_from_their_events(
     assert len(run.view.ids) == 26 and run.view.titles[24:] == fresh["title"]
     # ItemKNN has counted the new items, so what follows the one before is the new one.
     assert "new1" in [found.id for found in run.recommend(["i1", "i2"], k=3)]
+    counts, log = read_train_counts(run.run.data, 26), read_train_log(run.run.data, 26)
+    assert counts.events_N.tolist() == log.counts_N.tolist() and all(counts.events_N[24:] > 0)
+    assert (counts.users, counts.repeat_share) == (60, log.repeat_share)
     as_assigned = genrec.load(storage / "runs" / "tiny", live=False)
     assert len(as_assigned.recommend(["i1", "i2"], k=30)) == 24
 

@@ -9,7 +9,8 @@ from support.data_worlds import run_prepare, write_world
 from genrec.data.holdout import hold_out
 from genrec.data.readers import read_items, read_queries, read_sequences
 from genrec.data.refit import write_refit_data
-from genrec.data.tables import contexts, most_frequent_event, to_queries
+from genrec.data.tables import contexts, to_queries
+from genrec.data.train_counts import read_train_counts
 from genrec.types import NO_CONTEXT, HistoryContext
 
 LOG = {
@@ -45,7 +46,7 @@ def test_queries_have_those_of_their_history_and_of_their_target(data: Path) -> 
     assert (test["event"], test["value"]) == ("view", 1.0)
     queries = {query.id: query for query in to_queries(read_queries(data, "test"))}
     assert queries[test["id"]].context == HistoryContext(("buy", "buy", None), (10, 25, 25), "view")
-    assert most_frequent_event(read_queries(data, "train")) == "buy"
+    assert read_train_counts(data, 4).most_frequent_type == "buy"
 
 
 def test_a_log_without_types_has_none_in_its_tables(tmp_path: Path) -> None:
@@ -53,7 +54,7 @@ def test_a_log_without_types_has_none_in_its_tables(tmp_path: Path) -> None:
     out = run_prepare(tmp_path / "data", write_world(tmp_path / "in", plain), "data.max_history=3")
     queries = read_queries(out, "train")
     assert queries["events"].null_count == queries["values"].null_count == queries.num_rows
-    assert most_frequent_event(queries) is None
+    assert read_train_counts(out, 4).most_frequent_type is None
     assert all(not one.events and one.times and one.wanted is None for one in contexts(queries))
     assert contexts(queries.select(["id", "history"])) == [NO_CONTEXT] * queries.num_rows
 

@@ -9,6 +9,7 @@ from support.synthetic import random_catalog, small_policy
 from genrec import metrics
 from genrec.baselines.train_log import recent_history
 from genrec.baselines.tuning import fit_baselines
+from genrec.data.train_counts import count_train
 from genrec.evaluation.validate import Search, ranked_items
 from genrec.inference.batch import without_seen
 from genrec.inference.prior import RankedItems
@@ -26,7 +27,7 @@ def sequences(items: list[list[int]]) -> pa.Table:
 def test_seen_items_are_masked_exactly_where_the_evaluation_masks_them(repeats: bool) -> None:
     log = sequences([[i, i + 1, i + 2, *([i] if repeats else [])] for i in range(20)])
     valid = pa.table({"history": [[1, 2]], "target": [3]})
-    search = Search.of(10, log, 40, HISTORY)
+    search = Search.of(10, HISTORY, mask_seen=count_train(log, 40).mask_seen)
     assert (search.masked > 0) == (not repeats) == fit_baselines(log, valid, 40, HISTORY).mask_seen
     catalog = random_catalog(40, (5, 5, 5))
     policy, prompts = small_policy(catalog)

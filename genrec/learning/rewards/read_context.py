@@ -15,9 +15,10 @@ from torch import Tensor
 
 from genrec.baselines.buckets import BUCKETS, popularity_bucket
 from genrec.baselines.itemknn import ItemKNN, cross_fitted
-from genrec.baselines.train_log import TrainLog, read_train_log
+from genrec.baselines.train_log import read_train_log
 from genrec.config import RewardSettings
 from genrec.data.readers import read_items, read_queries, read_sequences
+from genrec.data.train_counts import read_train_counts
 from genrec.data.worth import worth_of
 from genrec.errors import InputError
 from genrec.learning.rewards import FutureItems, RewardContext
@@ -52,19 +53,19 @@ def read_reward_context(
             without vectors, vectors of another catalogue, or a ``value_column`` that does not fit (``worth_of``).
     """
     items = read_items(data)
-    log = read_train_log(data, items.num_rows)
+    counts_N = read_train_counts(data, items.num_rows).events_N
     needs_future = bool(FUTURE & set(terms)) or (settings.ground_truth == "future" and bool(HITS & set(terms)))
-    bucket_N = torch.from_numpy(popularity_bucket(log.counts_N))
+    bucket_N = torch.from_numpy(popularity_bucket(counts_N))
     return RewardContext(
         codes_NL,
         [path[-1] if path else "" for path in items["categories"].to_pylist()],
         settings,
-        counts_N=torch.from_numpy(log.counts_N),
+        counts_N=torch.from_numpy(counts_N),
         future_items=_future_items(read_queries(data, "train", FUTURE_COLUMNS), terms, settings)
         if needs_future
         else None,
         vectors_ND=_vectors(vectors, items.num_rows) if {"semantic", "distance"} & set(terms) else None,
-        neighbours=_neighbours(data, log) if "collaborative" in terms else None,
+        neighbours=_neighbours(data, items.num_rows) if "collaborative" in terms else None,
         buckets={name: bucket_N == number for number, name in enumerate(BUCKETS)},
         worth_N=torch.from_numpy(worth_of(items, settings.value_column)).float() if settings.value_column else None,
     )
@@ -91,8 +92,9 @@ class Neighbours:
         return torch.from_numpy(scores_N[items_G.clamp(min=0).numpy()] / (best if best > 0 else 1.0)).float()
 
 
-def _neighbours(data: Path, log: TrainLog) -> Neighbours:
-    return Neighbours(cross_fitted(log, read_sequences(data, ["user"])["user"].to_numpy() % FOLDS, FOLDS))
+def _neighbours(data: Path, items: int) -> Neighbours:
+    fold_U = read_sequences(data, ["user"])["user"].to_numpy() % FOLDS
+    return Neighbours(cross_fitted(read_train_log(data, items), fold_U, FOLDS))
 
 
 def _future_items(queries: pa.Table, terms: Collection[str], settings: RewardSettings) -> FutureItems:
