@@ -1,5 +1,6 @@
 """Clusters that grow and shrink during a run: workers and rollout actors come and go, and results stay the same."""
 
+import json
 import os
 import subprocess
 import sys
@@ -141,6 +142,39 @@ cluster.shutdown()
 )
 
 
+FULL = (
+    START
+    + """
+import os, subprocess
+
+def full(folder, *more):
+    folder.mkdir()
+    command = [sys.executable, "-m", "workflows.full", sys.argv[1], f"storage={folder}/storage", *more]
+    with (folder / "log").open("wb") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "RAY_ADDRESS": cluster.address})
+
+def wait_for(text, run, log):
+    deadline = time.monotonic() + 300
+    while text not in log.read_text():
+        assert run.poll() is None and time.monotonic() < deadline, log.read_text()[-2000:]
+        time.sleep(0.2)
+
+third = cluster.add_node(**nodes)
+place = Path(sys.argv[2])
+run = full(place / "three")
+wait_for("[grpo] step", run, place / "three" / "log")
+cluster.remove_node(third, allow_graceful=False)
+cluster.add_node(**nodes)
+assert run.wait() == 0, (place / "three" / "log").read_text()[-3000:]
+one = full(place / "one", "compute.workers=0", "compute.rollout_actors=0", "compute.data_actors=0")
+assert one.wait() == 0, (place / "one" / "log").read_text()[-3000:]
+print("both ended")
+ray.shutdown()
+cluster.shutdown()
+"""
+)
+
+
 def run(script: str, config: Path, *paths: Path) -> str:
     """What a script printed that has a Ray of its own, as ``Cluster`` ends every Ray of its process."""
     file = config.with_name("script.py")
@@ -174,3 +208,21 @@ def test_workers_join_and_leave_and_training_goes_on_from_the_last_checkpoint(tm
     config = tiny_config(tmp_path / "storage", shop, "learning.rl.queries=12", *keys)
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert "went on [2, 3, 2]" in run(LEARNERS, tmp_path / "config.yaml", tmp_path / "out")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_full_on_three_nodes_that_loses_one_and_gains_one_gives_the_tables_of_one_process(tmp_path: Path) -> None:
+    shop = chain_shop(tmp_path / "shop")
+    keys = ["compute.workers=1", "compute.rollout_actors=2", "compute.data_actors=1", "compute.in_process_below_mb=0"]
+    keys += ["compute.worker_cpus=1", "compute.rollout_cpus=0.5", "compute.data_cpus=0.5", "compute.max_failures=3"]
+    keys += ["learning.rl.steps=12", "data.shards=4", "policy.dropout=0.0"]
+    (tmp_path / "config.yaml").write_text(to_yaml(tiny_config(tmp_path / "storage", shop, *keys)))
+    assert "both ended" in run(FULL, tmp_path / "config.yaml", tmp_path)
+    three, one = (tmp_path / name / "storage" for name in ("three", "one"))
+    tables = [json.loads((storage / "runs/tiny/metrics.json").read_text()) for storage in (three, one)]
+    for name in ("model", "sft", "sid_path", "baselines", "spread"):
+        assert tables[0][name] == tables[1][name], name
+    weights = [next(storage.glob("grpo/*/policy.safetensors")).read_bytes() for storage in (three, one)]
+    assert weights[0] == weights[1]

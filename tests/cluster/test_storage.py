@@ -386,7 +386,9 @@ def test_full_in_a_faulty_store_goes_on_on_another_machine_after_a_kill(
     kept = {name.removeprefix("genrec/") for name in s3.names("genrec/runs/tiny/")}
     assert "runs/tiny/metrics.json" in kept, sorted(kept)
     there = json.loads(s3.client.get_object(Bucket=BUCKET, Key="genrec/runs/tiny/metrics.json")["Body"].read())
-    assert there["test"] == json.loads((tmp_path / "directory/runs/tiny/metrics.json").read_text())["test"]
+    here = json.loads((tmp_path / "directory/runs/tiny/metrics.json").read_text())
+    for name in ("model", "sft", "sid_path", "baselines", "spread"):
+        assert there[name] == here[name], name
 
 
 def checkpoints_of_grpo(requests: list[tuple[str, str]]) -> set[str]:
