@@ -10,7 +10,7 @@ with a score. p_policy is 0 for an item that the policy did not score.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +29,20 @@ POWERS = (0.5, 1.0, 1.5, 2.0)
 class RankedItems:
     """K candidates per query: item rows (Q, K), padded with -1, and the log-probabilities (Q, K) of their SIDs.
 
-    ``head_QK``: those of the items by the policy's item head, where it took part in the search.
+    ``head_QK``: those of the items by the policy's item head, where it took part in the search; ``value_QK``: what a
+    value network adds, likewise.
     """
 
     items_QK: IntArray
     logp_QK: FloatArray
     head_QK: FloatArray | None = None
+    value_QK: FloatArray | None = None
+
+    def valued(self, weight: float) -> RankedItems:
+        """The same candidates in the same order with log p_sid + ``weight`` · log σ(V) in place of log p_sid."""
+        if self.value_QK is None or not weight:
+            return self
+        return replace(self, logp_QK=self.logp_QK + weight * self.value_QK)
 
     def weighed(self, head_weight: float) -> FloatArray:
         """log p_sid + ``head_weight`` · log p_head of each candidate, (Q, K); -inf at empty ones."""
