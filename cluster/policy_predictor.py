@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from genrec.inference.batch import Answering, Split
     from genrec.inference.prior import RankedItems
     from genrec.metrics import FloatArray, IntArray
+
+LOG = logging.getLogger(__name__)
 
 PRIOR_WEIGHT = 1.0
 """Of ItemKNN in the search whose candidates the weights are tuned on."""
@@ -128,8 +131,12 @@ class PolicyPredictor:
             return plain
         tried = [replace(plain, value=0.0)]
         for weight in VALUE_WEIGHTS[1:]:
-            fused = self._fused([one.valued(weight) for one in (*steered, *unsteered)], targets_Q, recent_QH)
+            fused = self._fused([*steered, *unsteered], targets_Q, recent_QH, weight)
             tried.append(replace(fused, alone=plain.alone, value=weight))
+        LOG.info(
+            "value network: NDCG@10 on validation by its weight: %s",
+            ", ".join(f"{one.value:g}: {one.ndcg:.4f}" for one in tried),
+        )
         best = max(tried, key=lambda one: one.ndcg or 0.0)
         return replace(best, ndcg_without=plain.ndcg)
 
@@ -141,12 +148,15 @@ class PolicyPredictor:
         config = self._config
         return _grid(config.decode.head_weight, HEAD_WEIGHTS) if config.policy.items.head else (0.0,)
 
-    def _fused(self, candidates: Sequence[RankedItems], targets_Q: IntArray, recent_QH: IntArray) -> TunedSearch:
+    def _fused(
+        self, found: Sequence[RankedItems], targets_Q: IntArray, recent_QH: IntArray, value_weight: float = 0.0
+    ) -> TunedSearch:
         """The best weights of item head and prior for the candidates of some searches; a mixture is of the first's."""
         from genrec.inference.fusion import PRIOR_WEIGHTS, tune_fusion
         from genrec.inference.prior import WEIGHTS, tune_weight
 
         decode, head_weights = self._config.decode, self._head_weights
+        candidates = [one.valued(value_weight) for one in found]
         alone = tune_fusion(candidates, targets_Q, head_weights=head_weights)
         if decode.prior == "none":
             return TunedSearch(alone.head_weight, alone.head_weight, ndcg=alone.ndcg)
@@ -155,7 +165,7 @@ class PolicyPredictor:
             both = tune_fusion(candidates, targets_Q, self._prior_log(candidates, recent_QH), **weights)
             chosen = (both.head_weight, decode.prior, both.prior_weight)
             return TunedSearch(alone.head_weight, *chosen, ndcg=both.ndcg)
-        policy, scores = candidates[0].fused(alone.head_weight), self._suite.scores(recent_QH)
+        policy, scores = found[0].fused(alone.head_weight, value_weight), self._suite.scores(recent_QH)
         mixed = tune_weight(
             policy.items_QK, policy.logp_QK, scores, targets_Q, weights=_grid(decode.prior_weight, WEIGHTS)
         )
@@ -179,8 +189,7 @@ class PolicyPredictor:
         found = self.answers("test", all_ways)
         model = found.pop("model", found[OWN])
         if tuned.kind == "itemknn" and tuned.weight:
-            valued = model.valued(tuned.value or 0.0)
-            return found, self._mixed(valued.fused(tuned.head_weight), recent_QH, tuned)
+            return found, self._mixed(model.fused(tuned.head_weight, tuned.value or 0.0), recent_QH, tuned)
         return found, model.items_QK
 
     def _mixed(self, policy: RankedItems, recent_QH: IntArray, tuned: TunedSearch) -> IntArray:

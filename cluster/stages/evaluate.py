@@ -54,7 +54,7 @@ def plan(run: StageRun) -> Plan:
     """Test the policies among the inputs ("sft", and "grpo" when it ran); fills the directory with the report."""
     config = run.config
     settings = {
-        "decode": config.decode.result_settings(),
+        "decode": config.decode.search_settings(),
         "evaluation": config.evaluation.result_settings(),
         "values": config.rewards.settings.result_settings(),
         "counted": config.baselines.counted,

@@ -49,7 +49,7 @@ def value_loop(spec: RunSpec) -> None:
     config = spec.config
     configure_process(config)
     from genrec.inference.batch import own_answering
-    from genrec.learning.node_values import train_node_values
+    from genrec.learning.value_training import train_node_values
 
     device = make_accelerator(config).device
     policy, prompts, catalog = spec.build()

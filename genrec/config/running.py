@@ -50,9 +50,9 @@ class Decode(Section):
             raise ValueError(f"decode.prior_weight={self.prior_weight:g} must lie in [0, 1] for prior={self.prior}")
         return self
 
-    def result_settings(self) -> dict[str, Any]:
-        """As of every section; ``value`` counts only where it is on, so that earlier results keep their keys."""
-        settings = super().result_settings()
+    def search_settings(self) -> dict[str, Any]:
+        """``result_settings``, and ``value`` only where it is on: results from before there was one keep their keys."""
+        settings = self.result_settings()
         return settings if self.value else {name: one for name, one in settings.items() if name != "value"}
 
 

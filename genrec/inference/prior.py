@@ -50,11 +50,15 @@ class RankedItems:
             return self.logp_QK
         return self.logp_QK + head_weight * np.where(self.items_QK >= 0, self.head_QK, 0.0)
 
-    def fused(self, head_weight: float) -> RankedItems:
-        """The same candidates, best first by log p_sid + ``head_weight`` · log p_head, as shares of their total."""
-        if self.head_QK is None or not head_weight:
+    def fused(self, head_weight: float, value_weight: float = 0.0) -> RankedItems:
+        """The same candidates, best first by log p_sid + ``head_weight`` · log p_head + ``value_weight`` · log σ(V).
+
+        Their log-probabilities are then those of shares of their total.
+        """
+        valued = self.valued(value_weight)
+        if valued is self and (self.head_QK is None or not head_weight):
             return self
-        score_QK = self.weighed(head_weight)
+        score_QK = valued.weighed(head_weight)
         largest_Q1 = score_QK.max(axis=1, keepdims=True, initial=-np.inf)
         score_QK = score_QK - np.where(np.isfinite(largest_Q1), largest_Q1, 0.0)
         score_QK = score_QK - np.log(np.exp(score_QK).sum(axis=1, keepdims=True).clip(min=1e-300))

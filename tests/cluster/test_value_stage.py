@@ -1,4 +1,4 @@
-"""decode.value from end to end: the stage, its weight, the report; what it is refused for; off, nothing of it exists."""
+"""decode.value from end to end: the stage, its weight, the report; what is refused; off, nothing of it exists."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from cluster.artifacts import Artifact
 from cluster.pipeline import STAGES, stages_needed
 from cluster.policy_predictor import PolicyPredictor, TunedSearch, tuned_baselines
 from cluster.stages.value import SUMMARY
+from genrec.baselines.train_log import recent_history
 from genrec.config import Config, Decode
 from genrec.data.readers import read_queries
 from genrec.errors import InputError
@@ -64,14 +65,10 @@ def test_a_search_with_a_weight_answers_the_test_with_it(
 ) -> None:
     other = config.replace({"decode.prior": prior})
     inputs = {name: made(config, name) for name in ("prepare", "assign", "grpo", "value")}
-    suite = tuned_baselines(other, inputs["prepare"].path)
-    predictor = PolicyPredictor(other, inputs, "grpo", suite, tmp_path)
-    tuned = predictor.tuned(read_queries(inputs["prepare"].path, "valid"))
-    assert tuned.kind == (prior if prior != "none" else "none") and tuned.ndcg is not None
+    tuned = predictor_at(other, inputs, tmp_path).tuned(read_queries(inputs["prepare"].path, "valid"))
+    assert tuned.kind == prior and tuned.ndcg is not None
     assert tuned.ndcg_without is not None and tuned.ndcg >= tuned.ndcg_without
     test = read_queries(inputs["prepare"].path, "test")
-    from genrec.baselines.train_log import recent_history
-
     recent_QH = recent_history(test, other.data.max_history)
     answers = [
         predictor_at(other, inputs, tmp_path / str(weight)).tested(replace(tuned, value=weight), recent_QH)
@@ -110,7 +107,7 @@ def test_off_it_leaves_no_trace(config: Config) -> None:
     off = config.replace({"decode.value": False})
     assert "value" not in [stage.name for stage in stages_needed(off, "evaluate")]
     assert "value" in [stage.name for stage in stages_needed(config, "evaluate")] and "value" in STAGES
-    assert "value" not in Decode().result_settings() and Decode(value=True).result_settings()["value"] is True
+    assert "value" not in Decode().search_settings() and Decode(value=True).search_settings()["value"] is True
     assert "value_weight" not in TunedSearch(1.0, 1.0).as_json() and Answering().value_weight is None
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -25,9 +25,6 @@ from genrec.policy.decoding.tree import MergedNodes, merge_nodes, node_mask
 from genrec.policy.decoding.trie_masks import LeafMasks
 from genrec.policy.model import Policy
 from genrec.sid.trie import CompleteTrie, Trie
-
-if TYPE_CHECKING:
-    from genrec.policy.decoding.node_values import ValueGuide
 
 HEAD_WEIGHT = 1.0
 """Weight of a policy's item head in a search as long as nothing tuned it."""
@@ -60,6 +57,23 @@ class Chosen(NamedTuple):
     parents_BW: Tensor
     codes_BW: Tensor
     real_BW: Tensor
+
+
+class Guide(Protocol):
+    """What steers one search by the states of its prefixes, such as ``node_values.ValueGuide``.
+
+    ``log_value_BW``: what it said of each beam that was chosen last.
+    """
+
+    log_value_BW: Tensor
+
+    def added(self, frontier: Frontier) -> Tensor:
+        """What the search adds to the log-probability (B, W, K) of the children of the frontier; finite everywhere."""
+        ...
+
+    def follow(self, chosen: Chosen) -> None:
+        """Be told which children were chosen."""
+        ...
 
 
 Choose = Callable[[Frontier], Chosen]
@@ -115,7 +129,7 @@ def beam(
     scale: Scale = "trie",
     prior: NodePrior | None = None,
     head_weight: float = 0.0,
-    guide: ValueGuide | None = None,
+    guide: Guide | None = None,
     prefilled: Prefilled | None = None,
     pick_from: Pick | None = None,
 ) -> Beams:
@@ -132,7 +146,7 @@ def beam(
         scale: over what each step's softmax runs.
         prior: item scores that guide the search at every level; the returned log-probabilities are the policy's alone.
         head_weight: of the policy's item head, which guides the search in the same way; 0 leaves it out.
-        guide: a value network for this search, which guides it in the same way, for ``scale="trie"``.
+        guide: such as a value network for this search, which guides it in the same way, for ``scale="trie"``.
         prefilled: the prompts after their forward pass, if it was made already, as by a ``PromptCache``; the search
             uses it up.
         pick_from: how each level's beams are chosen; without, the most probable ones.

@@ -17,7 +17,8 @@ without a forward pass more. With e_c the policy's own output row of code c,
 α, β, U, D and b of the node's level. It begins as the policy's own estimate, α = 1, β = 0 and U = 0. A node whose
 parent has one item under it stands for the same item, and has its parent's value.
 
-Several members of one shape learn beside each other, each without a part of the users: ``genrec.learning.node_values``.
+Several members of one shape learn beside each other, each without a part of the users
+(``genrec.learning.value_training``).
 
 Shapes: B queries, W beams, K codes of a level, L levels, M members, R units, D hidden units.
 """
