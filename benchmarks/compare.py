@@ -147,7 +147,7 @@ def score_policy(
     work = partial(_score, config, data.path, catalog.path, policy.path, split, answer)
     settings = {"width": config.decode.width} | ({} if split == "test" else {"split": split})
     if served:
-        settings |= {"served": config.decode.result_settings(), "counted": config.baselines.counted}
+        settings |= {"served": config.decode.search_settings(), "counted": config.baselines.counted}
     made = make_artifact(config, Recipe("scores", settings, SCORED_BY, [data, catalog, policy]), work)
     return RunScore(made.metrics["scores"], policy.path, made.path)
 

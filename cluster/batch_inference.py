@@ -27,6 +27,7 @@ def predict(
     split: Split = "test",
     mask_seen: bool = False,
     prior: KnnPrior | None = None,
+    value: Path | None = None,
     label: str = "answers",
 ) -> dict[str, RankedItems]:
     """The ``decode.width`` best items of each query of ``split``, in query order, for each way of ``answerings``.
@@ -35,6 +36,7 @@ def predict(
         data, catalog, policy: directories of the queries, of the SIDs that may be answered, and of the policy.
         where: directory of the answers, a folder for each way; shards that exist are not computed again.
         prior: ItemKNN, for ways that give it a weight.
+        value: directory of the value network, for ways that read it.
         mask_seen: leave out items of a query's own history (a wider beam makes up for them).
     """
     from genrec.baselines.train_log import recent_history
@@ -43,7 +45,8 @@ def predict(
     width, history = config.decode.width, config.data.max_history
     queries = read_queries(data, split)
     wide = width + history if mask_seen else width
-    make = partial(BatchPredictor, PredictionSpec(config, data, catalog, policy, split, where, wide, answerings, prior))
+    spec = PredictionSpec(config, data, catalog, policy, split, where, wide, answerings, prior, value)
+    make = partial(BatchPredictor, spec)
     places = {name: where / name for name in answerings}
     shards = missing_shards(list(places.values()), len(queries), config.evaluation.shard_queries)
     parallel_map(config, make, shards, label=label)

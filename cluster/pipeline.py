@@ -4,7 +4,8 @@
                                                              refit repeats sft before evaluate; fixed groups are
                                                              generated before grpo and tune, by the sft policy or
                                                              by the policies of folds; served says how the sft policy
-                                                             would be served, for rewards of that)
+                                                             would be served, for rewards of that; value trains a
+                                                             value network for the search that evaluate tests)
 
 Adding a stage is one entry in ``STAGES`` and one file in ``cluster/stages/``.
 """
@@ -21,7 +22,21 @@ from cluster.baseline_rows import COMPARES_TEXTS
 from cluster.content import require_models
 from cluster.lost_ray import explaining_lost_ray
 from cluster.node_files import explaining_failed_storage, require_storage
-from cluster.stages import assign, baselines, embed, evaluate, folds, groups, grpo, prepare, refit, served, sft, tune
+from cluster.stages import (
+    assign,
+    baselines,
+    embed,
+    evaluate,
+    folds,
+    groups,
+    grpo,
+    prepare,
+    refit,
+    served,
+    sft,
+    tune,
+    value,
+)
 from cluster.stages.plan import Plan, StageRun
 from genrec.config import SID_BASELINES, Config
 from genrec.data.files import explaining_failed_writes
@@ -75,6 +90,11 @@ def learns_what_is_served(config: Config) -> bool:
 def refits(config: Config) -> bool:
     """``learning.refit`` is on."""
     return config.learning.refit
+
+
+def searches_by_value(config: Config) -> bool:
+    """``decode.value`` is on."""
+    return config.decode.value
 
 
 def has_made_baselines(config: Config) -> bool:
@@ -202,6 +222,13 @@ STAGES: Mapping[str, Stage] = {
             plan=refit.plan,
         ),
         Stage(
+            "value",
+            about="a value network for the policy's search",
+            writes="value.safetensors, value.json: its loss on users that it has not seen",
+            reads={"prepare": always, "assign": always, "grpo": always},
+            plan=value.plan,
+        ),
+        Stage(
             "baselines",
             about="baselines that take longer than counting, trained and tuned",
             writes="the ranking of the test queries by each baseline; why one failed",
@@ -222,6 +249,7 @@ STAGES: Mapping[str, Stage] = {
                 "grpo": always,
                 "refit": refits,
                 "baselines": has_made_baselines,
+                "value": searches_by_value,
             },
             plan=evaluate.plan,
             publish=evaluate.publish,

@@ -55,7 +55,7 @@ def plan(run: StageRun) -> Plan:
     """Test the policies among the inputs ("sft", and "grpo" when it ran); fills the directory with the report."""
     config = run.config
     settings = {
-        "decode": config.decode.result_settings(),
+        "decode": config.decode.search_settings(),
         "evaluation": config.evaluation.result_settings(),
         "values": config.rewards.settings.result_settings(),
         "counted": config.baselines.counted,
@@ -202,7 +202,7 @@ def _summarise(
 
     ks, draws, suite = config.evaluation.ks, config.evaluation.bootstrap, test.suite
     others = {"sft": answers.alone["sft"].items_QK} if answers.best != "sft" else {}
-    if answers.tuned.weight:
+    if not answers.tuned.is_policy_alone:
         others |= {"policy": answers.alone[answers.best].items_QK}
     others |= {name: part.items_QK for name, part in answers.parts.items()} | dict(answers.refitted)
     rankings = Rankings(
@@ -325,7 +325,7 @@ def _write(
 def _systems(answers: PolicyAnswers, baselines: Mapping[str, IntArray]) -> dict[str, IntArray]:
     """The rankings of the model, its policies and the baselines."""
     own = {"policy" if name == answers.best else name: ranked.items_QK for name, ranked in answers.alone.items()}
-    if not answers.tuned.weight:
+    if answers.tuned.is_policy_alone:
         own.pop("policy")
     return {"model": answers.model_QK, **own, **baselines}
 

@@ -25,7 +25,7 @@ def plan(run: StageRun) -> Plan:
     """Tune the weights of item head and prior, and ItemKNN's settings, on validation."""
     config = run.config
     settings = {
-        "decode": config.decode.result_settings(),
+        "decode": config.decode.search_settings(),
         "counted": config.baselines.counted,
         "max_history": config.data.max_history,
         "seed": config.seed,

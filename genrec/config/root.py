@@ -121,6 +121,7 @@ class Config(Section):
             **_strategy_fits(self),
             **_items_fit(self),
             **_served_fits(self),
+            **_value_fits(self),
             **_context_fits(self.policy.context, self.decode.event),
             "policy.hidden must be a multiple of policy.heads": not pretrained
             and self.policy.hidden % self.policy.heads,
@@ -258,6 +259,18 @@ def _served_fits(config: Config) -> dict[str, bool]:
         "learning.rl.served: got neither a prior nor an item head, so what is served is the policy alone; set "
         "decode.prior=itemknn_nodes or policy.items.head=true (with a weight above 0), or "
         "learning.rl.served=false": wanted and decode.prior != "itemknn" and not (head or on_nodes),
+    }
+
+
+def _value_fits(config: Config) -> dict[str, bool]:
+    """What is wrong with a search by values: message -> whether it applies."""
+    wanted, learning = config.decode.value, config.learning
+    return {
+        "decode.value=true: learning.refit trains another policy, whose states the value network does not read, on the "
+        "validation events that it learned from; set learning.refit=false or decode.value=false": wanted
+        and learning.refit,
+        "decode.value=true: learning.rl.served learns from a search without a value network, which is trained "
+        "afterwards; set learning.rl.served=false or decode.value=false": wanted and learning.rl.served,
     }
 
 

@@ -34,6 +34,11 @@ class Decode(Section):
         default="tuned",
         description="weight of the policy's item head in its search, p * head ^ w; tuned on validation, 0: none",
     )
+    value: bool = Field(
+        default=False,
+        description="evaluate: a value network is trained on the policy's states and steers its search, "
+        "p * value ^ w, with w tuned on validation, 0 among others",
+    )
     event: str | None = Field(
         default=None,
         description="serving: the event type of a request that names none; null: the most frequent one of the targets",
@@ -44,6 +49,11 @@ class Decode(Section):
         if self.prior != "itemknn_nodes" and self.prior_weight != "tuned" and self.prior_weight > 1:
             raise ValueError(f"decode.prior_weight={self.prior_weight:g} must lie in [0, 1] for prior={self.prior}")
         return self
+
+    def search_settings(self) -> dict[str, Any]:
+        """``result_settings``, and ``value`` only where it is on: results from before there was one keep their keys."""
+        settings = self.result_settings()
+        return settings if self.value else {name: one for name, one in settings.items() if name != "value"}
 
 
 class Evaluation(Section):

@@ -22,11 +22,13 @@ from genrec.config import Config
 from genrec.data.files import write_json, write_parquet
 from genrec.data.readers import read_queries
 from genrec.data.tables import contexts
+from genrec.errors import InputError
 from genrec.inference.prior import RankedItems, grown_knn
 from genrec.metrics import IntArray
 from genrec.policy.backbone import load
 from genrec.policy.decoding.beam import HEAD_WEIGHT, Beams, beam, head_log_probabilities
 from genrec.policy.decoding.node_prior import NodePrior
+from genrec.policy.decoding.node_values import NodeValues, ValueGuide, members
 from genrec.policy.decoding.prompt_cache import prefill
 from genrec.policy.model import Policy
 from genrec.sid.catalog import Catalog
@@ -88,12 +90,13 @@ class Answering:
     """One way to answer a query.
 
     ``head_weight``: of the policy's item head in the search of its SIDs; ``prior_weight``: of ItemKNN; ``head_alone``:
-    no search, the head's own best items.
+    no search, the head's own best items; ``value_weight``: of the value network, None: it is not read.
     """
 
     head_weight: float = 0.0
     prior_weight: float = 0.0
     head_alone: bool = False
+    value_weight: float | None = None
 
 
 def own_answering(config: Config) -> Answering:
@@ -107,7 +110,7 @@ class PredictionSpec:
 
     ``data``, ``catalog``, ``policy``: the directories of the queries, of the SIDs and of the policy; ``split``: which
     queries; ``out``: holds a directory of shard files for each of ``answerings``; ``width``: items per query;
-    ``prior``: what a ``prior_weight`` weighs.
+    ``prior``: what a ``prior_weight`` weighs; ``value``: the directory of the value network.
     """
 
     config: Config
@@ -119,6 +122,7 @@ class PredictionSpec:
     width: int
     answerings: Mapping[str, Answering]
     prior: KnnPrior | None = None
+    value: Path | None = None
 
 
 class BatchPredictor:
@@ -126,7 +130,9 @@ class BatchPredictor:
 
     The prompts of a batch run through the model once for all of them. Columns: ``id`` of the query; ``items``, its W
     best item rows in the order of the search; ``logp``, the log-probability of each item's SID (``head_alone``: of the
-    item); ``head``, that of the item by the head, where it guided the search. A JSON file beside each has the seconds.
+    item); ``head``, that of the item by the head, where it guided the search; ``value``, log σ(V) of the item, where a
+    value network was read: on validation queries the member that has not learned from their user. A JSON file beside
+    each has the seconds.
 
     Raises:
         InputError: data, catalogue or policy cannot be read, or do not fit each other.
@@ -151,6 +157,12 @@ class BatchPredictor:
         self._queries = read_queries(spec.data, spec.split)
         uses_prior = any(way.prior_weight for way in spec.answerings.values())
         self._scorer = spec.prior.scorer(spec.data, self._catalog) if spec.prior and uses_prior else None
+        self._values = None if spec.value is None else NodeValues.load(spec.value, self._policy)
+        if self._values is None and any(way.value_weight is not None for way in spec.answerings.values()):
+            raise InputError(
+                "a search with a value network was asked for, and no stage made one; set decode.value=false, or take a "
+                "command that makes the stage value, such as `genrec evaluate`"
+            )
 
     def __call__(self, shard: int) -> dict[str, int]:
         """Predict shard ``shard``, write its files, and return the number of queries."""
@@ -192,6 +204,7 @@ class BatchPredictor:
                     self._spec.width,
                     prior=self._node_prior(scores, way.prior_weight),
                     head_weight=way.head_weight,
+                    guide=self._guide(queries, way.value_weight),
                     prefilled=prefilled.copy(),
                 )
             self._seconds[name] += shared + self._now() - start
@@ -202,6 +215,14 @@ class BatchPredictor:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
+
+    def _guide(self, queries: pa.Table, weight: float | None) -> ValueGuide | None:
+        """The value network for one search; None where the way of answering does not read it."""
+        if self._values is None or weight is None:
+            return None
+        user_B = torch.from_numpy(queries["user"].to_numpy().astype("int64"))
+        member_B = members(user_B, learned_from=self._spec.split == "valid").to(self._device)
+        return ValueGuide(self._values, self._policy, self._trie, member_B, weight)
 
     def _node_prior(self, scores: Sparse | None, weight: float) -> NodePrior | None:
         if scores is None or not weight:
@@ -226,6 +247,8 @@ def _write_shard(ids: pa.ChunkedArray, parts: Sequence[Beams], file: Path) -> No
     rows = {"items": [part.items_BW for part in parts], "logp": [part.logp_BW for part in parts]}
     if parts and parts[0].head_BW is not None:
         rows["head"] = [cast("Tensor", part.head_BW) for part in parts]
+    if parts and parts[0].value_BW is not None:
+        rows["value"] = [cast("Tensor", part.value_BW) for part in parts]
     kinds = {"items": pa.int32()}
     lists = {name: [row for part in column for row in part.tolist()] for name, column in rows.items()}
     columns = {name: pa.array(values, pa.list_(kinds.get(name, pa.float32()))) for name, values in lists.items()}
@@ -235,8 +258,8 @@ def _write_shard(ids: pa.ChunkedArray, parts: Sequence[Beams], file: Path) -> No
 def read_predictions(directory: Path) -> RankedItems:
     """The predictions of all shards in ``directory``, in query order."""
     table = pa.concat_tables(pq.read_table(file) for file in sorted(directory.glob("part-*.parquet")))
-    head_QK = _matrix(table["head"]) if "head" in table.column_names else None
-    return RankedItems(_matrix(table["items"]).astype(np.int64), _matrix(table["logp"]), head_QK)
+    more = (_matrix(table[name]) if name in table.column_names else None for name in ("head", "value"))
+    return RankedItems(_matrix(table["items"]).astype(np.int64), _matrix(table["logp"]), *more)
 
 
 def without_seen(beams: RankedItems, recent_QH: IntArray, width: int) -> RankedItems:
@@ -244,8 +267,9 @@ def without_seen(beams: RankedItems, recent_QH: IntArray, width: int) -> RankedI
     seen_QK = (beams.items_QK[:, :, None] == recent_QH[:, None, :]).any(-1)
     kept_QK = np.argsort(seen_QK, axis=1, kind="stable")[:, :width]
     items_QK, logp_QK = np.where(seen_QK, -1, beams.items_QK), np.where(seen_QK, -np.inf, beams.logp_QK)
-    head_QK = None if beams.head_QK is None else np.take_along_axis(beams.head_QK, kept_QK, 1)
-    return RankedItems(np.take_along_axis(items_QK, kept_QK, 1), np.take_along_axis(logp_QK, kept_QK, 1), head_QK)
+    given = (beams.head_QK, beams.value_QK)
+    more = (None if one_QK is None else np.take_along_axis(one_QK, kept_QK, 1) for one_QK in given)
+    return RankedItems(np.take_along_axis(items_QK, kept_QK, 1), np.take_along_axis(logp_QK, kept_QK, 1), *more)
 
 
 def _matrix(column: pa.ChunkedArray) -> NDArray[Any]:

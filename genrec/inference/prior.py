@@ -10,7 +10,7 @@ with a score. p_policy is 0 for an item that the policy did not score.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +29,20 @@ POWERS = (0.5, 1.0, 1.5, 2.0)
 class RankedItems:
     """K candidates per query: item rows (Q, K), padded with -1, and the log-probabilities (Q, K) of their SIDs.
 
-    ``head_QK``: those of the items by the policy's item head, where it took part in the search.
+    ``head_QK``: those of the items by the policy's item head, where it took part in the search; ``value_QK``: what a
+    value network adds, likewise.
     """
 
     items_QK: IntArray
     logp_QK: FloatArray
     head_QK: FloatArray | None = None
+    value_QK: FloatArray | None = None
+
+    def valued(self, weight: float) -> RankedItems:
+        """The same candidates in the same order with log p_sid + ``weight`` · log σ(V) in place of log p_sid."""
+        if self.value_QK is None or not weight:
+            return self
+        return replace(self, logp_QK=self.logp_QK + weight * self.value_QK)
 
     def weighed(self, head_weight: float) -> FloatArray:
         """log p_sid + ``head_weight`` · log p_head of each candidate, (Q, K); -inf at empty ones."""
@@ -42,11 +50,15 @@ class RankedItems:
             return self.logp_QK
         return self.logp_QK + head_weight * np.where(self.items_QK >= 0, self.head_QK, 0.0)
 
-    def fused(self, head_weight: float) -> RankedItems:
-        """The same candidates, best first by log p_sid + ``head_weight`` · log p_head, as shares of their total."""
-        if self.head_QK is None or not head_weight:
+    def fused(self, head_weight: float, value_weight: float = 0.0) -> RankedItems:
+        """The same candidates, best first by log p_sid + ``head_weight`` · log p_head + ``value_weight`` · log σ(V).
+
+        Their log-probabilities are then those of shares of their total.
+        """
+        valued = self.valued(value_weight)
+        if valued is self and (self.head_QK is None or not head_weight):
             return self
-        score_QK = self.weighed(head_weight)
+        score_QK = valued.weighed(head_weight)
         largest_Q1 = score_QK.max(axis=1, keepdims=True, initial=-np.inf)
         score_QK = score_QK - np.where(np.isfinite(largest_Q1), largest_Q1, 0.0)
         score_QK = score_QK - np.log(np.exp(score_QK).sum(axis=1, keepdims=True).clip(min=1e-300))

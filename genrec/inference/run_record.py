@@ -22,7 +22,7 @@ class ServedPrior:
 
     ``kind``: ``none``, ``itemknn`` (mixed with the policy's probabilities, see ``inference.prior``) or
     ``itemknn_nodes`` (on the nodes of the trie, see ``policy.decoding.node_prior``). A weight of 0 is no prior.
-    ``head_weight``: of the policy's own item head in its search.
+    ``head_weight``: of the policy's own item head in its search; ``value_weight``: of a value network.
     """
 
     kind: str = "none"
@@ -30,6 +30,7 @@ class ServedPrior:
     power: float = 1.0
     settings: KnnSettings | None = None
     head_weight: float = 0.0
+    value_weight: float = 0.0
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ServedPrior:
@@ -37,7 +38,8 @@ class ServedPrior:
         weight = float(content["weight"])
         settings = KnnSettings(**content["settings"]) if weight else None
         kind, power = content.get("kind", "none"), float(content.get("power", 1.0))
-        return cls(kind, weight, power, settings, float(content.get("head_weight", 0.0)))
+        others = (float(content.get(name, 0.0)) for name in ("head_weight", "value_weight"))
+        return cls(kind, weight, power, settings, *others)
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,13 @@ class RunRecord:
         """The run whose report is in ``directory``, ``<storage>/runs/<name>``.
 
         Raises:
-            InputError: no finished run is there, or its record cannot be read.
+            InputError: no finished run is there, its record cannot be read, or its model searches by a value network.
         """
         directory = directory.expanduser()
         storage = directory.resolve().parent.parent
         try:
             content = json.loads((directory / RECORD).read_text(encoding="utf-8"))
-            return cls(
+            record = cls(
                 Config.model_validate(content["config"]),
                 storage,
                 *(_inside(storage, content["parts"][part]) for part in ("data", "catalog", "policy")),
@@ -85,6 +87,12 @@ class RunRecord:
             raise InputError(
                 f"{directory} holds no finished run that can be read ({error}); make one with `genrec full`"
             ) from error
+        if record.prior.value_weight:
+            raise InputError(
+                f"{directory} was evaluated with a value network of weight {record.prior.value_weight:g} in its "
+                "search, and what serves, exports or updates a run has none; make it again with decode.value=false"
+            )
+        return record
 
 
 def _inside(storage: Path, part: str) -> Path:

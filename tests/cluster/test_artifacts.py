@@ -58,7 +58,7 @@ def test_what_changes_the_speed_alone_changes_no_key(shop: Path, tmp_path: Path,
 @pytest.mark.parametrize(
     ("override", "stages"),
     [
-        ("data.max_history=4", {"prepare", "sft", "folds", "served"}),
+        ("data.max_history=4", {"prepare", "sft", "folds", "served", "value"}),
         ("embed.max_tokens=8", {"embed"}),
         ("sid.iterations=3", {"assign"}),
         ("learning.sft.lr=1e-4", {"sft", "folds"}),
@@ -69,7 +69,8 @@ def test_what_changes_the_speed_alone_changes_no_key(shop: Path, tmp_path: Path,
         ("rewards.settings.rare=2", {"grpo", "tune", "evaluate"}),
         ("tune.trials=9", {"tune"}),
         ("decode.width=60", {"evaluate", "served"}),
-        ("seed=5", {"assign", "sft", "folds", "served", "groups", "grpo", "tune", "evaluate"}),
+        ("decode.value=true", {"evaluate", "served"}),
+        ("seed=5", {"assign", "sft", "folds", "served", "groups", "grpo", "tune", "value", "evaluate"}),
     ],
 )
 def test_what_changes_a_result_changes_the_keys_of_its_stages(

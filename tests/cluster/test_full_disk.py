@@ -94,7 +94,7 @@ def test_a_real_stage_on_a_full_disk_leaves_nothing_that_looks_finished(
 ) -> None:
     config, inputs = finished
     own = config.replace(storage=str(tmp_path))
-    given = dict(inputs) | ({"grpo": inputs["sft"]} if stage == "evaluate" else {})
+    given = dict(inputs) | ({"grpo": inputs["sft"]} if stage in ("value", "evaluate") else {})
     monkeypatch.setattr("genrec.data.files.os.fsync", lambda file: fails(FULL))
     with pytest.raises(InputError, match="No space left on device"):
         run_stage(own, stage, given)

@@ -65,3 +65,18 @@ def test_fused_answers_are_shares_of_their_total_in_order() -> None:
     assert (np.diff(fused.logp_QK[:, :-1], axis=1) <= 0).all() and (fused.items_QK[:, -1] == -1).sum() >= 0
     shares_Q = np.where(fused.items_QK >= 0, np.exp(fused.logp_QK), 0.0).sum(axis=1)
     assert (shares_Q <= 1 + 1e-9).all()
+
+
+def test_values_count_in_the_order_and_in_the_shares() -> None:
+    found = candidates(4, 10)
+    values_QK = np.random.default_rng(5).normal(size=found.items_QK.shape)
+    valued = RankedItems(found.items_QK, found.logp_QK, found.head_QK, values_QK)
+    assert found.head_QK is not None
+    assert valued.valued(0.0) is valued and found.valued(2.0) is found and valued.fused(0.0) is valued
+    for head_weight in (0.0, 0.5):
+        score_QK = found.logp_QK + head_weight * found.head_QK + 2.0 * values_QK
+        score_QK[:, -1] = found.logp_QK[:, -1] + 2.0 * values_QK[:, -1]
+        fused = valued.fused(head_weight, 2.0)
+        order_QK = np.argsort(-score_QK, axis=1)
+        assert np.array_equal(fused.items_QK, np.take_along_axis(found.items_QK, order_QK, 1))
+        np.testing.assert_allclose(np.exp(fused.logp_QK).sum(1), 1.0)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -37,11 +37,15 @@ Scale = Literal["trie", "vocabulary"]
 class Frontier:
     """The state of a search before it chooses the codes of ``level``.
 
-    ``total_BW``: log-probability of each beam so far, -inf at empty beams; ``step_BWK``: of each next code, -inf where
-    the code may not follow; ``children_BWK``: the trie node that each code leads to, -1 where there is none.
+    ``nodes_BW``: the trie node of each beam, -1 at empty beams; ``hidden_BWD``: the state that the next code is
+    predicted from, undefined at empty beams and where every further step has probability 1; ``total_BW``:
+    log-probability of each beam so far, -inf at empty beams; ``step_BWK``: of each next code, -inf where the code may
+    not follow; ``children_BWK``: the trie node that each code leads to, -1 where there is none.
     """
 
     level: int
+    nodes_BW: Tensor
+    hidden_BWD: Tensor
     total_BW: Tensor
     step_BWK: Tensor
     children_BWK: Tensor
@@ -55,6 +59,23 @@ class Chosen(NamedTuple):
     real_BW: Tensor
 
 
+class Guide(Protocol):
+    """What steers one search by the states of its prefixes, such as ``node_values.ValueGuide``.
+
+    ``log_value_BW``: what it said of each beam that was chosen last.
+    """
+
+    log_value_BW: Tensor
+
+    def added(self, frontier: Frontier) -> Tensor:
+        """What the search adds to the log-probability (B, W, K) of the children of the frontier; finite everywhere."""
+        ...
+
+    def follow(self, chosen: Chosen) -> None:
+        """Be told which children were chosen."""
+        ...
+
+
 Choose = Callable[[Frontier], Chosen]
 Pick = Callable[[Tensor, Tensor], Chosen]
 """Chooses the next beams by the scores (B, W, K) of all children, -inf at none, and the numbers of these nodes."""
@@ -66,13 +87,14 @@ class Beams:
 
     ``items_BW`` item rows, -1 where the catalogue had fewer candidates than W; ``codes_BWL`` their SIDs;
     ``logp_BWL`` log-probability of each step; ``head_BW`` that of the item by the policy's item head, where it took
-    part.
+    part; ``value_BW`` log σ(V) of the item by a value network, likewise.
     """
 
     items_BW: Tensor
     codes_BWL: Tensor
     logp_BWL: Tensor
     head_BW: Tensor | None = None
+    value_BW: Tensor | None = None
 
     @property
     def logp_BW(self) -> Tensor:
@@ -87,12 +109,12 @@ class Beams:
     def ordered(self, order_BW: Tensor) -> Beams:
         """The candidates with these indices, in this order."""
         rows_B1 = torch.arange(len(order_BW), device=order_BW.device)[:, None]
-        head_BW = None if self.head_BW is None else self.head_BW[rows_B1, order_BW]
+        more = (None if one_BW is None else one_BW[rows_B1, order_BW] for one_BW in (self.head_BW, self.value_BW))
         return Beams(
             self.items_BW[rows_B1, order_BW],
             self.codes_BWL[rows_B1, order_BW],
             self.logp_BWL[rows_B1, order_BW],
-            head_BW,
+            *more,
         )
 
 
@@ -107,6 +129,7 @@ def beam(
     scale: Scale = "trie",
     prior: NodePrior | None = None,
     head_weight: float = 0.0,
+    guide: Guide | None = None,
     prefilled: Prefilled | None = None,
     pick_from: Pick | None = None,
 ) -> Beams:
@@ -123,6 +146,7 @@ def beam(
         scale: over what each step's softmax runs.
         prior: item scores that guide the search at every level; the returned log-probabilities are the policy's alone.
         head_weight: of the policy's item head, which guides the search in the same way; 0 leaves it out.
+        guide: such as a value network for this search, which guides it in the same way, for ``scale="trie"``.
         prefilled: the prompts after their forward pass, if it was made already, as by a ``PromptCache``; the search
             uses it up.
         pick_from: how each level's beams are chosen; without, the most probable ones.
@@ -140,15 +164,20 @@ def beam(
         scores_BWK = frontier.total_BW[..., None] + frontier.step_BWK
         for one in priors:
             scores_BWK = scores_BWK + one.log_prior(frontier.level, frontier.children_BWK)
+        if guide is not None:
+            scores_BWK = scores_BWK + guide.added(frontier)
         if pick_from is not None:
-            return pick_from(scores_BWK, frontier.children_BWK)
-        chosen, most = pick(scores_BWK, max(widths)), torch.arange(max(widths), device=width_B1.device)
-        return chosen._replace(real_BW=chosen.real_BW & (most[: chosen.real_BW.shape[1]] < width_B1))
+            chosen = pick_from(scores_BWK, frontier.children_BWK)
+        else:
+            chosen, most = pick(scores_BWK, max(widths)), torch.arange(max(widths), device=width_B1.device)
+            chosen = chosen._replace(real_BW=chosen.real_BW & (most[: chosen.real_BW.shape[1]] < width_B1))
+        if guide is not None:
+            guide.follow(chosen)
+        return chosen
 
     found = search(policy, tokens_BP, mask_BP, trie, best, roots=1, masks=masks, scale=scale, prefilled=prefilled)
-    if logp_BN is None:
-        return found
-    return replace(found, head_BW=logp_BN.gather(1, found.items_BW.clamp(min=0)))
+    head_BW = None if logp_BN is None else logp_BN.gather(1, found.items_BW.clamp(min=0))
+    return replace(found, head_BW=head_BW, value_BW=None if guide is None else guide.log_value_BW)
 
 
 @torch.no_grad()
@@ -258,7 +287,8 @@ def _frontier(
     if masks is not None:
         children_BWK = masks.keep(level, children_BWK)
         step_BWK = step_BWK.masked_fill(children_BWK < 0, -torch.inf)
-    return Frontier(level, logp_BWL.sum(-1).masked_fill(nodes_BW < 0, -torch.inf), step_BWK, children_BWK)
+    total_BW = logp_BWL.sum(-1).masked_fill(nodes_BW < 0, -torch.inf)
+    return Frontier(level, nodes_BW, hidden_BWD, total_BW, step_BWK, children_BWK)
 
 
 def _finished(trie: Trie | CompleteTrie, nodes_BW: Tensor, codes_BWL: Tensor, logp_BWL: Tensor) -> Beams:
