@@ -98,7 +98,9 @@ def generate_reply(
             f"the conversation has {len(prompt_P)} tokens and max_tokens={sampling.max_tokens} may follow, but "
             f"the model has {room} positions; shorten one of them"
         )
-    return _ChatGenerator(policy, chat_format, trie, sampling, constrained).generate(prompt_P)
+    # Around all forwards, which autocast: weights that train are cast once, and not again for each token.
+    with torch.autocast(policy.device.type, enabled=False):
+        return _ChatGenerator(policy, chat_format, trie, sampling, constrained).generate(prompt_P)
 
 
 def parse_parts(text: str, rows: Mapping[str, int], catalog: Catalog, style: SidStyle = "letters") -> Parts:
