@@ -3,7 +3,8 @@
 Each variant rewards one goal: more categories or new items in a list (by rewards of whole lists, ``generation=slate``,
 or of items), or the right purchase. It is trained once per weight and seed from the same SFT policies, and the guard
 keeps the version with the best goal on validation whose NDCG@10 has lost at most the variant's share. All points of the
-curve are of validation; the weight with the best goal is tested, once. ``bench.variants`` and ``bench.weights`` choose.
+curve are of validation, also in the picture beside the figures; the weight with the best goal is tested, once.
+``bench.variants`` and ``bench.weights`` choose.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from benchmarks.compare import Comparison, Variant, answered
 from benchmarks.harness import chosen_variants, in_process, seeds_of
 from benchmarks.tables import tradeoff_page
+from benchmarks.tradeoff_figure import write_figure
 from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.progress import STAGE
 from cluster.train import read_summary
@@ -124,6 +126,7 @@ def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
             for metric in (RELEVANCE, one["goal"])
         }
         comparison.write(config, found)
+        write_figure(found, Path(in_process(config, DIRECTORY).storage) / f"{config.name}.png")
     return comparison
 
 

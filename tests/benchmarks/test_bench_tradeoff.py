@@ -28,6 +28,8 @@ def test_each_weight_is_validated_and_the_best_is_tested_against_the_sft_policy(
     )
     found = tradeoff.run(config, pipeline.run(config, *tradeoff.NEEDS))
     about = json.loads((tmp_path / "storage" / "bench" / "tradeoff" / "tiny.json").read_text())
+    picture = (tmp_path / "storage" / "bench" / "tradeoff" / "tiny.png").read_bytes()
+    assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
     for name, goal in (("categories", "categories@10"), ("purchases", "ndcg@10/buy")):
         one = about[name]
         assert one["goal"] == goal and [point["weight"] for point in one["points"]] == [0.1, 2.0]
