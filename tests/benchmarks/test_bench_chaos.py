@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 from support.synthetic import chain_shop, tiny_config
 
@@ -49,6 +51,8 @@ def test_only_processes_of_the_session_are_found_and_all_of_them_are_swept() -> 
         assert parent.stdout is not None and parent.stdin is not None
         parent.stdout.readline()
         members = {process.pid for process in session_members(parent.pid)}
+        while not all(psutil.Process(member).cmdline() for member in members):  # Linux tells it soon after an exec.
+            time.sleep(0.01)
         assert len(members) == 2 and parent.pid in members and not members & {other.pid, os.getpid()}
         parent.kill()
         parent.wait()
