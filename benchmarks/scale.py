@@ -31,7 +31,7 @@ SIZES = (1_000_000, 10_000_000)
 USER_EVENTS, ITEM_EVENTS = 16, 50
 HISTORY, BUCKET_EVENTS = 20, 2_000_000
 """Items of a query's history, and events in one bucket of ``prepare``."""
-BATCHES, BATCH_SIZE = 200, 64
+BATCHES, BATCH_SIZE, UPDATES = 200, 64, 1000
 CHUNK_USERS = 1 << 16
 MB = 2**20
 MODULES = (
@@ -211,13 +211,15 @@ def _epoch_order(config: Config, data: Path) -> Work:
 
 
 def _grpo_queries(config: Config, data: Path) -> Work:
-    from genrec.data.readers import read_train_queries
-    from genrec.learning.rl.query_sampler import QueryStream
+    """The queries of 1,000 updates, and the first of these."""
+    from genrec.data.readers import count_train_queries, read_train_queries
+    from genrec.learning.rl.query_sampler import Draws, QueryStream
 
     def work() -> int:
-        queries = read_train_queries(data, with_context=False)
-        QueryStream(queries, BATCH_SIZE, seed=config.seed, rank=0, world=1)(0)
-        return queries.num_rows
+        draws = Draws(count_train_queries(data), BATCH_SIZE, seed=config.seed)
+        rows = draws.rows_until(UPDATES)
+        QueryStream(read_train_queries(data, with_context=False, rows=rows), draws, rows)(0)
+        return draws.queries
 
     return work
 

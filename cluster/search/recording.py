@@ -124,7 +124,7 @@ class SearchWatch(Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial ended, or was stopped."""
         self._write(trials, trial)
-        if self._head is None:
+        if self._runs:
             ended = sum(one.status == Trial.TERMINATED for one in trials)
             found = read_report(self._out / "runs" / trial.trial_id / REPORT).get("metrics", {}).get(self._metric)
             figure = "no validation" if found is None else f"{self._metric} {found:.4f}"
@@ -140,7 +140,7 @@ class SearchWatch(Callback):
 
     def _write(self, trials: list[Trial], changed: Trial | None = None) -> None:
         write_json({"trials": states(trials)}, states_file(self._out, self._name))
-        if self._head is None:
+        if self._runs:
             return
         found = read_trials(self._out, self._name, self._seed)
         used = read_report(self._out / USED)

@@ -15,7 +15,7 @@ from cluster.stages.plan import Plan, StageRun
 from cluster.stages.sft import policy_settings
 from cluster.telemetry import Telemetry, TimedRollouts, metric_loggers
 from cluster.train import RunSpec, make_accelerator, make_checkpoints, run_training, save_result, training_summary
-from genrec.config import Config, Rl
+from genrec.config import Config
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from genrec.learning.rewards import RewardFunction
     from genrec.learning.rl.guard import SnapshotValidator
     from genrec.learning.rl.learner import GrpoLearner
+    from genrec.learning.rl.query_sampler import Draws, QueryStream
     from genrec.learning.rl.trainer import OnValidation
+    from genrec.metrics import IntArray
     from genrec.policy.model import Policy
     from genrec.policy.prompts import Prompts
     from genrec.sid.catalog import Catalog
@@ -90,25 +92,23 @@ def grpo_loop(spec: RunSpec, on_validation: OnValidation | None = None) -> None:
         on_validation: told by rank 0 of every version that is validated.
     """
     configure_process(spec.config)
-    from genrec.data.readers import read_train_queries
-    from genrec.learning.rl.query_sampler import QueryStream
     from genrec.learning.rl.trainer import GrpoTrainer
 
     config, settings = spec.config, spec.config.learning.rl
     accelerator = make_accelerator(config)
-    rank, world = accelerator.process_index, accelerator.num_processes
+    rank = accelerator.process_index
     built, learner = _make_learner(spec, accelerator)
     rollouts, validator = _make_rollouts(spec, built, _make_validator(spec, built))
-    with_context = config.policy.context.is_on or bool(config.rewards.custom)  # a reward of the user's may read it
-    train, queries = read_train_queries(spec.data, with_context=with_context), settings.queries * settings.oversample
-    if spec.groups is not None:
-        rollouts, train = _fixed_groups(spec.groups, built, train, settings)
+    if spec.groups is None:
+        queries = _drawn_queries(spec, accelerator)
+    else:
+        rollouts, queries = _fixed_groups(spec, spec.groups, built)
     timed = TimedRollouts(rollouts)
     telemetry = Telemetry(timed, metric_loggers(config, spec.out, rank=rank))
     trainer = GrpoTrainer(
         learner,
         timed,
-        QueryStream(train, queries, seed=config.seed, rank=rank, world=world),
+        queries,
         settings=settings,
         accelerator=accelerator,
         checkpoints=make_checkpoints(spec),
@@ -152,18 +152,46 @@ def _make_learner(spec: RunSpec, accelerator: Accelerator) -> tuple[_RlParts, Gr
     return _RlParts(policy, prompts, catalog, reward, accelerator, served), learner
 
 
-def _fixed_groups(directory: Path, built: _RlParts, train: pa.Table, settings: Rl) -> tuple[Rollouts, pa.Table]:
+def _drawn_queries(spec: RunSpec, accelerator: Accelerator) -> QueryStream:
+    """The train queries; of a large log those alone that this learner draws in its run."""
+    from genrec.data.readers import count_train_queries
+    from genrec.learning.rl.query_sampler import QueryStream
+
+    draws = _draws(spec, count_train_queries(spec.data), accelerator)
+    rows = draws.rows_until(spec.config.learning.rl.steps)
+    return QueryStream(_train_queries(spec, rows), draws, rows)
+
+
+def _fixed_groups(spec: RunSpec, directory: Path, built: _RlParts) -> tuple[Rollouts, QueryStream]:
     """The groups of the stage "groups", and the queries of those from which the rewards teach something."""
     from cluster.stages.groups import origin_of
     from genrec.learning.rl.fixed_groups import FixedGroups
+    from genrec.learning.rl.query_sampler import QueryStream
 
+    settings = spec.config.learning.rl
     # Groups of policies that cross-fitting trained are of no version of this one.
     origin, version = (
         origin_of(built.policy, built.catalog, settings, built.served),
         -1 if settings.groups == "crossfit" else 0,
     )
     fixed = FixedGroups(directory, built.catalog.codes_NL, origin, version=version)
-    return fixed, fixed.informative(train, built.reward, settings)
+    train = fixed.informative(_train_queries(spec), built.reward, settings)
+    return fixed, QueryStream(train, _draws(spec, train.num_rows, built.accelerator))
+
+
+def _train_queries(spec: RunSpec, rows: IntArray | None = None) -> pa.Table:
+    from genrec.data.readers import read_train_queries
+
+    config = spec.config
+    with_context = config.policy.context.is_on or bool(config.rewards.custom)  # a reward of the user's may read it
+    return read_train_queries(spec.data, with_context=with_context, rows=rows)
+
+
+def _draws(spec: RunSpec, queries: int, accelerator: Accelerator) -> Draws:
+    from genrec.learning.rl.query_sampler import Draws
+
+    settings, rank, world = spec.config.learning.rl, accelerator.process_index, accelerator.num_processes
+    return Draws(queries, settings.queries * settings.oversample, seed=spec.config.seed, rank=rank, world=world)
 
 
 def _make_validator(spec: RunSpec, built: _RlParts) -> Validator:

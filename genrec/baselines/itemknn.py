@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from genrec.baselines.sparse import Sparse, csr, keep_largest, row_of_entry, stacked
+from genrec.baselines.sparse import Sparse, csr, keep_largest, row_of_entry, stacked_on_disk
 from genrec.baselines.train_log import TrainLog
 from genrec.baselines.transitions import following, following_rows
 from genrec.errors import InputError
@@ -70,6 +70,11 @@ class Pairs:
         else:  # the places of each item's events
             self._places_E = np.argsort(log.items_E, kind="stable").astype(np.int32)
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether all pairs are in memory, so that all rows are one block."""
+        return bool(self._kept)
+
     def blocks(self) -> Iterator[range]:
         """The rows, in ranges whose pairs fit in memory together: about ``KEPT_PAIRS``, but at least one row."""
         start, items = 0, len(self.counts_N)
@@ -106,12 +111,15 @@ class Pairs:
 
 
 class ItemKNN:
-    """Neighbour scores for histories; see the module's formulas. Scores stay sparse until they are ranked."""
+    """Neighbour scores for histories; see the module's formulas. Scores stay sparse until they are ranked.
+
+    Of a log whose pairs are counted for some rows at a time, S lies in temporary files: a few kilobytes per item.
+    """
 
     def __init__(self, pairs: Pairs, settings: KnnSettings) -> None:
         self.settings = settings
-        blocks = [keep_largest(_similarity(pairs, settings, rows), settings.neighbours) for rows in pairs.blocks()]
-        self.similarity_NN = stacked(blocks)
+        blocks = (keep_largest(_similarity(pairs, settings, rows), settings.neighbours) for rows in pairs.blocks())
+        self.similarity_NN = next(blocks) if pairs.is_kept else stacked_on_disk(blocks, len(pairs.counts_N))
         popularity_N = np.log1p(pairs.counts_N)
         self.backoff_N = settings.popularity * popularity_N / max(1.0, float(popularity_N.max()))
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any, TypeAlias
+from tempfile import TemporaryFile
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,9 +34,31 @@ def values_at(matrix: Sparse, rows_E: IndexArray, columns_E: IndexArray) -> NDAr
     return np.asarray(matrix[rows_E, columns_E], dtype=np.float64).reshape(-1)
 
 
-def stacked(blocks: Sequence[Sparse]) -> Sparse:
-    """The rows of all blocks, one after the other."""
-    return blocks[0] if len(blocks) == 1 else sparse.vstack(blocks, format="csr")
+def stacked_on_disk(blocks: Iterable[Sparse], columns: int) -> Sparse:
+    """The rows (R, ``columns``) of all blocks, one after the other, in memory a block at a time.
+
+    The entries lie in two temporary files, which are gone when nothing holds the matrix any more. A product with it
+    reads from them what it needs.
+    """
+    with TemporaryFile() as values, TemporaryFile() as indices:
+        lengths = list[NDArray[np.int64]]()
+        for block in blocks:
+            values.write(block.data.astype(np.float64, copy=False).data)
+            indices.write(block.indices.astype(np.int32, copy=False).data)
+            lengths.append(np.diff(block.indptr))
+        ends_R = np.append(0, np.cumsum(np.concatenate([[0], *lengths])[1:]))
+        data_E, indices_E = (_mapped(file, kind) for file, kind in ((values, np.float64), (indices, np.int32)))
+    few = ends_R[-1] <= np.iinfo(np.int32).max
+    return sparse.csr_matrix(
+        (data_E, indices_E, ends_R.astype(np.int32 if few else np.int64)), (len(ends_R) - 1, columns)
+    )
+
+
+def _mapped(file: IO[bytes], kind: type[np.generic]) -> NDArray[Any]:
+    """All that was written to a file, as an array that stays on the disk."""
+    file.flush()
+    size = file.tell()
+    return np.asarray(np.memmap(file, dtype=kind, mode="r")) if size else np.zeros(0, kind)
 
 
 def keep_largest(matrix: Sparse, k: int) -> Sparse:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from genrec.data.shared_lists import SharedLists
 from genrec.data.tables import ITEMS, QUERIES, QUERY_CONTEXT, SEQUENCES, Split, require_columns, validate_items
 from genrec.errors import InputError
+from genrec.metrics import IntArray
 
 STREAM_ROWS = 1 << 15
 """Rows of a table of a stream at most."""
@@ -79,22 +80,33 @@ def read_queries(directory: Path, split: Split, columns: Sequence[str] | None = 
     return table
 
 
-def read_train_queries(directory: Path, *, with_context: bool) -> pa.Table:
-    """All train queries to learn from, in file order, in a small part of the memory that ``read_queries`` takes.
+def count_train_queries(directory: Path) -> int:
+    """The number of train queries, from what the files say of themselves."""
+    return sum(pq.read_metadata(_found(file)).num_rows for file in query_files(directory, "train"))
+
+
+def read_train_queries(directory: Path, *, with_context: bool, rows: IntArray | None = None) -> pa.Table:
+    """The train queries to learn from, in file order, in a small part of the memory that ``read_queries`` takes.
 
     Columns ``id``, ``user``, ``user_id``, ``history`` and ``target``; ``with_context`` also ``event``, and of the
     history ``events`` and ``times``. The lists are views into values that successive queries of a user share (see
     ``SharedLists``): they can be sliced, filtered and taken from, but Arrow cannot cast or write them.
+
+    Args:
+        rows: the numbers of the queries to keep, in order; None: all.
     """
     names = ["id", "user", "user_id", "history", "target"]
     names += ["event", "events", "times"] if with_context else []
     schema = _part_of(pa.schema([*QUERIES, *QUERY_CONTEXT]), names)
     lists = [name for name in HISTORY_LISTS if name in names]
-    shared, rows = SharedLists(pa.schema([schema.field(name) for name in lists])), list[pa.Table]()
-    for table in _stream(query_files(directory, "train"), schema, "queries/train"):
+    shared, parts, start = SharedLists(pa.schema([schema.field(name) for name in lists])), list[pa.Table](), 0
+    for whole in _stream(query_files(directory, "train"), schema, "queries/train"):
+        end = start + whole.num_rows
+        table = whole if rows is None else whole.take(rows[slice(*np.searchsorted(rows, (start, end)))] - start)
         shared.add(table.select(lists))
-        rows.append(table.drop_columns(lists))
-    flat = pa.concat_tables(rows).unify_dictionaries() if rows else schema.empty_table().drop_columns(lists)
+        parts.append(table.drop_columns(lists))
+        start = end
+    flat = pa.concat_tables(parts).unify_dictionaries() if parts else schema.empty_table().drop_columns(lists)
     columns = {name: flat[name] for name in flat.column_names} | dict(shared.columns())
     return pa.table({name: columns[name] for name in names})
 

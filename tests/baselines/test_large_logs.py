@@ -1,5 +1,6 @@
 """What is counted in runs, or for some items at a time, is what is counted at once."""
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from genrec.baselines import itemknn, train_log
 from genrec.baselines.itemknn import ItemKNN, KnnSettings, Pairs
-from genrec.baselines.sparse import csr, keep_largest
+from genrec.baselines.sparse import csr, keep_largest, stacked_on_disk
 from genrec.baselines.train_log import TrainLog
 
 SETTINGS = (
@@ -38,8 +39,22 @@ def test_itemknn_in_blocks_of_rows_has_the_same_bits(
     parts = Pairs(log)
     blocks = list(parts.blocks())
     assert len(blocks) > 1 and [row for block in blocks for row in block] == list(range(60))
-    found = ItemKNN(parts, settings).similarity_NN
+    knn = ItemKNN(parts, settings)
+    found = knn.similarity_NN
+    assert not found.data.flags.owndata and not found.data.flags.writeable, "it lies in a file"
     assert (found != wanted).nnz == 0 and found.nnz == wanted.nnz
+    recent_QH = np.array([[3, 7, 1], [0, -1, -1]])
+    same = [one.dense(recent_QH) for one in (ItemKNN(whole, settings), knn, pickle.loads(pickle.dumps(knn)))]
+    assert np.array_equal(same[0], same[1]) and np.array_equal(same[0], same[2])
+
+
+def test_blocks_without_entries_are_stacked_too() -> None:
+    empty, one = (
+        csr(np.zeros(0), np.zeros(0, int), np.zeros(0, int), (2, 3)),
+        csr(np.ones(1), np.zeros(1, int), np.full(1, 2), (1, 3)),
+    )
+    assert stacked_on_disk([empty, one], 3).toarray().tolist() == [[0, 0, 0], [0, 0, 0], [0, 0, 1]]
+    assert stacked_on_disk([empty], 3).toarray().tolist() == [[0, 0, 0], [0, 0, 0]]
 
 
 def test_the_largest_entries_of_a_row_are_kept_ties_to_the_lower_column() -> None:

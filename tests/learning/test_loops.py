@@ -10,7 +10,7 @@ from support.synthetic import random_catalog, small_policy
 from genrec.errors import InputError
 from genrec.learning.divergence import require_finite
 from genrec.learning.rl.loop import train_async
-from genrec.learning.rl.query_sampler import QueryStream
+from genrec.learning.rl.query_sampler import Draws, QueryStream
 from genrec.learning.schedule import epochs_for, learning_rate
 from genrec.learning.sft.batches import DenseExamples, Epochs, RowExamples
 from genrec.learning.sft.losses import SftLoss
@@ -128,7 +128,8 @@ def test_the_queries_of_an_update_are_the_same_for_any_number_of_workers(rows: i
     table, size = query_table(rows), 6
 
     def batch(step: int, world: int) -> list[Query]:
-        shares = [QueryStream(table, size, seed=1, rank=rank, world=world)(step) for rank in range(world)]
+        draws = [Draws(rows, size, seed=1, rank=rank, world=world) for rank in range(world)]
+        shares = [QueryStream(table, own)(step) for own in draws]
         assert {len(share) for share in shares} == {size // world}
         return sorted((query for share in shares for query in share), key=lambda query: query.draw)
 
@@ -143,14 +144,14 @@ def test_the_queries_of_an_update_are_the_same_for_any_number_of_workers(rows: i
 
 def test_an_epoch_of_queries_is_shuffled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    shuffled = QueryStream._shuffled
+    shuffled = Draws._shuffled
 
-    def counted(self: QueryStream, epoch: int) -> np.ndarray:
+    def counted(self: Draws, epoch: int) -> np.ndarray:
         asked.append(epoch)
         return shuffled(self, epoch)
 
-    monkeypatch.setattr(QueryStream, "_shuffled", counted)
-    stream = QueryStream(query_table(50), 8, seed=0, rank=0, world=2)
+    monkeypatch.setattr(Draws, "_shuffled", counted)
+    stream = QueryStream(query_table(50), Draws(50, 8, seed=0, rank=0, world=2))
     for step in range(15):
         stream(step)
     assert asked == [0, 1, 2]
@@ -158,9 +159,21 @@ def test_an_epoch_of_queries_is_shuffled_once(monkeypatch: pytest.MonkeyPatch) -
 
 def test_queries_that_cannot_be_shared_equally_or_that_are_missing_are_refused() -> None:
     with pytest.raises(InputError, match=r"got 5 queries in a batch and 2 workers.*multiple of compute\.workers"):
-        QueryStream(query_table(7), 5, seed=0, rank=0, world=2)
+        Draws(7, 5, seed=0, rank=0, world=2)
     with pytest.raises(InputError, match=r"no training query.*data\.split"):
-        QueryStream(query_table(0), 4, seed=0, rank=0, world=2)
+        Draws(0, 4, seed=0, rank=0, world=2)
+
+
+@pytest.mark.parametrize(("rows", "steps"), [(100, 3), (20, 6), (130, 1)])
+@pytest.mark.parametrize("world", [1, 3])
+def test_the_queries_that_a_run_draws_are_enough_for_it(rows: int, steps: int, world: int) -> None:
+    table = query_table(rows)
+    for rank in range(world):
+        draws = Draws(rows, 12, seed=2, rank=rank, world=world)
+        kept = draws.rows_until(steps)
+        assert len(kept) <= 12 // world * steps and kept.tolist() == sorted(set(kept.tolist()))
+        whole, part = QueryStream(table, draws), QueryStream(table.take(kept), draws, kept)
+        assert [part(step) for step in range(steps)] == [whole(step) for step in range(steps)]
 
 
 @pytest.mark.parametrize("kind", ["dense", "rows"])

@@ -12,7 +12,7 @@ from support.synthetic import random_catalog, tiny_pretrained
 from benchmarks.harness import WITHOUT_ROWS
 from genrec.config import EventContext, Items, PolicyConfig, Rl, load_config
 from genrec.errors import InputError
-from genrec.learning.rl.query_sampler import QueryStream
+from genrec.learning.rl.query_sampler import Draws, QueryStream
 from genrec.learning.rl.rollout import generate
 from genrec.learning.sft.batches import DenseExamples, RowExamples, Rows
 from genrec.learning.sft.losses import SftLoss
@@ -174,7 +174,8 @@ def test_a_cached_prompt_gives_the_answer_of_a_prompt_read_whole(arch: str, item
 
 def test_rollouts_ask_for_the_event_of_their_target_and_are_scored_under_the_same_prompt() -> None:
     policy, prompts = made(CONTEXTS[-1])
-    stream = QueryStream(queries_of(SEQUENCES), 6, seed=0, rank=0, world=1)
+    table = queries_of(SEQUENCES)
+    stream = QueryStream(table, Draws(table.num_rows, 6, seed=0))
     found = sorted(stream(0), key=lambda query: query.id)
     assert found[0].context == HistoryContext(("view",), (0,), "buy") and found[1].context.wanted is None
     groups = generate(policy, prompts, CATALOG.trie, found, Rl(group=8, generation="beam"), version=0, seed=0)
