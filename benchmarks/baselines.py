@@ -1,21 +1,23 @@
 """The field's baselines beside the figures that were published for them, one row after the other.
 
-Each row is an artifact (``cluster.baseline_rows``): a killed run goes on with the row, and the epoch, that it was at.
-``bench.variants`` chooses some. One that fails is said, and the others go on.
+A row is made from ``bench.seeds`` seeds, or once where nothing is drawn. Each is an artifact
+(``cluster.baseline_rows``): a killed run goes on with the row, and the epoch, that it was at. ``bench.variants``
+chooses some. One that fails is said, and the others go on.
 """
 
 from __future__ import annotations
 
 import logging
+import statistics
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, get_args
 
 from benchmarks.compare import Comparison
-from benchmarks.harness import chosen_variants
+from benchmarks.harness import chosen_variants, seeds_of
 from benchmarks.tables import Published, baselines_page
 from cluster.artifacts import Artifact
-from cluster.baseline_rows import make_row
+from cluster.baseline_rows import is_drawn, make_row
 from cluster.progress import STAGE
 from genrec.baselines.ranking_files import RANKING, read_ranking
 from genrec.config import COUNTED_BASELINES, BaselineName, Config
@@ -66,15 +68,34 @@ def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
     names = chosen_variants(config, [name for name in get_args(BaselineName) if name not in COUNTED_BASELINES])
     comparison, rows = Comparison(DIRECTORY), dict[str, dict[str, Any]]()
     for number, name in enumerate(names, start=1):
-        rows[name] = _row(config, name, artifacts)
-        shown = "  ".join(f"{key} {value:.4f}" for key, value in rows[name].get("test", {}).items())
-        LOG.info("%d/%d %s: %s", number, len(names), name, shown or rows[name]["failed"], extra={STAGE: DIRECTORY})
-        comparison.text = baselines_page(rows, PUBLISHED.get(config.name, {}))
-        comparison.figures = {
-            f"{row}.{metric}": value for row, one in rows.items() for metric, value in one.get("test", {}).items()
-        }
-        comparison.write(config, rows)
+        for seed in seeds_of(config) if is_drawn(name) else (config.seed,):
+            found = _row(config.replace({"seed": seed}), name, artifacts)
+            shown = "  ".join(f"{key} {value:.4f}" for key, value in found.get("test", {}).items())
+            LOG.info(
+                "%d/%d %s, seed %d: %s",
+                number,
+                len(names),
+                name,
+                seed,
+                shown or found["failed"],
+                extra={STAGE: DIRECTORY},
+            )
+            rows.setdefault(name, {})[str(seed)] = found
+            comparison.text = baselines_page(rows, PUBLISHED.get(config.name, {}))
+            comparison.figures = _figures(rows)
+            comparison.write(config, rows)
     return comparison
+
+
+def _figures(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """The mean over seeds of each row's metrics on the test queries."""
+    tests = {name: [one["test"] for one in seeds.values() if "test" in one] for name, seeds in rows.items()}
+    return {
+        f"{name}.{metric}": statistics.fmean(one[metric] for one in found)
+        for name, found in tests.items()
+        if found
+        for metric in found[0]
+    }
 
 
 def _row(config: Config, name: str, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:

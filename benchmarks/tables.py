@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ vectors that have the same prefix, for each length of the prefix below the whole
 of pairs bought one after the other. *assign s*: seconds to encode all items and to resolve collisions."""
 
 SHARE = "advantage_share/"
+BASELINE_SCORES = ("hr@10", "ndcg@10", "hr@50")
 REWARD_SCORES = ("ndcg@10", "hr@10", "hr@50", "hr@50/tail", "coverage@10", "category_entropy@10")
 
 
@@ -345,25 +347,35 @@ def baselines_page(rows: Mapping[str, Mapping[str, Any]], published: Mapping[str
     """A table of baselines beside what was published of them, where that was, and the baselines that failed.
 
     Args:
-        rows: by name, what ``benchmarks.baselines`` measured.
+        rows: by name and seed, what ``benchmarks.baselines`` measured.
     """
     heads = ("baseline", "HR@10", "NDCG@10", "published", "HR@50", "NDCG@10 on validation", "epoch", "s", "ms a query")
-    body = ([name, *_baseline(one, published.get(name))] for name, one in rows.items() if "test" in one)
-    lines = [*markdown(heads, body), "", "*published*: HR@10 / NDCG@10. *s*: seconds to train or tune.", ""]
+    made = {name: [one for one in seeds.values() if "test" in one] for name, seeds in rows.items()}
+    body = ([name, *_baseline(found, published.get(name))] for name, found in made.items() if found)
+    notes = (
+        "Mean over seeds [95 % t interval]. *published*: HR@10 / NDCG@10. *s*: seconds to train or tune. *epoch*, *s*: "
+        "medians."
+    )
+    lines = [*markdown(heads, body), "", notes, ""]
     lines += [f"- {name}, published: {published[name].source}" for name in rows if name in published]
-    lines += [f"- {name} failed: {one['failed']}" for name, one in rows.items() if "failed" in one]
+    failed = {(name, one["failed"]) for name, seeds in rows.items() for one in seeds.values() if "failed" in one}
+    lines += [f"- {name} failed: {reason}" for name, reason in sorted(failed)]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _baseline(one: Mapping[str, Any], published: Published | None) -> list[str]:
-    test, settings = one["test"], one["settings"]
+def _baseline(seeds: Sequence[Mapping[str, Any]], published: Published | None) -> list[str]:
+    from genrec.evaluation.intervals import over_runs
+
+    tests, settings = [one["test"] for one in seeds], [one["settings"] for one in seeds]
+    hr, ndcg, deep = (estimate_text(over_runs([one[name] for one in tests]), ".4f") for name in BASELINE_SCORES)
+    epochs = [one["best_epoch"] for one in settings if "best_epoch" in one]
     return [
-        f"{test['hr@10']:.4f}",
-        f"{test['ndcg@10']:.4f}",
+        hr,
+        ndcg,
         "–" if published is None else f"{published.hr:.4f} / {published.ndcg:.4f}",
-        f"{test['hr@50']:.4f}",
-        f"{settings['valid_ndcg@10']:.4f}",
-        _or_dash(settings.get("best_epoch"), ".0f"),
-        f"{settings['seconds']:.0f}",
-        f"{one['ms_per_query']:.2f}",
+        deep,
+        estimate_text(over_runs([one["valid_ndcg@10"] for one in settings]), ".4f"),
+        _or_dash(statistics.median(epochs) if epochs else None, ".0f"),
+        f"{statistics.median(one['seconds'] for one in settings):.0f}",
+        f"{statistics.median(one['ms_per_query'] for one in seeds):.2f}",
     ]

@@ -48,6 +48,11 @@ def is_trained(name: str) -> bool:
     return name in NETWORKS
 
 
+def is_drawn(name: str) -> bool:
+    """Whether another seed makes another baseline ``name``."""
+    return is_trained(name) or name in USES_IMPLICIT
+
+
 def make_row(config: Config, name: str, inputs: Mapping[str, Artifact]) -> Artifact:
     """The artifact of the baseline ``name``; a killed training goes on.
 
