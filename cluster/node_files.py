@@ -11,7 +11,6 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 from uuid import uuid4
@@ -187,12 +186,12 @@ def offered(work: Callable[P, T]) -> Callable[P, T]:
     if files is None:
         return work
     files.offer()
-    return partial(_on_a_node, work, files)
 
+    def run(*args: P.args, **options: P.kwargs) -> T:  # Ray takes functions alone.
+        with on_this_node(files):
+            return work(*args, **options)
 
-def _on_a_node(work: Callable[..., T], files: NodeFiles, *args: Any, **options: Any) -> T:
-    with on_this_node(files):
-        return work(*args, **options)
+    return run
 
 
 def collect_files() -> None:

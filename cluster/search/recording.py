@@ -140,7 +140,7 @@ class SearchWatch(Callback):
 
     def _write(self, trials: list[Trial], changed: Trial | None = None) -> None:
         write_json({"trials": states(trials)}, states_file(self._out, self._name))
-        if self._runs:
+        if self._head is None:
             return
         found = read_trials(self._out, self._name, self._seed)
         used = read_report(self._out / USED)

@@ -93,8 +93,8 @@ class BenchConfig(Section):
     )
     seeds: PositiveInt = Field(
         default=3,
-        description="tokenizers, policy, losses, tasks, rewards, tradeoff, rl-quality, searches, baselines: policies or "
-        "networks per row, trained from seed, seed + 1, …",
+        description="tokenizers, policy, losses, tasks, rewards, tradeoff, rl-quality, searches, baselines: policies "
+        "or networks per row, trained from seed, seed + 1, …",
     )
     weights: tuple[float, ...] = Field(
         default=(), description="tradeoff: weights of the reward that are tried; empty: each variant's own"
