@@ -10,7 +10,7 @@ import logging
 import re
 import time
 from dataclasses import dataclass, field
-from uuid import uuid4
+from random import getrandbits
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -98,7 +98,7 @@ class RequestGuard:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get(REQUEST_ID, "")
-        passage = _Passage(scope, send, given if GIVEN_ID.fullmatch(given) else uuid4().hex)
+        passage = _Passage(scope, send, given if GIVEN_ID.fullmatch(given) else f"{getrandbits(128):032x}")
         scope.setdefault("state", {})["request_id"] = passage.id
         METRICS.in_flight.inc()
         try:

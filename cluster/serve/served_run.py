@@ -81,11 +81,11 @@ class ServedRun:
         Raises:
             InputError: as ``Recommender.recommend``, but for unknown items and an empty history.
         """
-        if self.recommender.is_stale():
+        question, found = self._asked(body)
+        # A search looks for a newer catalogue itself. An answer without one has to, and one that says what is missing.
+        if (found is not None or question.notes) and self.recommender.is_stale():
             await asyncio.to_thread(self.recommender.refresh)
-        question = read_question(body, self.recommender.view, self._log)
-        key = self._key(body, question)
-        found = self._cache.get(key)
+            question, found = self._asked(body)
         cached, late = found is not None, False
         if found is None and question.request.ids:
             found, late = await self._searched(question, body.deadline_ms or self._settings.deadline_ms)
@@ -153,6 +153,11 @@ class ServedRun:
     def _version(self, catalog: str) -> ServedVersion:
         return ServedVersion(run=self.place.name, policy=self.policy, catalog=catalog)
 
+    def _asked(self, body: RecommendBody) -> tuple[Question, RankedAnswer | None]:
+        """What a body asks of the catalogue as it is known here, and the answer of an equal question before."""
+        question = read_question(body, self.recommender.view, self._log)
+        return question, self._cache.get(self._key(body, question))
+
     def _key(self, body: RecommendBody, question: Question, catalog: str | None = None) -> Hashable:
         """All that an answer depends on: the weights, the catalogue, and the question."""
         left_out = {"user", "run", "deadline_ms", "history", "history_events", "history_times"}
@@ -179,6 +184,7 @@ class ServedRun:
         return [one if isinstance(one, InputError) else RankedAnswer(one, version) for one in found]
 
     def _popular(self, question: Question) -> RankedAnswer:
+        self.recommender.refresh()
         view, request = self.recommender.view, question.request
         history = [view.rows[item] for item in request.ids]
         items = popular_items(view, self._popularity_N, history, request.k, request.constraint)

@@ -49,9 +49,12 @@ TEXT = ["id", "title", "description", "brand", "categories"]
 
 def current(assigned: Path, live: Path) -> Path:
     """The directory of the current catalogue: the last update under ``live``, or ``assigned`` if there is none."""
-    return max(
-        (path for path in live.glob("[0-9]*") if path.is_dir()), key=lambda path: int(path.name), default=assigned
-    )
+    try:
+        with os.scandir(live) as entries:
+            names = [entry.name for entry in entries if entry.name.isdecimal() and entry.is_dir()]
+    except FileNotFoundError:
+        return assigned
+    return live / max(names, key=int) if names else assigned
 
 
 def read(directory: Path) -> tuple[Catalog, list[str], list[pa.Table]]:

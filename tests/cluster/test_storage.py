@@ -32,6 +32,7 @@ from genrec.config import Config, load_config, to_yaml
 from genrec.data.artifact_cache import MANIFEST, ArtifactCache
 from genrec.data.object_store import ObjectStore
 from genrec.errors import InputError
+from genrec.evaluation.search_record import SearchRecord
 from workflows.cli import command_line
 
 ROOT = Path(__file__).parents[2]
@@ -358,6 +359,21 @@ def test_training_on_ray_keeps_its_checkpoints_in_the_store(
     assert results(stored.path) == results(local.path)
     kept = {path for method, path in s3.requests if method in ("PUT", "POST") and f"sft/{stored.key}.ray/train" in path}
     assert any("checkpoint" in path for path in kept)
+    assert not [name for name in s3.names() if ".ray" in name]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_search_in_the_store_is_the_one_in_a_directory(
+    ray_cluster: None, s3: S3Server, shop: Path, tmp_path: Path
+) -> None:
+    trials = ("tune.trials=2", "tune.steps=2", "tune.validations=1", "tune.seeds=2", "tune.space.hit=[0.5,2.0]")
+    options = ("compute.workers=1", "compute.rollout_actors=0", "compute.worker_cpus=0.5", *trials)
+    local = SearchRecord.read(made(tiny_config(tmp_path / "directory", shop, *options), "tune").path)
+    stored = SearchRecord.read(made(on(tmp_path / "a", s3, shop, *options), "tune").path)
+    assert [(one.values, one.metrics) for one in stored.trials] == [(one.values, one.metrics) for one in local.trials]
+    assert stored.default.seeds == local.default.seeds and len(local.default.seeds) == 2
     assert not [name for name in s3.names() if ".ray" in name]
 
 
