@@ -87,9 +87,10 @@ class BsarecSettings(SequentialSettings):
 
 
 class Gru4recSettings(SequentialSettings):
-    """GRU4Rec, with a softmax."""
+    """GRU4Rec, with a softmax. It ranks by popularity for a dozen epochs before it learns order, so it has patience."""
 
     layers: PositiveInt = 1
+    patience: PositiveInt = Field(default=20, description="validations without a better one, one after each epoch")
 
 
 class Bert4recSettings(SequentialSettings):
