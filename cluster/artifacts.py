@@ -126,6 +126,13 @@ def shown_path(path: Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
+def shown_in_storage(config: Config, path: Path) -> str:
+    """Where everybody finds ``path``, which lies in the storage: below the storage's URL, or as ``shown_path``."""
+    if not config.is_remote:
+        return shown_path(path)
+    return f"{config.storage.partition('?')[0].rstrip('/')}/{path.relative_to(config.storage_path).as_posix()}"
+
+
 def finished_artifact(name: str, final: Path, cache: ArtifactCache | None = None) -> Artifact | None:
     """The artifact of stage ``name`` in the directory ``final``; None unless it is complete.
 

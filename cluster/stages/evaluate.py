@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cluster.artifacts import Artifact, shown_path
+from cluster.artifacts import Artifact, shown_in_storage
 from cluster.measures import calibrations, item_vectors, rank_timed, speeds
 from cluster.newest_run import point_to
 from cluster.policy_predictor import OWN, PolicyPredictor, TunedSearch, tuned_baselines
@@ -85,7 +85,7 @@ def publish(run: StageRun, artifact: Artifact) -> None:
     point_to(newest, kept)
     publish_in_store(run.config, kept, (kept, newest), last=RECORD)
     LOG.info("verdict: %s", artifact.metrics["verdict"])
-    LOG.info("report: %s (kept at %s)", shown_path(newest / "report.html"), kept.name)
+    LOG.info("report: %s (kept at %s)", shown_in_storage(run.config, newest / "report.html"), kept.name)
 
 
 def _made(directory: Path) -> Path:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster import reward_file
-from cluster.artifacts import Artifact, shown_path
+from cluster.artifacts import Artifact, shown_in_storage, shown_path
 from cluster.node_files import offered
 from cluster.search.searchers import require_searcher
 from cluster.search.trial import SEED, SearchSpec, is_one_process, validate_start
@@ -78,7 +78,7 @@ def publish(run: StageRun, artifact: Artifact) -> None:
     """Show the trials, best first, the verdict, and how its result is used."""
     LOG.info("\n%s", (artifact.path / "trials.txt").read_text(encoding="utf-8"))
     LOG.info("%s", artifact.metrics["verdict"])
-    LOG.info("page: %s", shown_path(artifact.path / "tune.html"))
+    LOG.info("page: %s", shown_in_storage(run.config, artifact.path / "tune.html"))
     if artifact.metrics["tuned"]:
         LOG.info("take it: genrec grpo CONFIG... %s", shown_path(artifact.path / TUNED))
 

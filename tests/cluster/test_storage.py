@@ -23,7 +23,7 @@ from support.synthetic import chain_shop, tiny_config
 
 import genrec
 from cluster import node_check, writer_lease
-from cluster.artifacts import Recipe, make_artifact
+from cluster.artifacts import Recipe, make_artifact, shown_in_storage
 from cluster.data import _Actor
 from cluster.node_files import files_of_stage, ray_storage
 from cluster.store_folders import change_in_store, publish_in_store
@@ -252,6 +252,7 @@ def test_a_report_is_replaced_by_its_last_file(s3: S3Server, shop: Path, tmp_pat
     written = [path for method, path in s3.requests if method in ("PUT", "POST")]
     assert len(written) == 6
     assert written[2].endswith("runs/tiny-k/recommender.json") and written[5].endswith("runs/tiny/recommender.json")
+    assert shown_in_storage(config, report / "a.html") == f"s3://{BUCKET}/genrec/runs/tiny-k/a.html"
 
 
 def test_a_catalogue_that_changes_is_the_same_on_every_machine(
