@@ -106,15 +106,7 @@ def random_catalog(items: int, generator: torch.Generator) -> Catalog:
 def in_process(config: Config, directory: str = "") -> Config:
     """The config without workers and actors; its artifacts lie under ``<storage>/bench/<directory>`` where given."""
     storage = config.storage_path / "bench" / directory if directory else config.storage
-    return config.replace(
-        {
-            "storage": str(storage),
-            "compute.workers": 0,
-            "compute.min_workers": None,
-            "compute.data_actors": 0,
-            "compute.strategy": "ddp",
-        }
-    )
+    return config.with_workers(0).replace({"storage": str(storage), "compute.data_actors": 0})
 
 
 def chosen_variants(config: Config, known: Iterable[str]) -> list[str]:

@@ -154,9 +154,7 @@ def _train(config: Config, name: str, inputs: Mapping[str, Artifact], out: Path)
 
     data, sids = inputs["prepare"].path, inputs["assign"].path if "assign" in inputs else None
     # A network of this size gains nothing from more workers than one.
-    alone = config.replace(
-        {"compute.workers": min(1, config.compute.workers), "compute.min_workers": None, "compute.strategy": "ddp"}
-    )
+    alone = config.with_workers(min(1, config.compute.workers))
     tried = list(settings_tried(section(config, name), config.baselines.trained, config.seed))
     scores: list[float] = []
     for number, settings in enumerate(tried):

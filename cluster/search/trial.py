@@ -127,7 +127,7 @@ def begin_trial(search: SearchSpec, trial: str, name: str, values: Mapping[str, 
 
 
 def _in_this_process(config: Config) -> Config:
-    return _without_workers(config) if is_one_process(config) else config
+    return config.with_workers(0) if is_one_process(config) else config
 
 
 def _with_own_stages(search: SearchSpec, config: Config, values: Mapping[str, Any]) -> RunSpec:
@@ -308,9 +308,4 @@ def validate_start(spec: RunSpec) -> dict[str, float]:
 
 
 def _in_this_process_spec(spec: RunSpec) -> RunSpec:
-    return replace(spec, config=_without_workers(spec.config))
-
-
-def _without_workers(config: Config) -> Config:
-    """The config of the same work in the process that does it."""
-    return config.replace({"compute.workers": 0, "compute.min_workers": None})
+    return replace(spec, config=spec.config.with_workers(0))

@@ -84,6 +84,10 @@ class Config(Section):
         """Whether ``storage`` is the URL of an object store or of HDFS, not a directory."""
         return "://" in self.storage and not self.storage.startswith(FILE)
 
+    def with_workers(self, workers: int) -> Config:
+        """The config of the same work on exactly so many training workers, each with the whole model: 0 or 1."""
+        return self.replace({"compute.workers": workers, "compute.min_workers": None, "compute.strategy": "ddp"})
+
     @property
     def backbones_path(self) -> Path:
         """The folder of converted packaged models, shared by all runs of a storage."""
