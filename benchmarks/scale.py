@@ -218,7 +218,7 @@ def _grpo_queries(config: Config, data: Path) -> Work:
     def work() -> int:
         draws = Draws(count_train_queries(data), BATCH_SIZE, seed=config.seed)
         rows = draws.rows_until(UPDATES)
-        QueryStream(read_train_queries(data, with_context=False, rows=rows), draws, rows)(0)
+        QueryStream(read_train_queries(data, with_context=False, rows_R=rows), draws, rows)(0)
         return draws.queries
 
     return work

@@ -184,7 +184,7 @@ def _train_queries(spec: RunSpec, rows: IntArray | None = None) -> pa.Table:
 
     config = spec.config
     with_context = config.policy.context.is_on or bool(config.rewards.custom)  # a reward of the user's may read it
-    return read_train_queries(spec.data, with_context=with_context, rows=rows)
+    return read_train_queries(spec.data, with_context=with_context, rows_R=rows)
 
 
 def _draws(spec: RunSpec, queries: int, accelerator: Accelerator) -> Draws:

@@ -85,7 +85,7 @@ def count_train_queries(directory: Path) -> int:
     return sum(pq.read_metadata(_found(file)).num_rows for file in query_files(directory, "train"))
 
 
-def read_train_queries(directory: Path, *, with_context: bool, rows: IntArray | None = None) -> pa.Table:
+def read_train_queries(directory: Path, *, with_context: bool, rows_R: IntArray | None = None) -> pa.Table:
     """The train queries to learn from, in file order, in a small part of the memory that ``read_queries`` takes.
 
     Columns ``id``, ``user``, ``user_id``, ``history`` and ``target``; ``with_context`` also ``event``, and of the
@@ -93,7 +93,7 @@ def read_train_queries(directory: Path, *, with_context: bool, rows: IntArray | 
     ``SharedLists``): they can be sliced, filtered and taken from, but Arrow cannot cast or write them.
 
     Args:
-        rows: the numbers of the queries to keep, in order; None: all.
+        rows_R: the numbers (R,) of the queries to keep, in order; None: all.
     """
     names = ["id", "user", "user_id", "history", "target"]
     names += ["event", "events", "times"] if with_context else []
@@ -102,7 +102,7 @@ def read_train_queries(directory: Path, *, with_context: bool, rows: IntArray | 
     shared, parts, start = SharedLists(pa.schema([schema.field(name) for name in lists])), list[pa.Table](), 0
     for whole in _stream(query_files(directory, "train"), schema, "queries/train"):
         end = start + whole.num_rows
-        table = whole if rows is None else whole.take(rows[slice(*np.searchsorted(rows, (start, end)))] - start)
+        table = whole if rows_R is None else whole.take(rows_R[slice(*np.searchsorted(rows_R, (start, end)))] - start)
         shared.add(table.select(lists))
         parts.append(table.drop_columns(lists))
         start = end

@@ -62,7 +62,7 @@ def test_train_queries_that_share_histories_are_those_of_the_whole_table(
     assert shared["user_id"].to_pylist() == whole["user_id"].to_pylist()
     assert count_train_queries(data) == whole.num_rows
     for kept in (np.arange(0, whole.num_rows, 7), np.arange(5), np.arange(0), np.array([3, whole.num_rows - 1])):
-        part = read_train_queries(data, with_context=with_context, rows=kept)
+        part = read_train_queries(data, with_context=with_context, rows_R=kept)
         assert to_queries(part) == to_queries(plain.take(kept))
     some = pa.array(np.random.default_rng(2).permutation(whole.num_rows)[:6])
     assert to_queries(shared.take(some)) == to_queries(plain.take(some))
