@@ -180,7 +180,8 @@ class Tune(Section):
             ),
             "tune.searcher=pb2 has one objective; take optuna for several": self.searcher == "pb2"
             and len(self.objectives) > 1,
-            f"tune.searcher=pb2 wants ranges; {_without_range(self.space)} are choices": self.searcher == "pb2"
+            f"tune.searcher=pb2 wants kind uniform or int; {_without_range(self.space)} have another": self.searcher
+            == "pb2"
             and _without_range(self.space),
             f"tune.scheduler={self.scheduler} compares trials by one metric; take none for several objectives": (
                 self.scheduler != "none" and len(self.objectives) > 1
