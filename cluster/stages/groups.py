@@ -71,27 +71,24 @@ def _shards(spec: RunSpec) -> list[_Shard]:
     import pyarrow as pa
 
     from genrec.data.folds import folds_of
-    from genrec.data.readers import read_queries
-    from genrec.learning.rl.fixed_groups import drawn_queries
+    from genrec.data.readers import count_train_queries, read_queries, read_train_queries
+    from genrec.learning.rl.fixed_groups import drawn_rows
 
     config, rl, start = spec.config, spec.config.learning.rl, spec.start
     assert start is not None
-    every = read_queries(spec.data, "train")
-    parts = [(start, every)]
-    if rl.groups == "crossfit":
-        fold_Q = folds_of(every, rl.folds, config.seed)
-        parts = [(fold_directory(start, fold), every.filter(pa.array(fold_Q == fold))) for fold in range(rl.folds)]
-    wanted = drawn_queries(every, rl.fixed_queries, config.seed)["id"].to_pylist()
-    return [shard for policy, table in parts for shard in _cut(policy, table, set(wanted))]
+    rows = drawn_rows(count_train_queries(spec.data), rl.fixed_queries, config.seed)
+    drawn = read_train_queries(spec.data, with_context=True, rows_R=rows)
+    if rl.groups != "crossfit":
+        return _cut(start, drawn)
+    fold_Q = folds_of(read_queries(spec.data, "train", ["user"]), rl.folds, config.seed)[rows]
+    parts = ((fold_directory(start, fold), drawn.filter(pa.array(fold_Q == fold))) for fold in range(rl.folds))
+    return [shard for policy, queries in parts for shard in _cut(policy, queries)]
 
 
-def _cut(policy: Path, queries: pa.Table, wanted: set[int]) -> list[_Shard]:
-    """The ``wanted`` ones of the queries, in shards."""
-    import pyarrow as pa
-
-    chosen = queries.filter(pa.array([id_ in wanted for id_ in queries["id"].to_pylist()], pa.bool_()))
-    starts = range(0, chosen.num_rows, SHARD_QUERIES)
-    return [_Shard(policy, chosen.slice(start, SHARD_QUERIES)) for start in starts]
+def _cut(policy: Path, queries: pa.Table) -> list[_Shard]:
+    """The queries in shards."""
+    starts = range(0, queries.num_rows, SHARD_QUERIES)
+    return [_Shard(policy, queries.slice(start, SHARD_QUERIES)) for start in starts]
 
 
 class GroupWriter:

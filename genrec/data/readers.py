@@ -72,7 +72,26 @@ def stream_sequences(directory: Path, columns: Sequence[str]) -> Iterator[pa.Tab
 
 def read_queries(directory: Path, split: Split, columns: Sequence[str] | None = None) -> pa.Table:
     """All queries of one split (schema ``QUERIES``, then ``QUERY_CONTEXT``, or some ``columns``), in file order."""
-    table = _read(query_files(directory, split), columns)
+    return _with_context(_read(query_files(directory, split), columns), split, columns)
+
+
+def read_query_rows(directory: Path, split: Split, rows: range) -> pa.Table:
+    """``read_queries`` of the ``rows`` alone, (R,); only the row groups that hold some of them are read."""
+    parts, start = list[pa.Table](), 0
+    for path in query_files(directory, split):
+        with pq.ParquetFile(_found(path)) as file:
+            parts.append(file.schema_arrow.empty_table())
+            for group in range(file.metadata.num_row_groups):
+                end = start + file.metadata.row_group(group).num_rows
+                first, last = max(rows.start, start), min(rows.stop, end)
+                if first < last:
+                    parts.append(file.read_row_group(group).slice(first - start, last - first))
+                start = end
+    return _with_context(pa.concat_tables(parts), split)
+
+
+def _with_context(table: pa.Table, split: Split, columns: Sequence[str] | None = None) -> pa.Table:
+    """Queries with every column that was asked for: null where an older ``prepare`` did not write it."""
     require_columns(table, _part_of(QUERIES, columns), f"queries/{split}")
     for field in QUERY_CONTEXT:
         if field.name not in table.column_names and (columns is None or field.name in columns):

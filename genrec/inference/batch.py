@@ -20,7 +20,7 @@ from genrec.baselines.sparse import Sparse, mask_seen_items
 from genrec.baselines.train_log import read_train_log, recent_history
 from genrec.config import Config
 from genrec.data.files import write_json, write_parquet
-from genrec.data.readers import read_queries
+from genrec.data.readers import read_query_rows
 from genrec.data.tables import contexts
 from genrec.errors import InputError
 from genrec.inference.prior import RankedItems, grown_knn
@@ -154,7 +154,6 @@ class BatchPredictor:
         )
         self._policy.to(self._device)
         self._trie = self._catalog.trie.to(self._device)
-        self._queries = read_queries(spec.data, spec.split)
         uses_prior = any(way.prior_weight for way in spec.answerings.values())
         self._scorer = spec.prior.scorer(spec.data, self._catalog) if spec.prior and uses_prior else None
         self._values = None if spec.value is None else NodeValues.load(spec.value, self._policy)
@@ -168,7 +167,7 @@ class BatchPredictor:
         """Predict shard ``shard``, write its files, and return the number of queries."""
         config = self._spec.config
         size = config.evaluation.shard_queries
-        queries = self._queries.slice(shard * size, size)
+        queries = read_query_rows(self._spec.data, self._spec.split, range(shard * size, (shard + 1) * size))
         found: dict[str, list[Beams]] = {name: [] for name in self._spec.answerings}
         self._seconds = dict.fromkeys(self._spec.answerings, 0.0)
         for start in range(0, len(queries), config.decode.batch_size):

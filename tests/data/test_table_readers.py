@@ -9,7 +9,14 @@ import pytest
 
 from genrec.data import readers
 from genrec.data.files import write_parquet
-from genrec.data.readers import count_train_queries, read_queries, read_sequences, read_train_queries, stream_sequences
+from genrec.data.readers import (
+    count_train_queries,
+    read_queries,
+    read_query_rows,
+    read_sequences,
+    read_train_queries,
+    stream_sequences,
+)
 from genrec.data.shared_lists import SharedLists
 from genrec.data.tables import QUERIES, QUERY_CONTEXT, SEQUENCES, to_queries
 from genrec.errors import InputError
@@ -64,6 +71,8 @@ def test_train_queries_that_share_histories_are_those_of_the_whole_table(
     for kept in (np.arange(0, whole.num_rows, 7), np.arange(5), np.arange(0), np.array([3, whole.num_rows - 1])):
         part = read_train_queries(data, with_context=with_context, rows_R=kept)
         assert to_queries(part) == to_queries(plain.take(kept))
+    for rows in (range(whole.num_rows), range(3, 8), range(whole.num_rows - 2, whole.num_rows + 9), range(0)):
+        assert read_query_rows(data, "train", rows).equals(whole.slice(rows.start, len(rows)))
     some = pa.array(np.random.default_rng(2).permutation(whole.num_rows)[:6])
     assert to_queries(shared.take(some)) == to_queries(plain.take(some))
     assert to_queries(shared.slice(3, 9)) == to_queries(plain.slice(3, 9))

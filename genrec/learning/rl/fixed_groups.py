@@ -45,11 +45,11 @@ REWARDED_AT_ONCE = 1024
 """Groups whose rewards are computed at a time when those to learn from are chosen."""
 
 
-def drawn_queries(queries: pa.Table, count: int, seed: int) -> pa.Table:
-    """``count`` of the train queries, drawn at random, in the order of the table; all if ``count`` is 0."""
-    if not 0 < count < queries.num_rows:
-        return queries
-    return queries.take(np.sort(generator_of("fixed groups", seed).permutation(queries.num_rows)[:count]))
+def drawn_rows(queries: int, count: int, seed: int) -> IntArray:
+    """The numbers of ``count`` of the train queries, drawn at random, in order; of all if ``count`` is 0."""
+    if not 0 < count < queries:
+        return np.arange(queries)
+    return np.sort(generator_of("fixed groups", seed).permutation(queries)[:count])
 
 
 def write_groups(groups: Sequence[Group], origin: Mapping[str, str], file: Path) -> None:
