@@ -34,7 +34,7 @@ from cluster.writer_lease import WriterLease, writer_lease
 from genrec.config import Config, to_yaml
 from genrec.data.artifact_cache import MANIFEST, UNFINISHED, ArtifactCache
 from genrec.data.files import write_json, write_text
-from genrec.errors import InputError
+from genrec.errors import BeingWrittenError
 
 LOG = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ def _only_writer(partial: Path) -> Generator[None]:
         lock.acquire()
     except Timeout:
         # What lies here is the other's, also while it is empty.
-        raise InputError(
+        raise BeingWrittenError(
             f"another process is writing {partial}; wait until it ends, or end it, then run this again"
         ) from None
     try:

@@ -26,6 +26,10 @@ class InputError(ValueError):
         super().__init__(printable(message))
 
 
+class BeingWrittenError(InputError):
+    """Another process is making what this one was to make; once it ends there is nothing left to do."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that does not exist: says the nearest one, and all."""
     names = list(known)

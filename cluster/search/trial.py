@@ -8,6 +8,7 @@ driver of Ray Train, and its reports come from a file that its first learner wri
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 import threading
@@ -26,7 +27,7 @@ from cluster.train import CURVE, RunSpec, run_training
 from genrec.config import Config
 from genrec.config.search_space import remakes_earlier_stages, trial_config
 from genrec.data.files import write_json, write_text
-from genrec.errors import InputError
+from genrec.errors import BeingWrittenError, InputError
 from genrec.learning.divergence import DIVERGED
 
 if TYPE_CHECKING:
@@ -34,11 +35,16 @@ if TYPE_CHECKING:
 
     from genrec.learning.checkpoints import TrainingState
 
+LOG = logging.getLogger(__name__)
+
 REPORT, BASE, SEED = "report.json", "sft.safetensors", "trial_seed"
 """Files of a trial and of the search; SEED is the key of a point that holds the seed of its run."""
 
 SCORE = "score"
 """What searchers and schedulers raise, see ``TrialWatch``."""
+
+WAIT_S = 2.0
+"""Seconds between two looks at a stage that another process is making."""
 
 NOT_AUDITED = ("step", "staleness")
 
@@ -135,7 +141,7 @@ def _with_own_stages(search: SearchSpec, config: Config, values: Mapping[str, An
     if not remakes_earlier_stages(list(values)):
         return replace(search.run, config=config)
     more = ("served",) if config.learning.rl.served else ()
-    made = search.remake(config.replace({"compute.data_actors": 0}), "prepare", "assign", "sft", *more)
+    made = _remade(search, config.replace({"compute.data_actors": 0}), "prepare", "assign", "sft", *more)
     paths = {name: artifact.path for name, artifact in made.items()}
     vectors = paths.get("embed") if search.run.vectors else None
     return replace(
@@ -147,6 +153,16 @@ def _with_own_stages(search: SearchSpec, config: Config, values: Mapping[str, An
         vectors=vectors,
         served=paths.get("served"),
     )
+
+
+def _remade(search: SearchSpec, config: Config, *stages: str) -> Mapping[str, Artifact]:
+    """The stages of a config; what another trial or command is making is waited for."""
+    while True:
+        try:
+            return search.remake(config, *stages)
+        except BeingWrittenError as error:
+            LOG.info("%s", str(error).partition(";")[0])
+            time.sleep(WAIT_S)
 
 
 @dataclass

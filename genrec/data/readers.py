@@ -121,13 +121,22 @@ def read_train_queries(directory: Path, *, with_context: bool, rows_R: IntArray 
     shared, parts, start = SharedLists(pa.schema([schema.field(name) for name in lists])), list[pa.Table](), 0
     for whole in _stream(query_files(directory, "train"), schema, "queries/train"):
         end = start + whole.num_rows
-        table = whole if rows_R is None else whole.take(rows_R[slice(*np.searchsorted(rows_R, (start, end)))] - start)
+        table = (
+            whole if rows_R is None else _taken(whole, rows_R[slice(*np.searchsorted(rows_R, (start, end)))] - start)
+        )
         shared.add(table.select(lists))
         parts.append(table.drop_columns(lists))
         start = end
     flat = pa.concat_tables(parts).unify_dictionaries() if parts else schema.empty_table().drop_columns(lists)
     columns = {name: flat[name] for name in flat.column_names} | dict(shared.columns())
     return pa.table({name: columns[name] for name in names})
+
+
+def _taken(table: pa.Table, rows_R: IntArray) -> pa.Table:
+    """Some rows, with the ids of their users alone: a dictionary of a row group has those of all its users."""
+    taken = table.take(rows_R)
+    ids = taken["user_id"].cast(pa.string()).dictionary_encode()
+    return taken.set_column(taken.column_names.index("user_id"), "user_id", ids)
 
 
 def read_stats(directory: Path) -> dict[str, Any]:
