@@ -24,6 +24,10 @@ ENDED = ("finished", "stopped")
 """The status of trials that may be chosen: they have a version that was kept and validated."""
 
 NO_WINNER = "no weights beat the default"
+NOT_JUDGED = (
+    "no winner is declared: no trial was run again with fresh seeds (tune.finalists is 0, or no trial holds the "
+    "constraints)"
+)
 
 
 def pareto_front(points_TM: FloatArray) -> list[bool]:
@@ -88,7 +92,7 @@ def declare_winner(finalists: Sequence[FinalistRecord], metric: str) -> WinnerRe
     One that left the constraints in half of its runs or more cannot win.
     """
     if not finalists:
-        return WinnerRecord(trial=None, verdict=f"{NO_WINNER}: no finalist was run with fresh seeds")
+        return WinnerRecord(trial=None, verdict=NOT_JUDGED)
     able = [one for one in finalists if sum(run.feasible for run in one.seeds) * 2 > len(one.seeds)]
     beats = [one for one in able if (one.difference.low or 0.0) > 0]
     best = max(able or finalists, key=lambda one: _or_least(one.difference.mean))

@@ -70,6 +70,8 @@ def test_a_winner_beats_the_config_by_more_than_the_paired_interval() -> None:
     noisy = finalist(trial("noisy", 0.2), runs(0.20, 0.10, 0.12), default, {"ndcg@10": 0.1}, "ndcg@10", 1)
     found = declare_winner([noisy], "ndcg@10")
     assert found.trial is None and found.verdict.startswith("no weights beat the default")
+    unjudged = declare_winner([], "ndcg@10")
+    assert unjudged.trial is None and unjudged.verdict.startswith("no winner is declared")
 
 
 def test_a_finalist_that_leaves_the_constraints_cannot_win() -> None:
