@@ -46,7 +46,7 @@ def stacked_on_disk(blocks: Iterable[Sparse], columns: int) -> Sparse:
             values.write(block.data.astype(np.float64, copy=False).data)
             indices.write(block.indices.astype(np.int32, copy=False).data)
             lengths.append(np.diff(block.indptr))
-        ends_R = np.append(0, np.cumsum(np.concatenate([[0], *lengths])[1:]))
+        ends_R = np.cumsum(np.concatenate([[0], *lengths]))
         data_E, indices_E = (_mapped(file, kind) for file, kind in ((values, np.float64), (indices, np.int32)))
     few = ends_R[-1] <= np.iinfo(np.int32).max
     return sparse.csr_matrix(

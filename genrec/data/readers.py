@@ -79,6 +79,8 @@ def read_query_rows(directory: Path, split: Split, rows: range) -> pa.Table:
     """``read_queries`` of the ``rows`` alone, (R,); only the row groups that hold some of them are read."""
     parts, start = list[pa.Table](), 0
     for path in query_files(directory, split):
+        if parts and start >= rows.stop:
+            break
         with pq.ParquetFile(_found(path)) as file:
             parts.append(file.schema_arrow.empty_table())
             for group in range(file.metadata.num_row_groups):

@@ -51,7 +51,9 @@ class Draws:
         return np.concatenate([self._order(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)])
 
     def rows_until(self, steps: int) -> IntArray:
-        """All queries that this worker draws in the first ``steps`` updates, each once, in order."""
+        """The queries that this worker draws in ``steps`` updates, each once, in order; all, if these are an epoch."""
+        if steps * self._size >= self.queries:
+            return np.arange(self.queries)
         return np.unique(self.rows(range(self._rank, steps * self._size, self._world)))
 
     def _shuffled(self, epoch: int) -> IntArray:
