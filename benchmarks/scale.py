@@ -31,7 +31,7 @@ SIZES = (1_000_000, 10_000_000)
 USER_EVENTS, ITEM_EVENTS = 16, 50
 HISTORY, BUCKET_EVENTS = 20, 2_000_000
 """Items of a query's history, and events in one bucket of ``prepare``."""
-BATCHES, BATCH_SIZE, UPDATES = 200, 64, 1000
+BATCHES, BATCH_SIZE, UPDATES, POOLS = 200, 64, 1000, 4
 CHUNK_USERS = 1 << 16
 MB = 2**20
 MODULES = (
@@ -196,6 +196,29 @@ def _sft_batches(config: Config, data: Path) -> Work:
     return work
 
 
+def _sft_stream(config: Config, data: Path) -> Work:
+    """The first pools of an epoch, as one worker takes them; the files' windows are counted before."""
+    from genrec.data.readers import sequence_files
+    from genrec.learning.sft.streaming import StreamedEpochs, WindowStream, count_file_windows
+
+    pool = config.learning.sft.pool
+    windows_F = tuple(count_file_windows(file, HISTORY) for file in sequence_files(data))
+    epochs = StreamedEpochs(WindowStream(data, windows_F, HISTORY, BATCH_SIZE, pool, config.seed))
+
+    def work() -> int:
+        steps = range(min(POOLS * pool // BATCH_SIZE, epochs.steps))
+        return sum(piece.targets for step in steps for piece in epochs.micro_batches(step, BATCH_SIZE, 0, 1)[0])
+
+    return work
+
+
+def _window_counts(config: Config, data: Path) -> Work:
+    from genrec.data.readers import sequence_files
+    from genrec.learning.sft.streaming import count_file_windows
+
+    return lambda: sum(count_file_windows(file, HISTORY) for file in sequence_files(data))
+
+
 def _epoch_order(config: Config, data: Path) -> Work:
     from cluster.stages.sft import make_examples
     from genrec.learning.sft.batches import Epochs
@@ -255,6 +278,8 @@ PLACES: Mapping[str, Callable[[Config, Path], Work]] = MappingProxyType(
         "prepare": _prepare,
         "sft_input": _sft_input,
         "sft_batches": _sft_batches,
+        "window_counts": _window_counts,
+        "sft_stream": _sft_stream,
         "epoch_order": _epoch_order,
         "grpo_queries": _grpo_queries,
         "itemknn_fit": _itemknn,

@@ -27,8 +27,10 @@ from genrec.errors import InputError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from cluster.ingest import Ingest
     from genrec.inference.served_search import ServedSearch
     from genrec.learning.checkpoints import Checkpoints, TrainingState
+    from genrec.learning.sft.streaming import WindowStream
     from genrec.policy.model import Policy
     from genrec.policy.prompts import Prompts
     from genrec.sid.catalog import Catalog
@@ -46,7 +48,8 @@ class RunSpec:
 
     Rank 0 leaves the result in ``out``. ``start`` holds the policy to begin from (the SFT policy), or is None for a new
     one; ``vectors`` the item vectors and ``rewards`` the Python file of terms, for rewards that want them; ``groups``
-    fixed groups; ``served`` the weights of the search that is served, where rewards are paid on that.
+    fixed groups; ``served`` the weights of the search that is served, where rewards are paid on that; ``stream`` the
+    windows to learn from, where no worker holds them all.
     """
 
     config: Config
@@ -58,6 +61,7 @@ class RunSpec:
     rewards: Path | None = None
     groups: Path | None = None
     served: Path | None = None
+    stream: WindowStream | None = None
 
     def serving(self, catalog: Catalog) -> ServedSearch | None:
         """The search that the run serves with; None where nothing is learned from what is served.
@@ -121,11 +125,16 @@ class RayCheckpoints:
             ray.train.report(dict(metrics), checkpoint=checkpoint)
 
 
-def run_training(loop: Callable[[RunSpec], None], spec: RunSpec, name: str) -> None:
+def run_training(
+    loop: Callable[[RunSpec], None], spec: RunSpec, name: str, *, ingest: Callable[[], Ingest] | None = None
+) -> None:
     """Run ``loop(spec)`` on ``compute.workers`` Ray Train workers; with 0, in this process without Ray.
 
     The run's name and storage are the stage's own directory, so the same command resumes from its last checkpoint;
     ``compute.max_failures`` restarts cover a worker that dies meanwhile.
+
+    Args:
+        ingest: makes the datasets of workers that do not read the training set themselves.
 
     Raises:
         InputError: the loop refused its input, or the machine is too small for what ``compute`` asks.
@@ -138,9 +147,9 @@ def run_training(loop: Callable[[RunSpec], None], spec: RunSpec, name: str) -> N
         loop(spec)
         return
     actors = compute.rollout_actors if spec.start is not None else 0
-    train_on_ray(
-        partial(loop, spec), spec.config, spec.out, name, compute.workers, actors, at_least=compute.min_workers
-    )
+    loop_of_worker = partial(loop, spec)
+    at_least = compute.min_workers
+    train_on_ray(loop_of_worker, spec.config, spec.out, name, compute.workers, actors, at_least=at_least, ingest=ingest)
 
 
 def train_on_ray(
@@ -152,6 +161,7 @@ def train_on_ray(
     actors: int = 0,
     *,
     at_least: int | None = None,
+    ingest: Callable[[], Ingest] | None = None,
 ) -> None:
     """Run ``loop()`` on ``workers`` Ray Train workers, next to ``actors`` rollout actors that they will start.
 
@@ -160,6 +170,7 @@ def train_on_ray(
     Args:
         at_least: Ray Train begins with so many workers if there is no room for more, and starts them again from the
             last checkpoint when their number can grow, or nodes were lost; None: always with ``workers``.
+        ingest: makes the datasets that the workers read.
 
     Raises:
         InputError: a worker refused its input, or the machine is too small for what ``compute`` asks.
@@ -178,6 +189,7 @@ def train_on_ray(
     out.mkdir(parents=True, exist_ok=True)
     refused = out / REFUSED
     refused.unlink(missing_ok=True)
+    streamed = ingest() if ingest is not None else None
     trainer = TorchTrainer(
         partial(_called, offered(partial(_worker_entry, loop, out))),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
@@ -198,6 +210,8 @@ def train_on_ray(
             failure_config=FailureConfig(max_failures=compute.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
+        datasets=dict(streamed.datasets) if streamed else None,
+        dataset_config=streamed.shards if streamed else None,
     )
     with tail_log(out):
         try:
@@ -261,7 +275,12 @@ def make_checkpoints(spec: RunSpec) -> Checkpoints:
     from genrec.learning.checkpoints import DirectoryCheckpoints
 
     if spec.config.compute.workers:
-        return RayCheckpoints(str(spec.out / "train"))
+        kept = RayCheckpoints(str(spec.out / "train"))
+        if spec.stream is None:
+            return kept
+        from cluster.ingest import Position, PositionedCheckpoints
+
+        return PositionedCheckpoints(kept, Position.of(spec.config, spec.out))
     return DirectoryCheckpoints(spec.out / "checkpoints")
 
 

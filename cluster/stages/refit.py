@@ -47,10 +47,12 @@ def refit_loop(data: Path, best_step: int, spec: RunSpec) -> None:
     from genrec.learning.sft.batches import Epochs
 
     settings, accelerator = config.learning.sft, make_accelerator(config)
-    before, examples = (sft.make_examples(where, config) for where in (data, spec.data))
-    again = settings.loss.second_pass
-    steps, more = (Epochs(one, settings.batch_size, config.seed, again).steps for one in (before, examples))
+    before, epochs = (
+        Epochs(sft.make_examples(where, config), settings.batch_size, config.seed, settings.loss.second_pass)
+        for where in (data, spec.data)
+    )
+    steps, more = before.steps, epochs.steps
     options = {"validate": None, "last_step": max(1, round(best_step * more / steps))}
     # The number of epochs that the training on ``data`` had: more examples would ask for fewer.
     same = config.replace({"learning.sft.epochs": epochs_for(settings.epochs, steps)})
-    sft.learn(replace(spec, config=same), sft.SftParts(*spec.build()), examples, accelerator, options)
+    sft.learn(replace(spec, config=same), sft.SftParts(*spec.build()), epochs, accelerator, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster import teacher
 from cluster.content import model_content
+from cluster.data import parallel_map
 from cluster.session import configure_process
 from cluster.stages.plan import Plan, StageRun
 from cluster.train import (
@@ -24,7 +26,14 @@ from cluster.train import (
 )
 from genrec.config import Config, Tasks
 from genrec.data.files import write_json
-from genrec.data.readers import read_items, read_queries, read_sequences, read_train_queries, stream_sequences
+from genrec.data.readers import (
+    read_items,
+    read_queries,
+    read_sequences,
+    read_train_queries,
+    sequence_files,
+    stream_sequences,
+)
 from genrec.data.tables import Split
 from genrec.data.train_counts import read_train_counts
 from genrec.errors import InputError
@@ -35,10 +44,12 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
+    from cluster.ingest import Ingest
     from genrec.evaluation.validate import Search
-    from genrec.learning.sft.batches import Examples, RowExamples
+    from genrec.learning.sft.batches import Examples, RowExamples, TrainingBatches
     from genrec.learning.sft.losses import SftLoss
     from genrec.learning.sft.stages import TrainingStage
+    from genrec.learning.sft.streaming import WindowStream
     from genrec.learning.tasks.examples import ExampleBuilder
     from genrec.learning.tasks.mixture import Mixture
     from genrec.policy.chat.chat_format import ChatFormat
@@ -50,6 +61,9 @@ LOG = logging.getLogger(__name__)
 
 VALIDATION_WIDTH = 10
 """Items that a validation searches for: NDCG@10 decides."""
+
+WINDOWS = "windows.json"
+"""Next to a policy that learned from a stream: the windows of each sequence file."""
 
 MIXTURE = "mixture.json"
 """Next to the policy: per stage and task the examples of an epoch, and the share of SIDs in what is learned."""
@@ -82,8 +96,48 @@ def policy_settings(config: Config) -> dict[str, Any]:
 
 def _train(config: Config, data: Path, catalog: Path, out: Path) -> Mapping[str, Any]:
     teacher.ask(config, data, out)
-    run_training(sft_loop, RunSpec(config, data, catalog, out), "sft")
+    if config.learning.sft.ingest == "memory":
+        run_training(sft_loop, RunSpec(config, data, catalog, out), "sft")
+        return training_summary(out)
+    stream = make_stream(config, data, out)
+
+    def ingest() -> Ingest:
+        from cluster.ingest import make_ingest
+        from genrec.learning.schedule import total_steps
+
+        return make_ingest(config, stream, total_steps(config.learning.sft, stream.steps), out)
+
+    run_training(sft_loop, RunSpec(config, data, catalog, out, stream=stream), "sft", ingest=ingest)
     return training_summary(out)
+
+
+def make_stream(config: Config, data: Path, out: Path) -> WindowStream:
+    """The windows to learn from; how many each file has is counted once, by Ray Data.
+
+    Raises:
+        InputError: the sequences hold no training target.
+    """
+    from genrec.learning.sft.streaming import WindowStream
+
+    counted, settings = out / WINDOWS, config.learning.sft
+    if not counted.is_file():
+        files = sequence_files(data)
+        make = partial(partial, _count_windows, data, config.data.max_history)
+        rows = parallel_map(config, make, range(len(files)), label="count windows")
+        write_json([row["windows"] for row in rows], counted)
+    windows_F = tuple(json.loads(counted.read_text(encoding="utf-8")))
+    if not any(windows_F):
+        raise InputError("got sequences without a training target; check data.split and data.filters")
+    with_context = config.policy.context.is_on
+    return WindowStream(
+        data, windows_F, config.data.max_history, settings.batch_size, settings.pool, config.seed, with_context
+    )
+
+
+def _count_windows(data: Path, history: int, file: int) -> Mapping[str, int]:
+    from genrec.learning.sft.streaming import count_file_windows
+
+    return {"windows": count_file_windows(sequence_files(data)[file], history)}
 
 
 def sft_loop(spec: RunSpec) -> None:
@@ -94,7 +148,6 @@ def sft_loop(spec: RunSpec) -> None:
 
     settings, accelerator = config.learning.sft, make_accelerator(config)
     policy, prompts, catalog = spec.build()
-    examples = make_examples(spec.data, config)
     valid, search = _validation(spec.data, config.data.max_history, len(catalog))
     validator = Validator(
         valid,
@@ -105,7 +158,23 @@ def sft_loop(spec: RunSpec) -> None:
         search=search,
         batch_size=config.decode.batch_size,
     )
-    learn(spec, SftParts(policy, prompts, catalog), examples, accelerator, {"validate": validator})
+    epochs = None if learns_tasks(config) else _batches(spec)
+    learn(spec, SftParts(policy, prompts, catalog), epochs, accelerator, {"validate": validator})
+
+
+def _batches(spec: RunSpec) -> TrainingBatches:
+    """The batches of next items: from memory, or as they are read."""
+    from genrec.learning.sft.batches import Epochs
+    from genrec.learning.sft.streaming import StreamedEpochs
+
+    config, settings = spec.config, spec.config.learning.sft
+    if spec.stream is None:
+        return Epochs(make_examples(spec.data, config), settings.batch_size, config.seed, settings.loss.second_pass)
+    if not config.compute.workers:
+        return StreamedEpochs(spec.stream)
+    from cluster.ingest import open_pools
+
+    return StreamedEpochs(spec.stream, open_pools)
 
 
 @dataclass(frozen=True)
@@ -118,14 +187,14 @@ class SftParts:
 
 
 def learn(
-    spec: RunSpec, built: SftParts, examples: Examples, accelerator: Accelerator, options: Mapping[str, Any]
+    spec: RunSpec, built: SftParts, epochs: TrainingBatches | None, accelerator: Accelerator, options: Mapping[str, Any]
 ) -> None:
     """Next items alone, or every stage of ``learning.stages`` that is on and then ``learning.sft``; keeps the result.
 
     Args:
+        epochs: of next items; None: of a config that learns tasks or stages, which are made here.
         options: further ones of ``SftTrainer``.
     """
-    from genrec.learning.sft.batches import Epochs
     from genrec.learning.sft.stages import run_stages
     from genrec.learning.sft.trainer import SftTrainer
 
@@ -145,10 +214,9 @@ def learn(
         "deepspeed": deepspeed_config(config.compute.strategy),
         **options,
     }
-    if learns_tasks(config):
+    if epochs is None:
         state = run_stages(built.policy, _stages(spec, built, loss, accelerator), **options)
     else:
-        epochs = Epochs(examples, settings.batch_size, config.seed, settings.loss.second_pass)
         state = SftTrainer(built.policy, loss, epochs, settings, **options).run()
     save_result(spec, built.policy, built.catalog, state, accelerator)
 

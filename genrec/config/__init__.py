@@ -21,7 +21,7 @@ from genrec.config.baselines import (
 )
 from genrec.config.data import Data, Embed, Filters
 from genrec.config.judge import ChatServer, Judge
-from genrec.config.learning import Learning, Loss, Rewards, RewardSettings, Rl, Sft, Update
+from genrec.config.learning import Learning, Rewards, RewardSettings, Rl, Update
 from genrec.config.loading import known_keys, load_config, to_yaml
 from genrec.config.packaged import packaged_file, packaged_names
 from genrec.config.policy import EventContext, Items, Lora, PolicyConfig
@@ -29,6 +29,7 @@ from genrec.config.root import Config
 from genrec.config.running import BenchConfig, Compute, Decode, Evaluation, Serve
 from genrec.config.section import Section
 from genrec.config.sid import Sid
+from genrec.config.supervised import Loss, Sft
 from genrec.config.tasks import Instruction, Stages, StageSettings, Tasks, TaskWeight, Teacher
 from genrec.config.tune import Dimension, Tune
 

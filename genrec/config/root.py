@@ -122,6 +122,7 @@ class Config(Section):
             "policy.weights=random is for policy.kind=pretrained with policy.finetuning=full: adapters of rank "
             "policy.lora.rank cannot teach a model that knows nothing": self.policy.weights == "random"
             and not (pretrained and self.policy.finetuning == "full"),
+            **_stream_fits(self),
             **_strategy_fits(self),
             **_items_fit(self),
             **_served_fits(self),
@@ -217,6 +218,21 @@ def _workers_fit(config: Config) -> dict[str, bool]:
         f"compute.min_workers lets the number of workers change, on which results depend with {named}; take null": (
             compute.min_workers is not None and bool(named)
         ),
+    }
+
+
+def _stream_fits(config: Config) -> dict[str, bool]:
+    """What is wrong with examples that are streamed: message -> whether it applies."""
+    learning, streamed = config.learning, config.learning.sft.ingest == "stream"
+    pool, size = learning.sft.pool, learning.sft.batch_size
+    return {
+        "learning.sft.ingest=stream reads whole sequences (dense examples); take ingest=memory for rows, tasks and "
+        "stages": streamed and (config.example_format != "dense" or bool(learning.stages.on())),
+        "learning.sft.ingest=stream has no second pass, which compares all windows; set "
+        "learning.sft.loss.second_pass=0, or take ingest=memory": streamed and bool(learning.sft.loss.second_pass),
+        "learning.refit joins whole tables; set learning.refit=false, or take learning.sft.ingest=memory": streamed
+        and learning.refit,
+        f"learning.sft.pool={pool} is smaller than a batch of learning.sft.batch_size={size}": streamed and pool < size,
     }
 
 

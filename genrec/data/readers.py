@@ -70,6 +70,11 @@ def stream_sequences(directory: Path, columns: Sequence[str]) -> Iterator[pa.Tab
     return _stream(sequence_files(directory), _part_of(SEQUENCES, columns), "sequences")
 
 
+def stream_sequence_file(file: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """The same of one file of ``sequence_files``."""
+    return _stream([file], _part_of(SEQUENCES, columns), "sequences")
+
+
 def read_queries(directory: Path, split: Split, columns: Sequence[str] | None = None) -> pa.Table:
     """All queries of one split (schema ``QUERIES``, then ``QUERY_CONTEXT``, or some ``columns``), in file order."""
     return _with_context(_read(query_files(directory, split), columns), split, columns)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from genrec.config import Sft
+
 STEPS, FEWEST, MOST = 1100, 8, 60
 """Optimizer steps that a policy from scratch needs (docs/results/policy.md), and the epochs that they may take."""
 
@@ -11,6 +13,12 @@ STEPS, FEWEST, MOST = 1100, 8, 60
 def epochs_for(wanted: int, steps_per_epoch: int) -> int:
     """``wanted`` epochs, or as many as make ``STEPS`` steps if it is 0: at least ``FEWEST``, at most ``MOST``."""
     return wanted or min(max(FEWEST, math.ceil(STEPS / steps_per_epoch)), MOST)
+
+
+def total_steps(settings: Sft, steps_per_epoch: int) -> int:
+    """Optimizer steps of a whole training."""
+    total = epochs_for(settings.epochs, steps_per_epoch) * steps_per_epoch
+    return min(total, settings.max_steps) if settings.max_steps else total
 
 
 def learning_rate(step: int, total: int, *, peak: float, low: float, warmup: float) -> float:

@@ -71,6 +71,20 @@ def test_a_range_of_workers_that_cannot_be_kept_is_refused(overrides: list[str],
         load_config([], overrides)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("learning.sft.example_format=rows", "reads whole sequences"),
+        ("learning.sft.loss.second_pass=0.3", "has no second pass"),
+        ("learning.refit=true", r"learning\.refit joins whole tables"),
+        ("learning.sft.pool=100", r"pool=100 is smaller than a batch .*=128"),
+    ],
+)
+def test_a_stream_is_refused_what_needs_the_whole_training_set(override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_config([], ["learning.sft.ingest=stream", override])
+
+
 def test_a_missing_file_broken_yaml_and_a_bare_word_are_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("a: [")
     (tmp_path / "list.yaml").write_text("- 1")

@@ -114,6 +114,45 @@ class Examples(Protocol):
         ...
 
 
+class TrainingBatches(Protocol):
+    """A training set in batches, which are the same for any number of workers.
+
+    ``hard``: the samples of a second pass per epoch, None without one.
+    """
+
+    hard: HardSamples | None
+
+    @property
+    def steps(self) -> int:
+        """Batches per epoch."""
+        ...
+
+    def count(self, step: int) -> int:
+        """Number of examples in the batch of ``step``."""
+        ...
+
+    def micro_batches(self, step: int, size: int, rank: int, world: int) -> tuple[list[Batch], int]:
+        """A worker's part of a batch in pieces of ``size``, and the number of targets in the whole batch.
+
+        A worker beyond the batch's last example gets the first one, which the caller gives the weight 0.
+        """
+        ...
+
+    def is_recorded(self, step: int) -> bool:
+        """Whether the losses of this step's samples decide what the second pass of its epoch trains."""
+        ...
+
+    def record(
+        self, step: int, pieces: Sequence[Tensor], rank: int, world: int, add: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Keep the losses of a step's samples; see ``HardSamples.record``."""
+        ...
+
+    def names(self, step: int) -> list[str]:
+        """What the examples in the batch of ``step`` are called in a message."""
+        ...
+
+
 class DenseExamples:
     """Windows over the training part of each user's sequence.
 
@@ -233,11 +272,12 @@ class Epochs:
             self._pass, self._order = (epoch, second), self._shuffled(epoch, second=second)
         return self._order[within - self._first * second]
 
-    def micro_batches(self, step: int, size: int, rank: int, world: int) -> tuple[list[Batch], int]:
-        """This worker's part of a batch in pieces of ``size``, and the number of targets in the whole batch.
+    def count(self, step: int) -> int:
+        """Number of examples in the batch of ``step``."""
+        return len(self.index(step))
 
-        A worker beyond the batch's last example gets the first one, which the caller gives the weight 0.
-        """
+    def micro_batches(self, step: int, size: int, rank: int, world: int) -> tuple[list[Batch], int]:
+        """This worker's part of a batch in pieces of ``size``, and the number of targets in the whole batch."""
         index = self.index(step)
         own = self._ordered(index[rank::world] if rank < len(index) else index[:1])
         pieces = [self._examples.take(own[at : at + size]) for at in range(0, len(own), size)]
@@ -279,10 +319,20 @@ class Epochs:
         else:
             rng = generator_of("examples", self._seed, epoch)
             order = rng.permutation(len(self._lengths))
-        run = self._size * BUCKET
-        parts: list[np.ndarray] = []
-        for start in range(0, len(order), run):
-            piece = order[start : start + run]
-            piece = piece[np.argsort(self._lengths[piece], kind="stable")]
-            parts += [piece[at : at + self._size] for at in range(0, len(piece), self._size)]
-        return [parts[i] for i in rng.permutation(len(parts))]
+        return bucketed(order, self._lengths[order], self._size, rng)
+
+
+def bucketed(order: np.ndarray, length_E: np.ndarray, size: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Examples in the order ``order`` (E,) cut into batches of similar lengths, in a shuffled order.
+
+    Each run of ``BUCKET`` batches is sorted by length; the last batch may be smaller than ``size``.
+
+    Args:
+        length_E: of the examples, in the same order.
+    """
+    run, parts = size * BUCKET, list[np.ndarray]()
+    for start in range(0, len(order), run):
+        piece, length = order[start : start + run], length_E[start : start + run]
+        piece = piece[np.argsort(length, kind="stable")]
+        parts += [piece[at : at + size] for at in range(0, len(piece), size)]
+    return [parts[i] for i in rng.permutation(len(parts))]

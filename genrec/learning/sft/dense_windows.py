@@ -65,6 +65,11 @@ def cut_windows(sequences: Iterable[pa.Table], history: int, *, with_context: bo
     return replace(_joined(parts), names=tuple(names))
 
 
+def count_windows(table: pa.Table, history: int) -> int:
+    """The number of windows of the users in a table with ``items`` and ``split``."""
+    return len(_cut(table, history, None).start_W)
+
+
 def _cut(table: pa.Table, history: int, names: dict[str, int] | None) -> Windows:
     items_E, length_U = _flat(table, "items")
     scored_E = _flat(table, "split")[0] == TRAIN

@@ -21,7 +21,7 @@ from genrec.config import Sft, StageSettings
 from genrec.data.files import write_json
 from genrec.errors import InputError
 from genrec.learning.checkpoints import Checkpoints, TrainingState
-from genrec.learning.sft.batches import Epochs
+from genrec.learning.sft.batches import TrainingBatches
 from genrec.learning.sft.trainer import SftTrainer, Validate
 from genrec.policy.model import Policy
 from genrec.seeds import seed_of
@@ -44,7 +44,7 @@ class TrainingStage:
 
     name: str
     settings: Sft
-    epochs: Epochs
+    epochs: TrainingBatches
     loss: Any
     rows_only: bool = False
     section: str = "learning.sft"

@@ -16,8 +16,8 @@ from genrec.config import Sft
 from genrec.learning.checkpoints import Checkpoints, TrainingState
 from genrec.learning.divergence import require_finite
 from genrec.learning.ema import WeightAverage
-from genrec.learning.schedule import epochs_for, learning_rate
-from genrec.learning.sft.batches import Epochs
+from genrec.learning.schedule import learning_rate, total_steps
+from genrec.learning.sft.batches import TrainingBatches
 from genrec.learning.sft.second_pass import RecordingLoss, SampleLoss
 from genrec.learning.sft.strategies import DdpStrategy, Strategy, ZeroStrategy
 from genrec.policy.model import Policy
@@ -51,7 +51,7 @@ class SftTrainer:
         self,
         policy: Policy,
         loss: SampleLoss,
-        epochs: Epochs,
+        epochs: TrainingBatches,
         settings: Sft,
         *,
         seed: int,
@@ -69,8 +69,7 @@ class SftTrainer:
         self._sid_check = EmbeddingUpdateCheck(policy)
         self._average: WeightAverage | None = None
         self.state = TrainingState()
-        total = epochs_for(settings.epochs, epochs.steps) * epochs.steps
-        self.total_steps = min(total, settings.max_steps) if settings.max_steps else total
+        self.total_steps = total_steps(settings, epochs.steps)
         self._last_step = min(last_step or self.total_steps, self.total_steps)
 
     def run(self) -> TrainingState:
@@ -139,9 +138,10 @@ class SftTrainer:
         rank, world = self._accelerator.process_index, self._accelerator.num_processes
         torch.manual_seed(seed_of("dropout", self._seed, step, rank))
         pieces, targets = self._epochs.micro_batches(step, self._settings.micro_batch, rank, world)
-        weights = [world / targets if rank < len(self._epochs.index(step)) else 0.0] * len(pieces)
+        count = self._epochs.count(step)
+        weights = [world / targets if rank < count else 0.0] * len(pieces)
         if self._strategy.lockstep:  # a worker with fewer pieces repeats its first one with weight 0
-            most = -(-len(self._epochs.index(step)) // world)
+            most = -(-count // world)
             missing = -(-most // self._settings.micro_batch) - len(pieces)
             pieces, weights = pieces + pieces[:1] * missing, weights + [0.0] * missing
         total = torch.zeros((), device=self._accelerator.device)
