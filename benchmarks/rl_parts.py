@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from genrec.config import Config, load_config
+import yaml
+
+from genrec.config import Config, load_config, packaged_file
 from genrec.errors import InputError
 
-FIXED: Mapping[str, Any] = {
-    "learning.rl.groups": "fixed",
-    "learning.rl.objective": "listwise",
-    "learning.rl.group": 24,
-    "learning.rl.kl": 1.0,
-    "learning.rl.sft": 0.0,
-    "learning.rl.ema_decay": 0.97,
-    "learning.rl.steps": 300,
-}
+
+def _listwise() -> dict[str, Any]:
+    """What ``configs/listwise.yaml`` sets, by dotted key."""
+    settings = yaml.safe_load(packaged_file("listwise.yaml").read_text(encoding="utf-8"))["learning"]["rl"]
+    return {f"learning.rl.{name}": value for name, value in settings.items()}
+
+
+FIXED: Mapping[str, Any] = _listwise()
 """A list-wise loss over the SFT policy's own beams, held to it by its KL."""
 
 GRPO: Mapping[str, Any] = {"learning.rl.groups": "fresh", "learning.rl.objective": "grpo"}
