@@ -28,6 +28,9 @@ SHOW_CURSOR = "\r\x1b[K\x1b[?25h"
 _received: list[int] = []
 """The signal that is ending this process, if there is one."""
 
+_line = [LINE]
+"""What a signal writes."""
+
 _handled: list[signal.Signals] = []
 """The signals that ``end_on_signals`` took over."""
 
@@ -55,6 +58,11 @@ def take_handlers_back() -> None:
     if threading.current_thread() is threading.main_thread():
         for number in _handled:
             signal.signal(number, _raise_interrupt)
+
+
+def end_with_line(line: str) -> None:
+    """From now on a signal writes ``line``: the work before is done, and what goes on has no end of its own."""
+    _line[0] = line
 
 
 def end_if_interrupted() -> None:
@@ -94,7 +102,7 @@ def _announce(number: int) -> None:
     with _announcing:
         if not _received:
             _received.append(number)
-            _write_last(LINE)
+            _write_last(_line[0])
 
 
 def _write_last(line: str) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from uuid import uuid4
 
 from genrec.data.object_store import ObjectStore
-from genrec.errors import InputError
+from genrec.errors import BeingWrittenError, InputError
 
 LOG = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class WriterLease:
         """Wait until a lease that another left behind is known to be one, and take it.
 
         Raises:
-            InputError: another process writes the same artifact.
+            BeingWrittenError: another process writes the same artifact.
         """
         found = self._read()
         if found is not None and found["machine"] != self._machine:
@@ -59,7 +59,8 @@ class WriterLease:
         """Refuse to go on without the lease.
 
         Raises:
-            InputError: another process took it, or the store could not be reached when it was to be renewed.
+            BeingWrittenError: another process took it.
+        InputError: the store could not be reached when it was to be renewed.
         """
         if self.problem is not None:
             raise self.problem
@@ -109,9 +110,9 @@ class WriterLease:
         self._store.write(self._name, json.dumps(content).encode())
 
 
-def _taken(store: ObjectStore, name: str, found: dict[str, Any] | None) -> InputError:
+def _taken(store: ObjectStore, name: str, found: dict[str, Any] | None) -> BeingWrittenError:
     who = "a process that has ended since" if found is None else f"process {found['process']} on {found['host']}"
-    return InputError(
+    return BeingWrittenError(
         f"{store.url}/{name.removesuffix('.writer.json')} is written by {who}; wait until it ends, or end it, then run "
         "this again"
     )

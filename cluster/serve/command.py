@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.interruption import take_handlers_back
+from cluster.interruption import end_with_line, take_handlers_back
 from cluster.serve.locks import FEWEST_CHARACTERS, KEY_VARIABLE, api_key
 from cluster.session import configure_process, connect
 from genrec.config import Config
@@ -103,6 +103,7 @@ def set_serve_variables() -> None:
 def serve_until_interrupted(arguments: ServeArguments, config: Config) -> None:
     """Serve in this process's Ray until Ctrl-C or SIGTERM."""
     address = start(arguments, config)
+    end_with_line("the service has ended")
     LOG.info("ready: %s (POST /v1/recommend; %s/docs has every route)", address, address)
     if api_key() is None:
         LOG.warning(

@@ -53,3 +53,18 @@ def test_a_signal_ends_any_work_with_one_line_and_leaves_no_process(work: str, n
     lines = [line for line in errors.splitlines() if line.startswith("interrupted")]
     assert process.returncode == 128 + number and len(lines) == 1
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+def test_work_that_has_no_end_of_its_own_ends_with_its_own_line() -> None:
+    ready = "from cluster.interruption import end_with_line\nend_with_line('the service has ended')\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", ready + START + WORK["python"]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=5)
+    assert (process.returncode, errors) == (128 + signal.SIGTERM, "the service has ended\n")
