@@ -38,7 +38,8 @@ class Items(Section):
     )
     repeats: bool = Field(
         default=True,
-        description="head: items of the history get a weight of their own, by how long ago they were and by the state",
+        description="head: items of the history get a weight of their own, by how long ago they were, by their event "
+        "type where prompts have it, and by the state",
     )
     dims: PositiveInt = Field(default=128, description="width of a row (at most policy.hidden)")
     dropout: float = Field(

@@ -48,7 +48,7 @@ class ContextTokens:
     @property
     def count(self) -> int:
         """Number of tokens."""
-        return self._event_count + (len(GAP_BOUNDS) + 2 if self.gaps else 0)
+        return self.event_count + (len(GAP_BOUNDS) + 2 if self.gaps else 0)
 
     @property
     def per_item(self) -> int:
@@ -75,11 +75,12 @@ class ContextTokens:
         if self.events != "none":
             parts.insert(1 - self.before, (base + 1 + event_xI)[..., None])
         if self.gaps:
-            parts.append((base + self._event_count + gap_numbers(time_xI))[..., None])
+            parts.append((base + self.event_count + gap_numbers(time_xI))[..., None])
         return torch.cat(parts, -1)
 
     @property
-    def _event_count(self) -> int:
+    def event_count(self) -> int:
+        """Number of tokens of event types: the first ones."""
         return 0 if self.events == "none" else len(self.types) + 1
 
 

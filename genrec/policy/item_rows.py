@@ -10,7 +10,9 @@ A semantic ID says what an item shares with others; a row says what it is alone.
   first code, and s a learned scale (NormFace, Wang et al. 2017); or o_i · Q h. It costs one product more per prompt,
   and the search reads it as a prior on the trie's nodes (MemGen-GR 2603.19809). An item of the history gets
   Σ_t w_a(t)(h) more, over the places t where it stands, with a(t) the number of items behind t and w(h) linear in h:
-  how likely a repeat is (the repeat mode of RepeatNet, Ren et al. 2019, in one softmax).
+  how likely a repeat is (the repeat mode of RepeatNet, Ren et al. 2019, in one softmax). Where prompts have event types
+  the weights are w_a(t)(h) + v_e(t),a(t)(h), with e(t) the type of the event: what was put into the cart is bought, and
+  what was bought is not.
 
 An item that was inserted after the training has the mean of the rows of the trained items whose vectors are nearest.
 
@@ -159,7 +161,10 @@ class ItemRows(nn.Module):
         self.head = _table(self._items, dims) if settings.head else None
         self.query = nn.Linear(hidden, dims, bias=False) if settings.head else None
         has_scale = settings.head and settings.score == "cosine"
-        self.repeat = nn.Linear(hidden, AGES) if settings.head and settings.repeats and has_own_tokens else None
+        self._event_tokens = range(sids.context_base, sids.context_base + sids.context.event_count)
+        self._event_place = 1 - sids.context.before * (1 + (1 if whole else len(sids.level_sizes)))
+        weights = AGES * (1 + len(self._event_tokens))
+        self.repeat = nn.Linear(hidden, weights) if settings.head and settings.repeats and has_own_tokens else None
         self.log_scale = nn.Parameter(torch.full((1,), math.log(SCALE))) if has_scale else None
         for up in (self.up, self.mean_up):
             if up is not None:  # A pretrained model begins as it would without rows.
@@ -326,8 +331,13 @@ class ItemRows(nn.Module):
         if last_M is not None:
             is_item_MS = is_item_MS & (torch.arange(tokens_MS.shape[1], device=tokens_MS.device) <= last_M[:, None])
         behind_MS = is_item_MS.long().flip(1).cumsum(1).flip(1) - 1
+        age_MS = behind_MS.clamp(0, AGES - 1)
         weight_MA = self.repeat(hidden_MD.to(self.repeat.weight.dtype)).float() * REPEAT_SCALE
-        gain_MS = weight_MA.gather(1, behind_MS.clamp(0, AGES - 1)) * is_item_MS
+        gain_MS = weight_MA.gather(1, age_MS)
+        if self._event_tokens:
+            type_MS = tokens_MS.roll(-self._event_place, 1) - self._event_tokens.start
+            gain_MS = gain_MS + weight_MA.gather(1, (AGES * (1 + type_MS) + age_MS) * is_item_MS)
+        gain_MS = gain_MS * is_item_MS
         return Seen(torch.where(is_item_MS, tokens_MS - ITEM_TOKEN, 0), gain_MS, is_item_MS)
 
     def _seen_logits(self, asked_Md: Tensor, seen: Seen, items_M: Tensor) -> Tensor:

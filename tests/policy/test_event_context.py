@@ -19,8 +19,9 @@ from genrec.learning.sft.losses import SftLoss
 from genrec.policy.backbone import build, load, save
 from genrec.policy.context import GAP_BOUNDS, ContextTokens, gap_numbers
 from genrec.policy.decoding.beam import beam
-from genrec.policy.decoding.prompt_cache import PromptCache
+from genrec.policy.decoding.prompt_cache import PromptCache, prefill
 from genrec.policy.decoding.score import score
+from genrec.policy.item_rows import AGES, REPEAT_SCALE
 from genrec.policy.model import Policy
 from genrec.policy.prompts import ITEM_TOKEN, Prompts
 from genrec.types import HistoryContext, Query
@@ -86,6 +87,9 @@ def made(context: EventContext | None, items: Items = WITHOUT_ROWS, arch: str = 
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.mul_(4.0 if parameter.ndim > 1 else 1.0)
+        if policy.items is not None and policy.items.repeat is not None:
+            for parameter in policy.items.repeat.parameters():  # What begins at zero would take no part.
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(2))
     return policy.eval(), prompts
 
 
@@ -152,6 +156,26 @@ def test_whole_sequences_and_rows_have_one_loss_and_one_gradient(context: EventC
         torch.testing.assert_close(gradient, gradients[1][name], atol=5e-4, rtol=2e-3, msg=name)
     without = SftLoss(prompts, CATALOG)(policy, Rows(rows.histories, rows.target_B)).detach()
     assert not torch.allclose(without, amounts[0])
+
+
+@pytest.mark.parametrize("items", FORMS[1:], ids=["last", "whole"])
+@pytest.mark.parametrize("context", CONTEXTS, ids=str)
+def test_an_item_of_the_history_gains_what_its_age_and_its_event_type_weigh(
+    context: EventContext, items: Items
+) -> None:
+    policy, prompts = made(context, items)
+    rows, history, events = policy.items, [4, 9, 4, 11], ("buy", "view", None, "rent")
+    assert rows is not None and rows.repeat is not None
+    tokens_1P, mask_1P = prompts.encode([history], [HistoryContext(events, (0, 5, 70, 90), "buy")])
+    state_1D = prefill(policy, tokens_1P, mask_1P).hidden_B1D[:, 0].detach()
+    types = 0 if context.events == "none" else 3
+    weight_TA = (rows.repeat(state_1D) * REPEAT_SCALE).view(1 + types, AGES)
+    expected_1N = rows._logits(state_1D, None)
+    for age, (item, event) in enumerate(zip(reversed(history), reversed(events), strict=True)):
+        expected_1N[0, item] += weight_TA[0, age]
+        if types:
+            expected_1N[0, item] += weight_TA[{"view": 2, "buy": 3}.get(event or "", 1), age]
+    torch.testing.assert_close(rows.log_probabilities(state_1D, tokens_1P), expected_1N.log_softmax(-1))
 
 
 @pytest.mark.parametrize("items", FORMS, ids=["codes", "last", "whole"])
