@@ -25,6 +25,10 @@ NEEDS: tuple[str, ...] = ()
 ACTORS = (1, 2, 4, 8, 16, 32, 64)
 FASTER = 16
 """A second simulated learner is this many times as fast as the measured one, as a learner on an accelerator is."""
+SHARDS = 4
+"""A third one is so many of the second, which share each batch: a learner on several accelerators."""
+LINEAR_AT = 32
+"""Actors at which the throughput beside the third is compared with that of one actor."""
 
 
 @dataclass(frozen=True)
@@ -200,8 +204,11 @@ def _simulated(size: RlSize, bench: Bench, measured: Service) -> None:
     """Prompts/s by number of actors at staleness 1; an update makes as many requests as there are actors at most."""
     prompts = measured.requests * size.chunk
     slow = replace(measured, learn_s=measured.learn_s * prompts)
-    for name, service in {"": slow, "fast_": replace(slow, learn_s=slow.learn_s / FASTER)}.items():
+    for name, faster in {"": 1, "fast_": FASTER, "sharded_": FASTER * SHARDS}.items():
+        service = replace(slow, learn_s=slow.learn_s / faster)
         for actors in ACTORS:
             bench.figures[f"sim_{name}prompts_per_s_{actors}"] = service.prompts_per_s(prompts, actors, 1)
         bench.figures[f"sim_{name}learner_prompts_per_s"] = prompts / service.learn_s
         bench.figures[f"sim_{name}learner_saturated_at"] = service.saturating(prompts, range(1, 65), 1)
+    one, many = (bench.figures[f"sim_sharded_prompts_per_s_{actors}"] for actors in (1, LINEAR_AT))
+    bench.ratios[f"sim_linear_at_{LINEAR_AT}"] = many / (LINEAR_AT * one)
