@@ -92,7 +92,7 @@ class ArtifactCache:
         self.store.write(f"{name}/{FILES}", json.dumps(record, indent=1).encode())
         self.store.upload({f"{name}/{MANIFEST}": manifest})
         for unfinished in (f"{name}{UNFINISHED}", f"{name}{RAY}"):
-            self.store.remove([f"{unfinished}/{file}" for file in self.store.files(unfinished)])
+            self.store.remove_folder(unfinished)
 
     def ray_place(self, path: Path) -> str:
         """The name in the store under which Ray Train or Tune keeps what it would keep in ``path``."""

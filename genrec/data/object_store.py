@@ -173,6 +173,16 @@ class ObjectStore:
 
         _at_once(one, names)
 
+    def remove_folder(self, name: str) -> None:
+        """Remove all that lies below ``name``, folders without files too; nothing there is no error."""
+        where, root = self.filesystem
+
+        def gone() -> None:
+            with suppress(FileNotFoundError):
+                where.delete_dir(f"{root}/{name}")
+
+        self._tried(f"remove {name}", gone)
+
     def _copied_in(self, name: str, write: Callable[[Any], object]) -> None:
         where, root = self.filesystem
         if where.type_name not in ("s3", "gcs"):  # In those, folders are no things, and files appear when closed.

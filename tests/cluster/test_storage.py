@@ -124,11 +124,14 @@ def test_work_of_a_machine_that_is_gone_is_taken_up_by_another(s3: S3Server, sho
     store = ObjectStore(s3.url())
     store.write(f"probe/{RECIPE.key}.partial/shard", b"made by a worker")
     store.write(f"probe/{RECIPE.key}.ray/train/checkpoint", b"made by Ray Train")
+    filesystem, root = store.filesystem
+    filesystem.create_dir(f"{root}/probe/{RECIPE.key}.ray/train/empty", recursive=True)
     done = make_artifact(
         on(tmp_path, s3, shop), RECIPE, lambda folder: {"found": sorted(path.name for path in folder.glob("sh*"))}
     )
     assert done.metrics["found"] == ["shard"]
-    assert not [name for name in s3.names() if ".partial" in name or ".ray" in name]
+    left = [entry["Key"] for entry in s3.client.list_objects_v2(Bucket=BUCKET)["Contents"]]
+    assert not [name for name in left if ".partial" in name or ".ray" in name], "nor an object for an empty folder"
 
 
 @contextmanager
