@@ -9,8 +9,9 @@ A semantic ID says what an item shares with others; a row says what it is alone.
 - head: log p(i) = log softmax_i(s · cos(o_i, Q h)), where o_i is another learned row, h the state that predicts the
   first code, and s a learned scale (NormFace, Wang et al. 2017); or o_i · Q h. It costs one product more per prompt,
   and the search reads it as a prior on the trie's nodes (MemGen-GR 2603.19809). An item of the history gets
-  Σ_t w_a(t)(h) more, over the places t where it stands, with a(t) the number of items behind t and w(h) linear in h:
-  how likely a repeat is (the repeat mode of RepeatNet, Ren et al. 2019, in one softmax). Where prompts have event types
+  Σ_t w_a(t)(h) more, over the places t where it stands, with a(t) the number of items behind t and w(h) linear in h,
+  and its own logit fades to (1 - tanh(2 · f(h))) of it, f linear in h too: how likely a repeat is, and which one, is
+  then told by places (the repeat mode of RepeatNet, Ren et al. 2019, in one softmax). Where prompts have event types
   the weights are w_a(t)(h) + v_e(t),a(t)(h), with e(t) the type of the event: what was put into the cart is bought, and
   what was bought is not.
 
@@ -66,24 +67,37 @@ AGES = 20
 REPEAT_SCALE = 5.0
 """Factor of the learned weights of repeats: logits of the size of the scaled cosines within a short training."""
 
+FADE_SCALE = 2.0
+"""Factor of f in tanh."""
+
 
 class Seen(NamedTuple):
     """Items of histories: the item at each place, the logit that it gains there, and whether one stands there, (M, S).
 
-    Without one the item and the gain are 0.
+    Without one the item and the gain are 0. ``is_first_MS``: whether the item stands there for the first time;
+    ``fade_M``: the share of its own logit that an item of the history loses.
     """
 
     item_MS: Tensor
     gain_MS: Tensor
     is_item_MS: Tensor
+    is_first_MS: Tensor
+    fade_M: Tensor
 
     def rows(self, row_E: Tensor) -> Seen:
         """Those of some rows."""
-        return Seen(*(tensor_MS[row_E] for tensor_MS in self))
+        return Seen(*(tensor[row_E] for tensor in self))
 
-    def gain(self, items_MX: Tensor) -> Tensor:
-        """What the logits of ``items_MX`` gain from the history of their row, (M, X)."""
-        return ((items_MX[:, :, None] == self.item_MS[:, None]) * self.gain_MS[:, None]).sum(-1)
+    def adjusted(self, logit_MX: Tensor, items_MX: Tensor) -> Tensor:
+        """The logits (M, X) of ``items_MX`` with what those in the history of their row gain and lose."""
+        same_MXS = (items_MX[:, :, None] == self.item_MS[:, None]) & self.is_item_MS[:, None]
+        gain_MX = (same_MXS * self.gain_MS[:, None]).sum(-1)
+        return logit_MX * (1 - self.fade_M[:, None] * same_MXS.any(-1)) + gain_MX
+
+    def adjusted_all(self, logit_MN: Tensor) -> Tensor:
+        """The same of all items, (M, N)."""
+        lost_MS = self.fade_M[:, None] * logit_MN.gather(1, self.item_MS) * self.is_first_MS
+        return logit_MN.scatter_add(1, self.item_MS, self.gain_MS - lost_MS)
 
 
 class SoftTargets(NamedTuple):
@@ -163,7 +177,7 @@ class ItemRows(nn.Module):
         has_scale = settings.head and settings.score == "cosine"
         self._event_tokens = range(sids.context_base, sids.context_base + sids.context.event_count)
         self._event_place = 1 - sids.context.before * (1 + (1 if whole else len(sids.level_sizes)))
-        weights = AGES * (1 + len(self._event_tokens))
+        weights = AGES * (1 + len(self._event_tokens)) + 1
         self.repeat = nn.Linear(hidden, weights) if settings.head and settings.repeats and has_own_tokens else None
         self.log_scale = nn.Parameter(torch.full((1,), math.log(SCALE))) if has_scale else None
         for up in (self.up, self.mean_up):
@@ -298,14 +312,14 @@ class ItemRows(nn.Module):
             others_Mn = others_Mn + math.log((self._items - 1) / self._negatives)
             others_Mn = others_Mn.masked_fill(drawn_n == items_M[:, None], -torch.inf)
             if seen is not None:
-                target_M = target_M + seen.gain(items_M[:, None])[:, 0]
+                target_M = seen.adjusted(target_M[:, None], items_M[:, None])[:, 0]
                 others_Mn = torch.cat([others_Mn, self._seen_logits(asked_Md, seen, items_M)], -1)
             sum_M = torch.cat([target_M[:, None], others_Mn], -1).logsumexp(-1)
             logp_M, logp_E = target_M - sum_M, None
             if soft is not None:
                 logit_E = (asked_Md[soft.row_E] * self._compared(head(soft.item_E))).sum(-1).float()
                 if seen is not None:
-                    logit_E = logit_E + seen.rows(soft.row_E).gain(soft.item_E[:, None])[:, 0]
+                    logit_E = seen.rows(soft.row_E).adjusted(logit_E[:, None], soft.item_E[:, None])[:, 0]
                 logp_E = logit_E - sum_M[soft.row_E]
         if soft is None or logp_E is None:
             return -self._weight * logp_M
@@ -332,21 +346,21 @@ class ItemRows(nn.Module):
             is_item_MS = is_item_MS & (torch.arange(tokens_MS.shape[1], device=tokens_MS.device) <= last_M[:, None])
         behind_MS = is_item_MS.long().flip(1).cumsum(1).flip(1) - 1
         age_MS = behind_MS.clamp(0, AGES - 1)
-        weight_MA = self.repeat(hidden_MD.to(self.repeat.weight.dtype)).float() * REPEAT_SCALE
+        learned_MX = self.repeat(hidden_MD.to(self.repeat.weight.dtype)).float()
+        weight_MA, fade_M = learned_MX[:, :-1] * REPEAT_SCALE, (learned_MX[:, -1] * FADE_SCALE).tanh()
         gain_MS = weight_MA.gather(1, age_MS)
         if self._event_tokens:
             type_MS = tokens_MS.roll(-self._event_place, 1) - self._event_tokens.start
             gain_MS = gain_MS + weight_MA.gather(1, (AGES * (1 + type_MS) + age_MS) * is_item_MS)
         gain_MS = gain_MS * is_item_MS
-        return Seen(torch.where(is_item_MS, tokens_MS - ITEM_TOKEN, 0), gain_MS, is_item_MS)
+        item_MS = torch.where(is_item_MS, tokens_MS - ITEM_TOKEN, 0)
+        return Seen(item_MS, gain_MS, is_item_MS, is_item_MS & _are_first(tokens_MS), fade_M)
 
     def _seen_logits(self, asked_Md: Tensor, seen: Seen, items_M: Tensor) -> Tensor:
         """The logits (M, S) of the items of each history but the target, once each; -inf in other places."""
         rows_MSd = self._compared(cast("nn.Embedding", self.head)(seen.item_MS))
-        logit_MS = torch.einsum("md,msd->ms", asked_Md, rows_MSd).float() + seen.gain(seen.item_MS)
-        same_MSS = (seen.item_MS[:, :, None] == seen.item_MS[:, None]) & seen.is_item_MS[:, None]
-        is_repeated_MS = same_MSS.tril(-1).any(-1)
-        is_counted_MS = seen.is_item_MS & ~is_repeated_MS & (seen.item_MS != items_M[:, None])
+        logit_MS = seen.adjusted(torch.einsum("md,msd->ms", asked_Md, rows_MSd).float(), seen.item_MS)
+        is_counted_MS = seen.is_first_MS & (seen.item_MS != items_M[:, None])
         return logit_MS.masked_fill(~is_counted_MS, -torch.inf)
 
     def _logits(self, hidden_MD: Tensor, seen: Seen | None) -> Tensor:
@@ -357,7 +371,7 @@ class ItemRows(nn.Module):
             rows_Nd = torch.cat([rows_Nd, self._new_rows(rows_Nd, inserted)])
         logits_MN = F.linear(asked_Md, rows_Nd).float()
         if seen is not None:
-            logits_MN = logits_MN.scatter_add(1, seen.item_MS, seen.gain_MS)
+            logits_MN = seen.adjusted_all(logits_MN)
         return logits_MN.masked_fill(~known.present_N, -torch.inf)
 
     def _new_rows(self, rows_Nd: Tensor, inserted: int) -> Tensor:
@@ -410,6 +424,14 @@ def make_item_rows(
     if settings.items.input == "none" and not settings.items.head:
         return None, form
     return ItemRows(settings.items, catalog, hidden, sids, whole=whole), form
+
+
+def _are_first(tokens_MS: Tensor) -> Tensor:
+    """Whether the token at each place (M, S) stands nowhere before it."""
+    sorted_MS, place_MS = tokens_MS.sort(dim=1, stable=True)
+    is_new_MS = torch.ones_like(sorted_MS, dtype=torch.bool)
+    is_new_MS[:, 1:] = sorted_MS[:, 1:] != sorted_MS[:, :-1]
+    return torch.zeros_like(is_new_MS).scatter(1, place_MS, is_new_MS)
 
 
 def _table(items: int, dims: int) -> nn.Embedding:

@@ -21,7 +21,7 @@ from genrec.policy.context import GAP_BOUNDS, ContextTokens, gap_numbers
 from genrec.policy.decoding.beam import beam
 from genrec.policy.decoding.prompt_cache import PromptCache, prefill
 from genrec.policy.decoding.score import score
-from genrec.policy.item_rows import AGES, REPEAT_SCALE
+from genrec.policy.item_rows import AGES, FADE_SCALE, REPEAT_SCALE
 from genrec.policy.model import Policy
 from genrec.policy.prompts import ITEM_TOKEN, Prompts
 from genrec.types import HistoryContext, Query
@@ -169,8 +169,10 @@ def test_an_item_of_the_history_gains_what_its_age_and_its_event_type_weigh(
     tokens_1P, mask_1P = prompts.encode([history], [HistoryContext(events, (0, 5, 70, 90), "buy")])
     state_1D = prefill(policy, tokens_1P, mask_1P).hidden_B1D[:, 0].detach()
     types = 0 if context.events == "none" else 3
-    weight_TA = (rows.repeat(state_1D) * REPEAT_SCALE).view(1 + types, AGES)
+    learned_X = rows.repeat(state_1D)[0]
+    weight_TA = (learned_X[:-1] * REPEAT_SCALE).view(1 + types, AGES)
     expected_1N = rows._logits(state_1D, None)
+    expected_1N[0, sorted(set(history))] *= 1 - (learned_X[-1] * FADE_SCALE).tanh()
     for age, (item, event) in enumerate(zip(reversed(history), reversed(events), strict=True)):
         expected_1N[0, item] += weight_TA[0, age]
         if types:

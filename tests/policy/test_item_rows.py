@@ -226,7 +226,10 @@ def test_an_item_of_the_history_gains_the_weights_of_its_ages(form: str) -> None
     assert rows.repeat is not None
     expected_BN = rows._logits(state_BD, None)
     weight_BA = rows.repeat(state_BD) * item_rows.REPEAT_SCALE
+    fade_B = (rows.repeat(state_BD)[:, -1] * item_rows.FADE_SCALE).tanh()
+    assert fade_B.abs().min() > 0.01
     for row, history in enumerate(HISTORIES):
+        expected_BN[row, sorted(set(history))] *= 1 - fade_B[row]
         for age, item in enumerate(reversed(history)):
             expected_BN[row, item] += weight_BA[row, age]
     torch.testing.assert_close(rows.log_probabilities(state_BD, tokens_BP), expected_BN.log_softmax(-1))
