@@ -8,12 +8,8 @@ A semantic ID says what an item shares with others; a row says what it is alone.
   there at once (the low-pass filter of BSARec, Shin et al. 2024);
 - head: log p(i) = log softmax_i(s · cos(o_i, Q h)), where o_i is another learned row, h the state that predicts the
   first code, and s a learned scale (NormFace, Wang et al. 2017); or o_i · Q h. It costs one product more per prompt,
-  and the search reads it as a prior on the trie's nodes (MemGen-GR 2603.19809). An item of the history gets
-  Σ_t w_a(t)(h) more, over the places t where it stands, with a(t) the number of items behind t and w(h) linear in h,
-  and its own logit fades to (1 - tanh(2 · f(h))) of it, f linear in h too: how likely a repeat is, and which one, is
-  then told by places (the repeat mode of RepeatNet, Ren et al. 2019, in one softmax). Where prompts have event types
-  the weights are w_a(t)(h) + v_e(t),a(t)(h), with e(t) the type of the event: what was put into the cart is bought, and
-  what was bought is not.
+  and the search reads it as a prior on the trie's nodes (MemGen-GR 2603.19809). Items of
+  the history gain and lose by their places there (``genrec.policy.repeats``).
 
 An item that was inserted after the training has the mean of the rows of the trained items whose vectors are nearest.
 
@@ -35,6 +31,7 @@ from torch import Tensor, nn
 from genrec.config import Items, PolicyConfig
 from genrec.errors import InputError
 from genrec.policy.prompts import ITEM_TOKEN, ItemTokens, SidTokens
+from genrec.policy.repeats import RepeatWeights, Seen
 from genrec.sid.catalog import Catalog
 
 FULL_SOFTMAX = 20_000
@@ -59,45 +56,6 @@ DECAY_START = 0.4
 
 NEW_ITEMS = 0.5
 """How far the head's row of an inserted item is stretched: 0, the mean of its neighbours' rows; 1, of length 1."""
-
-
-AGES = 20
-"""Ages of an item of the history, in items since, that have a weight of their own; older ones share the last."""
-
-REPEAT_SCALE = 5.0
-"""Factor of the learned weights of repeats: logits of the size of the scaled cosines within a short training."""
-
-FADE_SCALE = 2.0
-"""Factor of f in tanh."""
-
-
-class Seen(NamedTuple):
-    """Items of histories: the item at each place, the logit that it gains there, and whether one stands there, (M, S).
-
-    Without one the item and the gain are 0. ``is_first_MS``: whether the item stands there for the first time;
-    ``fade_M``: the share of its own logit that an item of the history loses.
-    """
-
-    item_MS: Tensor
-    gain_MS: Tensor
-    is_item_MS: Tensor
-    is_first_MS: Tensor
-    fade_M: Tensor
-
-    def rows(self, row_E: Tensor) -> Seen:
-        """Those of some rows."""
-        return Seen(*(tensor[row_E] for tensor in self))
-
-    def adjusted(self, logit_MX: Tensor, items_MX: Tensor) -> Tensor:
-        """The logits (M, X) of ``items_MX`` with what those in the history of their row gain and lose."""
-        same_MXS = (items_MX[:, :, None] == self.item_MS[:, None]) & self.is_item_MS[:, None]
-        gain_MX = (same_MXS * self.gain_MS[:, None]).sum(-1)
-        return logit_MX * (1 - self.fade_M[:, None] * same_MXS.any(-1)) + gain_MX
-
-    def adjusted_all(self, logit_MN: Tensor) -> Tensor:
-        """The same of all items, (M, N)."""
-        lost_MS = self.fade_M[:, None] * logit_MN.gather(1, self.item_MS) * self.is_first_MS
-        return logit_MN.scatter_add(1, self.item_MS, self.gain_MS - lost_MS)
 
 
 class SoftTargets(NamedTuple):
@@ -175,17 +133,13 @@ class ItemRows(nn.Module):
         self.head = _table(self._items, dims) if settings.head else None
         self.query = nn.Linear(hidden, dims, bias=False) if settings.head else None
         has_scale = settings.head and settings.score == "cosine"
-        self._event_tokens = range(sids.context_base, sids.context_base + sids.context.event_count)
-        self._event_place = 1 - sids.context.before * (1 + (1 if whole else len(sids.level_sizes)))
-        weights = AGES * (1 + len(self._event_tokens)) + 1
-        self.repeat = nn.Linear(hidden, weights) if settings.head and settings.repeats and has_own_tokens else None
+        self.repeat = None
+        if settings.head and settings.repeats and has_own_tokens:
+            self.repeat = RepeatWeights(hidden, sids, 1 if whole else len(sids.level_sizes))
         self.log_scale = nn.Parameter(torch.full((1,), math.log(SCALE))) if has_scale else None
         for up in (self.up, self.mean_up):
             if up is not None:  # A pretrained model begins as it would without rows.
                 nn.init.zeros_(up.weight)
-        if self.repeat is not None:
-            nn.init.zeros_(self.repeat.weight)
-            nn.init.zeros_(self.repeat.bias)
         if self.query is not None:
             nn.init.normal_(self.query.weight, std=hidden**-0.5)
         self.set_catalog(catalog, sids)
@@ -338,23 +292,7 @@ class ItemRows(nn.Module):
         return rows_xd if self.log_scale is None else F.normalize(rows_xd, dim=-1)
 
     def _seen(self, hidden_MD: Tensor, tokens_MS: Tensor, last_M: Tensor | None = None) -> Seen | None:
-        """The items of the tokens up to the places ``last_M`` (all, without), with what their logits gain."""
-        if self.repeat is None:
-            return None
-        is_item_MS = tokens_MS >= ITEM_TOKEN
-        if last_M is not None:
-            is_item_MS = is_item_MS & (torch.arange(tokens_MS.shape[1], device=tokens_MS.device) <= last_M[:, None])
-        behind_MS = is_item_MS.long().flip(1).cumsum(1).flip(1) - 1
-        age_MS = behind_MS.clamp(0, AGES - 1)
-        learned_MX = self.repeat(hidden_MD.to(self.repeat.weight.dtype)).float()
-        weight_MA, fade_M = learned_MX[:, :-1] * REPEAT_SCALE, (learned_MX[:, -1] * FADE_SCALE).tanh()
-        gain_MS = weight_MA.gather(1, age_MS)
-        if self._event_tokens:
-            type_MS = tokens_MS.roll(-self._event_place, 1) - self._event_tokens.start
-            gain_MS = gain_MS + weight_MA.gather(1, (AGES * (1 + type_MS) + age_MS) * is_item_MS)
-        gain_MS = gain_MS * is_item_MS
-        item_MS = torch.where(is_item_MS, tokens_MS - ITEM_TOKEN, 0)
-        return Seen(item_MS, gain_MS, is_item_MS, is_item_MS & _are_first(tokens_MS), fade_M)
+        return None if self.repeat is None else self.repeat.seen(hidden_MD, tokens_MS, last_M)
 
     def _seen_logits(self, asked_Md: Tensor, seen: Seen, items_M: Tensor) -> Tensor:
         """The logits (M, S) of the items of each history but the target, once each; -inf in other places."""
@@ -424,14 +362,6 @@ def make_item_rows(
     if settings.items.input == "none" and not settings.items.head:
         return None, form
     return ItemRows(settings.items, catalog, hidden, sids, whole=whole), form
-
-
-def _are_first(tokens_MS: Tensor) -> Tensor:
-    """Whether the token at each place (M, S) stands nowhere before it."""
-    sorted_MS, place_MS = tokens_MS.sort(dim=1, stable=True)
-    is_new_MS = torch.ones_like(sorted_MS, dtype=torch.bool)
-    is_new_MS[:, 1:] = sorted_MS[:, 1:] != sorted_MS[:, :-1]
-    return torch.zeros_like(is_new_MS).scatter(1, place_MS, is_new_MS)
 
 
 def _table(items: int, dims: int) -> nn.Embedding:

@@ -21,9 +21,9 @@ from genrec.policy.context import GAP_BOUNDS, ContextTokens, gap_numbers
 from genrec.policy.decoding.beam import beam
 from genrec.policy.decoding.prompt_cache import PromptCache, prefill
 from genrec.policy.decoding.score import score
-from genrec.policy.item_rows import AGES, FADE_SCALE, REPEAT_SCALE
 from genrec.policy.model import Policy
 from genrec.policy.prompts import ITEM_TOKEN, Prompts
+from genrec.policy.repeats import AGES, FADE_SCALE, REPEAT_SCALE
 from genrec.types import HistoryContext, Query
 
 CATALOG = random_catalog(40, (4, 5, 6))

@@ -21,6 +21,7 @@ from genrec.policy.decoding.score import score
 from genrec.policy.item_rows import ItemRows, SoftTargets
 from genrec.policy.model import Policy
 from genrec.policy.prompts import ITEM_TOKEN, Prompts, SidTokens
+from genrec.policy.repeats import FADE_SCALE, REPEAT_SCALE
 from genrec.sid.catalog import Catalog
 
 SIZES = (4, 5, 6)
@@ -225,8 +226,8 @@ def test_an_item_of_the_history_gains_the_weights_of_its_ages(form: str) -> None
     rows, (state_BD, tokens_BP) = rows_of(policy), state_of(policy, prompts)
     assert rows.repeat is not None
     expected_BN = rows._logits(state_BD, None)
-    weight_BA = rows.repeat(state_BD) * item_rows.REPEAT_SCALE
-    fade_B = (rows.repeat(state_BD)[:, -1] * item_rows.FADE_SCALE).tanh()
+    weight_BA = rows.repeat(state_BD) * REPEAT_SCALE
+    fade_B = (rows.repeat(state_BD)[:, -1] * FADE_SCALE).tanh()
     assert fade_B.abs().min() > 0.01
     for row, history in enumerate(HISTORIES):
         expected_BN[row, sorted(set(history))] *= 1 - fade_B[row]
