@@ -58,11 +58,12 @@ class Position:
         )
 
     def read(self) -> int:
-        """The step; 0 where nothing was written."""
+        """The step; 0, which is before any checkpoint, where nothing was written, or a kill cut the writing."""
         if self.filesystem.get_file_info(self.file).type == pafs.FileType.NotFound:
             return 0
         with self.filesystem.open_input_stream(self.file) as stream:
-            return int(json.loads(stream.read())["step"])
+            text = stream.read()
+        return int(json.loads(text)["step"]) if text.endswith(b"}") else 0
 
     def write(self, step: int) -> None:
         """Keep a step."""

@@ -67,6 +67,19 @@ def train(config: Config, data: Path, catalog: Path, out: Path, kill_at: int) ->
     return out
 
 
+def test_a_position_that_was_never_written_or_only_begun_is_the_start(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    position = Position.of(tiny_config(tmp_path, tmp_path), tmp_path)
+    assert position.read() == 0
+    position.write(1234)
+    assert position.read() == 1234
+    file = tmp_path / "train" / "position.json"
+    whole = file.read_bytes()
+    for size in range(len(whole)):
+        file.write_bytes(whole[:size])
+        assert position.read() == 0
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
