@@ -20,7 +20,14 @@ from genrec.learning.rl.fixed_groups import FixedGroups
 from genrec.sid.catalog import Catalog
 from genrec.types import Query, Snapshot
 
-FIXED = ("learning.rl.groups=fixed", "learning.rl.objective=listwise", "learning.sft.epochs=2", "learning.rl.steps=9")
+FIXED = (
+    "learning.rl.groups=fixed",
+    "learning.rl.objective=listwise",
+    "learning.sft.epochs=2",
+    "learning.rl.steps=9",
+    "learning.rl.lr=1e-2",
+    "learning.rl.warmup=0",
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +64,8 @@ def test_a_run_learns_from_groups_that_were_generated_once(config: Config, monke
     assert all(record["zero_advantage_groups"] == 0 for record in updates)
     assert [record["staleness"] for record in updates] == list(range(9)), "all groups are of the SFT policy"
     assert updates[-1]["gradient_norm"] > 0 and "clip_fraction" not in updates[-1]
-    assert updates[-1]["surrogate"] < updates[0]["surrogate"]
+    losses = [record["surrogate"] for record in updates]
+    assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
     other_rewards = config.replace({"rewards.prefix": 0.5})
     assert made(other_rewards, "groups").path == generated.path, "any rewards are paid on the same groups"
 

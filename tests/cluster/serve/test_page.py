@@ -39,7 +39,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GENREC_API_KEY", KEY)
-        service = make_service(directory / "storage", "alone", "steered", share=0.5)
+        service = make_service(directory / "storage", "alone", "steered", share=0.5, deadline_ms=30_000)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
