@@ -25,6 +25,7 @@ from ray.train import DataConfig
 
 from cluster.node_files import offered, ray_storage
 from genrec.config import Config
+from genrec.learning.schedule import total_steps
 from genrec.learning.sft.streaming import WindowStream
 
 if TYPE_CHECKING:
@@ -101,9 +102,10 @@ class PoolShards(DataConfig):
     Ray's own split gives every worker other blocks; here each batch is shared among the workers.
     """
 
-    def __init__(self, read: ReadPool, first: Callable[[], int], config: Config) -> None:
+    def __init__(self, stream: WindowStream, position: Position, resources: Mapping[str, float]) -> None:
         super().__init__(datasets_to_split=[])
-        self._read, self._first, self._resources = read, first, config.compute.data_resources
+        self._stream, self._position, self._resources = stream, position, dict(resources)
+        self._read: ReadPool = offered(stream.read)
 
     def configure(
         self,
@@ -115,7 +117,7 @@ class PoolShards(DataConfig):
     ) -> list[dict[str, DataIterator]]:
         """Of each rank: the iterator over its parts, from the first pool on that the run has not learned from."""
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        first = self._first()
+        first = self._stream.pool_of(self._position.read())
         return [
             {name: self._part(pools, first, rank, world_size) for name, pools in datasets.items()}
             for rank in range(world_size)
@@ -142,24 +144,11 @@ def _read_rows(read: ReadPool, first: int, rank: int, world: int, batch: pa.Tabl
     return read(first + batch["id"][0].as_py(), rank, world)
 
 
-@dataclass(frozen=True)
-class Ingest:
-    """What Ray Train is told of a run that streams: ``datasets``, and how workers get their ``shards`` of them."""
-
-    datasets: Mapping[str, ray.data.Dataset]
-    shards: PoolShards
-
-
-def make_ingest(config: Config, stream: WindowStream, steps: int, out: Path) -> Ingest:
-    """The ingest of a run of so many steps, whose stage fills ``out``; Ray must be there."""
-    pools = stream.pool_of(steps - 1) + 1
-    position = Position.of(config, out)
-    first = partial(_first_pool, stream, position)
-    return Ingest({DATASET: ray.data.range(pools)}, PoolShards(offered(stream.read), first, config))
-
-
-def _first_pool(stream: WindowStream, position: Position) -> int:
-    return stream.pool_of(position.read())
+def make_ingest(config: Config, stream: WindowStream, out: Path) -> tuple[Mapping[str, ray.data.Dataset], PoolShards]:
+    """The datasets of the run whose stage fills ``out``, and how workers get their parts of them; Ray must be there."""
+    pools = stream.pool_of(total_steps(config.learning.sft, stream.steps) - 1) + 1
+    shards = PoolShards(stream, Position.of(config, out), config.compute.data_resources)
+    return {DATASET: ray.data.range(pools)}, shards
 
 
 def open_pools(step: int, rank: int, world: int) -> Iterator[pa.Table]:

@@ -27,7 +27,6 @@ from genrec.errors import InputError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from cluster.ingest import Ingest
     from genrec.inference.served_search import ServedSearch
     from genrec.learning.checkpoints import Checkpoints, TrainingState
     from genrec.learning.sft.streaming import WindowStream
@@ -125,16 +124,11 @@ class RayCheckpoints:
             ray.train.report(dict(metrics), checkpoint=checkpoint)
 
 
-def run_training(
-    loop: Callable[[RunSpec], None], spec: RunSpec, name: str, *, ingest: Callable[[], Ingest] | None = None
-) -> None:
+def run_training(loop: Callable[[RunSpec], None], spec: RunSpec, name: str) -> None:
     """Run ``loop(spec)`` on ``compute.workers`` Ray Train workers; with 0, in this process without Ray.
 
     The run's name and storage are the stage's own directory, so the same command resumes from its last checkpoint;
     ``compute.max_failures`` restarts cover a worker that dies meanwhile.
-
-    Args:
-        ingest: makes the datasets of workers that do not read the training set themselves.
 
     Raises:
         InputError: the loop refused its input, or the machine is too small for what ``compute`` asks.
@@ -147,9 +141,16 @@ def run_training(
         loop(spec)
         return
     actors = compute.rollout_actors if spec.start is not None else 0
-    loop_of_worker = partial(loop, spec)
-    at_least = compute.min_workers
-    train_on_ray(loop_of_worker, spec.config, spec.out, name, compute.workers, actors, at_least=at_least, ingest=ingest)
+    train_on_ray(
+        partial(loop, spec),
+        spec.config,
+        spec.out,
+        name,
+        compute.workers,
+        actors,
+        at_least=compute.min_workers,
+        stream=spec.stream,
+    )
 
 
 def train_on_ray(
@@ -161,7 +162,7 @@ def train_on_ray(
     actors: int = 0,
     *,
     at_least: int | None = None,
-    ingest: Callable[[], Ingest] | None = None,
+    stream: WindowStream | None = None,
 ) -> None:
     """Run ``loop()`` on ``workers`` Ray Train workers, next to ``actors`` rollout actors that they will start.
 
@@ -170,7 +171,7 @@ def train_on_ray(
     Args:
         at_least: Ray Train begins with so many workers if there is no room for more, and starts them again from the
             last checkpoint when their number can grow, or nodes were lost; None: always with ``workers``.
-        ingest: makes the datasets that the workers read.
+        stream: the windows that are read for the workers.
 
     Raises:
         InputError: a worker refused its input, or the machine is too small for what ``compute`` asks.
@@ -189,7 +190,11 @@ def train_on_ray(
     out.mkdir(parents=True, exist_ok=True)
     refused = out / REFUSED
     refused.unlink(missing_ok=True)
-    streamed = ingest() if ingest is not None else None
+    datasets = shards = None
+    if stream is not None:
+        from cluster.ingest import make_ingest
+
+        datasets, shards = make_ingest(config, stream, out)
     trainer = TorchTrainer(
         partial(_called, offered(partial(_worker_entry, loop, out))),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
@@ -210,8 +215,8 @@ def train_on_ray(
             failure_config=FailureConfig(max_failures=compute.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
-        datasets=dict(streamed.datasets) if streamed else None,
-        dataset_config=streamed.shards if streamed else None,
+        datasets=dict(datasets) if datasets is not None else None,
+        dataset_config=shards,
     )
     with tail_log(out):
         try:

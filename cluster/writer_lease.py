@@ -60,7 +60,7 @@ class WriterLease:
 
         Raises:
             BeingWrittenError: another process took it.
-        InputError: the store could not be reached when it was to be renewed.
+            InputError: the store could not be reached when it was to be renewed.
         """
         if self.problem is not None:
             raise self.problem

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
-    from cluster.ingest import Ingest
     from genrec.evaluation.validate import Search
     from genrec.learning.sft.batches import Examples, RowExamples, TrainingBatches
     from genrec.learning.sft.losses import SftLoss
@@ -96,18 +95,8 @@ def policy_settings(config: Config) -> dict[str, Any]:
 
 def _train(config: Config, data: Path, catalog: Path, out: Path) -> Mapping[str, Any]:
     teacher.ask(config, data, out)
-    if config.learning.sft.ingest == "memory":
-        run_training(sft_loop, RunSpec(config, data, catalog, out), "sft")
-        return training_summary(out)
-    stream = make_stream(config, data, out)
-
-    def ingest() -> Ingest:
-        from cluster.ingest import make_ingest
-        from genrec.learning.schedule import total_steps
-
-        return make_ingest(config, stream, total_steps(config.learning.sft, stream.steps), out)
-
-    run_training(sft_loop, RunSpec(config, data, catalog, out, stream=stream), "sft", ingest=ingest)
+    stream = make_stream(config, data, out) if config.learning.sft.ingest == "stream" else None
+    run_training(sft_loop, RunSpec(config, data, catalog, out, stream=stream), "sft")
     return training_summary(out)
 
 
@@ -117,6 +106,7 @@ def make_stream(config: Config, data: Path, out: Path) -> WindowStream:
     Raises:
         InputError: the sequences hold no training target.
     """
+    from genrec.learning.sft.dense_windows import NO_TARGET
     from genrec.learning.sft.streaming import WindowStream
 
     counted, settings = out / WINDOWS, config.learning.sft
@@ -127,7 +117,7 @@ def make_stream(config: Config, data: Path, out: Path) -> WindowStream:
         write_json([row["windows"] for row in rows], counted)
     windows_F = tuple(json.loads(counted.read_text(encoding="utf-8")))
     if not any(windows_F):
-        raise InputError("got sequences without a training target; check data.split and data.filters")
+        raise InputError(NO_TARGET)
     with_context = config.policy.context.is_on
     return WindowStream(
         data, windows_F, config.data.max_history, settings.batch_size, settings.pool, config.seed, with_context

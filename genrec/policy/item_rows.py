@@ -8,8 +8,8 @@ A semantic ID says what an item shares with others; a row says what it is alone.
   there at once (the low-pass filter of BSARec, Shin et al. 2024);
 - head: log p(i) = log softmax_i(s · cos(o_i, Q h)), where o_i is another learned row, h the state that predicts the
   first code, and s a learned scale (NormFace, Wang et al. 2017); or o_i · Q h. It costs one product more per prompt,
-  and the search reads it as a prior on the trie's nodes (MemGen-GR 2603.19809). Items of
-  the history gain and lose by their places there (``genrec.policy.repeats``).
+  and the search reads it as a prior on the trie's nodes (MemGen-GR 2603.19809). Items of the history
+  gain and lose by their places there (``genrec.policy.repeats``).
 
 An item that was inserted after the training has the mean of the rows of the trained items whose vectors are nearest.
 

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,10 @@ from safetensors.torch import load_file
 from support.pipeline import made
 from support.synthetic import chain_shop, tiny_config
 
-from cluster.ingest import Position, make_ingest
+from cluster.ingest import Position
 from cluster.stages import sft
 from cluster.train import RunSpec, run_training
 from genrec.config import Config
-from genrec.learning.schedule import total_steps
 from genrec.learning.sft.streaming import StreamedEpochs
 
 STREAMED = [
@@ -61,8 +59,7 @@ def train(config: Config, data: Path, catalog: Path, out: Path, kill_at: int) ->
 
     out.mkdir()
     stream = sft.make_stream(config, data, out)
-    ingest = partial(make_ingest, config, stream, total_steps(config.learning.sft, stream.steps), out)
-    run_training(dying_loop, RunSpec(config, data, catalog, out, stream=stream), "sft", ingest=ingest)
+    run_training(dying_loop, RunSpec(config, data, catalog, out, stream=stream), "sft")
     assert (out / "killed").exists()
     return out
 

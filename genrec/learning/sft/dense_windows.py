@@ -20,6 +20,8 @@ from genrec.metrics import IntArray
 TRAIN = 1
 """The split code of a position whose item is a training target (``sequences`` table)."""
 
+NO_TARGET = "got sequences without a training target; check data.split and data.filters"
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -61,7 +63,7 @@ def cut_windows(sequences: Iterable[pa.Table], history: int, *, with_context: bo
         parts.append(replace(part, start_W=part.start_W + events, user_W=part.user_W + users))
         events, users = events + len(part.items_E), users + len(part.users)
     if not any(len(part.start_W) for part in parts):
-        raise InputError("got sequences without a training target; check data.split and data.filters")
+        raise InputError(NO_TARGET)
     return replace(_joined(parts), names=tuple(names))
 
 
