@@ -7,6 +7,8 @@ also where a later message refers to them. Per task there is a transcript, and t
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from benchmarks.compare import Comparison
 from benchmarks.harness import chosen_variants
 from cluster.artifacts import Artifact
 from cluster.pipeline import run_stage
+from cluster.progress import STAGE
 from cluster.stages.sft import make_chat_format, make_example_builder
 from cluster.train import RunSpec
 from genrec.config import Config
@@ -35,6 +38,8 @@ from genrec.errors import InputError
 from genrec.policy.chat import generate
 from genrec.policy.chat.task_schema import TASKS
 from genrec.policy.chat.templates import Message, Parts, fill, load_language
+
+LOG = logging.getLogger(__name__)
 
 DIRECTORY = "chat"
 NEEDS = ("prepare", "assign")
@@ -59,7 +64,12 @@ def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
     policy = run_stage(config, "sft", artifacts).path
     data, catalog = artifacts["prepare"].path, artifacts["assign"].path
     evaluation = _ChatEvaluation(RunSpec(config, data, catalog, policy, start=policy))
-    found = {task: evaluation.talk(task) for task in chosen}
+    found: dict[str, TaskConversations] = {}
+    for number, task in enumerate(chosen, start=1):
+        began = time.monotonic()
+        found[task] = evaluation.talk(task)
+        about = (number, len(chosen), task, found[task].answers, time.monotonic() - began)
+        LOG.info("%d/%d %s: %d answers in %.0f s", *about, extra={STAGE: DIRECTORY})
     comparison = Comparison(DIRECTORY, text=_page(found))
     comparison.figures = {f"{task}.{name}": value for task, one in found.items() for name, value in one.shares.items()}
     return comparison
