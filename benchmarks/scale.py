@@ -248,14 +248,30 @@ def _grpo_queries(config: Config, data: Path) -> Work:
 
 
 def _itemknn(config: Config, data: Path) -> Work:
-    from genrec.baselines.itemknn import ItemKNN, KnnSettings, Pairs
+    from genrec.baselines.itemknn import KnnSettings, Pairs, fit_itemknn
     from genrec.baselines.train_log import read_train_log
     from genrec.data.readers import read_items
 
     def work() -> int:
         log = read_train_log(data, read_items(data).num_rows)
-        ItemKNN(Pairs(log), KnnSettings())
+        fit_itemknn(Pairs(log), KnnSettings())
         return len(log.items_E)
+
+    return work
+
+
+def _neighbours(config: Config, data: Path) -> Work:
+    """The ItemKNN that teaches one of the folds of users, as a training that streams has it fitted."""
+    from genrec.data.readers import count_items
+    from genrec.data.train_counts import read_train_counts
+    from genrec.learning.sft.knn_teacher import fit_fold
+
+    items = count_items(data)
+    events = int(read_train_counts(data, items).events_N.sum())
+
+    def work() -> int:
+        fit_fold(data, items, 0).write(data / "neighbours")
+        return events
 
     return work
 
@@ -283,6 +299,7 @@ PLACES: Mapping[str, Callable[[Config, Path], Work]] = MappingProxyType(
         "epoch_order": _epoch_order,
         "grpo_queries": _grpo_queries,
         "itemknn_fit": _itemknn,
+        "neighbours": _neighbours,
         "transitions": _transitions,
     }
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -25,8 +26,10 @@ from cluster.train import (
     training_summary,
 )
 from genrec.config import Config, Tasks
-from genrec.data.files import write_json
+from genrec.data.files import fill_once, write_json
 from genrec.data.readers import (
+    count_items,
+    count_train_targets,
     read_items,
     read_queries,
     read_sequences,
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
 
     from genrec.evaluation.validate import Search
     from genrec.learning.sft.batches import Examples, RowExamples, TrainingBatches
+    from genrec.learning.sft.knn_teacher import KnnTeacher
     from genrec.learning.sft.losses import SftLoss
     from genrec.learning.sft.stages import TrainingStage
     from genrec.learning.sft.streaming import WindowStream
@@ -63,6 +67,9 @@ VALIDATION_WIDTH = 10
 
 WINDOWS = "windows.json"
 """Next to a policy that learned from a stream: the windows of each sequence file."""
+
+NEIGHBOURS = "neighbours"
+"""While a policy learns from a stream: for each fold of users the ItemKNN that knows the others."""
 
 MIXTURE = "mixture.json"
 """Next to the policy: per stage and task the examples of an epoch, and the share of SIDs in what is learned."""
@@ -97,11 +104,12 @@ def _train(config: Config, data: Path, catalog: Path, out: Path) -> Mapping[str,
     teacher.ask(config, data, out)
     stream = make_stream(config, data, out) if config.learning.sft.ingest == "stream" else None
     run_training(sft_loop, RunSpec(config, data, catalog, out, stream=stream), "sft")
+    shutil.rmtree(out / NEIGHBOURS, ignore_errors=True)
     return training_summary(out)
 
 
 def make_stream(config: Config, data: Path, out: Path) -> WindowStream:
-    """The windows to learn from; how many each file has is counted once, by Ray Data.
+    """The windows to learn from. How many each file has is counted once, by Ray Data, and ItemKNN as a teacher fitted.
 
     Raises:
         InputError: the sequences hold no training target.
@@ -118,6 +126,8 @@ def make_stream(config: Config, data: Path, out: Path) -> WindowStream:
     windows_F = tuple(json.loads(counted.read_text(encoding="utf-8")))
     if not any(windows_F):
         raise InputError(NO_TARGET)
+    if _has_knn_teacher(config):
+        _fit_neighbours(config, data, out / NEIGHBOURS)
     with_context = config.policy.context.is_on
     return WindowStream(
         data, windows_F, config.data.max_history, settings.batch_size, settings.pool, config.seed, with_context
@@ -128,6 +138,26 @@ def _count_windows(data: Path, history: int, file: int) -> Mapping[str, int]:
     from genrec.learning.sft.streaming import count_file_windows
 
     return {"windows": count_file_windows(sequence_files(data)[file], history)}
+
+
+def _has_knn_teacher(config: Config) -> bool:
+    return config.policy.items.head and config.learning.sft.distill > 0
+
+
+def _fit_neighbours(config: Config, data: Path, folder: Path) -> None:
+    """Fit the ItemKNN of each fold of users once, for all workers to read from the disk."""
+    from genrec.learning.sft.knn_teacher import FOLDS
+
+    missing = [fold for fold in range(FOLDS) if not (folder / str(fold)).is_dir()]
+    make = partial(partial, _fit_fold, data, count_items(data), folder)
+    parallel_map(config, make, missing, label="neighbours for a fold of users")
+
+
+def _fit_fold(data: Path, items: int, folder: Path, fold: int) -> Mapping[str, Any]:
+    from genrec.learning.sft.knn_teacher import fit_fold
+
+    fill_once(folder / str(fold), fit_fold(data, items, fold).write)
+    return {}
 
 
 def sft_loop(spec: RunSpec) -> None:
@@ -215,16 +245,13 @@ def _make_loss(spec: RunSpec, prompts: Prompts, catalog: Catalog, device: torch.
     """The loss of ``learning.sft``; how rare an item is, is counted in the train targets."""
     import torch
 
-    from genrec.learning.sft.knn_teacher import KnnTeacher
     from genrec.learning.sft.losses import SftLoss, rare_items
 
-    settings, rare_N, knn = spec.config.learning.sft, None, None
-    if spec.config.policy.items.head and settings.distill:
-        sequences = read_sequences(spec.data, ["user_id", "items", "split"])
-        knn = KnnTeacher(sequences, len(catalog), spec.config.data.max_history, settings.distill)
+    settings, rare_N = spec.config.learning.sft, None
+    knn = _knn_teacher(spec, len(catalog)) if _has_knn_teacher(spec.config) else None
     if "rare" in settings.loss.weights:
-        targets = torch.from_numpy(read_queries(spec.data, "train", ["target"])["target"].to_numpy().astype("int64"))
-        rare_N = rare_items(targets.bincount(minlength=len(catalog.codes_NL)), settings.loss.rare_share)
+        counts_N = count_train_targets(spec.data, len(catalog.codes_NL))
+        rare_N = rare_items(torch.from_numpy(counts_N), settings.loss.rare_share)
     return SftLoss(
         prompts,
         catalog,
@@ -235,6 +262,20 @@ def _make_loss(spec: RunSpec, prompts: Prompts, catalog: Catalog, device: torch.
         teacher=knn,
         device=device,
     )
+
+
+def _knn_teacher(spec: RunSpec, items: int) -> KnnTeacher:
+    """ItemKNN as a teacher: fitted here, or as it was fitted once for the workers of a run that streams."""
+    from genrec.baselines.itemknn import map_itemknn
+    from genrec.learning.sft.knn_teacher import FOLDS, KnnTeacher, fit_by_fold
+
+    config = spec.config
+    if spec.stream is None:
+        by_fold = fit_by_fold(read_sequences(spec.data, ["user_id", "items", "split"]), items)
+    else:
+        by_fold = [map_itemknn(spec.out / NEIGHBOURS / str(fold)) for fold in range(FOLDS)]
+    masks = read_train_counts(spec.data, items).mask_seen
+    return KnnTeacher(by_fold, config.data.max_history, config.learning.sft.distill, mask_seen=masks)
 
 
 def make_examples(data: Path, config: Config) -> Examples:

@@ -13,19 +13,32 @@ with n_i the train events of item i. The diagonal of S is what recommends an ite
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from copy import copy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
-from genrec.baselines.sparse import Sparse, csr, keep_largest, row_of_entry, stacked_on_disk
+from genrec.baselines.sparse import (
+    Sparse,
+    csr,
+    keep_largest,
+    map_matrix,
+    row_of_entry,
+    stacked_on_disk,
+    write_matrix,
+)
 from genrec.baselines.train_log import TrainLog
 from genrec.baselines.transitions import following, following_rows
+from genrec.data.files import write_json
 from genrec.errors import InputError
 from genrec.metrics import FloatArray, IntArray
 
 MAX_WINDOW = 10
+
+SETTINGS, BACKOFF = "settings.json", "backoff.npy"
+"""Files of an ItemKNN beside those of its matrix."""
 
 KEPT_PAIRS = 1 << 23
 """Pairs of events that are counted in one go, and kept if there are no more: about 100 MB of counts."""
@@ -110,18 +123,23 @@ class Pairs:
         return following_rows(self._log, distance, rows, places_E)
 
 
+@dataclass(frozen=True)
 class ItemKNN:
     """Neighbour scores for histories; see the module's formulas. Scores stay sparse until they are ranked.
 
-    Of a log whose pairs are counted for some rows at a time, S lies in temporary files: a few kilobytes per item.
+    ``similarity_NN`` is S; ``backoff_N`` the term of popularity.
     """
 
-    def __init__(self, pairs: Pairs, settings: KnnSettings) -> None:
-        self.settings = settings
-        blocks = (keep_largest(_similarity(pairs, settings, rows), settings.neighbours) for rows in pairs.blocks())
-        self.similarity_NN = next(blocks) if pairs.is_kept else stacked_on_disk(blocks, len(pairs.counts_N))
-        popularity_N = np.log1p(pairs.counts_N)
-        self.backoff_N = settings.popularity * popularity_N / max(1.0, float(popularity_N.max()))
+    settings: KnnSettings
+    similarity_NN: Sparse
+    backoff_N: FloatArray
+
+    def write(self, folder: Path) -> None:
+        """Put it into files of a new ``folder``, for ``map_itemknn``."""
+        folder.mkdir(parents=True)
+        write_matrix(self.similarity_NN, folder)
+        np.save(folder / BACKOFF, self.backoff_N)
+        write_json(asdict(self.settings), folder / SETTINGS)
 
     def grown(self, items: int, near_MX: IntArray | None) -> ItemKNN:
         """The same for a catalogue of ``items`` items, of which the last M are new, or for its first ``items`` items.
@@ -134,18 +152,14 @@ class ItemKNN:
         if items == known:
             return self
         if items < known:
-            other = copy(self)
-            other.similarity_NN, other.backoff_N = self.similarity_NN[:items, :items].tocsr(), self.backoff_N[:items]
-            return other
+            return ItemKNN(self.settings, self.similarity_NN[:items, :items].tocsr(), self.backoff_N[:items])
         near_MX = np.zeros((items - known, 0), dtype=np.int64) if near_MX is None else near_MX
         new_MX = np.broadcast_to(np.arange(known, items)[:, None], near_MX.shape)
         rows_E, columns_E = (np.concatenate([np.arange(known), new.ravel()]) for new in (new_MX, near_MX))
         values_E = np.concatenate([np.ones(known), np.full(near_MX.size, 1 / max(1, near_MX.shape[1]))])
         like_NK = csr(values_E, rows_E, columns_E, (items, known))
-        other = copy(self)
-        other.similarity_NN = (like_NK @ self.similarity_NN @ like_NK.T).tocsr()
-        other.backoff_N = like_NK @ self.backoff_N
-        return other
+        similarity_NN = (like_NK @ self.similarity_NN @ like_NK.T).tocsr()
+        return ItemKNN(self.settings, similarity_NN, like_NK @ self.backoff_N)
 
     def scores(self, recent_QH: IntArray) -> Sparse:
         """Scores (Q, N), sparse, without the popularity term: what a prior for a policy is made from.
@@ -165,6 +179,23 @@ class ItemKNN:
         return self.scores(recent_QH).toarray() + self.backoff_N
 
 
+def fit_itemknn(pairs: Pairs, settings: KnnSettings) -> ItemKNN:
+    """The ItemKNN of a log's pairs.
+
+    Of a log whose pairs are counted for some rows at a time, S lies in temporary files: a few kilobytes per item.
+    """
+    blocks = (keep_largest(_similarity(pairs, settings, rows), settings.neighbours) for rows in pairs.blocks())
+    similarity_NN = next(blocks) if pairs.is_kept else stacked_on_disk(blocks, len(pairs.counts_N))
+    popularity_N = np.log1p(pairs.counts_N)
+    return ItemKNN(settings, similarity_NN, settings.popularity * popularity_N / max(1.0, float(popularity_N.max())))
+
+
+def map_itemknn(folder: Path) -> ItemKNN:
+    """The one that ``ItemKNN.write`` put there; S stays on the disk, of which a score reads some rows."""
+    settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    return ItemKNN(KnnSettings(**settings), map_matrix(folder), np.load(folder / BACKOFF))
+
+
 def cross_fitted(log: TrainLog, fold_U: IntArray, folds: int, settings: KnnSettings | None = None) -> list[ItemKNN]:
     """For each fold, the ItemKNN (with default settings, or these) that has seen the users of the other folds alone.
 
@@ -177,7 +208,7 @@ def cross_fitted(log: TrainLog, fold_U: IntArray, folds: int, settings: KnnSetti
     fold_E = fold_U[log.users_E]
     kept = (fold_E != fold for fold in range(folds))
     others = (TrainLog(log.items_E[E], log.users_E[E], log.times_E[E], log.n_items) for E in kept)
-    return [ItemKNN(Pairs(other), settings or KnnSettings()) for other in others]
+    return [fit_itemknn(Pairs(other), settings or KnnSettings()) for other in others]
 
 
 def _similarity(pairs: Pairs, settings: KnnSettings, rows: range) -> Sparse:

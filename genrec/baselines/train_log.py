@@ -67,6 +67,18 @@ class TrainLog:
 
 
 def train_log(sequences: pa.Table | Iterable[pa.Table], n_items: int) -> TrainLog:
+    """``train_events`` of a log that has some.
+
+    Raises:
+        InputError: no train target, an item outside the catalogue, or columns that do not fit.
+    """
+    log = train_events(sequences, n_items)
+    if not len(log.items_E):
+        raise InputError("sequences hold no train position (split code 1); the baselines need a train split")
+    return log
+
+
+def train_events(sequences: pa.Table | Iterable[pa.Table], n_items: int) -> TrainLog:
     """The train events: each user's context and train positions up to the last train target.
 
     Args:
@@ -76,17 +88,16 @@ def train_log(sequences: pa.Table | Iterable[pa.Table], n_items: int) -> TrainLo
         n_items: N; items are rows 0 … N - 1.
 
     Raises:
-        InputError: no train target, an item outside the catalogue, or columns that do not fit.
+        InputError: an item outside the catalogue, or columns that do not fit.
     """
     if isinstance(sequences, pa.Table):
         whole: Any = sequences
         sequences = (pa.Table.from_batches([part]) for part in whole.to_batches(STREAM_ROWS))
-    parts, users = list[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]](), 0
+    none = np.zeros(0, np.int32)
+    parts, users = [(none, none, np.zeros(0, np.int64))], 0
     for table in sequences:
         parts.append(_train_events(table, users, n_items))
         users += table.num_rows
-    if not any(len(part[0]) for part in parts):
-        raise InputError("sequences hold no train position (split code 1); the baselines need a train split")
     items_E, users_E, times_E = (np.concatenate(column) for column in zip(*parts, strict=True))
     return TrainLog(items_E, users_E, times_E, n_items)
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from genrec.baselines.coordinate_ascent import coordinate_ascent
-from genrec.baselines.itemknn import ItemKNN, KnnSettings, Pairs
+from genrec.baselines.itemknn import ItemKNN, KnnSettings, Pairs, fit_itemknn
 from genrec.baselines.popularity import Popularity
 from genrec.baselines.ranking import Baseline, rank
 from genrec.baselines.sparse import Sparse, distinct_pairs, mask_seen_items, row_of_entry, values_at
@@ -72,7 +72,7 @@ class BaselineSuite:
     def refitted(self, sequences: pa.Table | Iterable[pa.Table]) -> BaselineSuite:
         """ItemKNN alone, with the same settings, trained on other ``sequences`` of the same items."""
         log = train_log(sequences, self.log.n_items)
-        return replace(self, log=log, models={"itemknn": ItemKNN(Pairs(log), self.itemknn.settings)})
+        return replace(self, log=log, models={"itemknn": fit_itemknn(Pairs(log), self.itemknn.settings)})
 
     def scores(self, recent_QH: IntArray) -> Sparse:
         """ItemKNN's scores (Q, N), without those of the history's items under ``mask_seen``."""
@@ -139,11 +139,11 @@ def tune_itemknn(
     pairs = Pairs(log)
 
     def ndcg(settings: KnnSettings) -> float:
-        ranks_Q = exact_ranks(ItemKNN(pairs, settings), recent_QH, targets_Q, mask_seen=mask_seen)
+        ranks_Q = exact_ranks(fit_itemknn(pairs, settings), recent_QH, targets_Q, mask_seen=mask_seen)
         return float(per_query(ranks_Q, (10,))["ndcg@10"].mean()) if len(ranks_Q) else 0.0
 
     best, tried = coordinate_ascent(ndcg, KnnSettings(), GRID, budget)
-    return TunedKnn(ItemKNN(pairs, best), tried[best], len(tried), time.perf_counter() - start)
+    return TunedKnn(fit_itemknn(pairs, best), tried[best], len(tried), time.perf_counter() - start)
 
 
 def exact_ranks(knn: ItemKNN, recent_QH: IntArray, targets_Q: IntArray, *, mask_seen: bool) -> NDArray[np.int64]:

@@ -111,6 +111,14 @@ def count_train_queries(directory: Path) -> int:
     return sum(pq.read_metadata(_found(file)).num_rows for file in query_files(directory, "train"))
 
 
+def count_train_targets(directory: Path, items: int) -> IntArray:
+    """How often each item is the target of a train query, (N,)."""
+    counts_N = np.zeros(items, np.int64)
+    for table in _stream(query_files(directory, "train"), _part_of(QUERIES, ["target"]), "queries/train"):
+        counts_N += np.bincount(table["target"].to_numpy(), minlength=items)
+    return counts_N
+
+
 def read_train_queries(directory: Path, *, with_context: bool, rows_R: IntArray | None = None) -> pa.Table:
     """The train queries to learn from, in file order, in a small part of the memory that ``read_queries`` takes.
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from genrec.baselines.itemknn import ItemKNN, KnnSettings, Pairs
+from genrec.baselines.itemknn import KnnSettings, Pairs, fit_itemknn
 from genrec.baselines.sparse import Sparse, mask_seen_items
 from genrec.baselines.train_log import read_train_log, recent_history
 from genrec.config import Config
@@ -52,7 +52,7 @@ class KnnPrior:
 
     def scorer(self, data: Path, catalog: Catalog) -> Callable[[IntArray], Sparse]:
         """Fit ItemKNN on the train log in ``data``; returns the function from histories (Q, H) to scores (Q, N)."""
-        knn = ItemKNN(Pairs(read_train_log(data, catalog.assigned)), self.settings)
+        knn = fit_itemknn(Pairs(read_train_log(data, catalog.assigned)), self.settings)
         knn = grown_knn(knn, catalog)
         if not self.mask_seen:
             return knn.scores

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from genrec.baselines.itemknn import ItemKNN, Pairs
+from genrec.baselines.itemknn import ItemKNN, Pairs, fit_itemknn
 from genrec.baselines.train_log import read_train_log
 from genrec.data.readers import read_items
 from genrec.errors import InputError
@@ -69,7 +69,7 @@ class Recommender:
         self._knn: ItemKNN | None = None
         if run.prior.weight and run.prior.settings is not None:
             log = read_train_log(run.data, items.num_rows)
-            self._knn = ItemKNN(Pairs(log), run.prior.settings)
+            self._knn = fit_itemknn(Pairs(log), run.prior.settings)
         self._names = SidNames.load(run.catalog)
         self._refresh_lock = threading.Lock()
         self._view = self._read_view(self._current())

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from genrec.baselines.itemknn import ItemKNN, KnnSettings, Pairs
+from genrec.baselines.itemknn import KnnSettings, Pairs, fit_itemknn
 from genrec.baselines.popularity import Popularity
 from genrec.baselines.ranking import rank
 from genrec.baselines.train_log import recent_history, train_log
@@ -55,7 +55,7 @@ def test_validation_and_test_rows_do_not_change_any_baseline():
     one = sequences([[0, 1, 2, 3, 4]] * 3, split)
     two = sequences([[0, 1, 2, 4, 3], [0, 1, 2, 0, 0], [0, 1, 2, 1, 1]], split)
     recent = np.array([[2, 1], [0, -1]])
-    for build in (Popularity, Transition, lambda log: ItemKNN(Pairs(log), KnnSettings())):
+    for build in (Popularity, Transition, lambda log: fit_itemknn(Pairs(log), KnnSettings())):
         assert np.array_equal(build(train_log(one, 5)).dense(recent), build(train_log(two, 5)).dense(recent))
 
 
@@ -118,7 +118,7 @@ def test_ties_go_to_the_lower_item_row():
 
 def test_ranking_in_chunks_equals_ranking_at_once():
     log, recent, _ = random_world()
-    model = ItemKNN(Pairs(log), KnnSettings())
+    model = fit_itemknn(Pairs(log), KnnSettings())
     whole = rank(model, recent, 10, mask_seen=True)
     assert np.array_equal(rank(model, recent, 10, mask_seen=True, chunk_bytes=24 * 50 * 7), whole)
 
@@ -128,7 +128,7 @@ def test_similarity_equals_the_formula_worked_by_hand():
     settings = KnnSettings(
         window=2, distance_decay=1.0, backward=0.5, source_power=0.5, target_power=0.5, shrink=1.0, self_weight=3.0
     )
-    similar = ItemKNN(Pairs(log), settings).similarity_NN.toarray()
+    similar = fit_itemknn(Pairs(log), settings).similarity_NN.toarray()
     assert similar[0, 1] == pytest.approx((1 + 0.5) / (np.sqrt(2) + 1))
     assert similar[1, 0] == pytest.approx((1 + 0.5) / (np.sqrt(2) + 1))
     assert similar[0, 0] == pytest.approx(3 * (0.5 + 0.25) / (2 + 1))
@@ -136,15 +136,15 @@ def test_similarity_equals_the_formula_worked_by_hand():
 
 def test_only_the_strongest_neighbours_are_kept():
     log, _, _ = random_world()
-    full = ItemKNN(Pairs(log), KnnSettings()).similarity_NN.toarray()
-    cut = ItemKNN(Pairs(log), replace(KnnSettings(), neighbours=3)).similarity_NN.toarray()
+    full = fit_itemknn(Pairs(log), KnnSettings()).similarity_NN.toarray()
+    cut = fit_itemknn(Pairs(log), replace(KnnSettings(), neighbours=3)).similarity_NN.toarray()
     assert ((cut > 0).sum(axis=1) <= 3).all()
     assert np.allclose(np.sort(full, axis=1)[:, -3:], np.sort(cut, axis=1)[:, -3:])
 
 
 def test_sparse_ranks_equal_the_dense_ranking():
     log, recent, targets = random_world()
-    model = ItemKNN(Pairs(log), replace(KnnSettings(), popularity=0.1))
+    model = fit_itemknn(Pairs(log), replace(KnnSettings(), popularity=0.1))
     for mask in (False, True):
         dense = target_ranks(rank(model, recent, 50, mask_seen=mask), targets)
         voted = model.scores(recent).toarray()[np.arange(len(targets)), targets] > 0
@@ -176,7 +176,7 @@ def test_tuning_is_repeatable_stays_in_its_budget_and_never_ends_below_its_start
     second = tune_itemknn(log, recent, targets, mask_seen=False, budget=12)
     assert first.knn.settings == second.knn.settings
     assert first.tried <= 12
-    start = exact_ranks(ItemKNN(Pairs(log), KnnSettings()), recent, targets, mask_seen=False)
+    start = exact_ranks(fit_itemknn(Pairs(log), KnnSettings()), recent, targets, mask_seen=False)
     gain = np.where((start > 0) & (start <= 10), 1 / np.log2(1 + np.maximum(start, 1)), 0).mean()
     assert first.ndcg >= gain
 

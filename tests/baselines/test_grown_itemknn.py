@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from genrec.baselines.itemknn import ItemKNN, KnnSettings, Pairs
+from genrec.baselines.itemknn import ItemKNN, KnnSettings, Pairs, fit_itemknn
 from genrec.baselines.train_log import TrainLog
 
 KNOWN, NEAR_MX = 8, np.array([[0, 1], [5, 6]])
@@ -11,7 +11,7 @@ KNOWN, NEAR_MX = 8, np.array([[0, 1], [5, 6]])
 def knn() -> ItemKNN:
     rng = np.random.default_rng(0)
     users_E = np.repeat(np.arange(12), 5)
-    return ItemKNN(Pairs(TrainLog(rng.integers(0, KNOWN, 60), users_E, np.arange(60), KNOWN)), KnnSettings())
+    return fit_itemknn(Pairs(TrainLog(rng.integers(0, KNOWN, 60), users_E, np.arange(60), KNOWN)), KnnSettings())
 
 
 def test_a_new_item_is_scored_as_its_neighbours_and_changes_no_known_one() -> None:

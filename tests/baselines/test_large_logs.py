@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from genrec.baselines import itemknn, train_log
-from genrec.baselines.itemknn import ItemKNN, KnnSettings, Pairs
+from genrec.baselines.itemknn import KnnSettings, Pairs, fit_itemknn
 from genrec.baselines.sparse import csr, keep_largest, stacked_on_disk
 from genrec.baselines.train_log import TrainLog
 
@@ -34,17 +34,17 @@ def test_itemknn_in_blocks_of_rows_has_the_same_bits(
     log = skewed_log()
     whole = Pairs(log)
     assert list(whole.blocks()) == [range(60)]
-    wanted = ItemKNN(whole, settings).similarity_NN
+    wanted = fit_itemknn(whole, settings).similarity_NN
     monkeypatch.setattr(itemknn, "KEPT_PAIRS", pairs)
     parts = Pairs(log)
     blocks = list(parts.blocks())
     assert len(blocks) > 1 and [row for block in blocks for row in block] == list(range(60))
-    knn = ItemKNN(parts, settings)
+    knn = fit_itemknn(parts, settings)
     found = knn.similarity_NN
     assert not found.data.flags.owndata and not found.data.flags.writeable, "it lies in a file"
     assert (found != wanted).nnz == 0 and found.nnz == wanted.nnz
     recent_QH = np.array([[3, 7, 1], [0, -1, -1]])
-    same = [one.dense(recent_QH) for one in (ItemKNN(whole, settings), knn, pickle.loads(pickle.dumps(knn)))]
+    same = [one.dense(recent_QH) for one in (fit_itemknn(whole, settings), knn, pickle.loads(pickle.dumps(knn)))]
     assert np.array_equal(same[0], same[1]) and np.array_equal(same[0], same[2])
 
 

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.data_worlds import random_log, run_prepare, write_world
 
-from genrec.baselines.itemknn import ItemKNN, KnnSettings, Pairs
+from genrec.baselines.itemknn import KnnSettings, Pairs, fit_itemknn
 from genrec.baselines.train_log import TrainLog, train_log
 from genrec.data.leaks import copied_targets, excess_counts, wrong_queries
 from genrec.data.readers import read_items, read_queries, read_sequences, read_stats
@@ -98,7 +98,7 @@ def test_itemknn_does_not_change_with_the_answers(data):
     rows = zip(sequences["items"].to_pylist(), sequences["split"].to_pylist(), strict=True)
     other = [[(item + 1) % items if code > 1 else item for item, code in zip(*row, strict=True)] for row in rows]
     models = [
-        ItemKNN(Pairs(train_log(table, items)), KnnSettings())
+        fit_itemknn(Pairs(train_log(table, items)), KnnSettings())
         for table in (sequences, changed(sequences, "items", other))
     ]
     assert (models[0].similarity_NN != models[1].similarity_NN).nnz == 0

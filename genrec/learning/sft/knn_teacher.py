@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from genrec.baselines.itemknn import ItemKNN, cross_fitted
+from genrec.baselines.itemknn import ItemKNN, KnnSettings, Pairs, cross_fitted, fit_itemknn
 from genrec.baselines.sparse import Sparse, keep_largest, mask_seen_items, row_of_entry
-from genrec.baselines.train_log import newest_first, train_log
+from genrec.baselines.train_log import TRAIN_COLUMNS, newest_first, train_events, train_log
+from genrec.data.readers import stream_sequences
 from genrec.inference.prior import normalise
 from genrec.learning.sft.batches import Dense, Rows
 from genrec.metrics import IntArray
@@ -37,16 +39,14 @@ class KnnTeacher:
     """Soft targets from ItemKNN, with its default settings: they need no validation query.
 
     Args:
-        sequences: of all users, with their ``user_id``; the train positions count.
-        n_items: N.
+        by_fold: of each fold the ItemKNN that knows the users of the others, see ``fit_by_fold`` and ``fit_fold``.
         max_history: items of a history that are used, its last ones.
         weight: w of the module's formula.
+        mask_seen: whether q leaves out the items of the history.
     """
 
-    def __init__(self, sequences: pa.Table, n_items: int, max_history: int, weight: float) -> None:
-        log = train_log(sequences, n_items)
-        self._by_fold = cross_fitted(log, user_folds(sequences["user_id"].to_pylist()), FOLDS)
-        self._mask_seen, self._max_history, self._weight = log.mask_seen, max_history, weight
+    def __init__(self, by_fold: Sequence[ItemKNN], max_history: int, weight: float, *, mask_seen: bool) -> None:
+        self._by_fold, self._max_history, self._weight, self._mask_seen = by_fold, max_history, weight, mask_seen
 
     def __call__(self, batch: Dense | Rows) -> SoftTargets:
         """The soft targets of the M targets of ``batch``, in the order of the loss; without users, none."""
@@ -77,6 +77,18 @@ def _histories(batch: Dense | Rows, length: int) -> tuple[IntArray, IntArray]:
     index_MH = place_M[:, None] - 1 - np.arange(length)
     items_BI = batch.items_BI.numpy()
     return np.where(index_MH >= 0, items_BI[row_M[:, None], index_MH.clip(min=0)], -1), row_M
+
+
+def fit_by_fold(sequences: pa.Table, n_items: int) -> list[ItemKNN]:
+    """The ItemKNN of each fold, from the train positions of all users' sequences, with their ``user_id``."""
+    return cross_fitted(train_log(sequences, n_items), user_folds(sequences["user_id"].to_pylist()), FOLDS)
+
+
+def fit_fold(data: Path, n_items: int, fold: int) -> ItemKNN:
+    """The one of a single fold, from the sequences of a data directory, which are read a part at a time."""
+    tables = stream_sequences(data, ["user_id", *TRAIN_COLUMNS])
+    others = (table.filter(pa.array(user_folds(table["user_id"].to_pylist()) != fold)) for table in tables)
+    return fit_itemknn(Pairs(train_events(others, n_items)), KnnSettings())
 
 
 def user_folds(users: Sequence[str]) -> NDArray[np.int64]:
