@@ -1,8 +1,9 @@
 """The policy beside tuned ItemKNN, whole and with each of its parts left out.
 
-Every variant is the config with one part of the policy or of its training off; ``bench.variants`` chooses some of them,
-``bench.seeds`` the number of policies of each. Each policy answers the test queries by its semantic IDs alone, by its
-item head alone, by both (the policy), and by both with ItemKNN (the model), as validation tuned the weights.
+Every variant is the config with one part of the policy or of its training off, or soft targets on; ``bench.variants``
+chooses some of them, ``bench.seeds`` the number of policies of each. Each policy answers the test queries by its
+semantic IDs alone, by its item head alone, by both (the policy), and by both with ItemKNN (the model), as validation
+tuned the weights.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
     "without_head": {"policy.items.head": False},
     "without_repeats": {"policy.items.repeats": False},
     "without_cosine": {"policy.items.score": "dot"},
+    "with_itemknns_soft_targets": {"learning.sft.distill": 0.3},
     "without_itemknns_soft_targets": {"learning.sft.distill": 0.0},
     "without_averaged_weights": {"learning.sft.ema_decay": 0.0},
     "without_pretraining": {"policy.weights": "random"},
@@ -78,9 +80,13 @@ def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
 
 
 def parts_of(config: Config) -> list[str]:
-    """The variants that the config can have: a policy from scratch has no pretraining to leave out."""
-    can_be_random = config.policy.kind == "pretrained" and config.policy.finetuning == "full"
-    return [name for name in PARTS if can_be_random or name != "without_pretraining"]
+    """The variants that differ from the config: a policy from scratch has no pretraining to leave out."""
+    differs = {
+        "without_pretraining": config.policy.kind == "pretrained" and config.policy.finetuning == "full",
+        "with_itemknns_soft_targets": config.learning.sft.distill == 0,
+        "without_itemknns_soft_targets": config.learning.sft.distill > 0,
+    }
+    return [name for name in PARTS if differs.get(name, True)]
 
 
 def _score(config: Config, inputs: Mapping[str, Artifact], test: TestData, out: Path) -> Mapping[str, Any]:

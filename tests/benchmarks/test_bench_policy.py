@@ -42,12 +42,20 @@ def test_each_variant_is_the_config_with_one_part_off(tmp_path: Path) -> None:
     assert all(one != config for one in changed[1:]) and len({str(one) for one in changed}) == len(changed)
 
 
+def test_soft_targets_are_added_where_there_are_none_and_else_left_out(tmp_path: Path) -> None:
+    without = tiny_config(tmp_path, tmp_path)
+    added = without.replace(dict(policy.PARTS["with_itemknns_soft_targets"]))
+    names = {"with_itemknns_soft_targets", "without_itemknns_soft_targets"}
+    assert names & set(policy.parts_of(without)) == {"with_itemknns_soft_targets"}
+    assert names & set(policy.parts_of(added)) == {"without_itemknns_soft_targets"}
+
+
 def test_pretraining_is_left_out_where_there_is_some(tmp_path: Path) -> None:
     scratch = tiny_config(tmp_path, tmp_path)
     adapters = scratch.replace({"policy.kind": "pretrained", "policy.finetuning": "lora"})
     whole = scratch.replace({"policy.kind": "pretrained", "policy.finetuning": "full"})
     assert not any("without_pretraining" in policy.parts_of(config) for config in (scratch, adapters))
-    assert set(policy.parts_of(whole)) == set(policy.PARTS)
+    assert "without_pretraining" in policy.parts_of(whole)
     assert whole.replace(dict(policy.PARTS["without_pretraining"])).policy.weights == "random"
     with pytest.raises(ValueError, match=r"policy.weights=random is for .* adapters of rank"):
         adapters.replace({"policy.weights": "random"})

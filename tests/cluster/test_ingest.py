@@ -24,6 +24,7 @@ STREAMED = [
     "data.shards=5",
     "policy.dropout=0.0",
     "learning.sft.checkpoint_every=2",
+    "learning.sft.distill=0.3",
     "compute.worker_cpus=0.1",
 ]
 
