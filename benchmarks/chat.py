@@ -141,13 +141,16 @@ class _ChatEvaluation:
     def _compare_wordings(self, task: str, row: int, seed: int, values: dict[str, list[float]]) -> None:
         first: list[int | None] = []
         for wording in self._builder.wordings(task, row, seed):
-            first.append(next(iter(items_of(self._write(wording[:2]).parts)), None))
+            first.append(next(iter(items_of(self._write(wording[:2], most_items=1).parts)), None))
         values["agreement"] += agreement(first)
 
-    def _write(self, said: Sequence[Message], *, constrained: bool = True) -> generate.GeneratedReply:
-        sampling = generate.Sampling(max_tokens=MAX_TOKENS)
-        trie = self._catalog.trie
-        return generate.generate_reply(self._policy, self._format, trie, said, sampling, constrained=constrained)
+    def _write(
+        self, said: Sequence[Message], *, constrained: bool = True, most_items: int | None = None
+    ) -> generate.GeneratedReply:
+        sampling, trie = generate.Sampling(max_tokens=MAX_TOKENS), self._catalog.trie
+        return generate.generate_reply(
+            self._policy, self._format, trie, said, sampling, constrained=constrained, most_items=most_items
+        )
 
     def _title(self, item: int) -> str:
         """What the template writes after the semantic ID of an item."""

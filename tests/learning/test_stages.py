@@ -211,17 +211,20 @@ def test_chat_with_a_cache_writes_what_it_writes_without_and_items_are_of_the_ca
     written = generate.generate_reply(policy, form, CATALOG.trie, said, generate.Sampling(max_tokens=24))
     assert len(written.tokens) >= 24 or written.ended
     assert written.tokens == slowly(policy, form, form.prompt(said), 40)[: len(written.tokens)]
-    drawn = [
-        generate.generate_reply(
-            policy, form, CATALOG.trie, said, generate.Sampling(24, temperature=1.5, top_p=0.9, seed=seed)
-        )
-        for seed in (1, 1, 2, 3, 4)
-    ]
+
+    def draw(seed: int, most_items: int | None = None) -> generate.GeneratedReply:
+        sampling = generate.Sampling(24, temperature=1.5, top_p=0.9, seed=seed)
+        return generate.generate_reply(policy, form, CATALOG.trie, said, sampling, most_items=most_items)
+
+    drawn = [draw(seed) for seed in (1, 1, 2, 3, 4)]
     assert drawn[0] == drawn[1]
-    assert any(draw != drawn[0] for draw in drawn)
-    found = [part for draw in (written, *drawn) for part in draw.parts if isinstance(part, Item)]
+    assert any(one != drawn[0] for one in drawn)
+    found = [part for one in (written, *drawn) for part in one.parts if isinstance(part, Item)]
     assert all(0 <= item.row < len(CATALOG) for item in found)
     assert found
+    for seed, whole in zip((1, 2, 3, 4), drawn[1:], strict=True):
+        at = next((place for place, part in enumerate(whole.parts) if isinstance(part, Item)), len(whole.parts))
+        assert draw(seed, most_items=1).parts == whole.parts[: at + 1]
     titles, about = [f"title {i}" for i in range(24)], (CATALOG.codes_NL, CATALOG.level_sizes)
     shown = generate.format_parts([found[0]], *about, titles, style)
     assert shown.startswith({"letters": "[[<a_", "numbered": "<|sid_start|><|sid_"}[style])

@@ -81,8 +81,12 @@ def generate_reply(
     sampling: Sampling,
     *,
     constrained: bool = True,
+    most_items: int | None = None,
 ) -> GeneratedReply:
     """The assistant's next message; only with ``constrained`` is every semantic ID in it one of the catalogue.
+
+    Args:
+        most_items: items after which it is cut.
 
     Raises:
         InputError: the last message is not the user's, or the conversation exceeds the model's positions.
@@ -100,7 +104,7 @@ def generate_reply(
         )
     # Around all forwards, which autocast: weights that train are cast once, and not again for each token.
     with torch.autocast(policy.device.type, enabled=False):
-        return _ChatGenerator(policy, chat_format, trie, sampling, constrained).generate(prompt_P)
+        return _ChatGenerator(policy, chat_format, trie, sampling, constrained).generate(prompt_P, most_items)
 
 
 def parse_parts(text: str, rows: Mapping[str, int], catalog: Catalog, style: SidStyle = "letters") -> Parts:
@@ -168,10 +172,11 @@ class _ChatGenerator:
         self._tokens = list[int]()
         self._generator = torch.Generator(policy.device).manual_seed(sampling.seed)
 
-    def generate(self, prompt_P: Tensor) -> GeneratedReply:
+    def generate(self, prompt_P: Tensor, most_items: int | None) -> GeneratedReply:
         reply, text = GeneratedReply(), list[int]()
         hidden_D = self._forward(prompt_P.tolist())
-        while len(reply.tokens) < self._sampling.max_tokens:
+        items = 0
+        while len(reply.tokens) < self._sampling.max_tokens and items != most_items:
             logits_V = self._policy.vocabulary_logits(hidden_D)[: self._policy.sids.text_end]
             token = self._choose(logits_V, self._text_tokens_V)
             if token == self._format.end:
@@ -183,7 +188,7 @@ class _ChatGenerator:
             if tuple(text[-len(self._format.open) :]) == self._format.open:
                 self._append_text(reply, text[: -len(self._format.open)])
                 hidden_D = self._generate_sid(hidden_D, reply)
-                text = []
+                text, items = [], items + 1
         self._append_text(reply, text)
         return reply
 
