@@ -165,11 +165,12 @@ def test_running_text_trains_all_weights_where_finetuning_is_full(settings: Poli
 def slowly(policy: Model, form: ChatFormat, prompt_P: Tensor, max_tokens: int) -> list[int]:
     """Greedy decoding without a cache, a whole forward per token."""
     tokens, written, codes, in_span = prompt_P.tolist(), list[int](), list[int](), False
+    left_N = torch.ones(len(CATALOG), dtype=torch.bool)
     for _ in range(max_tokens * 8):
         mask_1S = torch.ones(1, len(tokens), dtype=torch.bool)
         hidden_D = policy.hidden(torch.tensor([tokens]), torch.arange(len(tokens))[None], prompt_mask(mask_1S))[0, -1]
         if in_span:
-            same = (CATALOG.codes_NL[:, : len(codes)] == torch.tensor(codes, dtype=torch.long)).all(-1)
+            same = left_N & (CATALOG.codes_NL[:, : len(codes)] == torch.tensor(codes, dtype=torch.long)).all(-1)
             allowed = CATALOG.codes_NL[same, len(codes)].unique()
             logits_K = policy.level_logits(hidden_D, len(codes))
             codes.append(int(allowed[logits_K[allowed].argmax()]))
@@ -178,6 +179,7 @@ def slowly(policy: Model, form: ChatFormat, prompt_P: Tensor, max_tokens: int) -
             if len(codes) == len(CATALOG.level_sizes):
                 item = CATALOG.item_of(tuple(codes))
                 assert item is not None
+                left_N[item] = False
                 tokens[-1] = ITEM_TOKEN + item
                 tokens += form.close
                 written += form.close
@@ -222,6 +224,9 @@ def test_chat_with_a_cache_writes_what_it_writes_without_and_items_are_of_the_ca
     found = [part for one in (written, *drawn) for part in one.parts if isinstance(part, Item)]
     assert all(0 <= item.row < len(CATALOG) for item in found)
     assert found
+    long = generate.generate_reply(policy, form, CATALOG.trie, said, generate.Sampling(400))
+    named = [part.row for part in long.parts if isinstance(part, Item)]
+    assert len(named) > 8 and len(set(named[:24])) == min(24, len(named))  # Each item once, before any again.
     for seed, whole in zip((1, 2, 3, 4), drawn[1:], strict=True):
         at = next((place for place, part in enumerate(whole.parts) if isinstance(part, Item)), len(whole.parts))
         assert draw(seed, most_items=1).parts == whole.parts[: at + 1]

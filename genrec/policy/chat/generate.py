@@ -1,13 +1,15 @@
 """Chat replies: free text, with semantic IDs of the catalogue between markers.
 
-After an opening marker the trie decides which codes may follow; after the last code the closing marker is forced. The
-KV cache holds the whole conversation, so each token costs one forward pass of a single position.
+After an opening marker the trie decides which codes may follow, so each item is one of the catalogue, and a reply names
+none twice; after the last code the closing marker is forced. The KV cache holds the whole conversation, so each token
+costs one forward pass of a single position.
 """
 
 from __future__ import annotations
 
 import re
 import reprlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -83,7 +85,10 @@ def generate_reply(
     constrained: bool = True,
     most_items: int | None = None,
 ) -> GeneratedReply:
-    """The assistant's next message; only with ``constrained`` is every semantic ID in it one of the catalogue.
+    """The assistant's next message.
+
+    Only with ``constrained`` is every semantic ID in it one of the catalogue, and of another item than those before it
+    (until all have been named).
 
     Args:
         most_items: items after which it is cut.
@@ -166,7 +171,7 @@ class _ChatGenerator:
         self, policy: Policy, chat_format: ChatFormat, trie: Trie, sampling: Sampling, constrained: bool
     ) -> None:
         self._policy, self._format, self._trie, self._sampling = policy, chat_format, trie, sampling
-        self._constrained = constrained
+        self._constrained, self._named = constrained, [Counter[int]() for _ in range(trie.depth)]
         self._text_tokens_V = chat_format.text_token_mask().to(policy.device)
         self._cache: Any = policy.new_cache()
         self._tokens = list[int]()
@@ -195,13 +200,18 @@ class _ChatGenerator:
     def _generate_sid(self, hidden_D: Tensor, reply: GeneratedReply) -> Tensor:
         """Append a SID and the closing marker; returns the hidden state (D,) after them."""
         node = torch.zeros((), dtype=torch.long, device=hidden_D.device)
-        codes: list[int] = []
+        codes, nodes = list[int](), list[int]()
+        if self._named[0].total() == len(self._trie.leaf_items):
+            self._named = [Counter() for _ in self._named]
         for level in range(self._trie.depth):
             children_K = self._trie.step(level, node[None].clamp(min=0))[0]
-            allowed_K = children_K >= 0 if self._constrained else torch.ones_like(children_K, dtype=torch.bool)
+            allowed_K = torch.ones_like(children_K, dtype=torch.bool)
+            if self._constrained:
+                allowed_K = (children_K >= 0) & ~torch.isin(children_K, self._used_up(level).to(children_K))
             code = self._choose(self._policy.level_logits(hidden_D, level), allowed_K)
             node = children_K[code].long() if node >= 0 else node
             codes.append(code)
+            nodes.append(int(node))
             token = int(self._policy.sids.token(level, torch.tensor(code)))
             last = level == self._trie.depth - 1
             tokens = [token, *(self._format.close if last else ())]
@@ -211,11 +221,18 @@ class _ChatGenerator:
             hidden_D = self._forward(tokens)
         if node >= 0:
             reply.parts.append(Item(int(self._trie.leaf_items[node])))
+            for level, above in enumerate(nodes):
+                self._named[level][above] += 1
         else:
             sids = self._policy.sids
             reply.parts.append(write_sid(codes, sids.level_sizes, sids.style))
             reply.missing += 1
         return hidden_D
+
+    def _used_up(self, level: int) -> Tensor:
+        """The nodes that a code of ``level`` leads to, and under which this reply has named every item."""
+        items_n = self._trie.leaves_under()[level]
+        return torch.tensor([node for node, count in self._named[level].items() if count == int(items_n[node])])
 
     def _choose(self, logits_V: Tensor, allowed_V: Tensor) -> int:
         logits_V = logits_V.float().masked_fill(~allowed_V, -torch.inf)
