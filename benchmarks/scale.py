@@ -6,6 +6,7 @@ events, and an item is often followed by one of its few neighbours. There are 16
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import shutil
 import time
@@ -23,8 +24,11 @@ import pyarrow.parquet as pq
 
 from benchmarks.harness import Bench, in_process
 from cluster.artifacts import Artifact
+from cluster.progress import STAGE
 from genrec.config import Config
 from genrec.metrics import IntArray
+
+LOG = logging.getLogger(__name__)
 
 NEEDS: tuple[str, ...] = ()
 SIZES = (1_000_000, 10_000_000)
@@ -137,7 +141,10 @@ def log_parts(events: int, items: int, rng: np.random.Generator) -> Iterator[tup
 def in_fresh_process(make: Callable[[Config, Path], Work], config: Config, data: Path) -> Place:
     """Measure the work of a place on the directory ``data`` in a new interpreter, which nothing else has used."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_measure, make, config, data).result()
+        found = pool.submit(_measure, make, config, data).result()
+    about = (make.__name__.strip("_"), found.handled, found.cpu_seconds, found.peak_mb)
+    LOG.info("%s of %d: %.1f s of a processor, %.0f MB", *about, extra={STAGE: "scale"})
+    return found
 
 
 def _measure(make: Callable[[Config, Path], Work], config: Config, data: Path) -> Place:
