@@ -76,7 +76,7 @@ class Sft(Section):
     clip: float = Field(default=1.0, gt=0, description="gradient norm")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     distill: float = Field(
-        default=0.0,
+        default=0.3,
         ge=0,
         le=1,
         description="item head: weight of what ItemKNN knows from other users as soft targets, beside 1 - it of the "

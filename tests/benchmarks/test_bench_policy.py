@@ -43,7 +43,7 @@ def test_each_variant_is_the_config_with_one_part_off(tmp_path: Path) -> None:
 
 
 def test_soft_targets_are_added_where_there_are_none_and_else_left_out(tmp_path: Path) -> None:
-    without = tiny_config(tmp_path, tmp_path)
+    without = tiny_config(tmp_path, tmp_path, "learning.sft.distill=0")
     added = without.replace(dict(policy.PARTS["with_itemknns_soft_targets"]))
     names = {"with_itemknns_soft_targets", "without_itemknns_soft_targets"}
     assert names & set(policy.parts_of(without)) == {"with_itemknns_soft_targets"}
