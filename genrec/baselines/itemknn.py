@@ -123,7 +123,7 @@ class Pairs:
         return following_rows(self._log, distance, rows, places_E)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ItemKNN:
     """Neighbour scores for histories; see the module's formulas. Scores stay sparse until they are ranked.
 
