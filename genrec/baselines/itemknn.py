@@ -20,18 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from genrec.baselines.sparse import (
-    Sparse,
-    csr,
-    keep_largest,
-    map_matrix,
-    row_of_entry,
-    stacked_on_disk,
-    write_matrix,
-)
+from genrec.baselines.sparse import Sparse, csr, keep_largest, row_of_entry, stacked_on_disk
 from genrec.baselines.train_log import TrainLog
 from genrec.baselines.transitions import following, following_rows
 from genrec.data.files import write_json
+from genrec.data.matrix_files import map_matrix, write_matrix
 from genrec.errors import InputError
 from genrec.metrics import FloatArray, IntArray
 
@@ -136,7 +129,6 @@ class ItemKNN:
 
     def write(self, folder: Path) -> None:
         """Put it into files of a new ``folder``, for ``map_itemknn``."""
-        folder.mkdir(parents=True)
         write_matrix(self.similarity_NN, folder)
         np.save(folder / BACKOFF, self.backoff_N)
         write_json(asdict(self.settings), folder / SETTINGS)
@@ -193,7 +185,8 @@ def fit_itemknn(pairs: Pairs, settings: KnnSettings) -> ItemKNN:
 def map_itemknn(folder: Path) -> ItemKNN:
     """The one that ``ItemKNN.write`` put there; S stays on the disk, of which a score reads some rows."""
     settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    return ItemKNN(KnnSettings(**settings), map_matrix(folder), np.load(folder / BACKOFF))
+    backoff_N = np.load(folder / BACKOFF)
+    return ItemKNN(KnnSettings(**settings), map_matrix(folder, len(backoff_N)), backoff_N)
 
 
 def cross_fitted(log: TrainLog, fold_U: IntArray, folds: int, settings: KnnSettings | None = None) -> list[ItemKNN]:

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Any, TypeAlias
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-Sparse: TypeAlias = Any
-"""A ``scipy.sparse.csr_matrix``. scipy has no usable types, so this name is all that a signature can say."""
+from genrec.data.matrix_files import Sparse
 
 IndexArray = NDArray[np.integer]
-
-MATRIX_FILES = ("data", "indices", "indptr")
-"""What a matrix consists of, in the order in which scipy takes it."""
 
 
 def csr(values_E: NDArray[Any], rows_E: IndexArray, columns_E: IndexArray, shape: tuple[int, int]) -> Sparse:
@@ -56,19 +51,6 @@ def stacked_on_disk(blocks: Iterable[Sparse], columns: int) -> Sparse:
     return sparse.csr_matrix(
         (data_E, indices_E, ends_R.astype(np.int32 if few else np.int64)), (len(ends_R) - 1, columns)
     )
-
-
-def write_matrix(matrix: Sparse, folder: Path) -> None:
-    """Put a square matrix into files of ``folder``, which exists."""
-    for part in MATRIX_FILES:
-        np.save(folder / f"{part}.npy", getattr(matrix, part))
-
-
-def map_matrix(folder: Path) -> Sparse:
-    """The matrix that ``write_matrix`` put there; its entries stay on the disk until they are used."""
-    parts = [np.asarray(np.load(folder / f"{part}.npy", mmap_mode="r")) for part in MATRIX_FILES]
-    rows = len(parts[-1]) - 1
-    return sparse.csr_matrix(tuple(parts), (rows, rows))
 
 
 def _mapped(file: IO[bytes], kind: type[np.generic]) -> NDArray[Any]:

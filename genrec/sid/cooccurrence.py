@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from genrec.data.matrix_files import Sparse, map_matrix, write_matrix
 from genrec.sid.train_events import Doubles, IntArray, TrainEvents
 
 BLOCK_PAIRS = 1 << 24
 """Pairs of events that are counted at once: about a gigabyte."""
-
-Sparse: TypeAlias = Any
-"""A ``scipy.sparse.csr_matrix``; scipy has no usable types."""
 
 
 @dataclass(frozen=True)
@@ -90,24 +87,19 @@ class BlocksOnDisk:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._starts: list[int] = []
-        folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, block: Block) -> npt.NDArray[np.bool_]:
         """Store a block, values in single precision; returns which of its rows (R,) have entries."""
-        for name in ("data", "indices", "indptr"):
-            values = getattr(block.rows_RN, name)
-            np.save(self._file(block.start, name), values.astype(np.float32) if name == "data" else values)
+        rows_RN = block.rows_RN
+        entries = (rows_RN.data.astype(np.float32), rows_RN.indices, rows_RN.indptr)
+        write_matrix(sparse.csr_matrix(entries, rows_RN.shape), self._place(block.start))
         self._starts.append(block.start)
-        self._items = block.rows_RN.shape[1]
-        return np.diff(block.rows_RN.indptr) > 0
+        self._items = rows_RN.shape[1]
+        return np.diff(rows_RN.indptr) > 0
 
     def __iter__(self) -> Iterator[Block]:
         for start in self._starts:
-            data, indices, indptr = (
-                np.load(self._file(start, name), mmap_mode="r") for name in ("data", "indices", "indptr")
-            )
-            shape = (len(indptr) - 1, self._items)
-            yield Block(start, sparse.csr_matrix((data, indices, indptr), shape=shape))
+            yield Block(start, map_matrix(self._place(start), self._items))
 
-    def _file(self, start: int, name: str) -> Path:
-        return self._folder / f"{start}-{name}.npy"
+    def _place(self, start: int) -> Path:
+        return self._folder / str(start)

@@ -8,7 +8,8 @@ from typing import Any, cast
 import numpy as np
 from scipy.sparse.linalg import svds
 
-from genrec.sid.cooccurrence import Block, Sparse
+from genrec.data.matrix_files import Sparse
+from genrec.sid.cooccurrence import Block
 from genrec.sid.train_events import Doubles
 from genrec.sid.vectors import Floats
 
