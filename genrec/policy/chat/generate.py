@@ -171,7 +171,7 @@ class _ChatGenerator:
         self, policy: Policy, chat_format: ChatFormat, trie: Trie, sampling: Sampling, constrained: bool
     ) -> None:
         self._policy, self._format, self._trie, self._sampling = policy, chat_format, trie, sampling
-        self._constrained, self._named = constrained, [Counter[int]() for _ in range(trie.depth)]
+        self._constrained, self._named_paths = constrained, list[list[int]]()
         self._text_tokens_V = chat_format.text_token_mask().to(policy.device)
         self._cache: Any = policy.new_cache()
         self._tokens = list[int]()
@@ -200,9 +200,9 @@ class _ChatGenerator:
     def _generate_sid(self, hidden_D: Tensor, reply: GeneratedReply) -> Tensor:
         """Append a SID and the closing marker; returns the hidden state (D,) after them."""
         node = torch.zeros((), dtype=torch.long, device=hidden_D.device)
-        codes, nodes = list[int](), list[int]()
-        if self._named[0].total() == len(self._trie.leaf_items):
-            self._named = [Counter() for _ in self._named]
+        codes, path = list[int](), list[int]()
+        if len(self._named_paths) == len(self._trie.leaf_items):
+            self._named_paths.clear()
         for level in range(self._trie.depth):
             children_K = self._trie.step(level, node[None].clamp(min=0))[0]
             allowed_K = torch.ones_like(children_K, dtype=torch.bool)
@@ -211,7 +211,7 @@ class _ChatGenerator:
             code = self._choose(self._policy.level_logits(hidden_D, level), allowed_K)
             node = children_K[code].long() if node >= 0 else node
             codes.append(code)
-            nodes.append(int(node))
+            path.append(int(node))
             token = int(self._policy.sids.token(level, torch.tensor(code)))
             last = level == self._trie.depth - 1
             tokens = [token, *(self._format.close if last else ())]
@@ -221,8 +221,7 @@ class _ChatGenerator:
             hidden_D = self._forward(tokens)
         if node >= 0:
             reply.parts.append(Item(int(self._trie.leaf_items[node])))
-            for level, above in enumerate(nodes):
-                self._named[level][above] += 1
+            self._named_paths.append(path)
         else:
             sids = self._policy.sids
             reply.parts.append(write_sid(codes, sids.level_sizes, sids.style))
@@ -231,8 +230,8 @@ class _ChatGenerator:
 
     def _used_up(self, level: int) -> Tensor:
         """The nodes that a code of ``level`` leads to, and under which this reply has named every item."""
-        items_n = self._trie.leaves_under()[level]
-        return torch.tensor([node for node, count in self._named[level].items() if count == int(items_n[node])])
+        items_n, named = self._trie.leaves_under()[level], Counter(path[level] for path in self._named_paths)
+        return torch.tensor([node for node, count in named.items() if count == int(items_n[node])])
 
     def _choose(self, logits_V: Tensor, allowed_V: Tensor) -> int:
         logits_V = logits_V.float().masked_fill(~allowed_V, -torch.inf)
