@@ -143,7 +143,8 @@ def in_fresh_process(make: Callable[[Config, Path], Work], config: Config, data:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         found = pool.submit(_measure, make, config, data).result()
     about = (make.__name__.strip("_"), found.handled, found.cpu_seconds, found.peak_mb)
-    LOG.info("%s of %d: %.1f s of a processor, %.0f MB", *about, extra={STAGE: "scale"})
+    benchmark = make.__module__.rpartition(".")[2].replace("_", "-")
+    LOG.info("%s of %d: %.1f s of a processor, %.0f MB", *about, extra={STAGE: benchmark})
     return found
 
 

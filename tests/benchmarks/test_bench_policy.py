@@ -55,7 +55,7 @@ def test_pretraining_is_left_out_where_there_is_some(tmp_path: Path) -> None:
     adapters = scratch.replace({"policy.kind": "pretrained", "policy.finetuning": "lora"})
     whole = scratch.replace({"policy.kind": "pretrained", "policy.finetuning": "full"})
     assert not any("without_pretraining" in policy.parts_of(config) for config in (scratch, adapters))
-    assert "without_pretraining" in policy.parts_of(whole)
+    assert set(policy.parts_of(whole)) == set(policy.PARTS) - {"with_itemknns_soft_targets"}
     assert whole.replace(dict(policy.PARTS["without_pretraining"])).policy.weights == "random"
     with pytest.raises(ValueError, match=r"policy.weights=random is for .* adapters of rank"):
         adapters.replace({"policy.weights": "random"})

@@ -27,8 +27,7 @@ from genrec.policy.model import Policy
 from genrec.sid.trie import CompleteTrie, Trie
 
 HEAD_WEIGHT = 4.0
-"""Weight of a policy's item head in a search as long as nothing tuned it: near the best on three logs, where 1 is not.
-"""
+"""Weight of a policy's item head in a search that nothing tuned: near the best on three logs (1 is not)."""
 
 Scale = Literal["trie", "vocabulary"]
 """Over what a step's softmax runs: the codes that exist under the prefix, or the whole vocabulary."""
