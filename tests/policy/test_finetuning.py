@@ -1,6 +1,7 @@
 """Full, LoRA and QLoRA training of a tiny pretrained backbone, in float32 and bfloat16."""
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,13 @@ def test_full_trains_everything_and_lora_a_small_part(tmp_path: Path, catalog: C
     assert sum(p.numel() for p in whole.trainable().values()) == sum(p.numel() for p in whole.parameters())
     kinds = ("lora_", "trainable_tokens", "items.")
     assert all(any(kind in name for kind in kinds) for name in part.trainable())
+
+
+def test_adding_adapters_says_nothing_that_a_user_could_not_act_on(tmp_path: Path, catalog: Catalog) -> None:
+    path = tiny_backbone(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build(settings(path, "lora"), catalog, max_history=4, seed=0)
 
 
 @pytest.mark.parametrize("tied", [True, False])
