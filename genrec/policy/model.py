@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from genrec.errors import InputError
+from genrec.policy import attention
 from genrec.policy.decoding import last_layer
 from genrec.policy.item_rows import ItemRows
 from genrec.policy.prompts import ITEM_TOKEN, SidTokens
@@ -60,6 +61,8 @@ class Policy(nn.Module):
         self._sid_out = [sid_in if sid_out is None else sid_out]
         self._input_scale = input_scale(model)
         last_layer.install(model.base_model, int(model.config.num_hidden_layers))
+        if precision == torch.bfloat16:
+            attention.install(model)
 
     def forward(self, method: str, *arguments: Any) -> Any:
         """Call ``method`` of this policy (``"call"``: the first argument, a function of it) through ``forward``.

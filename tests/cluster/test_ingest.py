@@ -79,6 +79,7 @@ def test_a_position_that_was_never_written_or_only_begun_is_the_start(tmp_path: 
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
 def test_workers_learn_from_a_stream_what_one_process_does_also_after_a_kill(

@@ -105,6 +105,22 @@ def test_full_trains_everything_and_lora_a_small_part(tmp_path: Path, catalog: C
     assert all(any(kind in name for kind in kinds) for name in part.trainable())
 
 
+@pytest.mark.parametrize("form", ["full", "lora"])
+def test_attention_of_bfloat16_training_on_a_cpu_has_the_gradients_of_float32(
+    tmp_path: Path, catalog: Catalog, form: str
+) -> None:
+    path, gradients = tiny_backbone(tmp_path), {}
+    for name, dtype, own in (("exact", "float32", True), ("ours", "bfloat16", True), ("torch's", "bfloat16", False)):
+        policy, prompts = build(settings(path, form, dtype), catalog, max_history=4, seed=0)
+        if not own:
+            policy.model.set_attn_implementation("sdpa")
+        SftLoss(prompts, catalog)(policy, Rows([*HISTORIES], torch.tensor(TARGETS))).backward()
+        gradients[name] = torch.cat([p.grad.flatten() for p in policy.trainable().values() if p.grad is not None])
+    off = {name: (gradients[name] - gradients["exact"]).norm() / gradients["exact"].norm() for name in gradients}
+    assert 0 < off["ours"] < 0.02
+    assert off["ours"] < 1.1 * off["torch's"]
+
+
 def test_adding_adapters_says_nothing_that_a_user_could_not_act_on(tmp_path: Path, catalog: Catalog) -> None:
     path = tiny_backbone(tmp_path)
     with warnings.catch_warnings():
