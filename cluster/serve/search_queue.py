@@ -68,12 +68,16 @@ class SearchQueue(Generic[Asked, Answer]):
     def submit(self, asked: Asked, deadline: float) -> Future[Answer]:
         """The answer to come. A request that is cancelled, or late by ``time.monotonic()``, is not searched for.
 
+        Where nothing is searched for and nothing waits, a request is taken whatever the last searches took: without it
+        nobody would learn that they are quick again.
+
         Raises:
             TooLateError: too many wait, or the searches before this one's end take until after ``deadline``.
         """
         waiting = _Waiting(asked, Future(), deadline)
         with self._changed:
-            if len(self._waiting) >= self._limit or time.monotonic() + self._expected_s() > deadline:
+            idle = self._began is None and not self._waiting
+            if len(self._waiting) >= self._limit or time.monotonic() + (0 if idle else self._expected_s()) > deadline:
                 raise TooLateError
             self._add(waiting)
         return waiting.future

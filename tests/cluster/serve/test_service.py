@@ -419,6 +419,16 @@ def test_a_full_queue_and_a_late_request_are_refused_at_once() -> None:
     queue.close()
 
 
+def test_one_slow_search_does_not_make_all_later_requests_late() -> None:
+    spent = iter([0.3, *[0.0] * 50])
+    queue: SearchQueue[int, int] = SearchQueue(lambda asked: time.sleep(next(spent)) or asked, batch=1, limit=2)
+    with pytest.raises(TimeoutError):
+        queue.submit(0, time.monotonic() + 0.1).result(0.1)
+    time.sleep(0.3)
+    assert [queue.submit(n, time.monotonic() + 0.1).result(5) for n in range(1, 9)] == list(range(1, 9))
+    queue.close()
+
+
 def test_an_imported_run_is_served_though_its_log_has_no_users(storage: Path, tmp_path: Path) -> None:
     own = genrec.load(storage / "runs" / "alone")
     export_run(own, storage / "runs" / "alone", tmp_path / "folder")
