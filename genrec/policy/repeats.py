@@ -1,9 +1,11 @@
 """Repeats in the head over items: what the logit of an item of the history gains and loses, by its places there.
 
-logit_i = (1 - tanh(2 · f(h))) · own_i + Σ_t (w_a(t)(h) + v_e(t),a(t)(h)) for the places t where the item i stands, with
-a(t) the number of items behind t, e(t) the type of the event there (where prompts have those), and f, w and v linear in
-the state h. So places tell how likely a repeat is, and which one (the repeat mode of RepeatNet, Ren et al. 2019, in one
-softmax): what was put into the cart is bought, and what was bought is not.
+logit_i = (1 - tanh(2 · f(h))) · own_i + Σ_t (w_a(t)(h) + v_e(t),a(t)(h)) + u_e(l),q(l)(h) for the places t where the
+item i stands and the last of them, l, with a(t) the number of items behind t and f, w, v and u linear in the state h. v
+and u are there where prompts have event types: e(t) is the type of the event, and q(l) the place of the item in the
+queue of those whose latest event has the same type, 0 for the one that waits longest. So places tell how likely a
+repeat is, and which one (the repeat mode of RepeatNet, Ren et al. 2019, in one softmax): what lies in the cart is
+bought, in the order in which it was put there, and what was bought is not.
 
 Shapes: M states, S tokens that they stand behind, N items, X items that are asked about.
 """
@@ -13,12 +15,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genrec.policy.prompts import ITEM_TOKEN, SidTokens
 
 AGES = 20
-"""Ages of an item of the history, in items since, that have a weight of their own; older ones share the last."""
+"""Ages of an item of the history, in items since, that have a weight of their own; older ones share the last. So do
+places in a queue."""
 
 REPEAT_SCALE = 5.0
 """Factor of the learned weights of repeats: logits of the size of the scaled cosines within a short training."""
@@ -57,7 +61,7 @@ class Seen(NamedTuple):
 
 
 class RepeatWeights(nn.Linear):
-    """From a state to w, v and f: ``AGES`` weights, as many for each event type, and one number; zeros at first.
+    """From a state to w, v, u and f: ``AGES`` weights, twice as many for each event type, and one; zeros at first.
 
     Args:
         hidden: units of a state.
@@ -66,10 +70,10 @@ class RepeatWeights(nn.Linear):
 
     def __init__(self, hidden: int, sids: SidTokens, width: int) -> None:
         context = sids.context
-        super().__init__(hidden, AGES * (1 + context.event_count) + 1)
+        super().__init__(hidden, AGES * (1 + 2 * context.event_count) + 1)
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
-        self._first_type = sids.context_base if context.event_count else None
+        self._first_type, self._types = sids.context_base, context.event_count
         self._type_place = 1 - context.before * (1 + width)
 
     def seen(self, hidden_MD: Tensor, tokens_MS: Tensor, last_M: Tensor | None = None) -> Seen:
@@ -82,9 +86,13 @@ class RepeatWeights(nn.Linear):
         learned_MX = self(hidden_MD.to(self.weight.dtype)).float()
         weight_MX, fade_M = learned_MX[:, :-1] * REPEAT_SCALE, (learned_MX[:, -1] * FADE_SCALE).tanh()
         gain_MS = weight_MX.gather(1, age_MS)
-        if self._first_type is not None:
-            type_MS = tokens_MS.roll(-self._type_place, 1) - self._first_type
-            gain_MS = gain_MS + weight_MX.gather(1, (AGES * (1 + type_MS) + age_MS) * is_item_MS)
+        if self._types:
+            type_MS = (tokens_MS.roll(-self._type_place, 1) - self._first_type) * is_item_MS
+            gain_MS = gain_MS + weight_MX.gather(1, AGES * (1 + type_MS) + age_MS)
+            latest_MS = is_item_MS & _are_first(torch.where(is_item_MS, tokens_MS, -1).flip(1)).flip(1)
+            waiting_MSE = F.one_hot(type_MS, self._types) * latest_MS[..., None]
+            queue_MS = (waiting_MSE.cumsum(1) - waiting_MSE).gather(-1, type_MS[..., None])[..., 0].clamp(max=AGES - 1)
+            gain_MS = gain_MS + weight_MX.gather(1, AGES * (1 + self._types + type_MS) + queue_MS) * latest_MS
         item_MS = torch.where(is_item_MS, tokens_MS - ITEM_TOKEN, 0)
         return Seen(item_MS, gain_MS * is_item_MS, is_item_MS, is_item_MS & _are_first(tokens_MS), fade_M)
 

@@ -160,23 +160,27 @@ def test_whole_sequences_and_rows_have_one_loss_and_one_gradient(context: EventC
 
 @pytest.mark.parametrize("items", FORMS[1:], ids=["last", "whole"])
 @pytest.mark.parametrize("context", CONTEXTS, ids=str)
-def test_an_item_of_the_history_gains_what_its_age_and_its_event_type_weigh(
+def test_an_item_of_the_history_gains_what_its_age_its_event_type_and_its_place_in_the_queue_weigh(
     context: EventContext, items: Items
 ) -> None:
     policy, prompts = made(context, items)
-    rows, history, events = policy.items, [4, 9, 4, 11], ("buy", "view", None, "rent")
+    rows, history, events = policy.items, [4, 9, 7, 4, 11, 7], ("buy", "view", "buy", None, "rent", "view")
+    queue = {9: 0, 4: 0, 11: 1, 7: 1}  # Of other types 4 waits before 11, of views 9 before 7.
     assert rows is not None and rows.repeat is not None
-    tokens_1P, mask_1P = prompts.encode([history], [HistoryContext(events, (0, 5, 70, 90), "buy")])
+    tokens_1P, mask_1P = prompts.encode([history], [HistoryContext(events, (0, 5, 7, 70, 90, 91), "buy")])
     state_1D = prefill(policy, tokens_1P, mask_1P).hidden_B1D[:, 0].detach()
     types = 0 if context.events == "none" else 3
     learned_X = rows.repeat(state_1D)[0]
-    weight_TA = (learned_X[:-1] * REPEAT_SCALE).view(1 + types, AGES)
+    weight_TA = (learned_X[:-1] * REPEAT_SCALE).view(1 + 2 * types, AGES)
     expected_1N = rows._logits(state_1D, None)
     expected_1N[0, sorted(set(history))] *= 1 - (learned_X[-1] * FADE_SCALE).tanh()
     for age, (item, event) in enumerate(zip(reversed(history), reversed(events), strict=True)):
         expected_1N[0, item] += weight_TA[0, age]
         if types:
-            expected_1N[0, item] += weight_TA[{"view": 2, "buy": 3}.get(event or "", 1), age]
+            kind = {"view": 1, "buy": 2}.get(event or "", 0)
+            expected_1N[0, item] += weight_TA[1 + kind, age]
+            if item not in history[len(history) - age :]:
+                expected_1N[0, item] += weight_TA[1 + types + kind, queue[item]]
     torch.testing.assert_close(rows.log_probabilities(state_1D, tokens_1P), expected_1N.log_softmax(-1))
 
 
