@@ -258,10 +258,10 @@ def _grpo_queries(config: Config, data: Path) -> Work:
 def _itemknn(config: Config, data: Path) -> Work:
     from genrec.baselines.itemknn import KnnSettings, Pairs, fit_itemknn
     from genrec.baselines.train_log import read_train_log
-    from genrec.data.readers import read_items
+    from genrec.data.readers import count_items
 
     def work() -> int:
-        log = read_train_log(data, read_items(data).num_rows)
+        log = read_train_log(data, count_items(data))
         fit_itemknn(Pairs(log), KnnSettings())
         return len(log.items_E)
 
@@ -287,10 +287,10 @@ def _neighbours(config: Config, data: Path) -> Work:
 def _transitions(config: Config, data: Path) -> Work:
     from genrec.baselines.train_log import read_train_log
     from genrec.baselines.transitions import Transition
-    from genrec.data.readers import read_items
+    from genrec.data.readers import count_items
 
     def work() -> int:
-        log = read_train_log(data, read_items(data).num_rows)
+        log = read_train_log(data, count_items(data))
         Transition(log)
         return len(log.items_E)
 
