@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+import json
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.node_files import artifact_cache, machine_of
 from cluster.writer_lease import writer_lease
 from genrec.config import Config
-from genrec.data.artifact_cache import SharedFolder
+from genrec.inference.run_place import NEWEST
+from genrec.inference.run_record import RECORD
+from genrec.sid.stored_updates import StoredUpdates
 
 
-def publish_in_store(config: Config, folder: Path, places: Iterable[Path], last: str) -> None:
-    """Write the files of ``folder`` into the store, at each of ``places``; the file ``last`` after the others.
+def publish_in_store(config: Config, kept: Path, newest: Path) -> None:
+    """Write the report of the run ``kept`` into the store, there and as the ``newest`` of its name.
 
-    A reader goes by ``last``, which is replaced in one step. Without a store nothing is done.
+    A reader goes by the run's record and by what the newest points to, which are written last, each in one step.
+    Without a store nothing is done.
     """
     cache = artifact_cache(config)
     if cache is None:
         return
-    files = sorted((path for path in folder.iterdir() if path.is_file()), key=lambda path: path.name == last)
-    for place in places:
-        name = cache.name(place)
-        for group in ([path for path in files if path.name != last], [path for path in files if path.name == last]):
-            cache.store.upload({f"{name}/{path.name}": path for path in group})
+    files = [path for path in kept.iterdir() if path.is_file()]
+    for name in (cache.name(kept), cache.name(newest)):
+        cache.store.upload({f"{name}/{path.name}": path for path in files if path.name != RECORD})
+        cache.store.upload({f"{name}/{RECORD}": kept / RECORD})
+    cache.store.write(f"{cache.name(newest)}/{NEWEST}", json.dumps({"run": kept.name}).encode())
+
+
+def catalog_in_store(config: Config, folder: Path) -> StoredUpdates | None:
+    """The updates of a catalogue that lie in ``folder`` of this machine; None where storage is a directory."""
+    cache = artifact_cache(config)
+    return None if cache is None else StoredUpdates(cache, folder)
 
 
 @contextmanager
 def change_in_store(config: Config, folder: Path) -> Generator[None]:
-    """Have ``folder`` as the store has it, and put what is added to it there; one process at a time.
+    """Have a catalogue's updates in ``folder`` as the store has them, and add to the store what is made meanwhile.
+
+    One process at a time; if the store does not take an update, it was not made.
 
     Raises:
         InputError: another process is changing it.
@@ -38,10 +50,12 @@ def change_in_store(config: Config, folder: Path) -> Generator[None]:
     if cache is None:
         yield
         return
-    with writer_lease(cache.store, cache.name(folder), machine_of(cache.root)) as lease:
-        shared = SharedFolder(cache, folder)
-        shared.pull()
-        shared.note()
-        yield
-        lease.require()
-        shared.push()
+    updates = StoredUpdates(cache, folder)
+    with updates.lock(), writer_lease(cache.store, cache.name(folder), machine_of(cache.root)) as lease:
+        updates.pull()
+        try:
+            yield
+            lease.require()
+            updates.push()
+        finally:
+            updates.drop_unstored()

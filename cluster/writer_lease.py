@@ -26,6 +26,8 @@ LOG = logging.getLogger(__name__)
 
 RENEW_S = 20.0
 """Seconds between two renewals."""
+LOOKS = 20
+"""Who waits looks so often within ``RENEW_S``: a short change, such as that of a catalogue, is soon over."""
 WATCH = 3
 """A lease that was not renewed for so many times ``RENEW_S`` is taken over."""
 SETTLE_S = 0.5
@@ -82,12 +84,12 @@ class WriterLease:
 
     def _watch(self, found: dict[str, Any]) -> None:
         LOG.info("%s/%s: is its writer on %s alive?", self._store.url, self._name, found["host"])
-        for _ in range(WATCH):
-            time.sleep(RENEW_S)
+        for look in range(1, 1 + WATCH * LOOKS):
+            time.sleep(RENEW_S / LOOKS)
             now = self._read()
             if now is None:
                 return
-            if now != found:
+            if now != found and (look % LOOKS == 0 or now["writer"] != found["writer"]):
                 raise _taken(self._store, self._name, now)
         LOG.warning("its writer on %s is gone: its lease is taken over", found["host"])
 

@@ -56,12 +56,22 @@ class UserFile(click.ParamType):
 
     name = "file"
 
-    def convert(self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+    def convert(self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
         """The path with the home in place of ``~``."""
         try:
             return Path(value).expanduser()
         except RuntimeError as error:
             raise InputError(f"{value}: {error}; give the whole path") from None
+
+
+class UserRun(UserFile):
+    """A run: the directory of its report, or its URL in an object store, which stays as it is."""
+
+    name = "run"
+
+    def convert(self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        """The directory as a path, the URL as text."""
+        return str(value) if "://" in str(value) else super().convert(value, param, ctx)
 
 
 class Verbs(click.Group):
@@ -160,14 +170,14 @@ def bench_command() -> click.Command:
 def report_command() -> click.Command:
     """``genrec report RUN...``."""
 
-    @click.argument("runs", metavar="RUN...", type=UserFile(), nargs=-1)
+    @click.argument("runs", metavar="RUN...", type=UserRun(), nargs=-1)
     @click.option("--out", metavar="DIRECTORY", type=UserFile(), default=Path("report"), help="Where the files go.")
-    def run(runs: Sequence[Path], out: Path) -> None:
+    def run(runs: Sequence[Path | str], out: Path) -> None:
         from genrec.data.files import explaining_failed_writes
         from genrec.evaluation.report.compare import report_runs
 
         with explaining_failed_writes("the report", out):
-            click.echo(f"report: {report_runs(runs, out)}")
+            click.echo(f"report: {report_runs([_on_this_machine(run) for run in runs], out)}")
 
     return _verb("report", run, help_of("workflows.report"), INPUT_AND_OUTPUT, report_rows)
 
@@ -175,12 +185,12 @@ def report_command() -> click.Command:
 def judge_command() -> click.Command:
     """``genrec judge RUN CONFIG...``."""
 
-    @click.argument("run", metavar="RUN", type=UserFile())
+    @click.argument("run", metavar="RUN", type=UserRun())
     @takes_config
-    def judge(config: Config, run: Path) -> None:
+    def judge(config: Config, run: Path | str) -> None:
         from cluster.judge import judge_run
 
-        verdict, page = judge_run(config, run)
+        verdict, page = judge_run(config, _on_this_machine(run))
         click.echo(f"{verdict}\njudgement: {page}")
 
     return _verb("judge", judge, help_of("workflows.judge"), INPUT_AND_OUTPUT, judge_rows)
@@ -225,11 +235,11 @@ def catalog_command() -> click.Command:
 def serve_command() -> click.Command:
     """``genrec serve RUN [serve.KEY=VALUE]...``."""
 
-    @click.argument("run", metavar="RUN", type=UserFile())
+    @click.argument("run", metavar="RUN", type=UserRun())
     @click.argument("words", metavar="[KEY=VALUE]...", nargs=-1)
-    @click.option("--second", metavar="RUN", type=UserFile(), help="Another run of the same storage, served beside it.")
+    @click.option("--second", metavar="RUN", type=UserRun(), help="Another run of the same storage, served beside it.")
     @click.option("--share", type=click.FloatRange(0, 1), default=0.5, help="Of the users, who get the second run.")
-    def callback(run: Path, words: Sequence[str], second: Path | None, share: float) -> None:
+    def callback(run: Path | str, words: Sequence[str], second: Path | str | None, share: float) -> None:
         from cluster.progress import show_in_terminal
         from cluster.serve.command import serve
         from genrec.config.loading import read_overrides
@@ -256,12 +266,12 @@ def manifest_command() -> click.Command:
 def export_command() -> click.Command:
     """``genrec export RUN DIR``."""
 
-    @click.argument("run", metavar="RUN", type=UserFile())
+    @click.argument("run", metavar="RUN", type=UserRun())
     @click.argument("folder", metavar="DIR", type=UserFile())
     @click.option("--licence", default="other", help="Of the model, for its card, such as apache-2.0.")
-    def callback(run: Path, folder: Path, licence: str) -> None:
+    def callback(run: Path | str, folder: Path, licence: str) -> None:
         _log_alone()
-        click.echo(import_module("workflows.model_folders").export(run, folder, licence))
+        click.echo(import_module("workflows.model_folders").export(_on_this_machine(run), folder, licence))
 
     return _verb("export", callback, help_of("workflows.export"), INPUT_AND_OUTPUT, export_rows)
 
@@ -282,12 +292,12 @@ def import_command() -> click.Command:
 def update_command() -> click.Command:
     """``genrec update RUN --log FILE [learning.update.KEY=VALUE]...``."""
 
-    @click.argument("run", metavar="RUN", type=UserFile())
+    @click.argument("run", metavar="RUN", type=UserRun())
     @click.argument("words", metavar="[KEY=VALUE]...", nargs=-1)
     @click.option("--log", metavar="FILE", type=UserFile(), help="New events: user, item, timestamp.")
     @click.option("--items", metavar="FILE", type=UserFile(), help="Items to insert, where the catalogue lacks them.")
     @click.option("--back", is_flag=True, help="Go back to the run before the last update.")
-    def callback(run: Path, words: Sequence[str], log: Path | None, items: Path | None, back: bool) -> None:
+    def callback(run: Path | str, words: Sequence[str], log: Path | None, items: Path | None, back: bool) -> None:
         from genrec.config.loading import read_overrides
 
         if back == (log is not None):
@@ -300,6 +310,13 @@ def update_command() -> click.Command:
         click.echo(work.roll_back(run) if log is None else work.update(run, log, items, overrides))
 
     return _verb("update", callback, help_of("workflows.update"), "Settings", update_rows)
+
+
+def _on_this_machine(run: Path | str) -> Path:
+    """The directory of a run's report; the files of one in an object store are fetched first."""
+    from genrec.inference.run_place import RunPlace
+
+    return run if isinstance(run, Path) else RunPlace.find(run).directory()
 
 
 def _log_alone() -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from pathlib import Path
 from uuid import uuid4
 
 from pydantic import Field
@@ -20,9 +19,9 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 from starlette.types import ASGIApp
 
-from cluster.serve.runs_file import RunPlace, RunsFile, Split
+from cluster.serve.runs_file import RunsFile, Split
 from genrec.config import Serve
-from genrec.inference.run_record import RunRecord
+from genrec.inference.run_place import RunPlace
 
 SWITCH_S = 0.001
 """A replica's thread gives way after so long: the event loop must not wait 5 ms for each turn of the search's."""
@@ -34,7 +33,9 @@ class ServeArguments(Serve):
     All fields are flat, so that ``serve run … key=value`` can give each of them.
     """
 
-    run: str = Field(description="directory of a finished run's report, <storage>/runs/<name>; every node sees it")
+    run: str = Field(
+        description="a finished run's report, <storage>/runs/<name>: a directory that every node sees, or a URL"
+    )
     second_run: str | None = Field(default=None, description="another run of the same storage, served beside it")
     second_share: float = Field(default=0.5, ge=0, le=1, description="of the users, who get the second run")
 
@@ -48,12 +49,12 @@ def build(arguments: ServeArguments) -> Application:
     """The application; it refuses what cannot be served before any replica starts.
 
     Raises:
-        InputError: a directory holds no finished run.
+        InputError: no finished run is there.
     """
-    places = [RunPlace.find(Path(run).expanduser().absolute()) for run in _runs(arguments)]
+    places = [RunPlace.find(run) for run in _runs(arguments)]
     for place in places:
-        RunRecord.read(place.directory)
-    shared = RunsFile(places[0].directory.parents[1] / "serving" / f"{uuid4().hex[:12]}.json")
+        place.read()
+    shared = RunsFile(places[0].storage, uuid4().hex[:12])
     split = Split(arguments.second_share if arguments.second_run else 0.0)
     return _deployment(arguments).bind(places, split, arguments.settings, shared)
 

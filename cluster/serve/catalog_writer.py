@@ -12,6 +12,7 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from cluster.serve.messages import NewItem
+from cluster.store_folders import change_in_store
 from genrec.config import Embed
 from genrec.data.columns import CATALOG
 from genrec.errors import InputError
@@ -44,7 +45,7 @@ class CatalogWriter:
     def insert_table(self, run: RunRecord, table: pa.Table) -> dict[str, int]:
         """``insert`` of items with the columns of ``columns.CATALOG``; errors of ``catalog_updates.insert``."""
         encode, embed = partial(self._encoder, run.config.embed), run.config.embed
-        with _only_writer(run.live):
+        with _only_writer(run.live), change_in_store(run.config, run.live):
             done = catalog_updates.insert(run.catalog, run.live, table, encode, vectors=_vectors(run), embed=embed)
         return {name: int(done.get(name, 0)) for name in ("inserted", "returned")}
 
@@ -61,7 +62,7 @@ class CatalogWriter:
         Raises:
             InputError: as ``catalog_updates.remove``, or another writer that takes too long.
         """
-        with _only_writer(run.live):
+        with _only_writer(run.live), change_in_store(run.config, run.live):
             done = catalog_updates.remove(run.catalog, run.live, ids)
         return {"removed": int(done["removed"])}
 

@@ -14,7 +14,7 @@ from cluster.serve.locks import FEWEST_CHARACTERS, KEY_VARIABLE, api_key
 from cluster.session import configure_process, connect
 from genrec.config import Config
 from genrec.errors import InputError
-from genrec.inference.run_record import RunRecord
+from genrec.inference.run_place import RunPlace
 
 if TYPE_CHECKING:
     from cluster.serve.application import ServeArguments
@@ -31,7 +31,7 @@ SERVE_VARIABLES = {
 }
 
 
-def serve(run: Path, second: Path | None, share: float, changes: Mapping[str, object]) -> None:
+def serve(run: Path | str, second: Path | str | None, share: float, changes: Mapping[str, object]) -> None:
     """Serve ``run``, and ``second`` to a share of the users, until interrupted.
 
     Raises:
@@ -47,14 +47,14 @@ def serve(run: Path, second: Path | None, share: float, changes: Mapping[str, ob
     )
 
 
-def read_settings(run: Path, second: Path | None, changes: Mapping[str, object]) -> Config:
+def read_settings(run: Path | str, second: Path | str | None, changes: Mapping[str, object]) -> Config:
     """The config of ``run`` with ``changes`` to its sections serve and compute.
 
     Raises:
         InputError: no finished run is there; the runs have not one storage; or another section is changed.
     """
-    record = RunRecord.read(run)
-    if second is not None and RunRecord.read(second).storage != record.storage:
+    record = RunPlace.find(run).read()
+    if second is not None and RunPlace.find(second).read().storage != record.storage:
         raise InputError(f"{second} and {run} lie in two storages; wanted two runs of one storage")
     if others := [key for key in changes if not key.startswith(("serve.", "compute."))]:
         raise InputError(

@@ -88,7 +88,7 @@ def make_app(service: HttpService) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        following = asyncio.create_task(service.follow_reloads())
+        following = asyncio.create_task(service.follow())
         yield
         following.cancel()
         with suppress(asyncio.CancelledError):
@@ -187,7 +187,7 @@ async def remove_item(item_id: str, service: Served) -> CatalogChange:
 async def reload(body: ReloadBody, service: Served) -> ReloadAnswer:
     """Serve another run, or newer weights of the same one; the old one stays if the new one fails its smoke test."""
     old = service.named(body.replaces)
-    if body.run is not None and not (old.place.directory.parent / body.run).is_dir():
+    if body.run is not None and not await asyncio.to_thread(old.place.has_neighbour, body.run):
         raise Refusal(404, f"run: there is no {body.run!r} beside the served runs; make one with `genrec full`")
     try:
         return await service.reload(body.run, body.replaces)

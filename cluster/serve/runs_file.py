@@ -9,20 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from genrec.data.files import write_json
+from genrec.data.object_store import ObjectStore
 from genrec.errors import InputError
-
-
-@dataclass(frozen=True)
-class RunPlace:
-    """Which run: the name that it was asked for by, and the directory of its report, symbolic links resolved."""
-
-    name: str
-    directory: Path
-
-    @classmethod
-    def find(cls, directory: Path) -> RunPlace:
-        """The run whose report is in ``directory``, or where that points to."""
-        return cls(directory.name, directory.resolve())
+from genrec.inference.run_place import RunPlace, is_url
 
 
 @dataclass(frozen=True)
@@ -41,30 +30,54 @@ class Split:
 class RunsFile:
     """``<storage>/serving/<deployment>.json``: written by the first reload, so that a restarted replica finds it.
 
-    A new deployment has a file of its own, and begins with the runs that it was told.
+    A new deployment has a file of its own, and begins with the runs that it was told. ``storage``: a directory, or the
+    URL of an object store.
     """
 
-    path: Path
+    storage: str
+    deployment: str
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it lies in an object store, where a look is a request."""
+        return is_url(self.storage)
 
     def read(self) -> tuple[int, list[RunPlace]]:
         """The number of reloads so far, and the runs of the last one; 0 and none before the first.
 
         Raises:
-            InputError: the file is damaged.
+            InputError: the file is damaged, or the store cannot be read.
         """
         try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
-            runs = [RunPlace(one["name"], self.path.parents[1] / "runs" / one["directory"]) for one in content["runs"]]
+            text = self._text()
+            if text is None:
+                return 0, []
+            content = json.loads(text)
+            runs = [RunPlace.kept(one["name"], self.storage, one["folder"]) for one in content["runs"]]
             return int(content["reloads"]), runs
-        except FileNotFoundError:
-            return 0, []
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{self.path} cannot be read ({error}); remove it to serve the deployed runs") from None
+            raise InputError(
+                f"{self._name} of {self.storage} cannot be read ({error}); remove it to serve the deployed runs"
+            ) from None
 
     def write(self, places: Sequence[RunPlace]) -> int:
         """Tell the others to serve ``places``; returns the number of reloads so far."""
         reloads = self.read()[0] + 1
-        runs = [{"name": place.name, "directory": place.directory.name} for place in places]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_json({"reloads": reloads, "runs": runs}, self.path)
+        content = {"reloads": reloads, "runs": [{"name": place.name, "folder": place.folder} for place in places]}
+        if self.is_remote:
+            ObjectStore(self.storage).write(self._name, json.dumps(content).encode())
+            return reloads
+        path = Path(self.storage) / self._name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(content, path)
         return reloads
+
+    @property
+    def _name(self) -> str:
+        return f"serving/{self.deployment}.json"
+
+    def _text(self) -> str | bytes | None:
+        if self.is_remote:
+            return ObjectStore(self.storage).read(self._name)
+        path = Path(self.storage) / self._name
+        return path.read_text(encoding="utf-8") if path.is_file() else None

@@ -24,15 +24,15 @@ from cluster.serve.messages import (
     ServedVersion,
 )
 from cluster.serve.popular import popular_items
-from cluster.serve.runs_file import RunPlace
 from cluster.serve.search_queue import SearchQueue, TooLateError
 from cluster.serve.service_metrics import METRICS
 from cluster.serve.user_log import UserLog
+from cluster.store_folders import catalog_in_store
 from genrec.config import Serve
 from genrec.errors import InputError
 from genrec.inference.answers import Recommendation, Reply
 from genrec.inference.recommender import Recommender
-from genrec.inference.run_record import RunRecord
+from genrec.inference.run_place import RunPlace
 
 SMOKE_USERS = 4
 """Users of the log (items, where it has none) that a run must answer before it is served."""
@@ -55,9 +55,10 @@ class ServedRun:
 
     def __init__(self, place: RunPlace, settings: Serve) -> None:
         self.place, self._settings = place, settings
-        self.record = RunRecord.read(place.directory)
+        self.record = place.read()
         torch.set_num_threads(settings.threads)
         self.recommender = Recommender(self.record, device="cuda" if settings.gpus else "cpu")
+        self.updates = catalog_in_store(self.record.config, self.record.live)
         self.policy = f"{self.record.policy.parent.name}/{self.record.policy.name}"
         view = self.recommender.view
         self._log = UserLog(self.record.data, len(view.ids))
@@ -229,7 +230,7 @@ class ServedRun:
                 good = all(math.isfinite(item.score) and 0 <= item.score <= 1 + 1e-4 for item in found.items)
                 if not ids or len(set(ids)) < len(ids) or not good:
                     raise InputError(
-                        f"the run {self.place.directory.name} fails its smoke test: got {found.items[:3]}…; wanted "
+                        f"the run {self.place.folder} fails its smoke test: got {found.items[:3]}…; wanted "
                         "distinct items with probabilities; evaluate the run again, or serve another one"
                     )
 

@@ -2,7 +2,7 @@
 
 What several replicas must agree on lies in files that every node sees, so that a replica that was killed comes back to
 it: the catalogue's numbered changes, which every search looks for first, and the runs of the last reload
-(``RunsFile``).
+(``RunsFile``). In an object store each replica looks for both every two seconds.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ from contextlib import asynccontextmanager
 
 from cluster.serve.catalog_writer import CatalogWriter
 from cluster.serve.messages import About, CatalogChange, NewItem, ReloadAnswer, ServedVersion, UserBody
-from cluster.serve.runs_file import RunPlace, RunsFile, Split
+from cluster.serve.runs_file import RunsFile, Split
 from cluster.serve.served_run import ServedRun
 from cluster.serve.service_metrics import METRICS
 from genrec.config import Serve
 from genrec.errors import InputError
+from genrec.inference.run_place import RunPlace
 
 LOG = logging.getLogger(__name__)
 
 WATCH_S = 0.5
 """Seconds between two looks at the runs of the last reload."""
+STORE_WATCH_S = 2.0
+"""The same where they are in an object store, and between two looks at the changes of a catalogue there."""
 
 SHOWN_CATEGORIES = 200
 
@@ -112,7 +115,7 @@ class HttpService:
             raise InputError("another reload is going on; wait until it ends")
         async with self._reloading:
             old = self.named(replaces)
-            place = RunPlace.find(old.place.directory.parent / (name or old.place.name))
+            place = await asyncio.to_thread(old.place.neighbour, name or old.place.name)
             if place == old.place:
                 return ReloadAnswer(changed=False, served=self.versions)
             if place.name in {run.place.name for run in self.runs if run is not old}:
@@ -123,24 +126,35 @@ class HttpService:
             except InputError:
                 METRICS.changes.labels("reload", "rolled back").inc()
                 raise
-            self._generation = self._shared.write(places)
+            self._generation = await asyncio.to_thread(self._shared.write, places)
             METRICS.changes.labels("reload", "done").inc()
             return ReloadAnswer(changed=True, served=self.versions)
 
-    async def follow_reloads(self) -> None:
-        """Take over the runs that another replica was told to serve; runs until it is cancelled."""
+    async def follow(self) -> None:
+        """Take over what other replicas were told: reloads, and changes of a catalogue in an object store.
+
+        Runs until it is cancelled; what cannot be read is tried again.
+        """
+        pause_s = STORE_WATCH_S if self._shared.is_remote else WATCH_S
         while True:
-            await asyncio.sleep(WATCH_S)
-            generation, places = self._shared.read()
-            if generation <= self._generation or self._reloading.locked():
-                continue
-            async with self._reloading:
-                try:
-                    await self._replace(places)
-                    self._generation = generation
-                except InputError as error:
-                    LOG.error("the reload %d of another replica failed here: %s", generation, error)
-                    await asyncio.sleep(10 * WATCH_S)
+            await asyncio.sleep(pause_s)
+            try:
+                await self._follow_reloads()
+                for run in self.runs:
+                    if run.updates is not None:
+                        await asyncio.to_thread(run.updates.follow)
+            except InputError as error:
+                LOG.error("what other replicas changed could not be taken over: %s", error)
+                await asyncio.sleep(10 * pause_s)
+
+    async def _follow_reloads(self) -> None:
+        read = self._shared.read
+        generation, places = await asyncio.to_thread(read) if self._shared.is_remote else read()
+        if generation <= self._generation or self._reloading.locked():
+            return
+        async with self._reloading:
+            await self._replace(places)
+            self._generation = generation
 
     async def insert(self, items: Sequence[NewItem]) -> CatalogChange:
         """Insert items into the catalogue of every served run; searches that begin later find them.

@@ -83,7 +83,7 @@ def publish(run: StageRun, artifact: Artifact) -> None:
                 if not kept.is_dir():  # Else another process published it meanwhile.
                     raise
     point_to(newest, kept)
-    publish_in_store(run.config, kept, (kept, newest), last=RECORD)
+    publish_in_store(run.config, kept, newest)
     LOG.info("verdict: %s", artifact.metrics["verdict"])
     LOG.info("report: %s (kept at %s)", shown_in_storage(run.config, newest / "report.html"), kept.name)
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.newest_run import point_to
 from cluster.serve.catalog_writer import CatalogWriter
+from cluster.store_folders import publish_in_store
 from cluster.train import CURVE, make_accelerator, read_summary
 from cluster.update.policy_update import UpdateTask, update_policy
 from cluster.update.update_data import appended, write_update_data
@@ -32,6 +33,7 @@ from genrec.data.train_counts import read_train_counts
 from genrec.errors import InputError
 from genrec.evaluation.validate import Search
 from genrec.inference.catalog_view import CatalogView
+from genrec.inference.run_place import RunPlace
 from genrec.inference.run_record import RECORD, RunRecord
 from genrec.policy.backbone import load, save
 from genrec.sid import catalog_updates
@@ -53,8 +55,8 @@ class Updated:
     curve: list[dict[str, Any]]
 
 
-def update_run(directory: Path, log: Path, items: Path | None, overrides: Mapping[str, object]) -> Updated:
-    """Update the run whose report is in ``directory`` with the events of the file ``log``.
+def update_run(run: Path | str, log: Path, items: Path | None, overrides: Mapping[str, object]) -> Updated:
+    """Update a run, the directory or the URL of its report, with the events of the file ``log``.
 
     Args:
         items: a table of the items that the catalogue lacks; they are inserted first.
@@ -63,36 +65,37 @@ def update_run(directory: Path, log: Path, items: Path | None, overrides: Mappin
     Raises:
         InputError: no finished run, events or items that cannot be used, or none that is new.
     """
-    before = RunRecord.read(directory)
-    run = replace(before, config=before.config.replace({**overrides, "storage": str(before.storage)}))
-    events = read_new_log(log, run.config.data)
-    inserted = 0 if items is None else _insert(run, items)
+    place = RunPlace.find(run)
+    before = place.read()
+    old = replace(before, config=before.config.replace({**overrides, "storage": place.storage}))
+    events = read_new_log(log, old.config.data)
+    inserted = 0 if items is None else _insert(old, items)
     settings = {
-        "update": run.config.learning.update.result_settings(),
+        "update": old.config.learning.update.result_settings(),
         "log": content_digest(log),
-        "run": [part.relative_to(run.storage).as_posix() for part in (run.data, run.catalog, run.policy)],
-        "catalog": _current(run).name,
-        "seed": run.config.seed,
+        "run": [part.relative_to(old.storage).as_posix() for part in (old.data, old.catalog, old.policy)],
+        "catalog": _current(old).name,
+        "seed": old.config.seed,
     }
-    made = make_artifact(run.config, Recipe("update", settings, (__name__,)), partial(_update, run, events))
+    made = make_artifact(old.config, Recipe("update", settings, (__name__,)), partial(_update, old, events))
     curve = read_summary(made.path)["curve"]
-    kept = None if not made.metrics["best_step"] else _publish(directory, run, made)
+    kept = None if not made.metrics["best_step"] else _publish(place, old, made)
     return Updated(made.metrics["counts"], inserted, kept, curve)
 
 
-def roll_back(directory: Path) -> Path:
-    """Make the run that the one in ``directory`` was updated from the newest of its name again; returns it.
+def roll_back(run: Path | str) -> RunPlace:
+    """Make the run that ``run`` was updated from the newest of its name again; returns it.
 
     Raises:
         InputError: no finished run, or one that is no update, or whose predecessor is gone.
     """
-    run, record = RunRecord.read(directory), _record(directory)
-    place = directory.resolve()
+    place = RunPlace.find(run)
+    own, record = place.read(), _record(place)
     if UPDATED_FROM not in record:
-        raise InputError(f"{directory} ({place.name}) is no update of another run, so there is none to go back to")
-    former = place.parent / Path(record[UPDATED_FROM]).name
-    RunRecord.read(former)
-    point_to(place.parent / run.config.name, former)
+        raise InputError(f"{run} ({place.folder}) is no update of another run, so there is none to go back to")
+    former = place.neighbour(Path(record[UPDATED_FROM]).name)
+    former.read()
+    _point_to(replace(own, config=own.config.replace({"storage": place.storage})), former.directory())
     return former
 
 
@@ -151,20 +154,27 @@ def _tell(new: Appended) -> None:
         )
 
 
-def _publish(directory: Path, run: RunRecord, made: Artifact) -> Path:
+def _publish(place: RunPlace, run: RunRecord, made: Artifact) -> Path:
     """Write the record of the new run, and point the newest of its name to it."""
     kept = run.storage / "runs" / f"{run.config.name}-{made.key}"
-    record = _record(directory)
+    record = _record(place)
     parts = {"policy": f"update/{made.key}", "data": f"update/{made.key}/data"}
     record |= {"parts": record["parts"] | parts, "config": run.config.model_dump(mode="json")}
     if not (kept / RECORD).is_file():
         kept.mkdir(parents=True, exist_ok=True)
         write_json(read_summary(made.path), kept / "update.json")
-        write_json({**record, UPDATED_FROM: directory.resolve().name}, kept / RECORD)
-    point_to(kept.with_name(run.config.name), kept)
+        write_json({**record, UPDATED_FROM: place.folder}, kept / RECORD)
+    _point_to(run, kept)
     return kept
 
 
-def _record(directory: Path) -> dict[str, Any]:
+def _point_to(run: RunRecord, kept: Path) -> None:
+    """Make the report in ``kept`` the newest of the run's name, in the object store too where the run is in one."""
+    newest = kept.with_name(run.config.name)
+    point_to(newest, kept)
+    publish_in_store(run.config, kept, newest)
+
+
+def _record(place: RunPlace) -> dict[str, Any]:
     """``recommender.json`` of a run that could be read before."""
-    return json.loads((directory / RECORD).read_text(encoding="utf-8"))
+    return json.loads((place.directory() / RECORD).read_text(encoding="utf-8"))

@@ -19,8 +19,8 @@ from genrec.inference.diversity import diversify
 from genrec.inference.explanation import explain
 from genrec.inference.request import Diversity, RecommendRequest, RowRequest, in_rows
 from genrec.inference.request_context import whole_number
+from genrec.inference.run_place import RunPlace
 from genrec.inference.run_record import RunRecord
-from genrec.inference.stored_run import local_run
 from genrec.inference.tree_ranker import OnPart, Ranked, TreeRanker
 from genrec.policy.backbone import load as load_policy
 from genrec.policy.chat import generate
@@ -298,4 +298,4 @@ def load(run: str | Path, *, live: bool = True, device: str = "cpu") -> Recommen
     Raises:
         InputError: no finished run is there, one of its parts is missing, or there is no such device.
     """
-    return Recommender(RunRecord.read(local_run(run)), live=live, device=device)
+    return Recommender(RunPlace.find(run).read(), live=live, device=device)

@@ -44,6 +44,7 @@ from genrec.sid.readable import PathCosts, SidNames
 from genrec.sid.suffix import Suffixed
 from genrec.sid.vectors import Floats, Ints, VectorFiles, check_vectors
 
+CHANGE = "change.json"
 TEXT = ["id", "title", "description", "brand", "categories"]
 
 
@@ -203,7 +204,7 @@ def _digest(items: pa.Table) -> str:
 
 
 def _digests(live: Path) -> set[str]:
-    files = live.glob("[0-9]*/change.json")
+    files = live.glob(f"[0-9]*/{CHANGE}")
     return {json.loads(file.read_text(encoding="utf-8")).get("source", "") for file in files}
 
 
@@ -215,7 +216,7 @@ def _write(live: Path, catalog: Catalog, ids: list[str], added: list[pa.Table], 
         write_sids(pa.chunked_array([ids]), catalog.codes_NL.numpy().astype(np.int32), partial / "sids.parquet")
         if added:
             write_parquet(pa.concat_tables(added), partial / "added.parquet")
-        write_json(about, partial / "change.json")
+        write_json(about, partial / CHANGE)
         partial.rename(path)
     except OSError as error:
         raise InputError(

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from support.pipeline import made
 from support.s3_server import BUCKET, Fault, S3Server, busy, cut, refusing, slow
 from support.served import PRIORS, serve
+from support.stored import upload_storage
 from support.synthetic import chain_shop, tiny_config
 
 import genrec
@@ -29,10 +30,11 @@ from cluster.node_files import files_of_stage, ray_storage
 from cluster.store_folders import change_in_store, publish_in_store
 from cluster.writer_lease import WriterLease
 from genrec.config import Config, load_config, to_yaml
-from genrec.data.artifact_cache import MANIFEST, ArtifactCache
+from genrec.data.artifact_cache import MANIFEST
 from genrec.data.object_store import ObjectStore
 from genrec.errors import InputError
 from genrec.evaluation.search_record import SearchRecord
+from genrec.inference.run_place import RunPlace
 from workflows.cli import command_line
 
 ROOT = Path(__file__).parents[2]
@@ -244,17 +246,21 @@ def test_an_input_that_vanished_is_told_by_the_worker(s3: S3Server, shop: Path, 
     assert f"probe/{RECIPE.key} is gone from storage" in row["refused"]
 
 
-def test_a_report_is_replaced_by_its_last_file(s3: S3Server, shop: Path, tmp_path: Path) -> None:
+def test_the_record_of_a_run_and_what_the_newest_points_to_are_written_last(
+    s3: S3Server, shop: Path, tmp_path: Path
+) -> None:
     config = on(tmp_path, s3, shop)
     report = config.storage_path / "runs" / "tiny-k"
     report.mkdir(parents=True)
     for name in ("a.html", "recommender.json", "z.json"):
         (report / name).write_text(name)
     s3.requests.clear()
-    publish_in_store(config, report, (report, report.with_name("tiny")), last="recommender.json")
+    publish_in_store(config, report, report.with_name("tiny"))
     written = [path for method, path in s3.requests if method in ("PUT", "POST")]
-    assert len(written) == 6
+    assert len(written) == 7
     assert written[2].endswith("runs/tiny-k/recommender.json") and written[5].endswith("runs/tiny/recommender.json")
+    assert written[6].endswith("runs/tiny/newest.json")
+    assert RunPlace.find(s3.url("genrec/runs/tiny")).folder == "tiny-k"
     assert shown_in_storage(config, report / "a.html") == f"s3://{BUCKET}/genrec/runs/tiny-k/a.html"
 
 
@@ -279,11 +285,7 @@ def test_a_catalogue_that_changes_is_the_same_on_every_machine(
 def test_a_run_is_loaded_from_its_url(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (local,) = serve(tmp_path, priors={"mixed": PRIORS["mixed"]}).values()
-    here = ArtifactCache(ObjectStore(s3.url()), tmp_path / "storage")
-    for part in ("assign/made", "sft/made", *(f"prepare/{path.name}" for path in here.root.glob("prepare/*"))):
-        (here.root / part / MANIFEST).touch()
-        here.upload(here.root / part, here.root / part)
-    here.store.upload({"runs/mixed/recommender.json": here.root / "runs/mixed/recommender.json"})
+    upload_storage(tmp_path / "storage", s3)
     url = s3.url("genrec/runs/mixed")
     assert genrec.load(url).recommend(["i3"]) == local.recommend(["i3"])
     s3.requests.clear()

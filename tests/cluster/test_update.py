@@ -12,10 +12,13 @@ import pytest
 import torch
 from support.encoders import CircleEncoder
 from support.pipeline import made
+from support.s3_server import S3Server
 from support.service import HEADERS, KEY, client_of, make_service
+from support.stored import upload_storage
 from support.synthetic import chain_shop, random_catalog, small_policy, tiny_config
 
 import genrec
+from cluster import writer_lease
 from cluster.update.run_update import roll_back, update_run
 from genrec.baselines.train_log import read_train_log
 from genrec.config import Update
@@ -24,6 +27,7 @@ from genrec.data.readers import read_items
 from genrec.data.tables import SEQUENCES
 from genrec.data.train_counts import read_train_counts
 from genrec.errors import InputError
+from genrec.inference.run_place import RunPlace
 from genrec.learning.sft.batches import Rows
 from genrec.learning.update.drift_loss import DriftLoss, kl_divergence
 from genrec.learning.update.update_guard import UpdateGuard
@@ -96,6 +100,26 @@ def test_an_update_learns_publishes_and_is_rolled_back(
     assert roll_back(newest).name == "tiny-first" and newest.resolve().name == "tiny-first"
     with pytest.raises(InputError, match="is no update"):
         roll_back(newest)
+
+
+def test_a_run_in_an_object_store_is_updated_and_rolled_back_there(
+    storage: Path, tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_lease, "SETTLE_S", 0.0)
+    monkeypatch.setattr(sid_embed, "make_encoder", lambda settings, device: CircleEncoder())
+    pq.write_table(pa.table({"id": ["new1"], "title": ["thing number 3"]}), tmp_path / "items.parquet")
+    log = write_log(tmp_path / "new.parquet", *chain_events(lambda item: {3: "new1"}.get(item, f"i{item}")))
+    upload_storage(storage, s3)
+    monkeypatch.setenv("HOME", str(tmp_path / "one"))
+    url, local = s3.url("genrec/runs/tiny"), update_run(storage / "runs/tiny", log, tmp_path / "items.parquet", FAST)
+    done = update_run(url, log, tmp_path / "items.parquet", FAST)
+    assert done.inserted == local.inserted == 1 and done.curve == local.curve
+    monkeypatch.setenv("HOME", str(tmp_path / "another machine"))
+    assert done.run is not None and RunPlace.find(url).folder == done.run.name
+    recommender = genrec.load(url)
+    assert recommender.view.rows["new1"] == 24 and "/update/" in str(RunPlace.find(url).read().policy)
+    assert roll_back(url).folder == RunPlace.find(url).folder == "tiny-first"
+    assert "/sft/" in str(RunPlace.find(url).read().policy)
 
 
 def test_an_update_inserts_items_and_learns_from_their_events(

@@ -7,9 +7,10 @@ from pathlib import Path
 from fastapi.testclient import TestClient
 
 from cluster.serve.http_app import make_app
-from cluster.serve.runs_file import RunPlace, RunsFile, Split
+from cluster.serve.runs_file import RunsFile, Split
 from cluster.serve.service import HttpService
 from genrec.config import Serve
+from genrec.inference.run_place import RunPlace
 
 KEY = "a key of the tests alone"
 HEADERS = {"x-api-key": KEY}
@@ -20,7 +21,7 @@ def make_service(
 ) -> HttpService:
     """The service of runs of ``storage``, such as ``alone`` of ``support.served``."""
     places = [RunPlace.find(storage / "runs" / run) for run in runs]
-    shared = RunsFile(storage / "serving" / f"{deployment}.json")
+    shared = RunsFile(str(storage), deployment)
     return HttpService(places, Split(share), Serve.model_validate(settings), shared)
 
 
