@@ -53,9 +53,13 @@ def configure_process(config: Config) -> None:
 
 
 def silence_libraries() -> None:
-    """Switch off telemetry and progress bars of ray, transformers and the hub; variables that are set already stay."""
+    """Switch off telemetry and progress bars of ray, transformers and the hub; variables that are set already stay.
+
+    So does the warning of bitsandbytes, which is imported with peft, that it has no fast kernel for 4 bits on a CPU.
+    """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def keep_freed_memory() -> None:

@@ -6,11 +6,10 @@ attention, or fewer positions than a prompt needs.
 
 from __future__ import annotations
 
-import logging
 import tempfile
 import warnings
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -101,8 +100,7 @@ def _with_adapters(model: PreTrainedModel, sids: SidTokens, settings: PolicyConf
 
     Both are kept in float32, whatever the type of the frozen weights.
     """
-    with _hushed():
-        from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, get_peft_model
 
     tied = bool(model.config.tie_word_embeddings)
     tables = [_name_of(model, model.get_input_embeddings())]
@@ -117,7 +115,8 @@ def _with_adapters(model: PreTrainedModel, sids: SidTokens, settings: PolicyConf
         trainable_token_indices=dict.fromkeys(tables, rows),
         task_type="CAUSAL_LM",
     )
-    with _hushed():
+    with warnings.catch_warnings():  # peft asks for a property of transformers that has a new name.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         inner: Any = get_peft_model(model, adapter).get_base_model()
     for parameter in inner.parameters():
         if parameter.requires_grad:
@@ -127,24 +126,6 @@ def _with_adapters(model: PreTrainedModel, sids: SidTokens, settings: PolicyConf
     rows_in = _sid_rows(inner.get_input_embeddings())
     rows_out = None if tied else _sid_rows(inner.get_output_embeddings())
     return Policy(inner, sids, rows_in, rows_out, precision=getattr(torch, settings.dtype), items=items)
-
-
-@contextmanager
-def _hushed() -> Generator[None]:
-    """Keep back what peft and bitsandbytes say to their own authors while adapters are added.
-
-    peft asks for a property of transformers that has a new name; bitsandbytes misses a faster kernel of 4-bit weights
-    for CPUs, also where no weights have 4 bits.
-    """
-    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-            yield
-    finally:
-        logger.setLevel(before)
 
 
 def _name_of(model: PreTrainedModel, module: nn.Module | None) -> str:
