@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
+from cluster.node_files import artifact_cache
 from cluster.serve.messages import NewItem
 from cluster.store_folders import change_in_store
 from genrec.config import Embed
@@ -80,9 +81,17 @@ def _only_writer(live: Path) -> Generator[None]:
 
 
 def _vectors(run: RunRecord) -> Path:
-    """The text vectors that the run's semantic IDs were made from; the empty path where there are none."""
+    """The text vectors that the run's semantic IDs were made from; the empty path where there are none.
+
+    Those of an object store are fetched, once.
+    """
     manifest = run.catalog / "manifest.json"
     if not manifest.is_file():
         return Path()
     inputs = json.loads(manifest.read_text(encoding="utf-8")).get("inputs", {})
-    return run.storage / inputs["embed"] if "embed" in inputs else Path()
+    if "embed" not in inputs:
+        return Path()
+    vectors, cache = run.storage / inputs["embed"], artifact_cache(run.config)
+    if cache is not None and not cache.fetch(vectors):
+        raise InputError(f"{inputs['embed']} is gone from {run.config.storage}; make it again with `genrec embed`")
+    return vectors

@@ -19,10 +19,13 @@ from support.synthetic import chain_shop, random_catalog, small_policy, tiny_con
 
 import genrec
 from cluster import writer_lease
+from cluster.serve.catalog_writer import CatalogWriter
+from cluster.serve.messages import NewItem
 from cluster.update.run_update import roll_back, update_run
 from genrec.baselines.train_log import read_train_log
 from genrec.config import Update
 from genrec.data.new_events import append_events
+from genrec.data.object_store import ObjectStore
 from genrec.data.readers import read_items
 from genrec.data.tables import SEQUENCES
 from genrec.data.train_counts import read_train_counts
@@ -56,11 +59,15 @@ def chain_events(item_of: Callable[[int], str], users: int = 60, items: int = 24
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_of_a_shop(tmp_path_factory, "sid.cf_weight=0")
+
+
+def run_of_a_shop(tmp_path_factory: pytest.TempPathFactory, *overrides: str) -> Path:
     """A storage with a run that was trained too shortly."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sid_embed, "make_encoder", lambda settings, device: CircleEncoder())
         storage = tmp_path_factory.mktemp("storage")
-        settings = ("sid.cf_weight=0", "sid.codebook_size=4", "learning.sft.epochs=1", "policy.dropout=0")
+        settings = ("sid.codebook_size=4", "learning.sft.epochs=1", "policy.dropout=0", *overrides)
         config = tiny_config(storage, chain_shop(tmp_path_factory.mktemp("shop")), *settings)
         parts = {"data": made(config, "prepare"), "catalog": made(config, "assign"), "policy": made(config, "sft")}
     about = {
@@ -120,6 +127,21 @@ def test_a_run_in_an_object_store_is_updated_and_rolled_back_there(
     assert recommender.view.rows["new1"] == 24 and "/update/" in str(RunPlace.find(url).read().policy)
     assert roll_back(url).folder == RunPlace.find(url).folder == "tiny-first"
     assert "/sft/" in str(RunPlace.find(url).read().policy)
+
+
+def test_an_insert_fetches_the_vectors_that_it_needs(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_lease, "SETTLE_S", 0.0)
+    monkeypatch.setattr(sid_embed, "make_encoder", lambda settings, device: CircleEncoder())
+    upload_storage(run_of_a_shop(tmp_path_factory, "sid.cf_weight=1"), s3)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    place, item = RunPlace.find(s3.url("genrec/runs/tiny")), NewItem(id="new1", title="thing number 3")
+    assert CatalogWriter().insert(place.read(), [item])["inserted"] == 1
+    ObjectStore(s3.url()).remove_folder("embed")
+    shutil.rmtree(next(tmp_path.glob(".cache/genrec/*/embed")))
+    with pytest.raises(InputError, match=r"embed/\w+ is gone from s3://.*make it again with `genrec embed`"):
+        CatalogWriter().insert(place.read(), [item.model_copy(update={"id": "new2"})])
 
 
 def test_an_update_inserts_items_and_learns_from_their_events(

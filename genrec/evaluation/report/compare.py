@@ -51,7 +51,7 @@ def read_report(run: Path) -> dict[str, Any]:
     except OSError:
         raise InputError(
             f"{run} holds no {FILE}: wanted the directory of a finished run's report, such as storage/runs/demo; "
-            "reports of older versions are made again by genrec evaluate"
+            "reports of older versions are made again by genrec evaluate, and what genrec update publishes has none"
         ) from None
     except ValueError as error:
         raise InputError(f"{path} is no JSON: {error}; make the report again with genrec evaluate") from None
