@@ -58,7 +58,7 @@ class ServedRun:
         self.record = place.read()
         torch.set_num_threads(settings.threads)
         self.recommender = Recommender(self.record, device="cuda" if settings.gpus else "cpu")
-        self.updates = catalog_in_store(self.record.config, self.record.live)
+        self._updates = catalog_in_store(self.record.config, self.record.live)
         self.policy = f"{self.record.policy.parent.name}/{self.record.policy.name}"
         view = self.recommender.view
         self._log = UserLog(self.record.data, len(view.ids))
@@ -70,6 +70,16 @@ class ServedRun:
         self._queue: SearchQueue[Question, RankedAnswer] = SearchQueue(
             self._search, settings.batch, settings.max_queue, settings.gather_ms / 1000
         )
+
+    def follow_changes(self) -> None:
+        """Serve the newest catalogue, which of an object store is fetched first; waits for neither a search nor a loop.
+
+        Raises:
+            InputError: the store, or the catalogue, cannot be read.
+        """
+        if self._updates is not None:
+            self._updates.follow()
+        self.recommender.refresh()
 
     @property
     def version(self) -> ServedVersion:

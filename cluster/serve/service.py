@@ -131,7 +131,7 @@ class HttpService:
             return ReloadAnswer(changed=True, served=self.versions)
 
     async def follow(self) -> None:
-        """Take over what other replicas were told: reloads, and changes of a catalogue in an object store.
+        """Take over what other replicas were told: reloads, and changes of a catalogue.
 
         Runs until it is cancelled; what cannot be read is tried again.
         """
@@ -141,8 +141,7 @@ class HttpService:
             try:
                 await self._follow_reloads()
                 for run in self.runs:
-                    if run.updates is not None:
-                        await asyncio.to_thread(run.updates.follow)
+                    await asyncio.to_thread(run.follow_changes)
             except InputError as error:
                 LOG.error("what other replicas changed could not be taken over: %s", error)
                 await asyncio.sleep(10 * pause_s)

@@ -199,6 +199,15 @@ def test_of_many_writers_each_makes_its_change(own: Path) -> None:
         assert not set(names) & set(ids(recommend(one, history=HISTORY, k=50)))
 
 
+def test_a_change_by_another_replica_is_shown_without_a_search(own: Path) -> None:
+    with client_of(make_service(own, "alone")) as one, client_of(make_service(own, "alone")) as other:
+        assert one.delete("/v1/items/i5", headers=HEADERS).status_code == 200
+        deadline = time.monotonic() + 20
+        while not other.get("/v1/items/i5").json()["removed"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
 def test_a_reload_changes_the_run_without_a_failed_request(own: Path) -> None:
     service, stop, codes = make_service(own, "alone", cached_answers=0), threading.Event(), list[int]()
     with client_of(service) as client:
