@@ -18,8 +18,8 @@ from genrec.sid.stored_updates import StoredUpdates
 def publish_in_store(config: Config, kept: Path, newest: Path) -> None:
     """Write the report of the run ``kept`` into the store, there and as the ``newest`` of its name.
 
-    A reader goes by the run's record and by what the newest points to, which are written last, each in one step.
-    Without a store nothing is done.
+    A reader goes by the run's record and by what the newest points to, which are written last, each in one step; then
+    files of the one before are removed. Without a store nothing is done.
     """
     cache = artifact_cache(config)
     if cache is None:
@@ -28,7 +28,10 @@ def publish_in_store(config: Config, kept: Path, newest: Path) -> None:
     for name in (cache.name(kept), cache.name(newest)):
         cache.store.upload({f"{name}/{path.name}": path for path in files if path.name != RECORD})
         cache.store.upload({f"{name}/{RECORD}": kept / RECORD})
-    cache.store.write(f"{cache.name(newest)}/{NEWEST}", json.dumps({"run": kept.name}).encode())
+    place = cache.name(newest)
+    cache.store.write(f"{place}/{NEWEST}", json.dumps({"run": kept.name}).encode())
+    left = set(cache.store.files(place)) - {path.name for path in files} - {NEWEST}
+    cache.store.remove(f"{place}/{name}" for name in left)
 
 
 def catalog_in_store(config: Config, folder: Path) -> StoredUpdates | None:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 from genrec.config import Compute, Config
 from genrec.config.root import FILE
 from genrec.data.artifact_cache import ArtifactCache
+from genrec.data.files import write_text
 from genrec.data.object_store import ObjectStore
 from genrec.errors import InputError
 from genrec.inference.run_record import RECORD, RunRecord
@@ -139,9 +140,9 @@ def _fetched(storage: str, name: str) -> Path:
         updates.pull()
     report = cache.root / "runs" / name
     files = {file: about for file, about in cache.store.files(f"runs/{name}").items() if "/" not in file}
-    missing = {file for file, about in files.items() if not _has_size(report / file, about.size)}
-    for group in (missing - {RECORD}, {RECORD}):
-        cache.store.download({f"runs/{name}/{file}": (report / file, files[file]) for file in group})
+    missing = {file: about for file, about in files.items() if not _has_size(report / file, about.size)}
+    cache.store.download({f"runs/{name}/{file}": (report / file, about) for file, about in missing.items()})
+    write_text(record.decode(), report / RECORD)
     return report.resolve()
 
 

@@ -254,13 +254,15 @@ def test_the_record_of_a_run_and_what_the_newest_points_to_are_written_last(
     report.mkdir(parents=True)
     for name in ("a.html", "recommender.json", "z.json"):
         (report / name).write_text(name)
+    s3.client.put_object(Bucket=BUCKET, Key="genrec/runs/tiny/update.json", Body=b"{}")  # Of the run before.
     s3.requests.clear()
     publish_in_store(config, report, report.with_name("tiny"))
-    written = [path for method, path in s3.requests if method in ("PUT", "POST")]
+    written = [path for method, path in s3.requests if method in ("PUT", "POST") and not path.endswith("/")]
     assert len(written) == 7
     assert written[2].endswith("runs/tiny-k/recommender.json") and written[5].endswith("runs/tiny/recommender.json")
     assert written[6].endswith("runs/tiny/newest.json")
     assert RunPlace.find(s3.url("genrec/runs/tiny")).folder == "tiny-k"
+    assert "genrec/runs/tiny/update.json" not in s3.names()
     assert shown_in_storage(config, report / "a.html") == f"s3://{BUCKET}/genrec/runs/tiny-k/a.html"
 
 
