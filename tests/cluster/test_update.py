@@ -141,7 +141,7 @@ def test_an_insert_fetches_the_vectors_that_it_needs(
     ObjectStore(s3.url()).remove_folder("embed")
     shutil.rmtree(next(tmp_path.glob(".cache/genrec/*/embed")))
     with pytest.raises(InputError, match=r"embed/\w+ is gone from s3://.*make it again with `genrec embed`"):
-        CatalogWriter().insert(place.read(), [item.model_copy(update={"id": "new2"})])
+        CatalogWriter().insert(place.read(), [NewItem(id="new2", title="thing number 9")])
 
 
 def test_an_update_inserts_items_and_learns_from_their_events(
