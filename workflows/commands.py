@@ -271,7 +271,7 @@ def export_command() -> click.Command:
     @click.option("--licence", default="other", help="Of the model, for its card, such as apache-2.0.")
     def callback(run: Path | str, folder: Path, licence: str) -> None:
         _log_alone()
-        click.echo(import_module("workflows.model_folders").export(_on_this_machine(run), folder, licence))
+        click.echo(import_module("workflows.model_folders").export(_on_this_machine(run, parts=True), folder, licence))
 
     return _verb("export", callback, help_of("workflows.export"), INPUT_AND_OUTPUT, export_rows)
 
@@ -312,11 +312,11 @@ def update_command() -> click.Command:
     return _verb("update", callback, help_of("workflows.update"), "Settings", update_rows)
 
 
-def _on_this_machine(run: Path | str) -> Path:
-    """The directory of a run's report; the files of one in an object store are fetched first."""
+def _on_this_machine(run: Path | str, *, parts: bool = False) -> Path:
+    """The directory of a run's report; the files of one in an object store are fetched first, its parts if wanted."""
     from genrec.inference.run_place import RunPlace
 
-    return run if isinstance(run, Path) else RunPlace.find(run).directory()
+    return run if isinstance(run, Path) else RunPlace.find(run).directory(parts=parts)
 
 
 def _log_alone() -> None:

@@ -53,7 +53,7 @@ def build(arguments: ServeArguments) -> Application:
     """
     places = [RunPlace.find(run) for run in _runs(arguments)]
     for place in places:
-        place.read()
+        place.read(parts=False)
     shared = RunsFile(places[0].storage, uuid4().hex[:12])
     split = Split(arguments.second_share if arguments.second_run else 0.0)
     return _deployment(arguments).bind(places, split, arguments.settings, shared)

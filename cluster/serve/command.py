@@ -53,8 +53,8 @@ def read_settings(run: Path | str, second: Path | str | None, changes: Mapping[s
     Raises:
         InputError: no finished run is there; the runs have not one storage; or another section is changed.
     """
-    record = RunPlace.find(run).read()
-    if second is not None and RunPlace.find(second).read().storage != record.storage:
+    record = RunPlace.find(run).read(parts=False)
+    if second is not None and RunPlace.find(second).read(parts=False).storage != record.storage:
         raise InputError(f"{second} and {run} lie in two storages; wanted two runs of one storage")
     if others := [key for key in changes if not key.startswith(("serve.", "compute."))]:
         raise InputError(

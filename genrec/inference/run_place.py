@@ -79,23 +79,26 @@ class RunPlace:
         """The storage that it lies in: a directory, or the URL of a store."""
         return _split(self.where)[0] if self.is_remote else str(Path(self.where).parents[1])
 
-    def directory(self) -> Path:
+    def directory(self, *, parts: bool = True) -> Path:
         """The directory of its report on this machine; of a URL, after its files, parts and changes were fetched.
 
         What was fetched before is not fetched again.
 
+        Args:
+            parts: also what the report is of, such as the policy; False for who only looks.
+
         Raises:
             InputError: a store that has no such run, or cannot be read.
         """
-        return _fetched(*_split(self.where)) if self.is_remote else Path(self.where)
+        return _fetched(*_split(self.where), parts=parts) if self.is_remote else Path(self.where)
 
-    def read(self) -> RunRecord:
-        """Its record; the config of one in an object store has that as its storage.
+    def read(self, *, parts: bool = True) -> RunRecord:
+        """Its record; the config of one in an object store has that as its storage. ``parts``: as for ``directory``.
 
         Raises:
             InputError: as ``directory``, or no finished run that can be read.
         """
-        record = RunRecord.read(self.directory())
+        record = RunRecord.read(self.directory(parts=parts))
         if not self.is_remote:
             return record
         own = {"storage": self.storage, "compute.cache": str(Path(Compute().cache).expanduser())}
@@ -121,12 +124,23 @@ def _joined(storage: str, name: str) -> str:
     return urlunsplit(parts._replace(path=f"{parts.path}/runs/{name}"))
 
 
-def _fetched(storage: str, name: str) -> Path:
+def _fetched(storage: str, name: str, *, parts: bool) -> Path:
     config = Config(storage=storage, compute=Compute())
     cache = ArtifactCache(ObjectStore(config.storage), config.storage_path)
     record = cache.store.read(f"runs/{name}/{RECORD}")
     if record is None:
         raise InputError(f"{cache.store.url} has no finished run {name!r}; make one with `genrec full`")
+    if parts:
+        _fetch_parts(cache, name, record)
+    report = cache.root / "runs" / name
+    files = {file: about for file, about in cache.store.files(f"runs/{name}").items() if "/" not in file}
+    missing = {file: about for file, about in files.items() if not _has_size(report / file, about.size)}
+    cache.store.download({f"runs/{name}/{file}": (report / file, about) for file, about in missing.items()})
+    write_text(record.decode(), report / RECORD)
+    return report.resolve()
+
+
+def _fetch_parts(cache: ArtifactCache, name: str, record: bytes) -> None:
     try:
         parts = [Path(part) for part in json.loads(record)["parts"].values()]
         catalog = Path(json.loads(record)["parts"]["catalog"]).name
@@ -138,12 +152,6 @@ def _fetched(storage: str, name: str) -> Path:
     updates = StoredUpdates(cache, cache.root / "live" / catalog)
     with updates.lock():
         updates.pull()
-    report = cache.root / "runs" / name
-    files = {file: about for file, about in cache.store.files(f"runs/{name}").items() if "/" not in file}
-    missing = {file: about for file, about in files.items() if not _has_size(report / file, about.size)}
-    cache.store.download({f"runs/{name}/{file}": (report / file, about) for file, about in missing.items()})
-    write_text(record.decode(), report / RECORD)
-    return report.resolve()
 
 
 def _has_size(file: Path, size: int) -> bool:

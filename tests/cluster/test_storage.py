@@ -289,6 +289,8 @@ def test_a_run_is_loaded_from_its_url(s3: S3Server, tmp_path: Path, monkeypatch:
     (local,) = serve(tmp_path, priors={"mixed": PRIORS["mixed"]}).values()
     upload_storage(tmp_path / "storage", s3)
     url = s3.url("genrec/runs/mixed")
+    assert RunPlace.find(url).read(parts=False).config.storage == s3.url()
+    assert not list(tmp_path.glob("home/.cache/genrec/*/sft")), "who only looks fetches no policy"
     assert genrec.load(url).recommend(["i3"]) == local.recommend(["i3"])
     s3.requests.clear()
     genrec.load(url)
