@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from genrec.data.files import write_json
@@ -65,12 +66,16 @@ class RunsFile:
         reloads = self.read()[0] + 1
         content = {"reloads": reloads, "runs": [{"name": place.name, "folder": place.folder} for place in places]}
         if self.is_remote:
-            ObjectStore(self.storage).write(self._name, json.dumps(content).encode())
+            self._store.write(self._name, json.dumps(content).encode())
             return reloads
         path = Path(self.storage) / self._name
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(content, path)
         return reloads
+
+    @cached_property
+    def _store(self) -> ObjectStore:
+        return ObjectStore(self.storage)
 
     @property
     def _name(self) -> str:
@@ -78,6 +83,6 @@ class RunsFile:
 
     def _text(self) -> str | bytes | None:
         if self.is_remote:
-            return ObjectStore(self.storage).read(self._name)
+            return self._store.read(self._name)
         path = Path(self.storage) / self._name
         return path.read_text(encoding="utf-8") if path.is_file() else None

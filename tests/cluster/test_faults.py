@@ -198,7 +198,7 @@ def test_a_rollout_actor_that_cannot_be_built_is_one_message(job: RunSpec, tmp_p
 def test_a_run_begins_with_the_rollout_actors_for_which_there_is_room(job: RunSpec, actors: list[Any]) -> None:
     from cluster.rollouts import RayRollouts, start_actors
 
-    nowhere = elsewhere(job, job.out, rollout_cpus=0.25, rollout_resources={"spot": 1.0}, rollout_timeout_s=2.0)
+    nowhere = elsewhere(job, job.out, rollout_cpus=0.25, rollout_resources={"spot": 1.0}, rollout_timeout_s=20.0)
     absent = start_actors(nowhere, 1)
     queries = to_queries(read_queries(job.data, "train"))[:32]
     policy, _, _ = job.build()
