@@ -56,7 +56,7 @@ class UserFile(click.ParamType):
 
     name = "file"
 
-    def convert(self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+    def convert(self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """The path with the home in place of ``~``."""
         try:
             return Path(value).expanduser()
@@ -64,14 +64,14 @@ class UserFile(click.ParamType):
             raise InputError(f"{value}: {error}; give the whole path") from None
 
 
-class UserRun(UserFile):
+class UserRun(click.ParamType):
     """A run: the directory of its report, or its URL in an object store, which stays as it is."""
 
     name = "run"
 
     def convert(self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
         """The directory as a path, the URL as text."""
-        return str(value) if "://" in str(value) else super().convert(value, param, ctx)
+        return str(value) if "://" in str(value) else UserFile().convert(value, param, ctx)
 
 
 class Verbs(click.Group):

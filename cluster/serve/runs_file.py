@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from genrec.config.root import is_url
 from genrec.data.files import write_json
 from genrec.data.object_store import ObjectStore
 from genrec.errors import InputError
-from genrec.inference.run_place import RunPlace, is_url
+from genrec.inference.run_place import RunPlace
 
 
 @dataclass(frozen=True)

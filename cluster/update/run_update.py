@@ -67,7 +67,7 @@ def update_run(run: Path | str, log: Path, items: Path | None, overrides: Mappin
     """
     place = RunPlace.find(run)
     before = place.read()
-    old = replace(before, config=before.config.replace({**overrides, "storage": place.storage}))
+    old = replace(before, config=before.config.replace(overrides))
     events = read_new_log(log, old.config.data)
     inserted = 0 if items is None else _insert(old, items)
     settings = {
@@ -95,7 +95,7 @@ def roll_back(run: Path | str) -> RunPlace:
         raise InputError(f"{run} ({place.folder}) is no update of another run, so there is none to go back to")
     former = place.neighbour(Path(record[UPDATED_FROM]).name)
     former.read()
-    _point_to(replace(own, config=own.config.replace({"storage": place.storage})), former.directory())
+    _point_to(own, former.directory())
     return former
 
 

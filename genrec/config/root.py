@@ -82,7 +82,7 @@ class Config(Section):
     @property
     def is_remote(self) -> bool:
         """Whether ``storage`` is the URL of an object store or of HDFS, not a directory."""
-        return "://" in self.storage and not self.storage.startswith(FILE)
+        return is_url(self.storage)
 
     def with_workers(self, workers: int) -> Config:
         """The config of the same work on exactly so many training workers, each with the whole model: 0 or 1."""
@@ -148,6 +148,11 @@ class Config(Section):
         if found := [message for message, is_wrong in wrong.items() if is_wrong]:
             raise ValueError("; ".join(found))
         return self
+
+
+def is_url(place: str | Path) -> bool:
+    """Whether ``place``, of a storage or in one, is the URL of an object store or of HDFS, not a path."""
+    return "://" in str(place) and not str(place).startswith(FILE)
 
 
 def cache_of(storage: str, caches: str) -> Path:

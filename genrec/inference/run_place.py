@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from genrec.config import Compute, Config
-from genrec.config.root import FILE
+from genrec.config.root import FILE, is_url
 from genrec.data.artifact_cache import ArtifactCache
 from genrec.data.files import write_text
 from genrec.data.object_store import ObjectStore
@@ -103,11 +103,6 @@ class RunPlace:
             return record
         own = {"storage": self.storage, "compute.cache": str(Path(Compute().cache).expanduser())}
         return replace(record, config=record.config.replace(own))
-
-
-def is_url(run: str | Path) -> bool:
-    """Whether ``run`` is a URL of an object store."""
-    return "://" in str(run) and not str(run).startswith(FILE)
 
 
 def _split(url: str) -> tuple[str, str]:

@@ -44,7 +44,7 @@ class ServedPrior:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A finished run: its config, the directories of its parts under ``storage``, and its prior.
+    """A finished run: its config with the storage that it lies in now, the directories of its parts, and its prior.
 
     ``mask_seen``: whether items of the history are never recommended; ``event``: the type of event that a request asks
     for if it names none, None where the log has no types.
@@ -76,7 +76,7 @@ class RunRecord:
         try:
             content = json.loads((directory / RECORD).read_text(encoding="utf-8"))
             record = cls(
-                Config.model_validate(content["config"]),
+                Config.model_validate({**content["config"], "storage": str(storage)}),
                 storage,
                 *(_inside(storage, content["parts"][part]) for part in ("data", "catalog", "policy")),
                 prior=ServedPrior.from_json(content["prior"]),

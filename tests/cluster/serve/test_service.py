@@ -208,6 +208,16 @@ def test_a_change_by_another_replica_is_shown_without_a_search(own: Path) -> Non
             time.sleep(0.05)
 
 
+def test_a_run_of_a_store_that_was_copied_into_a_directory_is_changed_there(own: Path) -> None:
+    file = own / "runs" / "alone" / "recommender.json"
+    about = json.loads(file.read_text())
+    file.write_text(json.dumps(about | {"config": about["config"] | {"storage": "s3://bucket/of-another-time"}}))
+    with client_of(make_service(own, "alone")) as client:
+        assert client.delete("/v1/items/i5", headers=HEADERS).status_code == 200
+        assert "i5" not in ids(recommend(client, history=HISTORY, k=50))
+        assert (own / "live" / "made" / "00001").is_dir()
+
+
 def test_a_reload_changes_the_run_without_a_failed_request(own: Path) -> None:
     service, stop, codes = make_service(own, "alone", cached_answers=0), threading.Event(), list[int]()
     with client_of(service) as client:
