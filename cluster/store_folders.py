@@ -7,12 +7,18 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from cluster.node_files import artifact_cache, machine_of
 from cluster.writer_lease import writer_lease
 from genrec.config import Config
+from genrec.errors import InputError
 from genrec.inference.run_place import NEWEST
 from genrec.inference.run_record import RECORD
 from genrec.sid.stored_updates import StoredUpdates
+
+WAIT_S = 20.0
+"""Seconds to wait for another process of this machine that changes a catalogue."""
 
 
 def publish_in_store(config: Config, kept: Path, newest: Path) -> None:
@@ -41,14 +47,28 @@ def catalog_in_store(config: Config, folder: Path) -> StoredUpdates | None:
 
 
 @contextmanager
-def change_in_store(config: Config, folder: Path) -> Generator[None]:
-    """Have a catalogue's updates in ``folder`` as the store has them, and add to the store what is made meanwhile.
+def change_of_catalog(config: Config, folder: Path) -> Generator[None]:
+    """Be the only writer of a catalogue, whose updates are in ``folder``.
 
-    One process at a time; if the store does not take an update, it was not made.
+    Where storage is a URL, they are as the store has them, and what is made meanwhile is added to the store; if the
+    store does not take an update, it was not made.
 
     Raises:
         InputError: another process is changing it.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(folder / ".lock").acquire(timeout=WAIT_S)
+    except Timeout:
+        raise InputError(
+            f"another process has been changing the catalogue for {WAIT_S:g} s; try again when it ends"
+        ) from None
+    with lock, _same_in_store(config, folder):
+        yield
+
+
+@contextmanager
+def _same_in_store(config: Config, folder: Path) -> Generator[None]:
     cache = artifact_cache(config)
     if cache is None:
         yield

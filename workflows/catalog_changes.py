@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster import pipeline
 from cluster.artifacts import Artifact
-from cluster.store_folders import change_in_store
+from cluster.store_folders import change_of_catalog
 from genrec.config import Config
 from genrec.sid import catalog_updates
 from genrec.sid.embed import make_text_encoder
@@ -28,7 +28,7 @@ def insert(config: Config, file: Path) -> str:
     device = "cpu" if compute.data_actors else compute.device  # With actors, cards are Ray's to give.
     encode = partial(make_text_encoder, config.embed, device, compute.threads)
     changes = changes_of(config, assigned)
-    with change_in_store(config, changes):
+    with change_of_catalog(config, changes):
         done = catalog_updates.insert(assigned.path, changes, items, encode, vectors=vectors, embed=config.embed)
     return f"inserted {done['inserted']} items, returned {done['returned']}; {_state(done)}"
 
@@ -41,7 +41,7 @@ def remove(config: Config, ids: Sequence[str]) -> str:
     """
     assigned = pipeline.run(config, "assign")["assign"]
     changes = changes_of(config, assigned)
-    with change_in_store(config, changes):
+    with change_of_catalog(config, changes):
         done = catalog_updates.remove(assigned.path, changes, ids)
     return f"removed {done['removed']} items; {_state(done)}"
 

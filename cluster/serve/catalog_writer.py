@@ -1,19 +1,17 @@
-"""Inserts and removals by the service: one writer at a time over all replicas, by a lock beside the changes."""
+"""Inserts and removals by the service: one writer at a time over all replicas."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
-from filelock import FileLock, Timeout
 
 from cluster.node_files import artifact_cache
 from cluster.serve.messages import NewItem
-from cluster.store_folders import change_in_store
+from cluster.store_folders import change_of_catalog
 from genrec.config import Embed
 from genrec.data.columns import CATALOG
 from genrec.errors import InputError
@@ -21,9 +19,6 @@ from genrec.inference.run_record import RunRecord
 from genrec.sid import catalog_updates
 from genrec.sid.embed import make_text_encoder
 from genrec.sid.encoders import Encoder
-
-WAIT_S = 20.0
-"""Seconds to wait for another writer."""
 
 
 class CatalogWriter:
@@ -46,7 +41,7 @@ class CatalogWriter:
     def insert_table(self, run: RunRecord, table: pa.Table) -> dict[str, int]:
         """``insert`` of items with the columns of ``columns.CATALOG``; errors of ``catalog_updates.insert``."""
         encode, embed = partial(self._encoder, run.config.embed), run.config.embed
-        with _only_writer(run.live), change_in_store(run.config, run.live):
+        with change_of_catalog(run.config, run.live):
             done = catalog_updates.insert(run.catalog, run.live, table, encode, vectors=_vectors(run), embed=embed)
         return {name: int(done.get(name, 0)) for name in ("inserted", "returned")}
 
@@ -63,21 +58,9 @@ class CatalogWriter:
         Raises:
             InputError: as ``catalog_updates.remove``, or another writer that takes too long.
         """
-        with _only_writer(run.live), change_in_store(run.config, run.live):
+        with change_of_catalog(run.config, run.live):
             done = catalog_updates.remove(run.catalog, run.live, ids)
         return {"removed": int(done["removed"])}
-
-
-@contextmanager
-def _only_writer(live: Path) -> Generator[None]:
-    live.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(live / ".lock", timeout=WAIT_S):
-            yield
-    except Timeout:
-        raise InputError(
-            f"another process has been changing the catalogue for {WAIT_S:g} s; try again when it ends"
-        ) from None
 
 
 def _vectors(run: RunRecord) -> Path:

@@ -99,13 +99,14 @@ def insert(
         InputError: an item is in the catalogue already, there are more items than free SIDs, SIDs are published (so
             there is no quantizer), or items share SIDs.
     """
-    catalog, ids, added = read(current(assigned, live))
+    before = current(assigned, live)
+    catalog, ids, added = read(before)
     rows = {item_id: row for row, item_id in enumerate(ids)}
     new_ids, digest = items["id"].to_pylist(), _digest(items)
     gone = set(catalog.removed)
     known = [item_id for item_id in new_ids if item_id in rows and rows[item_id] not in gone]
     if len(known) == len(new_ids) and digest in _digests(live):
-        return {"inserted": 0, "returned": 0, "items": len(catalog), "catalog": str(current(assigned, live))}
+        return {"inserted": 0, "returned": 0, "items": len(catalog), "catalog": str(before)}
     _refuse_known(known, len(new_ids))
     fresh = items.filter(pa.array([item_id not in rows for item_id in new_ids]))
     back = {rows[item_id] for item_id in new_ids if item_id in rows}
@@ -123,7 +124,7 @@ def insert(
     removed = sorted(gone - back)
     changed = Catalog(torch.from_numpy(codes_NL), catalog.level_sizes, removed, grown, vectors_NF=vectors_NF)
     about = {"change": "insert", "source": digest, "inserted": fresh.num_rows, "returned": len(back)}
-    path = _write(live, changed, [*ids, *fresh["id"].to_pylist()], added, about)
+    path = _write(_next(before, live), changed, [*ids, *fresh["id"].to_pylist()], added, about)
     return {**about, "items": len(changed), "catalog": str(path)}
 
 
@@ -135,7 +136,8 @@ def remove(assigned: Path, live: Path, ids: Sequence[str]) -> dict[str, Any]:
     Raises:
         InputError: an id is not in the catalogue, or no item is left.
     """
-    catalog, known, added = read(current(assigned, live))
+    before = current(assigned, live)
+    catalog, known, added = read(before)
     rows = {item_id: row for row, item_id in enumerate(known)}
     unknown = [item_id for item_id in ids if item_id not in rows]
     if unknown or not ids:
@@ -144,11 +146,11 @@ def remove(assigned: Path, live: Path, ids: Sequence[str]) -> dict[str, Any]:
         )
     gone = sorted(set(catalog.removed) | {rows[item_id] for item_id in ids})
     if gone == list(catalog.removed):
-        return {"removed": 0, "items": len(catalog), "catalog": str(current(assigned, live))}
+        return {"removed": 0, "items": len(catalog), "catalog": str(before)}
     sizes, vectors_NF = catalog.level_sizes, catalog.vectors_NF
     changed = Catalog(catalog.codes_NL, sizes, gone, catalog.grown_from, vectors_NF=vectors_NF)
     about = {"change": "remove", "removed": len(gone) - len(catalog.removed)}
-    path = _write(live, changed, known, added, about)
+    path = _write(_next(before, live), changed, known, added, about)
     return {**about, "items": len(changed), "catalog": str(path)}
 
 
@@ -208,9 +210,13 @@ def _digests(live: Path) -> set[str]:
     return {json.loads(file.read_text(encoding="utf-8")).get("source", "") for file in files}
 
 
-def _write(live: Path, catalog: Catalog, ids: list[str], added: list[pa.Table], about: Mapping[str, Any]) -> Path:
-    number = int(current(Path("0"), live).name) + 1
-    path, partial = live / f"{number:05d}", live / f".{number:05d}.{os.getpid()}.tmp"
+def _next(before: Path, live: Path) -> Path:
+    """The update that follows what was read, so that one of another process meanwhile is never passed over."""
+    return live / f"{int(before.name) + 1 if before.parent == live else 1:05d}"
+
+
+def _write(path: Path, catalog: Catalog, ids: list[str], added: list[pa.Table], about: Mapping[str, Any]) -> Path:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         catalog.save(partial)
         write_sids(pa.chunked_array([ids]), catalog.codes_NL.numpy().astype(np.int32), partial / "sids.parquet")

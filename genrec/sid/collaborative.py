@@ -79,7 +79,7 @@ def factorise(
     else:
         blocks = BlocksOnDisk(scratch)
         related_N = np.concatenate([blocks.add(Block(rows.start, together.ppmi(rows))) for rows in ranges])
-        left_Nk, value_k = randomised_svd(blocks, items, dims, seed)
+        left_Nk, value_k = randomised_svd(blocks, items, dims, seed, scratch)
     factors_ND, length_N = _unit_factors(left_Nk, value_k)
     return factors_ND, (length_N > 1e-6) & related_N
 

@@ -15,6 +15,8 @@ from genrec.sid.train_events import Doubles, IntArray, TrainEvents
 
 BLOCK_PAIRS = 1 << 24
 """Pairs of events that are counted at once: about a gigabyte."""
+BLOCK_ROWS = 1 << 20
+"""Rows of a block, at most."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,13 @@ class Cooccurrence:
         return cls(events, window, weights_N, 2 * window * events.counts(items))
 
     def ranges(self) -> Iterator[range]:
-        """The rows in ranges whose pairs are at most ``BLOCK_PAIRS``, but at least one row."""
+        """The rows in ranges of at most ``BLOCK_ROWS``, whose pairs are at most ``BLOCK_PAIRS``, but at least a row."""
         ends_N, start = np.append(0, np.cumsum(self.pairs_N)), 0
         while start < len(self.pairs_N):
             end = int(np.searchsorted(ends_N, ends_N[start] + BLOCK_PAIRS, side="right")) - 1
-            yield range(start, max(start + 1, end))
-            start = max(start + 1, end)
+            end = max(start + 1, min(end, start + BLOCK_ROWS))
+            yield range(start, end)
+            start = end
 
     def ppmi(self, rows: range) -> Sparse:
         """Some rows (R, N) of PPMI_ij = max(log(p_ij / (p_i q_j)), 0), with context probabilities q_j ∝ p_j^0.75.

@@ -23,11 +23,11 @@ from support.stored import upload_storage
 from support.synthetic import chain_shop, tiny_config
 
 import genrec
-from cluster import node_check, writer_lease
+from cluster import node_check, store_folders, writer_lease
 from cluster.artifacts import Recipe, make_artifact, shown_in_storage
 from cluster.data import _Actor
 from cluster.node_files import files_of_stage, ray_storage
-from cluster.store_folders import change_in_store, publish_in_store
+from cluster.store_folders import change_of_catalog, publish_in_store
 from cluster.writer_lease import WriterLease
 from genrec.config import Config, load_config, to_yaml
 from genrec.data.artifact_cache import MANIFEST
@@ -272,16 +272,31 @@ def test_a_catalogue_that_changes_is_the_same_on_every_machine(
     first, second = (on(tmp_path / name, s3, shop) for name in ("a", "b"))
     for number, config in ((1, first), (2, second), (3, first)):
         folder = config.storage_path / "live" / "k"
-        with change_in_store(config, folder):
+        with change_of_catalog(config, folder):
             assert len(list(folder.glob("*/change.json"))) == number - 1
             (folder / f"{number:05d}").mkdir(parents=True)
             (folder / f"{number:05d}" / "change.json").write_text(str(number))
     with (
         holding(s3, "live/k"),
         pytest.raises(InputError, match="is written by process"),
-        change_in_store(second, second.storage_path / "live" / "k"),
+        change_of_catalog(second, second.storage_path / "live" / "k"),
     ):
         pytest.fail("another machine is changing it")
+
+
+def test_one_process_at_a_time_changes_a_catalogue_in_a_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_folders, "WAIT_S", 0.05)
+    config, folder = Config(storage=str(tmp_path)), tmp_path / "live" / "k"
+    with (
+        change_of_catalog(config, folder),
+        pytest.raises(InputError, match="another process has been changing the catalogue"),
+        change_of_catalog(config, folder),
+    ):
+        pytest.fail("two at once")
+    with change_of_catalog(config, folder):
+        assert [path.name for path in folder.iterdir()] == [".lock"]
 
 
 def test_a_run_is_loaded_from_its_url(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -227,3 +227,19 @@ def test_a_new_item_borrows_the_factors_of_its_nearest_texts():
     text, factors = np.eye(20, dtype=np.float32), np.repeat(np.eye(2, dtype=np.float32), 10, axis=0)
     cold = np.concatenate([np.ones(10), np.zeros(10)])[None].astype(np.float32)
     np.testing.assert_allclose(neighbour_factors(factors, text, cold), [[1, 0]], atol=1e-6)
+
+
+def test_a_change_that_another_process_made_meanwhile_is_never_passed_over(tmp_path):
+    out = assigned(tmp_path)
+
+    class Slow(Words):
+        def encode(self, texts):
+            catalog_updates.remove(out, tmp_path / "live", ["i7"])
+            return super().encode(texts)
+
+    place, vectors = tmp_path / "live", tmp_path / "vectors"
+    with pytest.raises(InputError, match="is another process changing it"):
+        catalog_updates.insert(out, place, new_items("a"), Slow, vectors=vectors, embed=Embed())
+    assert now(out).removed == (7,) and len(now(out)) == N and not list(place.glob(".*"))
+    assert insert(out, new_items("a"))["inserted"] == 1
+    assert now(out).removed == (7,) and len(now(out)) == N + 1
