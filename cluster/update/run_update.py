@@ -63,7 +63,8 @@ def update_run(run: Path | str, log: Path, items: Path | None, overrides: Mappin
         overrides: of the run's config: ``learning.update.*``.
 
     Raises:
-        InputError: no finished run, events or items that cannot be used, or none that is new.
+        InputError: no finished run, events or items that cannot be used, none that is new, or another update of the
+            run's name that was published meanwhile.
     """
     place = RunPlace.find(run)
     before = place.read()
@@ -155,8 +156,18 @@ def _tell(new: Appended) -> None:
 
 
 def _publish(place: RunPlace, run: RunRecord, made: Artifact) -> Path:
-    """Write the record of the new run, and point the newest of its name to it."""
+    """Write the record of the new run, and point the newest of its name to it.
+
+    Raises:
+        InputError: the run was the newest of its name, and is no more: its successor's events would be lost.
+    """
     kept = run.storage / "runs" / f"{run.config.name}-{made.key}"
+    now = place.neighbour(place.name)
+    if now.folder not in (place.folder, kept.name):
+        raise InputError(
+            f"while this update of {place.folder} ran, another one made {now.folder} the newest {place.name!r}; it is "
+            "kept, and nothing was published: run this again, to go on from it"
+        )
     record = _record(place)
     parts = {"policy": f"update/{made.key}", "data": f"update/{made.key}/data"}
     record |= {"parts": record["parts"] | parts, "config": run.config.model_dump(mode="json")}

@@ -19,8 +19,11 @@ from support.synthetic import chain_shop, random_catalog, small_policy, tiny_con
 
 import genrec
 from cluster import writer_lease
+from cluster.artifacts import make_artifact
+from cluster.newest_run import point_to
 from cluster.serve.catalog_writer import CatalogWriter
 from cluster.serve.messages import NewItem
+from cluster.update import run_update
 from cluster.update.run_update import roll_back, update_run
 from genrec.baselines.train_log import read_train_log
 from genrec.config import Update
@@ -107,6 +110,25 @@ def test_an_update_learns_publishes_and_is_rolled_back(
     assert roll_back(newest).name == "tiny-first" and newest.resolve().name == "tiny-first"
     with pytest.raises(InputError, match="is no update"):
         roll_back(newest)
+
+
+def test_an_update_goes_on_from_one_that_was_published_meanwhile(
+    storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest, log = storage / "runs" / "tiny", write_log(tmp_path / "a.parquet", *chain_events(lambda item: f"i{item}"))
+
+    def meanwhile(*arguments: Any, **options: Any) -> Any:
+        shutil.copytree(storage / "runs" / "tiny-first", storage / "runs" / "tiny-second")
+        point_to(newest, storage / "runs" / "tiny-second")
+        return make_artifact(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_update, "make_artifact", meanwhile)
+        with pytest.raises(InputError, match="another one made tiny-second the newest 'tiny'"):
+            update_run(newest, log, None, FAST)
+    assert newest.resolve().name == "tiny-second" and len(list(newest.parent.iterdir())) == 3
+    done = update_run(newest, log, None, FAST)
+    assert newest.resolve() == done.run and roll_back(newest).name == "tiny-second"
 
 
 def test_a_run_in_an_object_store_is_updated_and_rolled_back_there(
