@@ -1,12 +1,12 @@
 """Parts of reinforcement learning compared honestly: validation chooses, the test is looked at once.
 
-For each seed one SFT policy is trained, on the semantic IDs of the config's seed, and every row begins from it. A row is one of ``PARTS``, of ``bench.parts``, or
-several of them joined by ``+``; ``bench.variants`` chooses. Of the settings in ``bench.grid`` each row takes those that
-are best on the validation queries with the policies of the first ``bench.grid_seeds`` seeds; then it is trained from
-all ``bench.seeds`` seeds, and the best row is the one with the best validation. Only after that the test queries are
-answered: by the policies alone, or, if a row has ``learning.rl.served``, in all rows as they would be served, with the
-prior and weights that validation chose for each. Policies and scores are artifacts under
-``<storage>/bench/rl-quality``, so a killed run continues.
+For each seed one SFT policy is trained, on the semantic IDs of the config's seed, and every row begins from it. A row
+is one of ``PARTS``, of ``bench.parts``, or several of them joined by ``+``; ``bench.variants`` chooses. Of the settings
+in ``bench.grid`` each row takes those that are best on the validation queries with the policies of the first
+``bench.grid_seeds`` seeds; then it is trained from all ``bench.seeds`` seeds, and the best row is the one with the best
+validation. Only after that the test queries are answered: by the policies alone, or, if a row has
+``learning.rl.served``, in all rows as they would be served, with the prior and weights that validation chose for each.
+Policies and scores are artifacts under ``<storage>/bench/rl-quality``, so a killed run continues.
 """
 
 from __future__ import annotations
