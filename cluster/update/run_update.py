@@ -69,6 +69,7 @@ def update_run(run: Path | str, log: Path, items: Path | None, overrides: Mappin
     place = RunPlace.find(run)
     before = place.read()
     old = replace(before, config=before.config.replace(overrides))
+    newest = place.neighbour(old.config.name)
     events = read_new_log(log, old.config.data)
     inserted = 0 if items is None else _insert(old, items)
     settings = {
@@ -80,7 +81,7 @@ def update_run(run: Path | str, log: Path, items: Path | None, overrides: Mappin
     }
     made = make_artifact(old.config, Recipe("update", settings, (__name__,)), partial(_update, old, events))
     curve = read_summary(made.path)["curve"]
-    kept = None if not made.metrics["best_step"] else _publish(place, old, made)
+    kept = None if not made.metrics["best_step"] else _publish(place, old, made, newest)
     return Updated(made.metrics["counts"], inserted, kept, curve)
 
 
@@ -155,18 +156,18 @@ def _tell(new: Appended) -> None:
         )
 
 
-def _publish(place: RunPlace, run: RunRecord, made: Artifact) -> Path:
-    """Write the record of the new run, and point the newest of its name to it.
+def _publish(place: RunPlace, run: RunRecord, made: Artifact, newest: RunPlace) -> Path:
+    """Write the record of the new run, and point the newest of its name to it, which was ``newest`` when this began.
 
     Raises:
-        InputError: the run was the newest of its name, and is no more: its successor's events would be lost.
+        InputError: the newest is another one now, whose events the new run does not know.
     """
     kept = run.storage / "runs" / f"{run.config.name}-{made.key}"
-    now = place.neighbour(place.name)
-    if now.folder not in (place.folder, kept.name):
+    now = place.neighbour(run.config.name)
+    if now.folder not in (newest.folder, kept.name):
         raise InputError(
-            f"while this update of {place.folder} ran, another one made {now.folder} the newest {place.name!r}; it is "
-            "kept, and nothing was published: run this again, to go on from it"
+            f"while this update ran, another one made {now.folder} the newest {run.config.name!r}; nothing was "
+            "published: run this again, to go on from it"
         )
     record = _record(place)
     parts = {"policy": f"update/{made.key}", "data": f"update/{made.key}/data"}
