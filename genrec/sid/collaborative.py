@@ -139,10 +139,10 @@ def _search(pool_PD: Floats) -> Callable[[Floats], Longs]:
     """A function from vectors (M, D) to the rows (M, 10) of the pool with the largest cosines."""
     if len(pool_PD) <= COMPARED:
         return lambda cold_MD: nearest_rows(pool_PD, cold_MD)
-    unit_PD = unit_rows(pool_PD)
-    index = faiss_any.index_factory(unit_PD.shape[1], f"IVF{LISTS},Flat", faiss_any.METRIC_INNER_PRODUCT)
-    index.train(unit_PD)
-    index.add(unit_PD)
+    pool_PD = unit_rows(pool_PD)
+    index = faiss_any.index_factory(pool_PD.shape[1], f"IVF{LISTS},Flat", faiss_any.METRIC_INNER_PRODUCT)
+    index.train(pool_PD)
+    index.add(pool_PD)
     index.nprobe = PROBED
 
     def search(cold_MD: Floats) -> Longs:
