@@ -130,7 +130,7 @@ class SearchQueue(Generic[Asked, Answer]):
                     taken.append(one)
                 elif not one.future.cancelled():
                     one.future.set_exception(TooLateError())
-            self._began, self._last = time.monotonic(), len(taken)
+            self._began, self._last = time.monotonic() if taken else None, len(taken)
             return taken
 
     def _gather(self) -> None:

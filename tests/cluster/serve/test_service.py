@@ -448,6 +448,28 @@ def test_one_slow_search_does_not_make_all_later_requests_late() -> None:
     queue.close()
 
 
+def test_requests_that_were_late_behind_a_slow_search_leave_the_queue_idle() -> None:
+    begun, searched = threading.Event(), list[list[int]]()
+
+    def search(asked: Sequence[int]) -> list[int]:
+        searched.append(list(asked))
+        if len(searched) == 1:
+            begun.set()
+            time.sleep(0.3)
+        return list(asked)
+
+    queue = SearchQueue[int, int](search, batch=2, limit=8)
+    first = queue.submit(1, time.monotonic() + 9)
+    assert begun.wait(5)
+    late = queue.submit(2, time.monotonic() + 0.1)
+    assert first.result(5) == 1
+    with pytest.raises(TooLateError):
+        late.result(5)
+    assert queue.submit(3, time.monotonic() + 0.2).result(5) == 3
+    assert searched == [[1], [3]]
+    queue.close()
+
+
 def test_an_imported_run_is_served_though_its_log_has_no_users(storage: Path, tmp_path: Path) -> None:
     own = genrec.load(storage / "runs" / "alone")
     export_run(own, storage / "runs" / "alone", tmp_path / "folder")
