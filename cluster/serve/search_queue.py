@@ -83,9 +83,15 @@ class SearchQueue(Generic[Asked, Answer]):
         return waiting.future
 
     def call(self, work: Callable[[], Made]) -> Future[Made]:
-        """The result of ``work()``, run between two searches."""
+        """The result of ``work()``, run between two searches, to come.
+
+        Raises:
+            TooLateError: too many requests wait.
+        """
         waiting = _Waiting(None, Future(), float("inf"), work)
         with self._changed:
+            if len(self._waiting) >= self._limit:
+                raise TooLateError
             self._add(waiting)
         return waiting.future
 

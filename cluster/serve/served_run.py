@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 import torch
@@ -34,6 +35,8 @@ from genrec.inference.answers import Recommendation, Reply
 from genrec.inference.recommender import Recommender
 from genrec.inference.run_place import RunPlace
 
+CHATS = 4
+"""Conversations that are written at a time; others are refused."""
 SMOKE_USERS = 4
 """Users of the log (items, where it has none) that a run must answer before it is served."""
 
@@ -64,7 +67,7 @@ class ServedRun:
         self._log = UserLog(self.record.data, len(view.ids))
         self._popularity_N = self._log.popularity()
         self._cache: AnswerCache[RankedAnswer] = AnswerCache(settings.cached_answers)
-        self._chats = threading.Semaphore(4)
+        self._chats, self._free_chats = ThreadPoolExecutor(CHATS, "chat"), threading.Semaphore(CHATS)
         self.in_use = 0
         self._smoke_test()
         self._queue: SearchQueue[Question, RankedAnswer] = SearchQueue(
@@ -126,6 +129,7 @@ class ServedRun:
 
         Raises:
             InputError: as ``Recommender.score``; no item of the history is in the catalogue.
+            TooLateError: too many requests wait already.
         """
         return await asyncio.wrap_future(self._queue.call(lambda: self._score(body, request_id)))
 
@@ -136,9 +140,12 @@ class ServedRun:
             InputError: as ``Recommender.chat``.
             TooLateError: too many conversations wait already.
         """
-        if not self._chats.acquire(blocking=False):
+        if not self._free_chats.acquire(blocking=False):
             raise TooLateError
-        return await asyncio.to_thread(self._chat, body)
+        reply = self._chats.submit(self._chat, body)
+        # Also where the request ends first: a conversation that began goes on, one that did not is cancelled.
+        reply.add_done_callback(lambda _: self._free_chats.release())
+        return await asyncio.wrap_future(reply)
 
     def info(self, share: float) -> RunInfo:
         """What a client may want to know of the run."""
@@ -158,8 +165,9 @@ class ServedRun:
         return self._log.users[:most]
 
     def close(self) -> None:
-        """End the searches once nothing waits."""
+        """End the searches once nothing waits, and the conversations."""
         self._queue.close()
+        self._chats.shutdown(wait=False)
 
     def _version(self, catalog: str) -> ServedVersion:
         return ServedVersion(run=self.place.name, policy=self.policy, catalog=catalog)
@@ -214,13 +222,10 @@ class ServedRun:
         return ScoreAnswer(request_id=request_id, served=served, items=items, unknown=list(known.unknown))
 
     def _chat(self, body: ChatBody) -> Reply:
-        try:
-            said = body.messages if isinstance(body.messages, str) else [turn.model_dump() for turn in body.messages]
-            return self.recommender.chat(
-                said, max_tokens=body.max_tokens, temperature=body.temperature, top_p=body.top_p, seed=body.seed
-            )
-        finally:
-            self._chats.release()
+        said = body.messages if isinstance(body.messages, str) else [turn.model_dump() for turn in body.messages]
+        return self.recommender.chat(
+            said, max_tokens=body.max_tokens, temperature=body.temperature, top_p=body.top_p, seed=body.seed
+        )
 
     def _smoke_test(self) -> None:
         """Answer some users of the log, or items, alone and in one batch: the code is warm then, and known to work.

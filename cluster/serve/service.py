@@ -133,7 +133,7 @@ class HttpService:
     async def follow(self) -> None:
         """Take over what other replicas were told: reloads, and changes of a catalogue.
 
-        Runs until it is cancelled; what cannot be read is tried again.
+        Runs until it is cancelled: after an error, whatever it is, it tries again.
         """
         pause_s = STORE_WATCH_S if self._shared.is_remote else WATCH_S
         while True:
@@ -144,6 +144,9 @@ class HttpService:
                     await asyncio.to_thread(run.follow_changes)
             except InputError as error:
                 LOG.error("what other replicas changed could not be taken over: %s", error)
+                await asyncio.sleep(10 * pause_s)
+            except Exception:  # Who does not follow any more would serve what is old for ever.
+                LOG.exception("what other replicas changed could not be taken over")
                 await asyncio.sleep(10 * pause_s)
 
     async def _follow_reloads(self) -> None:

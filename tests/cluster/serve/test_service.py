@@ -19,6 +19,9 @@ import genrec
 from cluster.serve.http_app import make_app
 from cluster.serve.runs_file import Split
 from cluster.serve.search_queue import SearchQueue, TooLateError
+from cluster.serve.served_run import CHATS, ServedRun
+from genrec.errors import InputError
+from genrec.inference.answers import Reply
 from genrec.inference.hf_folder.export_run import export_run
 from genrec.inference.hf_folder.import_run import import_run
 from genrec.inference.recommender import Recommender
@@ -206,6 +209,36 @@ def test_a_change_by_another_replica_is_shown_without_a_search(own: Path) -> Non
         while not other.get("/v1/items/i5").json()["removed"]:
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+def test_a_replica_goes_on_following_after_any_fault(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.serve.service.WATCH_S", 0.01)
+    follow, faults = ServedRun.follow_changes, iter([PermissionError("a disk"), InputError("a store")])
+
+    def faulty(run: ServedRun) -> None:
+        if (fault := next(faults, None)) is not None:
+            raise fault
+        follow(run)
+
+    monkeypatch.setattr(ServedRun, "follow_changes", faulty)
+    test_a_change_by_another_replica_is_shown_without_a_search(own)
+    assert next(faults, None) is None
+
+
+def test_conversations_that_outlast_their_requests_keep_their_places_until_they_end(
+    storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+    monkeypatch.setattr(Recommender, "chat", lambda *args, **options: go.wait(20) and Reply("done", [], True))
+    with client_of(make_service(storage, "alone", timeout_s=0.2)) as client:
+        for _ in range(CHATS):
+            refused(client, "/v1/chat", 504, {"messages": "hello"})
+        assert "try again" in refused(client, "/v1/chat", 503, {"messages": "hello"})
+        go.set()
+        deadline = time.monotonic() + 20
+        while (answer := client.post("/v1/chat", json={"messages": "hello"})).status_code == 503:
+            assert time.monotonic() < deadline
+        assert answer.json()["text"] == "done"
 
 
 def test_a_run_of_a_store_that_was_copied_into_a_directory_is_changed_there(own: Path) -> None:
@@ -430,6 +463,8 @@ def test_a_full_queue_and_a_late_request_are_refused_at_once() -> None:
     waiting = [queue.submit(n, time.monotonic() + 60) for n in (1, 2)]
     with pytest.raises(TooLateError):
         queue.submit(3, time.monotonic() + 60)
+    with pytest.raises(TooLateError):
+        queue.call(lambda: None)
     go.set()
     assert [one.result(5) for one in (first, *waiting)] == [0, 1, 2]
     time.sleep(0.01)
