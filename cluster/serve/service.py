@@ -142,11 +142,9 @@ class HttpService:
                 await self._follow_reloads()
                 for run in self.runs:
                     await asyncio.to_thread(run.follow_changes)
-            except InputError as error:
-                LOG.error("what other replicas changed could not be taken over: %s", error)
-                await asyncio.sleep(10 * pause_s)
-            except Exception:  # Who does not follow any more would serve what is old for ever.
-                LOG.exception("what other replicas changed could not be taken over")
+            except Exception as error:  # Who does not follow any more would serve what is old for ever.
+                about = "what other replicas changed could not be taken over: %s"
+                LOG.error(about, error, exc_info=not isinstance(error, InputError))
                 await asyncio.sleep(10 * pause_s)
 
     async def _follow_reloads(self) -> None:

@@ -47,9 +47,9 @@ def randomised_svd(blocks: Iterable[Block], items: int, rank: int, seed: int, sc
     _transposed_times(blocks, left, left_basis_ww, right_Nw)
     square_k, vectors_wk = _largest(gram(right_Nw), rank)
     del right_Nw
-    left_Nk = np.empty((items, rank), np.float32)
+    left_Nk, by_wk = np.empty((items, rank), np.float32), left_basis_ww @ vectors_wk
     for start in range(0, items, ROWS):
-        left_Nk[start : start + ROWS] = left.read(start, min(start + ROWS, items)) @ (left_basis_ww @ vectors_wk)
+        left_Nk[start : start + ROWS] = left.read(start, min(start + ROWS, items)) @ by_wk
     return left_Nk, np.sqrt(square_k)
 
 

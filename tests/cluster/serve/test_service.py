@@ -18,7 +18,6 @@ from support.service import HEADERS, KEY, client_of, make_service
 import genrec
 from cluster.serve.http_app import make_app
 from cluster.serve.runs_file import Split
-from cluster.serve.search_queue import SearchQueue, TooLateError
 from cluster.serve.served_run import CHATS, ServedRun
 from genrec.errors import InputError
 from genrec.inference.answers import Reply
@@ -202,13 +201,17 @@ def test_of_many_writers_each_makes_its_change(own: Path) -> None:
         assert not set(names) & set(ids(recommend(one, history=HISTORY, k=50)))
 
 
-def test_a_change_by_another_replica_is_shown_without_a_search(own: Path) -> None:
+def a_removal_is_shown_by_another_replica(own: Path) -> None:
     with client_of(make_service(own, "alone")) as one, client_of(make_service(own, "alone")) as other:
         assert one.delete("/v1/items/i5", headers=HEADERS).status_code == 200
         deadline = time.monotonic() + 20
         while not other.get("/v1/items/i5").json()["removed"]:
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+def test_a_change_by_another_replica_is_shown_without_a_search(own: Path) -> None:
+    a_removal_is_shown_by_another_replica(own)
 
 
 def test_a_replica_goes_on_following_after_any_fault(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +224,7 @@ def test_a_replica_goes_on_following_after_any_fault(own: Path, monkeypatch: pyt
         follow(run)
 
     monkeypatch.setattr(ServedRun, "follow_changes", faulty)
-    test_a_change_by_another_replica_is_shown_without_a_search(own)
+    a_removal_is_shown_by_another_replica(own)
     assert next(faults, None) is None
 
 
@@ -453,56 +456,6 @@ def test_every_route_is_described_counted_and_findable(client: TestClient) -> No
     hits = client.get("/v1/items", params={"title": "soap number 1", "limit": 3}).json()["items"]
     assert all("soap" in hit["title"] for hit in hits)
     assert "knows semantic IDs only" in refused(client, "/v1/chat", 422, {"messages": "hello"})
-
-
-def test_a_full_queue_and_a_late_request_are_refused_at_once() -> None:
-    go = threading.Event()
-    queue: SearchQueue[int, int] = SearchQueue(lambda asked: go.wait(5) and asked, batch=1, limit=2)
-    first = queue.submit(0, time.monotonic() + 60)
-    time.sleep(0.05)
-    waiting = [queue.submit(n, time.monotonic() + 60) for n in (1, 2)]
-    with pytest.raises(TooLateError):
-        queue.submit(3, time.monotonic() + 60)
-    with pytest.raises(TooLateError):
-        queue.call(lambda: None)
-    go.set()
-    assert [one.result(5) for one in (first, *waiting)] == [0, 1, 2]
-    time.sleep(0.01)
-    with pytest.raises(TooLateError):
-        queue.submit(4, time.monotonic() - 1)
-    queue.close()
-
-
-def test_one_slow_search_does_not_make_all_later_requests_late() -> None:
-    spent = iter([0.3, *[0.0] * 50])
-    queue: SearchQueue[int, int] = SearchQueue(lambda asked: time.sleep(next(spent)) or asked, batch=1, limit=2)
-    with pytest.raises(TimeoutError):
-        queue.submit(0, time.monotonic() + 0.1).result(0.1)
-    time.sleep(0.3)
-    assert [queue.submit(n, time.monotonic() + 0.1).result(5) for n in range(1, 9)] == list(range(1, 9))
-    queue.close()
-
-
-def test_requests_that_were_late_behind_a_slow_search_leave_the_queue_idle() -> None:
-    begun, searched = threading.Event(), list[list[int]]()
-
-    def search(asked: Sequence[int]) -> list[int]:
-        searched.append(list(asked))
-        if len(searched) == 1:
-            begun.set()
-            time.sleep(0.3)
-        return list(asked)
-
-    queue = SearchQueue[int, int](search, batch=2, limit=8)
-    first = queue.submit(1, time.monotonic() + 9)
-    assert begun.wait(5)
-    late = queue.submit(2, time.monotonic() + 0.1)
-    assert first.result(5) == 1
-    with pytest.raises(TooLateError):
-        late.result(5)
-    assert queue.submit(3, time.monotonic() + 0.2).result(5) == 3
-    assert searched == [[1], [3]]
-    queue.close()
 
 
 def test_an_imported_run_is_served_though_its_log_has_no_users(storage: Path, tmp_path: Path) -> None:
