@@ -25,10 +25,11 @@ NEEDS: tuple[str, ...] = ()
 ACTORS = (1, 2, 4, 8, 16, 32, 64)
 FASTER = 16
 """A second simulated learner is this many times as fast as the measured one, as a learner on an accelerator is."""
-SHARDS = 4
-"""A third one is so many of the second, which share each batch: a learner on several accelerators."""
+SHARDS = {"sharded_": 4, "wide_": 8}
+"""Two more are so many of the second, which share each batch: a learner on several accelerators."""
 LINEAR_AT = 32
-"""Actors at which the throughput beside the third is compared with that of one actor."""
+"""Actors at which the throughput beside these is compared with that of one actor."""
+STALENESS = (1, 2)
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,9 @@ def measure(config: Config, size: RlSize) -> Bench:
         setup = _RlSetup(_sized(config, size), size, Path(directory))
         bench = Bench("rl")
         learn_s = _updates(setup, bench)
-        transfer_s, request_s = _actors(setup, bench)
-        _snapshots(setup, bench, transfer_s)
-        _simulated(size, bench, Service(request_s, max(ACTORS), learn_s, transfer_s))
+        request_s = _actors(setup, bench)
+        _snapshots(setup, bench)
+        _simulated(size, bench, Service(request_s, max(ACTORS), learn_s, bench.figures["adopt_s"]))
     return bench
 
 
@@ -152,26 +153,38 @@ def _sft_step(setup: _RlSetup, optimizer: torch.optim.Optimizer) -> Callable[[],
     return step
 
 
-def _actors(setup: _RlSetup, bench: Bench) -> tuple[float, list[float]]:
-    """Two actors compared with one, a thread each; returns the seconds to send a snapshot, and of single requests."""
+def _actors(setup: _RlSetup, bench: Bench) -> list[float]:
+    """Two actors compared with one, a thread each, and what a new snapshot costs; returns seconds of single requests.
+
+    ``put_s`` is the learner's part of a snapshot, ``adopt_s`` what a request takes longer with one that is new to its
+    actor, ``transfer_s`` both without the actor's check.
+    """
     import ray
 
     from cluster.rollouts import RayRollouts, start_actors
     from cluster.session import connect
+    from genrec.types import Snapshot
 
     connect(setup.spec.config)
     snapshot = setup.learner.snapshot()
+    other = Snapshot(1, {name: tensor + 1e-6 for name, tensor in snapshot.tensors.items()})
     one, requests = RayRollouts(setup.spec, start_actors(setup.spec, 1)), setup.all[: setup.size.chunk]
 
-    def generate(rollouts: Rollouts, queries: Sequence[Query]) -> float:
-        return timed(lambda: rollouts.collect(rollouts.submit(queries, snapshot)))
+    def generate(rollouts: Rollouts, queries: Sequence[Query], policy: Snapshot = snapshot) -> float:
+        return timed(lambda: rollouts.collect(rollouts.submit(queries, policy)))
 
     def transfer() -> float:
         return timed(lambda: ray.get(ray.put(snapshot)))
 
     generate(one, requests)
-    request_s = [generate(one, requests) for _ in range(2 * setup.size.rounds)]
-    bench.figures["request_s"] = statistics.median(request_s)
+    request_s, put_s, new_s = list[float](), list[float](), list[float]()
+    for _ in range(2 * setup.size.rounds):
+        for policy in (other, snapshot):
+            put_s.append(timed(lambda policy=policy: one.put(policy)))
+            new_s.append(generate(one, requests, policy))
+            request_s.append(generate(one, requests, policy))
+    bench.figures |= {"request_s": statistics.median(request_s), "put_s": statistics.median(put_s)}
+    bench.figures["adopt_s"] = max(statistics.median(new_s) - bench.figures["request_s"], 0.0)
     cores = len(os.sched_getaffinity(0))
     if cores > 1:
         two, batch = RayRollouts(setup.spec, start_actors(setup.spec, 2)), setup.all[: 8 * setup.size.chunk]
@@ -181,10 +194,11 @@ def _actors(setup: _RlSetup, bench: Bench) -> tuple[float, list[float]]:
         bench.figures |= {f"rollouts_{name}_actor_s": statistics.median(v) for name, v in seconds.items()}
         bench.ratios["two_actors_over_one"] = ratio(seconds["one"], seconds["two"])
     transfer()
-    return statistics.median(transfer() for _ in range(2 * setup.size.rounds)), request_s
+    bench.figures["transfer_s"] = statistics.median(transfer() for _ in range(2 * setup.size.rounds))
+    return request_s
 
 
-def _snapshots(setup: _RlSetup, bench: Bench, transfer_s: float) -> None:
+def _snapshots(setup: _RlSetup, bench: Bench) -> None:
     """Copy, digest, object store, adoption and its check, as a share of an update of ``step_queries``."""
     from genrec.types import Snapshot
 
@@ -195,7 +209,7 @@ def _snapshots(setup: _RlSetup, bench: Bench, transfer_s: float) -> None:
         assert Snapshot(0, own).digest == taken.digest
 
     seconds = interleaved_timings({"snapshot": snapshot, "step": lambda: setup.update(setup.all)}, rounds=1)
-    bench.figures["snapshot_s"] = seconds["snapshot"][0] + transfer_s
+    bench.figures["snapshot_s"] = seconds["snapshot"][0] + bench.figures["transfer_s"]
     bench.figures["step_s"] = seconds["step"][0]
     bench.ratios["snapshot_share"] = bench.figures["snapshot_s"] / bench.figures["step_s"]
 
@@ -203,12 +217,15 @@ def _snapshots(setup: _RlSetup, bench: Bench, transfer_s: float) -> None:
 def _simulated(size: RlSize, bench: Bench, measured: Service) -> None:
     """Prompts/s by number of actors at staleness 1; an update makes as many requests as there are actors at most."""
     prompts = measured.requests * size.chunk
-    slow = replace(measured, learn_s=measured.learn_s * prompts)
-    for name, faster in {"": 1, "fast_": FASTER, "sharded_": FASTER * SHARDS}.items():
-        service = replace(slow, learn_s=slow.learn_s / faster)
+    shards = {name: FASTER * count for name, count in SHARDS.items()}
+    for name, faster in {"": 1, "fast_": FASTER, **shards}.items():
+        service = replace(measured, learn_s=measured.learn_s * prompts / faster + bench.figures["put_s"])
         for actors in ACTORS:
             bench.figures[f"sim_{name}prompts_per_s_{actors}"] = service.prompts_per_s(prompts, actors, 1)
         bench.figures[f"sim_{name}learner_prompts_per_s"] = prompts / service.learn_s
         bench.figures[f"sim_{name}learner_saturated_at"] = service.saturating(prompts, range(1, 65), 1)
-    one, many = (bench.figures[f"sim_sharded_prompts_per_s_{actors}"] for actors in (1, LINEAR_AT))
-    bench.ratios[f"sim_linear_at_{LINEAR_AT}"] = many / (LINEAR_AT * one)
+        if name in SHARDS:
+            for staleness in STALENESS:
+                one, many = (service.prompts_per_s(prompts, actors, staleness) for actors in (1, LINEAR_AT))
+                ratio_ = f"sim_{name}linear_at_{LINEAR_AT}_staleness_{staleness}"
+                bench.ratios[ratio_] = many / (LINEAR_AT * one)

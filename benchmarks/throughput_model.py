@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
 
+from cluster.rollout_pool import AHEAD
 from genrec.learning.rl.loop import train_async
 from genrec.types import Group, Query, Snapshot
 
@@ -27,7 +28,7 @@ class Service:
     transfer_s: float
 
     def prompts_per_s(self, prompts: int, actors: int, max_staleness: int, steps: int = 40) -> float:
-        """Throughput with ``actors``, which get the requests in turn as from ``RayRollouts``."""
+        """Throughput with ``actors`` of the same speed."""
         clock = _Clock()
         learner, rollouts = _SimulatedLearner(clock, self.learn_s), _SimulatedActors(clock, self, actors)
         for _ in train_async(learner, rollouts, lambda _: (), steps=steps, max_staleness=max_staleness):
@@ -61,21 +62,34 @@ class _SimulatedLearner:
 
 
 class _SimulatedActors:
+    """Requests in their order, each to the least busy actor that has room: what ``cluster.rollout_pool`` does."""
+
     def __init__(self, clock: _Clock, service: Service, actors: int) -> None:
-        self._clock, self._service = clock, service
-        self._free_A, self._version_A = [0.0] * actors, [-1] * actors
-        self._seconds, self._turn = cycle(service.request_s), cycle(range(actors))
+        self._clock, self._service, self._handed_out = clock, service, 0.0
+        self._open: list[list[float]] = [[] for _ in range(actors)]
+        """When what each actor holds will be answered."""
+        self._version_A, self._seconds = [-1] * actors, cycle(service.request_s)
 
     def submit(self, queries: Sequence[Query], policy: Snapshot) -> float:
         """When the last of the update's requests will be answered."""
-        return max(self._serve(next(self._turn), policy.version) for _ in range(self._service.requests))
+        return max(self._serve(policy.version) for _ in range(self._service.requests))
 
     def collect(self, ticket: float) -> list[Group]:
         self._clock.now = max(self._clock.now, ticket)
         return []
 
-    def _serve(self, actor: int, version: int) -> float:
+    def _serve(self, version: int) -> float:
+        now = max(self._clock.now, self._handed_out)
+        if all(len(self._held(actor, now)) == AHEAD for actor in range(len(self._open))):
+            now = min(min(answered_at) for answered_at in self._open)
+        self._handed_out = now
+        actor = min(range(len(self._open)), key=lambda actor: len(self._held(actor, now)))
         transfer_s = self._service.transfer_s if self._version_A[actor] != version else 0.0
         self._version_A[actor] = version
-        self._free_A[actor] = max(self._free_A[actor], self._clock.now) + transfer_s + next(self._seconds)
-        return self._free_A[actor]
+        answered_at = max([now, *self._open[actor]]) + transfer_s + next(self._seconds)
+        self._open[actor].append(answered_at)
+        return answered_at
+
+    def _held(self, actor: int, now: float) -> list[float]:
+        self._open[actor] = [answered_at for answered_at in self._open[actor] if answered_at > now]
+        return self._open[actor]

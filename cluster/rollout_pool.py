@@ -1,24 +1,32 @@
-"""Rollout actors that come and go: which of them are up, and how many requests each has open.
+"""Rollout actors that come and go, and the requests that wait for them: each goes to the first actor that has room.
 
 A run asks for ``compute.rollout_actors`` of them and begins with those for which the cluster has room. The others wait
 for room as Ray's demand, which an autoscaler sees, and get requests from when they are up. An actor that failed, or
-whose node was taken away, gets none until it is up again.
+whose node was taken away, gets none until it is up again, and what it had not answered goes to the others.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any
 
 from genrec.errors import InputError
 
 LOG = logging.getLogger(__name__)
 
+AHEAD = 2
+"""Requests that an actor holds: the one that it answers, and one whose snapshot reaches it meanwhile. The others wait
+here, so that a slow actor takes fewer of them than a fast one."""
 SETTLE_S = 5.0
-"""How long the first actor of a run waits for the others: on one machine they start within seconds of each other."""
+"""Actors that come so soon after the first one of a run are not worth a line of the log."""
+LOOK_S = 0.05
+"""Between two looks at what was sent since, and at actors that are not up or say nothing."""
 ASK_AGAIN_S = 1.0
 """Between two questions to an actor that failed: Ray answers them for it while it starts it again."""
 PATIENCE_S = 600.0
@@ -28,23 +36,26 @@ TRIES = 4
 """Actors that a request may find hanging, each with twice the time of the one before."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Request:
-    """A call of a rollout actor: the method and its arguments, the actor it was last sent to, and its future answer.
+    """A call of a rollout actor: the method, its arguments and the answer that will come.
 
-    ``sent_at`` is the time of sending on the monotonic clock, ``hung`` the number of actors that hung on it.
+    ``reference`` is Ray's of the last sending, to ``actor``, at ``sent_at`` on the monotonic clock. ``failed_at`` is
+    the time of its first failure, 0 before, and ``hung`` the number of actors that hung on it.
     """
 
     method: str
     arguments: tuple[Any, ...]
-    actor: int
-    answer: Any
-    sent_at: float
+    answer: Future[Any] = field(default_factory=Future[Any])
+    reference: Any = None
+    actor: int = 0
+    sent_at: float = 0.0
+    failed_at: float = 0.0
     hung: int = 0
 
 
 class RolloutPool:
-    """Sends each request to the least busy of the actors that are up.
+    """Hands out requests, in their order, to the least busy actor that is up; a thread does so while any waits.
 
     Args:
         actors: their handles; learners may share them.
@@ -53,45 +64,122 @@ class RolloutPool:
 
     def __init__(self, actors: Sequence[Any], timeout_s: float) -> None:
         self.actors, self._timeout_s = actors, timeout_s
-        self._open: list[list[Any]] = [[] for _ in actors]
+        self._lock, self._thread = threading.Lock(), None
+        self._waiting: deque[Request] = deque()
+        self._open: list[list[Request]] = [[] for _ in actors]
         self._is_up = [False] * len(actors)
         # Futures that are there when their actors are.
         self._asked: list[Any] = [actor.__ray_ready__.remote() for actor in actors]
         self._up_at, self._failed_at, self._answered_at = ([0.0] * len(actors) for _ in range(3))
         self._error: Exception | None = None
-        self._has_begun = False
+        self._some_up_at = self._said_at = self._first_up_at = 0.0
 
     @property
     def up(self) -> int:
         """The number of actors that were up at the last look."""
         return sum(self._is_up)
 
-    def send(self, method: str, arguments: tuple[Any, ...], hung: int = 0) -> Request:
-        """Call ``method`` of the least busy actor that is up; waits until one is.
+    def send(self, method: str, arguments: tuple[Any, ...]) -> Future[Any]:
+        """Call ``method`` of the next actor that has room; returns at once.
 
-        Raises:
-            InputError: an actor could not be built, or none came up in the time that ``TRIES`` hanging ones may take.
-            ray.exceptions.RayActorError: all actors failed for ``PATIENCE_S``, or one cannot be started again.
+        The answer is the actor's, or one of these errors:
+
+        - ``InputError``: an actor refused its input or could not be built, a request found ``TRIES`` actors hanging, or
+          no actor came up in the time that they may take; another try would not help.
+        - ``ray.exceptions.RayActorError``: a request failed, or all actors did, for ``PATIENCE_S``, or an actor could
+          not be built again.
         """
-        index = self._least_busy()
-        answer = getattr(self.actors[index], method).remote(*arguments)
-        self._open[index].append(answer)
-        return Request(method, arguments, index, answer, time.monotonic(), hung)
+        request = Request(method, arguments)
+        with self._lock:
+            self._waiting.append(request)
+            self._hand_out()
+            if self._thread is None:
+                self._some_up_at = self._said_at = time.monotonic()
+                self._thread = threading.Thread(target=self._serve, name="rollouts")
+                self._thread.start()
+        return request.answer
 
-    def silent_s(self, request: Request) -> float:
-        """Seconds since the request's actor answered anything, or since the request was sent."""
-        self._note_answers(request.actor)
-        return time.monotonic() - max(request.sent_at, self._answered_at[request.actor])
+    def _serve(self) -> None:
+        """Hand out what waits and take what is answered, until all is, or the process ends."""
+        while threading.main_thread().is_alive():
+            try:
+                with self._lock:
+                    self._look()
+                    self._find_hanging()
+                    self._hand_out()
+                    sent = {request.reference: request for open_ in self._open for request in open_}
+                self._take(sent)
+            except Exception as error:
+                self._fail(error)
+            with self._lock:
+                if not self._waiting and not any(self._open):
+                    self._thread = None
+                    return
 
-    def note_failure(self, request: Request, error: Exception) -> None:
+    def _hand_out(self) -> None:
+        while self._waiting:
+            free = [actor for actor, up in enumerate(self._is_up) if up and len(self._open[actor]) < AHEAD]
+            if not free:
+                return
+            actor = min(free, key=lambda actor: len(self._open[actor]))
+            request = self._waiting.popleft()
+            request.actor, request.sent_at = actor, time.monotonic()
+            request.reference = getattr(self.actors[actor], request.method).remote(*request.arguments)
+            self._open[actor].append(request)
+
+    def _take(self, sent: dict[Any, Request]) -> None:
+        """Take the next answer, or wait a moment for one."""
+        import ray
+        from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+
+        if not sent:
+            time.sleep(LOOK_S)
+            return
+        for reference in ray.wait(list(sent), timeout=LOOK_S, fetch_local=False)[0]:
+            request = sent[reference]
+            try:
+                answer = ray.get(reference)
+            except RayTaskError as error:
+                self._close(request)
+                request.answer.set_exception(error.cause if isinstance(error.cause, InputError) else error)
+            except (RayActorError, ObjectLostError) as error:
+                self._close(request)
+                self._send_again(request, error)
+            else:
+                self._close(request)
+                request.answer.set_result(answer)
+
+    def _close(self, request: Request) -> None:
+        with self._lock:
+            self._open[request.actor].remove(request)
+            self._answered_at[request.actor] = time.monotonic()
+            self._hand_out()
+
+    def _send_again(self, request: Request, error: Exception) -> None:
         """The request's actor did not survive it, or its node is gone: it gets none until it is up again.
 
         Raises:
             InputError: it never was up, since it could not be built.
-            ray.exceptions.RayActorError: it could not be built again.
+            ray.exceptions.RayActorError: it could not be built again, or the request failed for ``PATIENCE_S``.
         """
-        if request.sent_at >= self._up_at[request.actor]:  # else the actor was started again since
-            self._note_gone(request.actor, error)
+        now = time.monotonic()
+        request.failed_at = request.failed_at or now
+        with self._lock:
+            self._waiting.appendleft(request)
+            if now - request.failed_at > PATIENCE_S:
+                raise error
+            if request.sent_at >= self._up_at[request.actor]:  # else the actor was started again since
+                self._note_gone(request.actor, error)
+
+    def _fail(self, error: Exception) -> None:
+        """Nothing can be answered any more."""
+        with self._lock:
+            lost = [*self._waiting, *(request for open_ in self._open for request in open_)]
+            self._waiting.clear()
+            for open_ in self._open:
+                open_.clear()
+        for request in lost:
+            request.answer.set_exception(error)
 
     def _note_gone(self, actor: int, error: Exception) -> None:
         if getattr(error, "actor_init_failed", False):
@@ -103,14 +191,6 @@ class RolloutPool:
             self._is_up[actor] = False
             LOG.warning("a rollout actor is gone, %d of %d are up", self.up, len(self.actors))
 
-    def _least_busy(self) -> int:
-        self._look()
-        if not self.up:
-            self._wait_for_one()
-        for actor in range(len(self.actors)):
-            self._note_answers(actor)
-        return min((actor for actor, up in enumerate(self._is_up) if up), key=lambda actor: len(self._open[actor]))
-
     def _look(self) -> None:
         """Note which of the actors that were not up answer now."""
         import ray
@@ -119,8 +199,9 @@ class RolloutPool:
         for actor, asked in enumerate(self._asked):
             if self._is_up[actor]:
                 continue
+            now = time.monotonic()
             if asked is None:
-                if time.monotonic() - self._failed_at[actor] > ASK_AGAIN_S:
+                if now - self._failed_at[actor] > ASK_AGAIN_S:
                     self._asked[actor] = self.actors[actor].__ray_ready__.remote()
             elif ray.wait([asked], timeout=0)[0]:
                 try:
@@ -128,47 +209,56 @@ class RolloutPool:
                 except RayActorError as error:
                     self._note_gone(actor, error)
                     continue
-                self._is_up[actor], self._open[actor] = True, []
-                self._up_at[actor] = self._answered_at[actor] = time.monotonic()
-                if self._has_begun:
+                self._is_up[actor] = True
+                self._up_at[actor] = self._answered_at[actor] = now
+                self._first_up_at = self._first_up_at or now
+                if now - self._first_up_at > SETTLE_S:
                     LOG.info("a rollout actor joins, %d of %d are up", self.up, len(self.actors))
 
-    def _wait_for_one(self) -> None:
-        begun, limit_s = time.monotonic(), self._timeout_s * (2**TRIES - 1)
-        step_s, said_at, up_at = 0.02, begun, None
-        while not self.up or (up_at is not None and time.monotonic() - up_at < SETTLE_S):
-            time.sleep(step_s)
-            step_s = min(1.3 * step_s, 0.5)
-            self._look()
-            now = time.monotonic()
-            if self.up == len(self.actors):
-                break
-            if self.up:
-                up_at = up_at or (now - SETTLE_S if self._has_begun else now)
-                continue
-            if self._error is not None and not any(self._asked) and now - begun > PATIENCE_S:
-                raise self._error
-            if now - begun > limit_s:
-                raise InputError(
-                    f"{len(self.actors)} rollout actors answered nothing for {now - begun:.0f} s; "
-                    "the cluster has no room for them, or they hang: lower compute.rollout_cpus or rollout_gpus, or "
-                    "raise compute.rollout_timeout_s where nodes take longer to come"
-                )
-            if now - said_at > 60:
-                said_at = now
-                LOG.warning("no rollout actor is up since %.0f s: waiting for room or a start", now - begun)
-        self._has_begun = True
+    def _find_hanging(self) -> None:
+        """Kill an actor that is silent for too long: Ray starts it again, and its requests are answered by an error.
 
-    def _note_answers(self, actor: int) -> None:
-        """Close the requests that ``actor`` has answered since the last look, or failed to."""
+        Raises:
+            InputError: a request found ``TRIES`` actors hanging, or no actor is up for longer than they may take.
+            ray.exceptions.RayActorError: all actors failed, for ``PATIENCE_S``.
+        """
         import ray
 
-        waiting = self._open[actor]
-        if not waiting:
+        self._require_one()
+        for actor, open_ in enumerate(self._open):
+            if not open_:
+                continue
+            request, limit_s = open_[0], self._timeout_s * 2 ** open_[0].hung
+            silent_s = time.monotonic() - max(request.sent_at, self._answered_at[actor])
+            if silent_s < limit_s:
+                continue
+            request.hung += 1
+            if request.hung == TRIES:
+                raise InputError(
+                    f"{TRIES} rollout actors answered nothing for {self._timeout_s:g} s and longer, the last one for "
+                    f"{silent_s:.0f} s, on the same request; raise compute.rollout_timeout_s, or lower "
+                    "learning.rl.rollout_chunk if requests take so long"
+                )
+            LOG.warning("a rollout actor answered nothing for %.0f s: it is started again", silent_s)
+            ray.kill(self.actors[actor], no_restart=False)
+
+    def _require_one(self) -> None:
+        now = time.monotonic()
+        if self.up:
+            self._some_up_at = self._said_at = now
             return
-        self._open[actor] = ray.wait(waiting, num_returns=len(waiting), timeout=0, fetch_local=False)[1]
-        if len(self._open[actor]) < len(waiting):
-            self._answered_at[actor] = time.monotonic()
+        waited_s = now - self._some_up_at
+        if self._error is not None and not any(self._asked) and waited_s > PATIENCE_S:
+            raise self._error
+        if waited_s > self._timeout_s * (2**TRIES - 1):
+            raise InputError(
+                f"{len(self.actors)} rollout actors answered nothing for {waited_s:.0f} s; "
+                "the cluster has no room for them, or they hang: lower compute.rollout_cpus or rollout_gpus, or "
+                "raise compute.rollout_timeout_s where nodes take longer to come"
+            )
+        if now - self._said_at > 60:
+            self._said_at = now
+            LOG.warning("no rollout actor is up since %.0f s: waiting for room or a start", waited_s)
 
 
 def _reason(error: BaseException) -> str:

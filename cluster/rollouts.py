@@ -7,15 +7,14 @@ begins with the actors for which there is room, and takes in the others when the
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cluster.node_files import NodeFiles, files_in_work
 from cluster.resources import cap_memory
-from cluster.rollout_pool import PATIENCE_S, TRIES, Request, RolloutPool
+from cluster.rollout_pool import RolloutPool
 from cluster.train import RunSpec
 from genrec.errors import InputError
 from genrec.types import Group, Query, Snapshot
@@ -25,14 +24,12 @@ if TYPE_CHECKING:
 
     from genrec.evaluation.validate import Search, Validator
 
-LOG = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class RayTicket:
-    """The requests, in order."""
+    """The answers that will come, in the order of their requests."""
 
-    requests: list[Request]
+    answers: list[Future[Any]]
 
 
 class RolloutWorker:
@@ -127,7 +124,7 @@ def shared_actors(spec: RunSpec, accelerator: Accelerator) -> list[Any]:
 
 
 class RayRollouts:
-    """Sends fixed chunks of queries to the least busy actors; the snapshot goes to the object store once per version.
+    """Sends fixed chunks of queries to the actors as they have room; a snapshot goes to the object store once.
 
     Which actor answers does not change the answer: results depend neither on the number of actors nor on their speed.
 
@@ -137,7 +134,6 @@ class RayRollouts:
 
     def __init__(self, spec: RunSpec, actors: Sequence[Any]) -> None:
         self._pool = RolloutPool(actors, spec.config.compute.rollout_timeout_s)
-        self._timeout_s = spec.config.compute.rollout_timeout_s
         self._chunk = spec.config.learning.rl.rollout_chunk
         self._last_put: tuple[Snapshot, Any] | None = None
 
@@ -152,7 +148,7 @@ class RayRollouts:
         return self._pool.up
 
     def submit(self, queries: Sequence[Query], policy: Snapshot) -> RayTicket:
-        """Request groups; returns at once, where an actor is up."""
+        """Request groups; returns at once."""
         from genrec.learning.rl.rollout import chunks
 
         sent = self.put(policy)
@@ -172,58 +168,12 @@ class RayRollouts:
         return RayTicket([self._pool.send("rankings", (sent, part, search)) for part in requests])
 
     def fetched(self, ticket: RayTicket) -> list[Any]:
-        """Wait for all answers. Requests of dead or hanging actors and of lost nodes are sent to the others.
+        """Wait for all answers. Requests of dead or hanging actors and of lost nodes go to the others.
 
         Raises:
-            InputError: an actor refused its input or could not be built, or a request found ``TRIES`` actors hanging;
-                another try would not help.
-            ray.exceptions.RayActorError: an actor could not be built again, or a request failed for ``PATIENCE_S``.
+            InputError, ray.exceptions.RayActorError: as ``RolloutPool.send`` says.
         """
-        return [self._answer(request) for request in ticket.requests]
-
-    def _answer(self, request: Request) -> Any:
-        import ray
-        from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
-
-        failed_at = None
-        while True:
-            try:
-                self._wait(request)
-                return ray.get(request.answer)
-            except RayTaskError as error:
-                if isinstance(error.cause, InputError):
-                    raise error.cause from None
-                raise
-            except (RayActorError, ObjectLostError) as error:
-                failed_at = failed_at or time.monotonic()
-                if time.monotonic() - failed_at > PATIENCE_S:
-                    raise
-                self._pool.note_failure(request, error)
-                request = self._pool.send(request.method, request.arguments, request.hung)
-
-    def _wait(self, request: Request) -> None:
-        """Wait for the answer, which is an error once the request's actor is found hanging and killed.
-
-        Raises:
-            InputError: the request found ``TRIES`` actors hanging.
-        """
-        import ray
-
-        limit_s = self._timeout_s * 2**request.hung
-        while not ray.wait([request.answer], timeout=min(limit_s / 4, 5.0), fetch_local=False)[0]:
-            silent_s = self._pool.silent_s(request)
-            if silent_s < limit_s:
-                continue
-            request.hung += 1
-            if request.hung == TRIES:
-                raise InputError(
-                    f"{TRIES} rollout actors answered nothing for {self._timeout_s:g} s and longer, the last one for "
-                    f"{silent_s:.0f} s, on the same request; raise compute.rollout_timeout_s, or lower "
-                    "learning.rl.rollout_chunk if requests take so long"
-                )
-            LOG.warning("a rollout actor answered nothing for %.0f s: it is started again", silent_s)
-            ray.kill(self.actors[request.actor], no_restart=False)
-            limit_s *= 2
+        return [answer.result() for answer in ticket.answers]
 
     def put(self, snapshot: Snapshot) -> Any:
         """The snapshot's reference in the object store; it is put there once."""

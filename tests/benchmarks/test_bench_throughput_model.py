@@ -17,3 +17,8 @@ def test_without_staleness_the_learner_waits_for_each_batch_and_its_snapshot() -
     service = Service(request_s=[1.0, 3.0], requests=4, learn_s=2.0, transfer_s=0.5)
     assert service.prompts_per_s(4, 4, max_staleness=0) == pytest.approx(4 / (2.0 + 3.5))
     assert service.prompts_per_s(4, 1, max_staleness=0) == pytest.approx(4 / (2.0 + 8.5))
+
+
+def test_an_actor_holds_two_requests_and_the_next_goes_to_the_first_that_has_room() -> None:
+    service = Service(request_s=[4.0, 1.0, 1.0, 1.0, 1.0, 1.0], requests=6, learn_s=1.0, transfer_s=0.0)
+    assert service.prompts_per_s(6, 2, max_staleness=0, steps=1) == pytest.approx(6 / (1.0 + 5.0))

@@ -35,6 +35,7 @@ ROLLOUTS = (
     START
     + """
 from cluster.rollouts import RayRollouts, start_actors
+from cluster.train import RunSpec
 
 from genrec.data.readers import read_queries
 from genrec.data.tables import to_queries
@@ -60,6 +61,7 @@ def require_equal(groups, version):
         assert (ours.items_G == theirs.items_G).all() and (ours.logp_GL == theirs.logp_GL).all()
 
 expected = rolled(0)
+wait_for(2)
 assert rollouts.up == 2, "the third has no room yet"
 cluster.add_node(**nodes)
 wait_for(3)

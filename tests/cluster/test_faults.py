@@ -163,7 +163,6 @@ def test_a_rollout_actor_that_hangs_is_found_by_its_deadline_and_replaced(
         assert ours.query == theirs.query
         assert torch.equal(ours.items_G, theirs.items_G) and torch.equal(ours.logp_GL, theirs.logp_GL)
     assert pid_of(actors[0]) != pids[0], "the actor was replaced"
-    monkeypatch.setattr(module, "TRIES", 1)
     monkeypatch.setattr(rollout_pool, "TRIES", 1)
     alone = module.RayRollouts(on_ray, actors[1:])
     alone.collect(alone.submit(queries[:1], policy.snapshot(0)))
@@ -173,7 +172,7 @@ def test_a_rollout_actor_that_hangs_is_found_by_its_deadline_and_replaced(
             alone.collect(alone.submit(queries, policy.snapshot(1)))
         newcomer = module.RayRollouts(on_ray, actors[1:])
         with pytest.raises(InputError, match=r"1 rollout actors answered nothing for 2 s; the cluster has no room"):
-            newcomer.submit(queries, policy.snapshot(1))
+            newcomer.collect(newcomer.submit(queries, policy.snapshot(1)))
     finally:
         os.kill(stopped, signal.SIGCONT)
 
