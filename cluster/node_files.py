@@ -37,10 +37,13 @@ def artifact_cache(config: Config) -> ArtifactCache | None:
 
 
 def machine_of(root: Path) -> str:
-    """The name of the cache in ``root``, which is made at the first call."""
+    """The name of the cache in ``root``, which is made at the first call, of whichever process comes first."""
     file = root / MACHINE
     if not file.is_file():
-        write_text(uuid4().hex, file)
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{file}.lock"):
+            if not file.is_file():
+                write_text(uuid4().hex, file)
     return file.read_text(encoding="utf-8")
 
 

@@ -8,8 +8,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ import genrec
 from cluster import node_check, store_folders, writer_lease
 from cluster.artifacts import Recipe, make_artifact, shown_in_storage
 from cluster.data import _Actor
-from cluster.node_files import files_of_stage, ray_storage
+from cluster.node_files import files_of_stage, machine_of, ray_storage
 from cluster.store_folders import change_of_catalog, publish_in_store
 from cluster.writer_lease import WriterLease
 from genrec.config import Config, load_config, to_yaml
@@ -453,3 +455,14 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], 
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+def test_commands_that_begin_at_once_in_a_new_cache_agree_on_its_name(tmp_path: Path) -> None:
+    root, many = tmp_path / "cache", 16
+    together = threading.Barrier(many)
+
+    def look(_: int) -> str:
+        together.wait()
+        return machine_of(root)
+
+    with ThreadPoolExecutor(many) as pool:
+        assert len(set(pool.map(look, range(many)))) == 1
