@@ -19,6 +19,7 @@ BENCHMARKS: Mapping[str, str] = MappingProxyType(
         "recommend": "where the time of a recommendation goes: p50 and p95 of each part; batches beside one by one",
         "sft": "whole sequences or rows, softmax of a level or the vocabulary, a LoRA step and the HF Trainer's",
         "rl": "a GRPO update compared with an SFT step and with public code; rollout actors, measured and simulated",
+        "transport": "weights from a learner to two actors: the object store, pickled tensors, a broadcast",
         "insert": "hit rate of held-out items, inserted into the catalogue without training, and of the other items",
         "tokenizers": "every quantizer: collisions, code use, neighbours, seconds; NDCG@10 of policies trained on them",
         "baselines": "the field's baselines, tuned on validation, beside the figures published for them",

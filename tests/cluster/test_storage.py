@@ -456,6 +456,7 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], 
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
+
 def test_commands_that_begin_at_once_in_a_new_cache_agree_on_its_name(tmp_path: Path) -> None:
     root, many = tmp_path / "cache", 16
     together = threading.Barrier(many)
