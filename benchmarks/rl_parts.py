@@ -13,12 +13,15 @@ from genrec.errors import InputError
 
 def _listwise() -> dict[str, Any]:
     """What ``configs/listwise.yaml`` sets, by dotted key."""
-    settings = yaml.safe_load(packaged_file("listwise.yaml").read_text(encoding="utf-8"))["learning"]["rl"]
-    return {f"learning.rl.{name}": value for name, value in settings.items()}
+    settings = yaml.safe_load(packaged_file("listwise.yaml").read_text(encoding="utf-8"))
+    rl, rewards = settings["learning"]["rl"], settings["rewards"]
+    return {f"learning.rl.{name}": value for name, value in rl.items()} | {
+        f"rewards.{name}": value for name, value in rewards.items()
+    }
 
 
 FIXED: Mapping[str, Any] = _listwise()
-"""A list-wise loss over the SFT policy's own beams, held to it by its KL."""
+"""A list-wise loss over the SFT policy's own beams, of which the target alone is right, held to it by its KL."""
 
 GRPO: Mapping[str, Any] = {"learning.rl.groups": "fresh", "learning.rl.objective": "grpo"}
 
