@@ -39,7 +39,11 @@ from genrec.errors import BeingWrittenError
 LOG = logging.getLogger(__name__)
 
 PENDING = "pending.json"
-"""In an unfinished directory: what its key was made from, so that a later key can say what it differs in."""
+"""In an unfinished directory: what its key was made from, so that a later key can say what it differs in, and
+``SPENT_S``; written when a run begins to work there."""
+
+SPENT_S = "spent_s"
+"""Seconds that runs which did not finish had spent on it before."""
 
 BOOKKEEPING = (PENDING, STAGE_LOG)
 """Files of an unfinished directory that hold nothing of its result."""
@@ -186,20 +190,31 @@ def only_writer_in_store(cache: ArtifactCache | None, directory: Path) -> Genera
 
 
 def _make(config: Config, recipe: Recipe, work: Callable[[Path], Mapping[str, Any]], partial: Path) -> None:
-    """Run ``work`` and write the manifest, whose metrics have wall time and peak memory."""
+    """Run ``work`` and write the manifest, whose metrics have wall time, of killed runs too, and peak memory."""
     files = files_of_stage(config, [artifact.path for artifact in recipe.inputs], partial)
     begins = "continues" if _holds_work(partial) else "starts"
     LOG.info("%s: %s", begins, shown_path(partial.with_suffix("")), extra={STAGE: recipe.name})
     parts = recipe.parts
     _tell_of_other_code(parts, partial)
-    write_json(parts, partial / PENDING)
-    start = time.perf_counter()
+    spent_s, start = _spent_s(partial), time.perf_counter()
+    write_json({**parts, SPENT_S: spent_s}, partial / PENDING)
     with stage_log(recipe.name, partial), PeakMemory() as memory, working_with(files):
         found = dict(work(partial))
-    metrics = {**found, "wall_s": round(time.perf_counter() - start, 2), "peak_rss_mb": round(memory.peak_mb, 1)}
+    wall_s = spent_s + time.perf_counter() - start
+    metrics = {**found, "wall_s": round(wall_s, 2), "peak_rss_mb": round(memory.peak_mb, 1)}
     write_text(to_yaml(config), partial / "config.yaml")
     write_json({**parts, "key": recipe.key, "metrics": metrics, "versions": _versions()}, partial / MANIFEST)
     (partial / PENDING).unlink()
+
+
+def _spent_s(partial: Path) -> float:
+    """Seconds that earlier runs spent here: each from its ``PENDING`` to the last file that it wrote."""
+    pending = partial / PENDING
+    if not pending.is_file():
+        return 0.0
+    before: float = json.loads(pending.read_text(encoding="utf-8")).get(SPENT_S, 0.0)
+    last = max(file.stat().st_mtime for file in partial.rglob("*") if file.is_file())
+    return before + last - pending.stat().st_mtime
 
 
 def _holds_work(partial: Path) -> bool:
@@ -213,6 +228,7 @@ def _tell_of_other_code(parts: Mapping[str, Any], partial: Path) -> None:
         if other == partial or not pending.is_file():
             continue
         theirs = json.loads(pending.read_text(encoding="utf-8"))
+        theirs.pop(SPENT_S, None)
         if {**theirs, "code": ""} == {**parts, "code": ""}:
             about = f"{shown_path(other)} was begun by other code; it is kept, and not used"
             LOG.warning(about, extra={STAGE: parts["name"]})

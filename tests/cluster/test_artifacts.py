@@ -1,6 +1,7 @@
 """Keys hold what changes a result and only that; unfinished work is kept, named, and never mixed."""
 
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -180,6 +181,22 @@ def test_a_killed_stage_goes_on_in_its_directory(shop: Path, tmp_path: Path) -> 
     done = make_artifact(config, recipe, lambda folder: {"half": (folder / "half.txt").is_file()})
     assert done.metrics["half"] and not (done.path / PENDING).exists()
     assert not list(done.path.parent.glob("*.lock")), "a finished stage leaves no lock"
+
+
+def test_the_seconds_of_a_stage_are_those_of_all_runs_that_worked_at_it(shop: Path, tmp_path: Path) -> None:
+    config, recipe = tiny_config(tmp_path, shop), Recipe("probe", {}, (__name__,))
+
+    def dies_after_100_s(folder: Path) -> dict[str, int]:
+        written, last_s = folder / "half.txt", (folder / PENDING).stat().st_mtime + 100
+        written.write_text("so far")
+        os.utime(written, (last_s, last_s))
+        raise RuntimeError("lost power")
+
+    for _ in range(3):
+        with pytest.raises(RuntimeError):
+            make_artifact(config, recipe, dies_after_100_s)
+    done = make_artifact(config, recipe, lambda folder: {})
+    assert 300 <= done.metrics["wall_s"] < 400
 
 
 def test_a_refused_stage_leaves_nothing(shop: Path, tmp_path: Path) -> None:
