@@ -203,6 +203,10 @@ def test_a_run_begins_with_the_rollout_actors_for_which_there_is_room(job: RunSp
     policy, _, _ = job.build()
     some, few = RayRollouts(nowhere, [*absent, *actors]), RayRollouts(nowhere, actors)
     groups, expected = (one.collect(one.submit(queries, policy.snapshot(0))) for one in (some, few))
+    deadline = time.monotonic() + 60
+    while some.up < 2:  # The first may have answered all before the second was looked at.
+        assert time.monotonic() < deadline
+        some.collect(some.submit(queries, policy.snapshot(0)))
     assert some.up == 2
     assert all(torch.equal(ours.items_G, theirs.items_G) for ours, theirs in zip(groups, expected, strict=True))
 
