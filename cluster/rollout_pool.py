@@ -153,7 +153,6 @@ class RolloutPool:
         with self._lock:
             self._open[request.actor].remove(request)
             self._answered_at[request.actor] = time.monotonic()
-            self._hand_out()
 
     def _send_again(self, request: Request, error: Exception) -> None:
         """The request's actor did not survive it, or its node is gone: it gets none until it is up again.
