@@ -75,7 +75,8 @@ class Position:
 class PositionedCheckpoints:
     """The checkpoints of a run that streams: each moves the position to the one before it (``Checkpoints`` protocol).
 
-    Not to itself: were the run killed before Ray Train knows of it, workers would resume from the one before.
+    Not to itself: were the run killed before Ray Train knows of it, workers would resume from the one before. From one
+    that is older still, they read the pools in between themselves (``StreamedEpochs``).
     """
 
     def __init__(self, inner: Checkpoints, position: Position) -> None:

@@ -121,11 +121,23 @@ def test_a_run_goes_on_at_any_step_and_skips_what_it_had_learned(data: Path) -> 
     assert [epochs.names(1)] == [[f"user {user}" for user, *_ in wanted[1][0]]]
 
 
-def test_a_stream_that_begins_after_the_wanted_step_is_an_error(data: Path) -> None:
+@pytest.mark.parametrize("begins", [2, 3, None])
+def test_what_a_stream_that_begins_after_the_wanted_step_lacks_is_read_here(data: Path, begins: int | None) -> None:
     stream = stream_of(data, BATCH)
-    late = StreamedEpochs(stream, lambda step, rank, world: [stream.read(2, rank, world)])
+    alone, steps = StreamedEpochs(stream), range(1, 6)
+
+    def late(step: int, rank: int, world: int) -> list[pa.Table]:
+        return [] if begins is None else [stream.read(pool, rank, world) for pool in range(begins, 6)]
+
+    found = StreamedEpochs(stream, late)
+    assert [batch_of(found, step) for step in steps] == [batch_of(alone, step) for step in steps]
+
+
+def test_a_stream_with_a_gap_is_an_error(data: Path) -> None:
+    stream = stream_of(data, BATCH)
+    broken = StreamedEpochs(stream, lambda step, rank, world: [stream.read(pool, rank, world) for pool in (0, 2)])
     with pytest.raises(RuntimeError, match="goes on at step 2, wanted 1"):
-        late.micro_batches(1, 2, 0, 1)
+        broken.micro_batches(1, 2, 0, 1)
 
 
 def test_without_context_a_batch_has_none(data: Path) -> None:

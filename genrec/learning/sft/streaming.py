@@ -152,7 +152,7 @@ def own_batches(windows: Windows, batches: Sequence[IntArray], first: int, rank:
 OpenPools = Callable[[int, int, int], Iterable[pa.Table]]
 """From a step, a rank and the number of workers to what the worker learns from there on, pool by pool, in order.
 
-It may begin at an earlier step.
+It may begin at an earlier step, or, at the beginning of a pool, at a later one.
 """
 
 
@@ -183,7 +183,7 @@ class StreamedEpochs:
     def micro_batches(self, step: int, size: int, rank: int, world: int) -> tuple[list[Batch], int]:
         """This worker's part of a batch in pieces of ``size``, and the number of targets in the whole batch."""
         if self._rows is None or step < self._step:
-            self._rows = _single_rows(self._open(step, rank, world))
+            self._rows = self._rows_from(step, rank, world)
         while self._step != step:
             self._row = next(self._rows)
             self._step = self._row["step"][0].as_py()
@@ -203,6 +203,21 @@ class StreamedEpochs:
     def names(self, step: int) -> list[str]:
         """The users of this worker's windows in the batch of ``step``, which is the one that was asked for last."""
         return [f"user {user}" for user in self._row["users"][0].as_py()]
+
+    def _rows_from(self, step: int, rank: int, world: int) -> Iterator[pa.Table]:
+        """The rows from ``step`` on, or from an earlier one.
+
+        What was opened may begin later, where a killed worker had come further than the last checkpoint that outlived
+        it: the pools before it are read in this process.
+        """
+        opened = _single_rows(self._open(step, rank, world))
+        if (first := next(opened, None)) is None:
+            yield from _single_rows(self._read_here(step, rank, world))
+            return
+        missing = range(self._stream.pool_of(step), self._stream.pool_of(first["step"][0].as_py()))
+        yield from _single_rows(self._stream.read(pool, rank, world) for pool in missing)
+        yield first
+        yield from opened
 
     def _read_here(self, step: int, rank: int, world: int) -> Iterator[pa.Table]:
         pool = self._stream.pool_of(step)
