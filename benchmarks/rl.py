@@ -30,6 +30,7 @@ SHARDS = {"sharded_": 4, "wide_": 8}
 LINEAR_AT = 32
 """Actors at which the throughput beside these is compared with that of one actor."""
 STALENESS = (1, 2)
+"""Of these comparisons."""
 
 
 @dataclass(frozen=True)
@@ -227,5 +228,5 @@ def _simulated(size: RlSize, bench: Bench, measured: Service) -> None:
         if name in SHARDS:
             for staleness in STALENESS:
                 one, many = (service.prompts_per_s(prompts, actors, staleness) for actors in (1, LINEAR_AT))
-                ratio_ = f"sim_{name}linear_at_{LINEAR_AT}_staleness_{staleness}"
-                bench.ratios[ratio_] = many / (LINEAR_AT * one)
+                linear = f"sim_{name}linear_at_{LINEAR_AT}_staleness_{staleness}"
+                bench.ratios[linear] = many / (LINEAR_AT * one)

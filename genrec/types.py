@@ -83,12 +83,10 @@ class Snapshot:
         Parts are hashed by as many threads as there are cores: one hashes a gigabyte in a second, and the weights of a
         large policy are hashed twice in every update.
         """
-        import torch
-
         parts = list[memoryview]()
         total = hashlib.sha256()
         for name in sorted(self.tensors):
-            raw = self.tensors[name].contiguous().flatten().view(torch.uint8).numpy().data
+            raw = _bytes_of(self.tensors[name]).data
             total.update(f"{name}:{len(raw)};".encode())
             parts += [raw[at : at + DIGEST_BYTES] for at in range(0, len(raw), DIGEST_BYTES)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -99,15 +97,18 @@ class Snapshot:
     def __reduce__(self) -> tuple[Any, ...]:
         """Tensors travel as NumPy arrays of their bytes, which Ray keeps in shared memory and maps without a copy.
 
-        As tensors they would be pickled, ten times as slowly. So those that arrive may be read-only.
+        As tensors they would be pickled, which takes longer (``genrec bench transport``). So those that arrive may be
+        read-only.
         """
-        import torch
-
-        parts = {
-            name: (tensor.dtype, tensor.shape, tensor.detach().contiguous().flatten().view(torch.uint8).numpy())
-            for name, tensor in self.tensors.items()
-        }
+        parts = {name: (tensor.dtype, tensor.shape, _bytes_of(tensor)) for name, tensor in self.tensors.items()}
         return _received_snapshot, (self.version, parts, self.digest)
+
+
+def _bytes_of(tensor: Tensor) -> Any:
+    """The bytes of a tensor on the CPU, a NumPy array (n,) of uint8; its own memory where that is contiguous."""
+    import torch
+
+    return tensor.detach().contiguous().flatten().view(torch.uint8).numpy()
 
 
 def _sha256(part: memoryview) -> bytes:
@@ -186,8 +187,7 @@ def _packed(value: object) -> Any:
         return {name: _packed(one) for name, one in value.items()}
     if not isinstance(value, torch.Tensor):
         return value
-    raw = value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-    return _TensorBytes(value.dtype, tuple(value.shape), raw)
+    return _TensorBytes(value.dtype, tuple(value.shape), _bytes_of(value).tobytes())
 
 
 def _unpacked(value: Any) -> Any:
