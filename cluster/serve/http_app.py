@@ -190,7 +190,8 @@ async def reload(body: ReloadBody, service: Served) -> ReloadAnswer:
     if body.run is not None and not await asyncio.to_thread(old.place.has_neighbour, body.run):
         raise Refusal(404, f"run: there is no {body.run!r} beside the served runs; make one with `genrec full`")
     try:
-        return await service.reload(body.run, body.replaces)
+        # A reload that began goes on to its end, also where its client is gone: half of one would leak what it loaded.
+        return await asyncio.shield(service.begin(service.reload(body.run, body.replaces)))
     except InputError as error:
         raise Refusal(409, f"nothing was changed: {error}") from None
 

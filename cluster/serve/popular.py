@@ -13,12 +13,18 @@ from genrec.policy.decoding.request_constraints import Constraint
 
 
 def popular_items(
-    view: CatalogView, scores_N: FloatArray, history: Sequence[int], k: int, constraint: Constraint | None
+    view: CatalogView,
+    scores_N: FloatArray,
+    history: Sequence[int],
+    k: int,
+    constraint: Constraint | None,
+    hidden: Sequence[int] = (),
 ) -> list[Recommendation]:
     """The ``k`` best items by ``scores_N`` (N,), whose score is their share of the total; inserted items come last.
 
     Args:
         history: rows of the user's items, for ``Constraint.unseen``.
+        hidden: rows that the run does not answer, whatever the constraint: its ``mask_seen``.
 
     Raises:
         InputError: a constraint on what the catalogue does not have.
@@ -26,7 +32,7 @@ def popular_items(
     allowed_N = np.ones(len(view.ids), bool)
     if constraint is not None:
         allowed_N = view.attributes.mask(constraint, history).numpy().copy()
-    allowed_N[list(view.catalog.removed)] = False
+    allowed_N[[*view.catalog.removed, *hidden]] = False
     grown_N = np.zeros(len(view.ids))
     grown_N[: len(scores_N)] = scores_N / scores_N.sum()
     rows = np.flatnonzero(allowed_N)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from filelock import FileLock
+
 from genrec.config.root import is_url
 from genrec.data.files import write_json
 from genrec.data.object_store import ObjectStore
@@ -62,16 +64,31 @@ class RunsFile:
                 f"{self._name} of {self.storage} cannot be read ({error}); remove it to serve the deployed runs"
             ) from None
 
-    def write(self, places: Sequence[RunPlace]) -> int:
-        """Tell the others to serve ``places``; returns the number of reloads so far."""
+    def write(self, places: Sequence[RunPlace], after: int) -> int:
+        """Tell the others to serve ``places``; returns the number of reloads so far.
+
+        Raises:
+            InputError: there were more reloads than ``after`` meanwhile, or it cannot be written.
+        """
+        if self.is_remote:
+            return self._written(places, after)
+        path = Path(self.storage) / self._name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.with_suffix(".lock")):
+                return self._written(places, after)
+        except OSError as error:
+            raise InputError(f"{self._name} cannot be written ({error})") from None
+
+    def _written(self, places: Sequence[RunPlace], after: int) -> int:
         reloads = self.read()[0] + 1
+        if reloads != after + 1:
+            raise InputError("another replica was told to reload meanwhile; ask again")
         content = {"reloads": reloads, "runs": [{"name": place.name, "folder": place.folder} for place in places]}
         if self.is_remote:
             self._store.write(self._name, json.dumps(content).encode())
             return reloads
-        path = Path(self.storage) / self._name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(content, path)
+        write_json(content, Path(self.storage) / self._name)
         return reloads
 
     @cached_property

@@ -206,7 +206,8 @@ class ServedRun:
         self.recommender.refresh()
         view, request = self.recommender.view, question.request
         history = [view.rows[item] for item in request.ids]
-        items = popular_items(view, self._popularity_N, history, request.k, request.constraint)
+        hidden = history[-self.record.config.data.max_history :] if self.record.mask_seen else ()
+        items = popular_items(view, self._popularity_N, history, request.k, request.constraint, hidden)
         return RankedAnswer(items, self.recommender.catalog_version)
 
     def _score(self, body: ScoreBody, request_id: str) -> ScoreAnswer:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 from cluster.serve.catalog_writer import CatalogWriter
 from cluster.serve.messages import About, CatalogChange, NewItem, ReloadAnswer, ServedVersion, UserBody
@@ -22,6 +24,8 @@ from genrec.errors import InputError
 from genrec.inference.run_place import RunPlace
 
 LOG = logging.getLogger(__name__)
+
+Made = TypeVar("Made")
 
 WATCH_S = 0.5
 """Seconds between two looks at the runs of the last reload."""
@@ -51,6 +55,7 @@ class HttpService:
         self.closing = False
         self._reloading = asyncio.Lock()
         self._writer = CatalogWriter()
+        self._begun = set[asyncio.Task[Any]]()
 
     @property
     def versions(self) -> list[ServedVersion]:
@@ -114,6 +119,7 @@ class HttpService:
         if self._reloading.locked():
             raise InputError("another reload is going on; wait until it ends")
         async with self._reloading:
+            await self._catch_up()
             old = self.named(replaces)
             place = await asyncio.to_thread(old.place.neighbour, name or old.place.name)
             if place == old.place:
@@ -121,12 +127,17 @@ class HttpService:
             if place.name in {run.place.name for run in self.runs if run is not old}:
                 raise InputError(f"run: {place.name} is served already, as the other of the two runs")
             places = [place if run is old else run.place for run in self.runs]
+            fresh = self.runs
             try:
-                await self._replace(places)
+                fresh = await self._loaded(places)
+                # Before anything is served: what cannot be told to the other replicas is not done.
+                generation = await asyncio.to_thread(self._shared.write, places, self._generation)
             except InputError:
+                _close_all(set(fresh) - set(self.runs))
                 METRICS.changes.labels("reload", "rolled back").inc()
                 raise
-            self._generation = await asyncio.to_thread(self._shared.write, places)
+            self._generation = generation
+            await self._take_over(fresh)
             METRICS.changes.labels("reload", "done").inc()
             return ReloadAnswer(changed=True, served=self.versions)
 
@@ -136,24 +147,44 @@ class HttpService:
         Runs until it is cancelled: after an error, whatever it is, it tries again.
         """
         pause_s = STORE_WATCH_S if self._shared.is_remote else WATCH_S
+        again = 0.0
         while True:
             await asyncio.sleep(pause_s)
-            try:
-                await self._follow_reloads()
-                for run in self.runs:
-                    await asyncio.to_thread(run.follow_changes)
-            except Exception as error:  # Who does not follow any more would serve what is old for ever.
-                about = "what other replicas changed could not be taken over: %s"
-                LOG.error(about, error, exc_info=not isinstance(error, InputError))
+            # Catalogues first, each by itself: a run that cannot be loaded must not keep removed items in the answers.
+            followed = [await self._tried(asyncio.to_thread(run.follow_changes)) for run in self.runs]
+            if time.monotonic() >= again and not await self._tried(self._follow_reloads()):
+                again = time.monotonic() + 10 * pause_s
+            if not all(followed):
                 await asyncio.sleep(10 * pause_s)
 
+    async def _tried(self, work: Awaitable[None]) -> bool:
+        """Whether ``work`` was done; who does not follow any more would serve what is old for ever."""
+        try:
+            await work
+        except Exception as error:
+            about = "what other replicas changed could not be taken over: %s"
+            LOG.error(about, error, exc_info=not isinstance(error, InputError))
+            return False
+        return True
+
+    def begin(self, work: Coroutine[Any, Any, Made]) -> asyncio.Task[Made]:
+        """Start ``work``, which ends by itself."""
+        task = asyncio.create_task(work)
+        self._begun.add(task)  # The loop itself keeps tasks weakly.
+        task.add_done_callback(self._begun.discard)
+        return task
+
     async def _follow_reloads(self) -> None:
+        if not self._reloading.locked():
+            async with self._reloading:
+                await self._catch_up()
+
+    async def _catch_up(self) -> None:
+        """Serve what the last reload of any replica told."""
         read = self._shared.read
         generation, places = await asyncio.to_thread(read) if self._shared.is_remote else read()
-        if generation <= self._generation or self._reloading.locked():
-            return
-        async with self._reloading:
-            await self._replace(places)
+        if generation > self._generation:
+            await self._take_over(await self._loaded(places))
             self._generation = generation
 
     async def insert(self, items: Sequence[NewItem]) -> CatalogChange:
@@ -178,12 +209,21 @@ class HttpService:
         for run in self.runs:
             run.close()
 
-    async def _replace(self, places: Sequence[RunPlace]) -> None:
-        """Serve ``places``; runs that are served already stay as they are."""
-        old = {run.place: run for run in self.runs}
-        fresh = [old.get(place) or await asyncio.to_thread(ServedRun, place, self.settings) for place in places]
-        self.runs = fresh
-        for run in old.values():
+    async def _loaded(self, places: Sequence[RunPlace]) -> list[ServedRun]:
+        """The runs of ``places``; those that are served already as they are."""
+        old, found = {run.place: run for run in self.runs}, list[ServedRun]()
+        try:
+            for place in places:
+                found.append(old.get(place) or await asyncio.to_thread(ServedRun, place, self.settings))
+        except Exception:  # The thread of one that was loaded already would keep it in memory.
+            _close_all(set(found) - set(self.runs))
+            raise
+        return found
+
+    async def _take_over(self, fresh: list[ServedRun]) -> None:
+        """Serve ``fresh`` from now on."""
+        old, self.runs = self.runs, fresh
+        for run in old:
             if run not in fresh:
                 await _close_unused(run)
 
@@ -197,6 +237,11 @@ class HttpService:
         METRICS.changes.labels(name, "done").inc()
         counts = {key: done.get(key, 0) for key in ("inserted", "returned", "removed")}
         return CatalogChange(**counts, served=self.versions)
+
+
+def _close_all(runs: Iterable[ServedRun]) -> None:
+    for run in runs:
+        run.close()
 
 
 async def _close_unused(run: ServedRun) -> None:

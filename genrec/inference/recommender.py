@@ -10,6 +10,7 @@ import torch
 
 from genrec.baselines.itemknn import ItemKNN, Pairs, fit_itemknn
 from genrec.baselines.train_log import read_train_log
+from genrec.config.root import is_url
 from genrec.data.readers import read_items
 from genrec.errors import InputError
 from genrec.inference.answers import CatalogItem, Recommendation, Reply
@@ -254,8 +255,8 @@ class Recommender:
 
     def _current(self) -> Path:
         """The directory of the catalogue to serve."""
-        assigned = self.run.catalog
-        return assigned if self._live is None else catalog_updates.current(assigned, self._live)
+        assigned, stored = self.run.catalog, is_url(self.run.config.storage)
+        return assigned if self._live is None else catalog_updates.current(assigned, self._live, stored=stored)
 
     def _read_view(self, path: Path) -> CatalogView:
         view = CatalogView.read(

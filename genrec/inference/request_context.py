@@ -10,6 +10,9 @@ from typing import cast
 from genrec.errors import InputError
 from genrec.types import HistoryContext
 
+FARTHEST = 2**61
+"""The largest time: differences of two fit into 64 bits."""
+
 
 def request_context(
     items: int, usual: str | None, event: str | None, events: Sequence[str | None], times: Sequence[int]
@@ -30,7 +33,10 @@ def request_context(
             )
     named = tuple(_event_type(one, "history_events") for one in events) or (usual,) * items
     wanted = usual if event is None else _event_type(event, "event")
-    return HistoryContext(named, tuple(whole_number(time, "history_times") for time in times), wanted)
+    seconds = tuple(whole_number(time, "history_times") for time in times)
+    if far := [time for time in seconds if abs(time) > FARTHEST]:
+        raise InputError(f"history_times: got {reprlib.repr(far[0])}; wanted epoch seconds, of at most {FARTHEST:,}")
+    return HistoryContext(named, seconds, wanted)
 
 
 def whole_number(value: object, name: str) -> int:

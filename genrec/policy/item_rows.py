@@ -306,19 +306,18 @@ class ItemRows(nn.Module):
         known, head, asked_Md = self._known, cast("nn.Embedding", self.head), self._asked(hidden_MD)
         rows_Nd = self._compared(head.weight)
         if inserted := len(known.tokens_NL) - self._items:
-            rows_Nd = torch.cat([rows_Nd, self._new_rows(rows_Nd, inserted)])
+            rows_Nd = torch.cat([rows_Nd, self._new_rows(rows_Nd, inserted, known.near_MX)])
         logits_MN = F.linear(asked_Md, rows_Nd).float()
         if seen is not None:
             logits_MN = seen.adjusted_all(logits_MN)
         return logits_MN.masked_fill(~known.present_N, -torch.inf)
 
-    def _new_rows(self, rows_Nd: Tensor, inserted: int) -> Tensor:
+    def _new_rows(self, rows_Nd: Tensor, inserted: int, near_MX: Tensor | None) -> Tensor:
         """The head's rows (M, d) of inserted items, from the compared rows of the trained ones.
 
         Their mean m gives the mean of the neighbours' logits, too little for an item that is like them; m / |m| has
         larger cosines than most trained rows, and takes the places of other items. Between them lies m / |m|^½.
         """
-        near_MX = self._known.near_MX
         if near_MX is None:
             return rows_Nd.new_zeros(inserted, rows_Nd.shape[1])
         mean_Md = rows_Nd[near_MX].mean(-2)

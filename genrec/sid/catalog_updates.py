@@ -45,17 +45,26 @@ from genrec.sid.suffix import Suffixed
 from genrec.sid.vectors import Floats, Ints, VectorFiles, check_vectors
 
 CHANGE = "change.json"
+STORED = ".stored"
+"""A file in an update of this machine that the store has, too; one without it was made here and got no further."""
 TEXT = ["id", "title", "description", "brand", "categories"]
 
 
-def current(assigned: Path, live: Path) -> Path:
-    """The directory of the current catalogue: the last update under ``live``, or ``assigned`` if there is none."""
+def current(assigned: Path, live: Path, *, stored: bool = False) -> Path:
+    """The directory of the current catalogue: the last update under ``live``, or ``assigned`` if there is none.
+
+    Args:
+        stored: storage is an object store: an update that it has not taken yet is none.
+    """
     try:
         with os.scandir(live) as entries:
             names = [entry.name for entry in entries if entry.name.isdecimal() and entry.is_dir()]
     except FileNotFoundError:
         return assigned
-    return live / max(names, key=int) if names else assigned
+    for name in sorted(names, key=int, reverse=True):
+        if not stored or (live / name / STORED).is_file():
+            return live / name
+    return assigned
 
 
 def read(directory: Path) -> tuple[Catalog, list[str], list[pa.Table]]:

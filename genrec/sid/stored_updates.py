@@ -14,10 +14,8 @@ from filelock import FileLock, Timeout
 
 from genrec.data.artifact_cache import ArtifactCache
 from genrec.data.object_store import StoredFile
-from genrec.sid.catalog_updates import CHANGE
+from genrec.sid.catalog_updates import CHANGE, STORED
 
-STORED = ".stored"
-"""A file in an update of this machine that the store has, too; one without it was made here and got no further."""
 LOCK = ".store.lock"
 
 
@@ -54,7 +52,8 @@ class StoredUpdates:
         for number in self._local() - set(found):
             shutil.rmtree(self._folder / number)
         newest = max(found, key=int, default=None)
-        for number, files in found.items():
+        # The newest first: the highest number of this machine is what is searched, so it must be whole.
+        for number, files in sorted(found.items(), key=lambda one: int(one[0]), reverse=True):
             whole = number == newest
             wanted = files if whole else {CHANGE: files[CHANGE]}
             if any(not (self._folder / number / file).is_file() for file in wanted):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from numbers import Integral, Real
@@ -125,21 +125,32 @@ def parse_parts(text: str, rows: Mapping[str, int], catalog: Catalog, style: Sid
     """
     parts: list[str | Item] = []
     end = 0
-    pairs = dict.fromkeys((MARKERS["letters"], MARKERS[style]))
-    spans = "|".join(f"{re.escape(before)}(?s:(.*?)){re.escape(after)}" for before, after in pairs)
-    for found in re.finditer(spans, text):
-        name = next(group for group in found.groups() if group is not None).strip()
+    for start, stop, name in _spans(text, dict((MARKERS["letters"], MARKERS[style]))):
         codes = read_sid(name, catalog.level_sizes, style)
         row = rows.get(name, None if codes is None else catalog.item_of(codes))
         if row is None:
             first = write_sid([0] * catalog.levels, catalog.level_sizes, style)
             raise InputError(
-                f"{reprlib.repr(found[0])} is no item of the catalogue; wanted [[id]], or a SID such as "
+                f"{reprlib.repr(text[start:stop])} is no item of the catalogue; wanted [[id]], or a SID such as "
                 f"{first.join(MARKERS[style])}, of one"
             )
-        parts += [text[end : found.start()], Item(row)]
-        end = found.end()
+        parts += [text[end:start], Item(row)]
+        end = stop
     return tuple(part for part in (*parts, text[end:]) if part != "")
+
+
+def _spans(text: str, pairs: Mapping[str, str]) -> Iterator[tuple[int, int, str]]:
+    """Begin, end and name of each span between markers; in linear time, also where a text is all opening markers."""
+    opening = re.compile("|".join(map(re.escape, pairs)))
+    last, at = {before: text.rfind(after) for before, after in pairs.items()}, 0
+    while (found := opening.search(text, at)) is not None:
+        begin, name_at = found.span()
+        if last[found[0]] < name_at:
+            at = begin + 1
+            continue
+        name_end = text.find(pairs[found[0]], name_at)
+        at = name_end + len(pairs[found[0]])
+        yield begin, at, text[name_at:name_end].strip()
 
 
 def format_parts(
