@@ -63,8 +63,9 @@ def rewards_similarity(config: Config) -> bool:
 
 
 def searches_similarity(config: Config) -> bool:
-    """The search, or the config that it starts from, uses ``rewards.semantic``."""
-    return rewards_similarity(config) or bool({"semantic", "rewards.semantic"} & set(config.tune.space))
+    """The search, or the config that it starts from, uses ``rewards.semantic`` or ``rewards.lists.distance``."""
+    searched = {"semantic", "rewards.semantic", "rewards.lists.distance"} & set(config.tune.space)
+    return rewards_similarity(config) or bool(searched)
 
 
 def fixes_groups(config: Config) -> bool:

@@ -138,9 +138,10 @@ def _in_this_process(config: Config) -> Config:
 
 def _with_own_stages(search: SearchSpec, config: Config, values: Mapping[str, Any]) -> RunSpec:
     """The search's SFT policy and catalogue; or, where the trial changes what they are made from, its own."""
-    if not remakes_earlier_stages(list(values)):
+    rl = config.learning.rl
+    if not remakes_earlier_stages(list(values), fixed_groups=rl.groups != "fresh"):
         return replace(search.run, config=config)
-    more = ("served",) if config.learning.rl.served else ()
+    more = [name for name, is_on in (("served", rl.served), ("groups", rl.groups != "fresh")) if is_on]
     made = _remade(search, config.replace({"compute.data_actors": 0}), "prepare", "assign", "sft", *more)
     paths = {name: artifact.path for name, artifact in made.items()}
     vectors = paths.get("embed") if search.run.vectors else None
@@ -151,6 +152,7 @@ def _with_own_stages(search: SearchSpec, config: Config, values: Mapping[str, An
         catalog=paths["assign"],
         start=paths["sft"],
         vectors=vectors,
+        groups=paths.get("groups"),
         served=paths.get("served"),
     )
 

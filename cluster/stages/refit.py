@@ -54,5 +54,9 @@ def refit_loop(data: Path, best_step: int, spec: RunSpec) -> None:
     steps, more = before.steps, epochs.steps
     options = {"validate": None, "last_step": max(1, round(best_step * more / steps))}
     # The number of epochs that the training on ``data`` had: more examples would ask for fewer.
-    same = config.replace({"learning.sft.epochs": epochs_for(settings.epochs, steps)})
+    # Their largest number of steps grows as the examples do.
+    longest = -(-settings.max_steps * more // steps)
+    same = config.replace(
+        {"learning.sft.epochs": epochs_for(settings.epochs, steps), "learning.sft.max_steps": longest}
+    )
     sft.learn(replace(spec, config=same), sft.SftParts(*spec.build()), epochs, accelerator, options)

@@ -249,8 +249,13 @@ def _slates_fit(rl: Rl) -> dict[str, bool]:
     """What lists of items exclude: message -> whether it applies."""
     slate = rl.generation == "slate"
     return {
-        "generation=slate draws lists from the policy as it stands; take groups=fresh": slate and rl.groups == "fixed",
-        "add_target is about items; with generation=slate a candidate is a list": slate and rl.add_target,
+        "generation=slate draws lists from the policy as it stands; take groups=fresh": slate and rl.groups != "fresh",
+        "add_target (and objective=recast) is about items; with generation=slate a candidate is a list": (
+            slate and rl.adds_target
+        ),
+        "gate=rank sorts queries by the target's rank among items; with generation=slate a candidate is a list": (
+            slate and rl.gate == "rank"
+        ),
         "objective=ppo has a value per code, and generation=slate one advantage per item; take grpo or reinforce": (
             slate and rl.objective == "ppo"
         ),

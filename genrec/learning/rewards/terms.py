@@ -70,12 +70,9 @@ def event(group: Group, context: RewardContext) -> Tensor:
     settings, future_items = context.settings, require(context.future_items, "the users' next training events")
     items = future_items.items(group.query.id, settings.horizon)
     types = future_items.events(group.query.id, settings.horizon)
-    values = [
-        settings.discount**d * settings.events.get(type_, settings.other_events)
-        if d == 0 or settings.delayed is None or type_ in settings.delayed
-        else 0.0
-        for d, type_ in enumerate(types)
-    ]
+    counts = [d for d, name in enumerate(types) if d == 0 or settings.delayed is None or name in settings.delayed]
+    values = [settings.discount**d * settings.events.get(types[d], settings.other_events) for d in counts]
+    items = [items[d] for d in counts]
     if context.worth_N is not None:
         worth = context.worth_N[items].tolist()
         values = [value * times for value, times in zip(values, worth, strict=True)]
@@ -187,5 +184,5 @@ def _credit(group: Group, items: Sequence[int], values: Sequence[float]) -> Tens
     """The highest of ``values`` of each candidate's item, (G,); 0 for a candidate that is not among ``items``."""
     best: dict[int, float] = {}
     for item, value in zip(items, values, strict=False):
-        best[item] = max(value, best.get(item, 0.0))
+        best[item] = max(value, best.get(item, value))
     return torch.tensor([best.get(item, 0.0) for item in group.items_G.tolist()])

@@ -39,8 +39,9 @@ def group_std(rewards_BG: Tensor, share_BG: Tensor, total: Total = of_one_worker
 
 def group_mean(rewards_BG: Tensor, share_BG: Tensor, total: Total = of_one_worker) -> Tensor:
     """A_i = r_i - mean(r) (Dr. GRPO, Liu et al. 2025); 0 in groups without two different rewards."""
-    centred_BG = rewards_BG - (share_BG * rewards_BG).sum(-1, keepdim=True)
-    return centred_BG.masked_fill((share_BG == 0) | ~has_advantage(rewards_BG, share_BG > 0)[:, None], 0)
+    return centred(rewards_BG, share_BG).masked_fill(
+        (share_BG == 0) | ~has_advantage(rewards_BG, share_BG > 0)[:, None], 0
+    )
 
 
 def batch_std(rewards_BG: Tensor, share_BG: Tensor, total: Total = of_one_worker) -> Tensor:
@@ -107,7 +108,8 @@ def sibling(rewards_BG: Tensor, share_BG: Tensor, codes_BGL: Tensor) -> Tensor:
     """
     same_BGGL = same_prefix(codes_BGL) * share_BG[:, None, :, None]
     within_BGGL = same_BGGL / same_BGGL.sum(2, keepdim=True).clamp(min=1e-30)
-    gap_BGGL = rewards_BG[:, None, :, None] - (within_BGGL * rewards_BG[:, None, :, None]).sum(2, keepdim=True)
+    above_BGG1 = (rewards_BG[:, None] - rewards_BG[:, :, None])[..., None]  # Exactly 0 where rewards are equal.
+    gap_BGGL = above_BGG1 - (within_BGGL * above_BGG1).sum(2, keepdim=True)
     std_BGL = (within_BGGL * gap_BGGL.square()).sum(2).sqrt()
     centred_BGL = gap_BGGL.diagonal(dim1=1, dim2=2).movedim(-1, 1)
     own_BGL = (centred_BGL / std_BGL.clamp(min=EPSILON)).masked_fill(std_BGL < EPSILON, 0)
@@ -129,8 +131,14 @@ def shares(weight_BG: Tensor) -> Tensor:
 def has_advantage(rewards_BG: Tensor, real_BG: Tensor) -> Tensor:
     """Whether the rewards of a group's real candidates have a standard deviation of EPSILON or more, (B,)."""
     share_BG = shares(real_BG.to(rewards_BG.dtype))
-    centred_BG = rewards_BG - (share_BG * rewards_BG).sum(-1, keepdim=True)
-    return _spread(centred_BG, share_BG)[:, 0] >= EPSILON
+    return _spread(centred(rewards_BG, share_BG), share_BG)[:, 0] >= EPSILON
+
+
+def centred(rewards_BG: Tensor, share_BG: Tensor) -> Tensor:
+    """r - mean(r) of the candidates with a share, (B, G): exactly 0 where these have one reward, however large."""
+    first_B1 = rewards_BG.gather(1, (share_BG > 0).int().argmax(1, keepdim=True))
+    above_BG = (rewards_BG - first_B1).masked_fill(share_BG == 0, 0)
+    return above_BG - (share_BG * above_BG).sum(-1, keepdim=True)
 
 
 def _spread(centred_BG: Tensor, share_BG: Tensor) -> Tensor:

@@ -62,6 +62,7 @@ class CriticTrainer:
         if accelerator.is_main_process:
             LOG.info("critic: %s parameters of its own", f"{sum(weight.numel() for weight in own):,}")
         optimizer = torch.optim.AdamW(own, lr=settings.value_lr, weight_decay=0.0)
+        self._bare = critic  # As the checkpoint names its weights, whether or not DDP wraps it.
         prepared: Any = accelerator.prepare(critic, optimizer)
         self._critic, self._optimizer = prepared
         self._device = accelerator.device
@@ -80,14 +81,16 @@ class CriticTrainer:
 
     def write(self, directory: Path) -> None:
         """Save the critic and its optimizer next to a checkpoint."""
-        learned = {name: weight.detach() for name, weight in self._critic.named_parameters() if weight.requires_grad}
+        learned = {name: weight.detach() for name, weight in self._bare.named_parameters() if weight.requires_grad}
         state = {"critic": learned, "optimizer": self._optimizer.state_dict()}
         torch.save(state, directory / FILE)
 
     def read(self, directory: Path) -> None:
         """Restore what ``write`` saved."""
         state = torch.load(directory / FILE, weights_only=True, map_location=self._device)
-        self._critic.load_state_dict(state["critic"], strict=False)
+        self._bare.load_state_dict(
+            {name.removeprefix("module."): one for name, one in state["critic"].items()}, strict=False
+        )
         self._optimizer.load_state_dict(state["optimizer"])
 
 

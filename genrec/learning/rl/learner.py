@@ -30,6 +30,7 @@ from genrec.learning.sft.strategies import gradient_norm, read_moments, write_mo
 from genrec.learning.sft.trainer import parameter_groups
 from genrec.policy.model import Policy
 from genrec.policy.prompts import Prompts
+from genrec.seeds import seed_of
 from genrec.sid.trie import Trie
 from genrec.types import Group, Snapshot
 
@@ -51,8 +52,9 @@ class GrpoLearner:
         accelerator: Accelerator,
         *,
         head_weight: float = 0.0,
+        seed: int = 0,
     ) -> None:
-        self._head_weight = head_weight
+        self._head_weight, self._seed = head_weight, seed
         self._settings, self._reward, self._accelerator = settings, reward, accelerator
         self._objective = OBJECTIVES[settings.objective]
         self.policy = policy.to(accelerator.device)
@@ -101,6 +103,7 @@ class GrpoLearner:
         zero_advantage = zero_advantage_share(*_stacked(groups))
         groups = informative_first(groups)[: max(1, len(groups) // settings.oversample)]
         self._wrapped.eval()
+        torch.manual_seed(seed_of("update", self._seed, self.version, self._accelerator.process_index))
         targets = self._targets(groups)
         sums = self._backward(groups, targets if self._critic is None else self._critics_targets(groups, targets))
         own = {"reward": targets.rewards_BG.mean(), "zero_advantage_groups": zero_advantage, **self._gated(groups)}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from genrec.errors import InputError
-from genrec.learning.rl.advantages import EPSILON, LIMIT, shares
+from genrec.learning.rl.advantages import EPSILON, LIMIT, centred, shares
 from genrec.types import Group
 
 
@@ -31,7 +31,7 @@ def slate_advantages(kind: str, gains_BGJ: Tensor, weight_BG: Tensor) -> Tensor:
     """
     share_BG1 = shares(weight_BG)[..., None]
     to_go_BGJ = gains_BGJ.flip(-1).cumsum(-1).flip(-1)
-    centred_BGJ = to_go_BGJ - (share_BG1 * to_go_BGJ).sum(1, keepdim=True)
+    centred_BGJ = torch.stack([centred(one_BG, share_BG1[..., 0]) for one_BG in to_go_BGJ.unbind(-1)], -1)
     count_B11 = (weight_BG > 0).sum(-1)[:, None, None]
     if kind == "group_std":
         spread_BGJ = (share_BG1 * centred_BGJ.square()).sum(1, keepdim=True).sqrt()
