@@ -40,6 +40,7 @@ from genrec.data.readers import (
 from genrec.data.tables import Split
 from genrec.data.train_counts import read_train_counts
 from genrec.errors import InputError
+from genrec.policy.chat.templates import language_content
 from genrec.seeds import seed_of
 
 if TYPE_CHECKING:
@@ -88,7 +89,9 @@ def plan(run: StageRun) -> Plan:
         # The largest losses are found within a worker's micro batch.
         settings |= {"micro_batch": learning.sft.micro_batch, "workers": config.compute.workers}
     if learns_tasks(config):
-        settings |= {name: getattr(learning, name).result_settings() for name in ("stages", "tasks", "instruction")}
+        settings |= {name: getattr(learning, name).result_settings() for name in ("stages", "tasks")}
+        written = [language_content(name) for name in learning.instruction.languages]
+        settings["instruction"] = learning.instruction.result_settings() | {"languages": written}
     return Plan(settings, partial(_train, config, run.path("prepare"), run.path("assign")))
 
 

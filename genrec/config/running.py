@@ -68,6 +68,13 @@ class Evaluation(Section):
         "made by the stage baselines",
     )
 
+    @field_validator("ks")
+    @classmethod
+    def _hold_ten(cls, ks: tuple[int, ...]) -> tuple[int, ...]:
+        if 10 not in ks:
+            raise ValueError("must hold 10: NDCG@10 and HR@10 decide who is best")
+        return ks
+
     @field_validator("baselines")
     @classmethod
     def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:

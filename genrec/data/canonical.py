@@ -184,6 +184,9 @@ def _seconds(values: pa.ChunkedArray, unit: Unit, where: str, column: str) -> pa
             )
         values = pc.floor(values).cast(pa.int64())
     values = values.cast(pa.int64())
+    if unit == "auto" and (days := _days(values)) is not None:
+        values, unit = days, "s"
+        _tell_days(where, column)
     low, high = (pc.min_max(values)[name].as_py() for name in ("min", "max"))
     if low is not None and low < 0:
         raise InputError(
@@ -197,6 +200,24 @@ def _seconds(values: pa.ChunkedArray, unit: Unit, where: str, column: str) -> pa
             "set data.time_unit to their unit, or correct them"
         )
     return pc.divide(values, PER_SECOND[unit])
+
+
+def _days(values: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """Epoch seconds of numbers such as 20240115, if all are days: as seconds they would be of August 1970."""
+    bounds = pc.min_max(values).as_py()
+    if bounds["min"] is None or not 19000101 <= bounds["min"] <= bounds["max"] <= 21001231:
+        return None
+    try:
+        return pc.strptime(values.cast(pa.string()), format="%Y%m%d", unit="s").cast(pa.int64())
+    except pa.ArrowInvalid:
+        return None
+
+
+@cache
+def _tell_days(where: str, column: str) -> None:
+    LOGGER.warning(
+        f"{where}: column '{column}' is read as days YYYYMMDD; set data.time_unit=s if they are epoch seconds"
+    )
 
 
 def _times(text: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -106,9 +106,10 @@ class _Appender:
         if user is None or not user["items"]:
             return "new"
         last = user["times"][-1]
+        kinds = user["events"] or [None] * len(user["items"])
         same = any(
-            time == event["timestamp"] and item == row
-            for item, time in zip(reversed(user["items"]), reversed(user["times"]), strict=True)
+            time == event["timestamp"] and item == row and (None in (kind, event["event"]) or kind == event["event"])
+            for item, time, kind in zip(user["items"], user["times"], kinds, strict=True)
         )
         if same and event["timestamp"] <= last:
             return "known"

@@ -27,7 +27,7 @@ from genrec.data.canonical import canonical_log
 from genrec.data.columns import LOG
 from genrec.data.sources.csv_file import read_csv, read_header
 from genrec.data.sources.json_lines import read_objects
-from genrec.data.sources.locate import is_data_file
+from genrec.data.sources.locate import is_data_file, refuse_copies
 from genrec.data.sources.source import Part, is_url, need_path, resolve
 from genrec.errors import InputError
 
@@ -128,6 +128,7 @@ class Amazon:
         found = [file for file in self._listed() if not Path(file).name.startswith("meta")]
         if not found:
             raise InputError(f"{self.data.path}: no review file *.json(l)(.gz) or *.csv(.gz); set data.interactions=…")
+        refuse_copies(found, "name one with data.interactions=…")
         return found
 
     def _listed(self) -> list[str]:

@@ -16,7 +16,7 @@ SEPARATOR = "\x1f"
 
 
 def read_delimited(
-    path: str, names: Sequence[str], delimiter: str, *, skip: int = 0, encoding: str = "utf-8"
+    path: str, names: Sequence[str], delimiter: str, *, skip: int = 0, encoding: str = "utf-8", other: str = ""
 ) -> Iterator[pa.Table]:
     """The rows as tables of strings with the columns ``names``; an empty field is null.
 
@@ -36,6 +36,16 @@ def read_delimited(
         for _ in range(skip):
             stream.readline()
         while lines := stream.readlines(BLOCK_BYTES):
-            text = b"".join(lines).decode(encoding).replace(delimiter, SEPARATOR)
+            text = _decoded(b"".join(lines), encoding, other).replace(delimiter, SEPARATOR)
             if text.strip():
                 yield arrow_csv.read_csv(pa.BufferReader(text.encode()), read, parse, convert)
+
+
+def _decoded(data: bytes, encoding: str, other: str) -> str:
+    """Text in ``encoding``, or where it is none, in ``other``."""
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError:
+        if not other:
+            raise
+        return data.decode(other)

@@ -39,9 +39,18 @@ def find_files(name: str, endings: Sequence[str]) -> list[str]:
     if path.is_file():
         return [name]
     root = folder_of(name)
-    found = [path] if path.is_dir() else [Path(match) for match in glob.glob(name)]  # noqa: PTH207 - may be absolute
+    found = [path] if path.is_dir() else [Path(match) for match in glob.glob(name, recursive=True)]  # noqa: PTH207 - may be absolute
     files = {file for match in found for file in (match.rglob("*") if match.is_dir() else [match]) if file.is_file()}
     return sorted(str(file) for file in files if is_data_file(file.relative_to(root).as_posix(), endings))
+
+
+def refuse_copies(files: Sequence[str], remedy: str) -> None:
+    """Raise InputError, which ends in ``remedy``, for a file that is packed and unpacked: it would be read twice."""
+    seen: dict[str, str] = {}
+    for file in files:
+        plain = next((file[: -len(end)] for end in PACKED if end and file.lower().endswith(end)), file)
+        if (other := seen.setdefault(plain, file)) != file:
+            raise InputError(f"got {other} and {file}, which may be copies; move one of them away; {remedy}")
 
 
 def folder_of(name: str) -> str:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from genrec.config import Data
 from genrec.data.canonical import canonical_items, canonical_log
 from genrec.data.columns import check_renames, find_catalog_columns, find_log_columns
-from genrec.data.sources.locate import PARQUET, TEXT, find_files, folder_of
+from genrec.data.sources.locate import PARQUET, TEXT, find_files, folder_of, refuse_copies
 from genrec.data.sources.source import Part, is_url, need_path, resolve
 from genrec.data.sources.streams import reading
 from genrec.data.sources.table_file import TableFile
@@ -97,6 +97,7 @@ def find_tables(name: str, remedy: str) -> list[TableFile]:
             f"{name}: got files of several kinds together, e.g. {files[0]} and {files[-1]}, which may be copies; "
             f"name one kind with a pattern such as '{name}/*.parquet'; {remedy}"
         )
+    refuse_copies(files, remedy)
     return tables
 
 

@@ -6,6 +6,8 @@ import io
 import urllib.request
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -42,7 +44,7 @@ def open_stream(path: str) -> Generator[BinaryIO]:
         InputError: the file cannot be read or is cut off, or far more comes out of it than its size allows.
     """
     with _open(path) as raw:
-        packed = _Counted(raw.read)
+        packed = _Counted(partial(_read_whole, raw, path))
         source = io.BufferedReader(packed, BUFFER)
         codec = next((codec for magic, codec in MAGIC.items() if source.peek(4).startswith(magic)), None)
         if codec is None:
@@ -65,6 +67,19 @@ def read_lines(path: str) -> Iterator[tuple[int, bytes]]:
 
 def _open(path: str) -> BinaryIO:
     return cast("BinaryIO", urllib.request.urlopen(path, timeout=60)) if is_url(path) else Path(path).open("rb")
+
+
+def _read_whole(raw: BinaryIO, path: str, size: int) -> bytes:
+    """``raw.read(size)``; InputError where a response ends before its length: urllib ends it like a whole one."""
+    try:
+        data = raw.read(size)
+    except HTTPException as error:
+        raise InputError(f"{path} was cut off ({error!r}); run the same command again, or download the file") from None
+    if size and not data and (missing := getattr(raw, "length", None)):
+        raise InputError(
+            f"{path} was cut off, {missing:,} bytes are missing; run the same command again, or download the file"
+        )
+    return data
 
 
 class _Counted(io.RawIOBase):

@@ -7,6 +7,7 @@ IDs when the message is encoded.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -65,14 +66,34 @@ class Language:
     tasks: Mapping[str, tuple[Template, ...]]
 
 
+def _file_of(name: str) -> Any:
+    """The packaged file of a language, or the user's."""
+    found = resources.files("genrec.policy.chat") / "languages" / f"{name}.yaml"
+    return found if found.is_file() else Path(name)
+
+
+def language_content(name: str) -> str:
+    """What stands for a language in a stage's key: the SHA-256 of its templates.
+
+    Raises:
+        InputError: there is no such language or file.
+    """
+    try:
+        return hashlib.sha256(_file_of(name).read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(
+            f"learning.instruction.languages: {name!r} is neither a packaged language (en, zh) nor a readable file: "
+            f"{error}"
+        ) from None
+
+
 def load_language(name: str) -> Language:
     """The templates of a packaged language (``en``, ``zh``), or of a YAML file in the same format.
 
     Raises:
         InputError: no such language or file, an unknown task, or a template with missing or unknown lines or fields.
     """
-    found = resources.files("genrec.policy.chat") / "languages" / f"{name}.yaml"
-    file = found if found.is_file() else Path(name)
+    file = _file_of(name)
     try:
         text = file.read_text(encoding="utf-8")
         content: Any = yaml.safe_load(text)
