@@ -75,7 +75,11 @@ def variant_of(config: Config, name: str) -> Config:
 def _train_and_score(config: Config, artifacts: Mapping[str, Artifact], test: TestData) -> dict[str, Any]:
     variant = in_process(config, DIRECTORY)
     inputs = {**artifacts, "sft": run_stage(variant, "sft", artifacts)}
-    settings = {"decode": variant.decode.search_settings(), "seed": config.seed}
+    settings = {
+        "decode": variant.decode.search_settings(),
+        "counted": variant.baselines.counted,
+        "seed": config.seed,
+    }
     work = partial(_score, variant, inputs, test)
     made = make_artifact(variant, Recipe("by_event", settings, (__name__,), list(inputs.values())), work)
     return dict(made.metrics["by_event"])

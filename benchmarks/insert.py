@@ -51,7 +51,12 @@ def run(config: Config, artifacts: Mapping[str, Artifact]) -> Bench:
     inputs = {name: replace(reduced, path=reduced.path / part) for name, part in REDUCED.items()}
     catalog = run_stage(config, "assign", inputs)
     policy = run_stage(config, "sft", {**inputs, "assign": catalog})
-    settings = {"width": config.decode.width, "fields": config.embed.fields, "seed": config.seed}
+    settings = {
+        "width": config.decode.width,
+        "fields": config.embed.fields,
+        "bootstrap": config.evaluation.bootstrap,
+        "seed": config.seed,
+    }
     recipe = Recipe("insert", settings, (__name__,), [reduced, catalog, policy])
     made = make_artifact(config, recipe, partial(_measure, config, reduced.path, catalog.path, policy.path))
     return Bench(DIRECTORY, made.metrics["figures"], made.metrics["ratios"])

@@ -59,7 +59,12 @@ def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
         variant = in_process(config.replace({"seed": seed, **PARTS[name]}), DIRECTORY)
         policy = run_stage(variant, "sft", artifacts)
         inputs = {**artifacts, "sft": policy}
-        settings = {"decode": variant.decode.search_settings(), "seed": seed}
+        settings = {
+            "decode": variant.decode.search_settings(),
+            "bootstrap": variant.evaluation.bootstrap,
+            "counted": variant.baselines.counted,
+            "seed": seed,
+        }
         work = partial(_score, variant, inputs, test)
         made = make_artifact(
             variant, Recipe("parts", settings, (__name__, "benchmarks.scores"), list(inputs.values())), work

@@ -118,7 +118,7 @@ def _fitted(kind: Callable[..., Any], log: TrainLog, settings: AlsSettings | Bpr
 
 def interactions(log: TrainLog) -> Sparse:
     """Who had what in the train log, (users, N), ones."""
-    pairs = np.unique(log.users_E * log.n_items + log.items_E)
+    pairs = np.unique(log.users_E * np.int64(log.n_items) + log.items_E)
     users_E, items_E = pairs // log.n_items, pairs % log.n_items
     ones_E = np.ones(len(pairs), dtype=np.float32)
     return csr(ones_E, users_E, items_E, (int(users_E.max()) + 1, log.n_items))

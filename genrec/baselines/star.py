@@ -73,7 +73,7 @@ def text_neighbours(vectors_ND: FloatArray, neighbours: int = NEIGHBOURS) -> Spa
 
 def user_cosines(log: TrainLog) -> Sparse:
     """|U_i ∩ U_j| / sqrt(|U_i| |U_j|), (N, N), sparse; 0 where i = j."""
-    pairs = np.unique(log.users_E * log.n_items + log.items_E)
+    pairs = np.unique(log.users_E * np.int64(log.n_items) + log.items_E)
     users_E, items_E = pairs // log.n_items, pairs % log.n_items
     had_UN = csr(np.ones(len(pairs)), users_E, items_E, (int(users_E.max()) + 1, log.n_items))
     both_NN = (had_UN.T @ had_UN).tocoo()

@@ -53,7 +53,7 @@ def by_label(values: Mapping[str, FloatArray], label_Q: Labels) -> dict[str, dic
 def _order(label: str) -> tuple[bool, int, str]:
     """Numbers by size; ``other`` and ``none`` last."""
     digits = label.split(" ")[0].rstrip("+").split("–")[0]
-    return label in ("other", "none"), int(digits) if digits.isdigit() else 0, label
+    return label in ("other", "none"), int(digits) if digits.isdecimal() else 0, label
 
 
 def _lengths(length_Q: IntArray) -> Labels:

@@ -56,7 +56,7 @@ def best_first(
     [0, 1] over the front.
     """
     chosen = [one for one in trials if _may_win(one, objectives)]
-    if rule == "first" or len(objectives) == 1:
+    if rule == "first" or len(objectives) == 1 or not chosen:
         return sorted(chosen, key=lambda one: (not one.on_front, *_falling(one, objectives[0])))
     values_TM = np.array([[one.metrics[name] for name in objectives] for one in chosen], dtype=np.float64)
     front_TM = values_TM[[one.on_front for one in chosen]]

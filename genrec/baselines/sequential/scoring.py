@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genrec.baselines.sequential.network import TrainedNetwork
+from genrec.errors import InputError
 from genrec.metrics import FloatArray, IntArray
 
 BATCH = 512
@@ -35,6 +36,8 @@ class SequentialBaseline:
             users_B = torch.from_numpy(users_Q[rows])
             scores_BN = self.network.scores(items_BT.to(device), lengths_B.to(device), users_B.to(device))
             scores_QN[rows] = scores_BN.cpu().numpy()
+            if np.isnan(scores_QN[rows]).any():
+                raise InputError("the network's scores are no numbers: its training diverged; lower its lr")
         return scores_QN
 
 

@@ -17,6 +17,7 @@ from genrec.pages.render import finite, page_environment, write_page
 FILE = "report.json"
 SEEDED = re.compile(r"^(?:name|seed|storage):.*$", re.MULTILINE)
 """Lines of a config in which runs with other seeds may differ."""
+SEED = re.compile(r"^seed:.*$", re.MULTILINE)
 NEEDED = ("title", "verdict", "in_plain_words", "metrics", "curves", "sid_stats", "users", "catalog", "config")
 
 
@@ -100,8 +101,11 @@ def over_seeds(configs: Sequence[str], runs: Sequence[dict[str, Any]], columns: 
         Per group of two runs or more ``{"labels", "rows": {name: {column: Estimate}}}``, of rankings that all have.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
+    seeds: dict[str, set[str]] = {}
     for config, run in zip(configs, runs, strict=True):
-        if config:
+        seed, known = SEED.findall(config), seeds.setdefault(SEEDED.sub("", config), set())
+        if config and not known & set(seed):  # A seed that is there already is the same run, or one of other code.
+            known.update(seed)
             groups.setdefault(SEEDED.sub("", config), []).append(run)
     found: list[dict[str, Any]] = []
     for group in groups.values():

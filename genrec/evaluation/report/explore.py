@@ -109,7 +109,7 @@ def principal_components(vectors_MD: FloatArray) -> FloatArray:
 
     centred = np.asarray(vectors_MD, dtype=np.float64) - np.mean(vectors_MD, axis=0, dtype=np.float64)
     points_M2 = np.zeros((len(centred), 2))
-    if min(centred.shape) > 2:
+    if min(centred.shape) > 2 and centred.any():
         left, sizes, _ = svds(centred, k=2, v0=np.random.default_rng(0).standard_normal(min(centred.shape)))
         points_M2 = (left * sizes)[:, ::-1]
     else:
