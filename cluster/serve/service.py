@@ -119,7 +119,7 @@ class HttpService:
         if self._reloading.locked():
             raise InputError("another reload is going on; wait until it ends")
         async with self._reloading:
-            await self._catch_up()
+            await self._serve(*await self._told())
             old = self.named(replaces)
             place = await asyncio.to_thread(old.place.neighbour, name or old.place.name)
             if place == old.place:
@@ -175,14 +175,18 @@ class HttpService:
         return task
 
     async def _follow_reloads(self) -> None:
-        if not self._reloading.locked():
+        """Serve what the last reload of any replica told; the lock is for the change alone, not for the look."""
+        generation, places = await self._told()
+        if generation > self._generation and not self._reloading.locked():
             async with self._reloading:
-                await self._catch_up()
+                await self._serve(generation, places)
 
-    async def _catch_up(self) -> None:
-        """Serve what the last reload of any replica told."""
+    async def _told(self) -> tuple[int, list[RunPlace]]:
+        """The number of reloads so far, and the runs that the last one told."""
         read = self._shared.read
-        generation, places = await asyncio.to_thread(read) if self._shared.is_remote else read()
+        return await asyncio.to_thread(read) if self._shared.is_remote else read()
+
+    async def _serve(self, generation: int, places: Sequence[RunPlace]) -> None:
         if generation > self._generation:
             await self._take_over(await self._loaded(places))
             self._generation = generation

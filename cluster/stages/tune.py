@@ -109,7 +109,7 @@ def _search(run: StageRun, make_spec: partial[RunSpec], out: Path) -> Mapping[st
         errors = "; ".join(sorted({one.error for one in trials if one.error})) or "none began"
         raise InputError(f"no trial of the search came to a validation ({errors}); the trials are under {out}/runs")
     record = make_record(head, trials, own_values(config), out)
-    points, chosen = _finalist_points(config, record)
+    points, chosen = finalist_points(config, record)
     again = run_experiment(search, Experiment("finalists", points)) if points else []
     record = _decided(record, chosen, again, own_values(config))
     return _keep(record, config, out)
@@ -154,7 +154,7 @@ def _head(config: Config, sft: Mapping[str, float]) -> SearchRecord:
     )
 
 
-def _finalist_points(config: Config, record: SearchRecord) -> tuple[list[dict[str, Any]], list[TrialRecord]]:
+def finalist_points(config: Config, record: SearchRecord) -> tuple[list[dict[str, Any]], list[TrialRecord]]:
     """The finalists, and with them the config's own values, each with every fresh seed."""
     settings, own = config.tune, own_values(config)
     ranked = best_first(record.trials, settings.objectives, settings.pick)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from genrec.baselines.factors import AlsFactors, AlsSettings, BprFactors, BprSettings
+from genrec.baselines.factors import AlsFactors, AlsSettings, BprFactors, BprSettings, interactions
 from genrec.baselines.ranking import rank
 from genrec.baselines.repeat_last import RepeatLast
 from genrec.baselines.star import Similarities, Star, StarSettings, text_neighbours, user_cosines
@@ -70,3 +70,10 @@ def test_factors_find_the_block_that_a_history_belongs_to(make):
     ranked = rank(make(log), np.array([[0, 3], [8, 7]]), 4, mask_seen=True)
     assert set(ranked[0].tolist()) == {1, 2, 4, 5} and set(ranked[1].tolist()) == {6, 9, 10, 11}
     assert np.array_equal(make(log).dense(np.array([[0, 3]])), make(log).dense(np.array([[0, 3]])))
+
+
+def test_pairs_of_many_users_and_items_are_counted_in_64_bits():
+    walks = np.tile([0, 1], 60_000)
+    log = TrainLog(walks.astype(np.int32), np.repeat(np.arange(60_000, dtype=np.int32), 2), np.arange(120_000), 50_000)
+    assert user_cosines(log)[0, 1] == pytest.approx(1)
+    assert interactions(log).shape == (60_000, 50_000)

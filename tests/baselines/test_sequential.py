@@ -257,3 +257,8 @@ def test_weights_depend_on_the_seed_alone():
         make_network("sasrec", replace(circle(), seed=seed), settings_of("sasrec")) for seed in (0, 0, 1)
     )
     assert torch.equal(one.rows_ND, two.rows_ND) and not torch.equal(one.rows_ND, other.rows_ND)
+
+
+def test_scores_that_are_no_numbers_are_refused_and_not_ranked_first():
+    with pytest.raises(InputError, match="no numbers"):
+        train_network("sasrec", circle(), settings_of("sasrec", lr=1e20, epochs=1, batch_size=1000), Forgets(), CPU)

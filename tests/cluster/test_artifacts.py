@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -242,3 +243,20 @@ def test_a_full_run_checks_its_source_once(shop: Path, tmp_path: Path, monkeypat
 def test_a_stage_says_which_inputs_are_missing(shop: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"sft reads \['prepare', 'assign'\].*missing"):
         pipeline.run_stage(tiny_config(tmp_path, shop), "sft", {})
+
+
+def test_templates_of_the_users_own_are_in_the_key_by_content(shop: Path, tmp_path: Path) -> None:
+    packaged = resources.files("genrec.policy.chat") / "languages" / "en.yaml"
+    mine, other = tmp_path / "mine.yaml", tmp_path / "other.yaml"
+    for file in (mine, other):
+        file.write_bytes(packaged.read_bytes())
+
+    def key(file: Path) -> str:
+        tasks = ["learning.sft.example_format=tasks", "learning.tasks.semantic_anchoring.weight=1"]
+        more = ["policy.tokenizer=bytes", "policy.arch=qwen3", *tasks, f"learning.instruction.languages=[{file}]"]
+        return key_of(tiny_config(tmp_path, shop, *more), "sft")
+
+    before = key(mine)
+    assert key(other) == before
+    mine.write_text(mine.read_text("utf-8") + "\n# changed\n", "utf-8")
+    assert key(mine) != before

@@ -3,6 +3,7 @@
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -11,8 +12,11 @@ from support.synthetic import chain_shop, tiny_config
 from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.search import trial
 from cluster.search.trial import SearchSpec
+from cluster.stages.tune import finalist_points
 from cluster.train import RunSpec
-from genrec.config import Config
+from genrec.config import Config, load_config
+from genrec.evaluation.search_choice import with_front
+from genrec.evaluation.search_record import BudgetRecord, DimensionRecord, SearchRecord, TrialRecord
 
 
 def test_what_another_trial_makes_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,3 +40,26 @@ def test_what_another_trial_makes_is_waited_for(tmp_path: Path, monkeypatch: pyt
     found = trial._with_own_stages(spec, config, {"learning.sft.lr": 1e-3})
     assert time.monotonic() - start >= 0.4 and len(made) == 1, "nothing was made while the other held it"
     assert found.start == found.data == tmp_path / "sft" / recipe.key
+
+
+def test_values_that_came_twice_are_one_finalist() -> None:
+    config = load_config([], ["tune.space.hit={kind: choice, values: [1.0, 2.0, 4.0]}", "tune.finalists=2"])
+    found = {"t0": (1.0, 0.10), "t1": (4.0, 0.12), "t2": (4.0, 0.12), "t3": (2.0, 0.11)}
+    common: dict[str, Any] = {"seed": 0, "status": "finished", "feasible": True}
+    trials = [
+        TrialRecord(id=name, name=name, values={"rewards.hit": hit}, metrics={"ndcg@10": ndcg, "last": ndcg}, **common)
+        for name, (hit, ndcg) in found.items()
+    ]
+    record = SearchRecord(
+        metric="ndcg@10",
+        objectives=["ndcg@10"],
+        constraints={},
+        space={"rewards.hit": DimensionRecord(kind="choice", values=[1.0, 2.0, 4.0])},
+        searcher="random",
+        scheduler="none",
+        trials=with_front(trials, ["ndcg@10"]),
+        budget=BudgetRecord(trials=4),
+    )
+    points, chosen = finalist_points(config, record)
+    assert [one.id for one in chosen] == ["t1", "t3"]
+    assert all(points.count(point) == 1 for point in points)

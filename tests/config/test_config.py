@@ -40,6 +40,8 @@ def test_an_unknown_key_names_its_file_and_the_nearest_key(tmp_path: Path) -> No
         "tune.space.foo=[0.0,1.0]",
         "learning.sft.example_format=tasks",
         "decode.width=5",
+        "evaluation.ks=[1,5]",
+        "evaluation.ks=[]",
     ],
 )
 def test_a_value_out_of_range_is_refused_with_its_key(override: str) -> None:

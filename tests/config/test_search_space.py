@@ -111,3 +111,5 @@ def test_keys_of_sft_and_of_semantic_ids_need_stages_of_their_own() -> None:
     assert not remakes_earlier_stages(["rewards.hit", "learning.rl.kl"])
     assert remakes_earlier_stages(["rewards.hit", "learning.sft.lr"])
     assert remakes_earlier_stages(["sid.codebook_size"])
+    assert remakes_earlier_stages(["learning.rl.group"], fixed_groups=True)
+    assert not remakes_earlier_stages(["learning.rl.lr"], fixed_groups=True)

@@ -73,6 +73,7 @@ def test_files_are_found_in_folders_and_by_patterns_without_hidden_ones(tmp_path
     assert find_files(str(tmp_path), (".parquet",)) == wanted
     assert find_files(f"{tmp_path}/*", (".parquet",)) == wanted
     assert find_files(f"{tmp_path}/*/*.parquet", (".parquet",)) == wanted[1:]
+    assert find_files(f"{tmp_path}/**/*.parquet", (".parquet",)) == wanted
     assert find_files(f"{tmp_path}/.c.parquet", (".parquet",)) == [f"{tmp_path}/.c.parquet"]  # named by the user
 
 
@@ -394,3 +395,21 @@ def test_items_of_other_types_in_other_files_are_joined_or_refused(tmp_path):
     pq.write_table(pa.table({"id": ["z"], "color": ["red"]}), tmp_path / "items" / "2.parquet")
     with pytest.raises(InputError, match="the same type for a column in all item files"):
         read(tmp_path)
+
+
+def test_a_file_and_its_packed_copy_are_not_both_read(tmp_path):
+    write_world(tmp_path, LOG, ITEMS)
+    (tmp_path / "interactions.parquet").unlink()
+    text = "user_id,item_id,timestamp\na,x,1\na,y,2\n"
+    (tmp_path / "interactions").mkdir()
+    (tmp_path / "interactions/p.csv").write_text(text)
+    (tmp_path / "interactions/p.csv.gz").write_bytes(gzip.compress(text.encode()))
+    with pytest.raises(InputError, match="may be copies"):
+        read(tmp_path)
+
+
+def test_days_without_dashes_are_days_and_not_seconds_of_1970():
+    assert column("timestamp", [20240115, None]) == [1705276800, None]
+    assert column("timestamp", ["20240115"]) == [1705276800]
+    assert column("timestamp", [20240115], unit="s") == [20240115]
+    assert column("timestamp", [20240115, 20241345]) == [20240115, 20241345]  # no month 13: seconds

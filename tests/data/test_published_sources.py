@@ -39,9 +39,9 @@ def movielens(folder: Path, version: str) -> Path:
         ]
         write(folder / "u.item", "\n".join(rows) + "\n", "latin-1")
         write(folder / "u.data", "".join("\t".join(map(str, row)) + "\n" for row in RATED))
-    elif version == "1m":
+    elif version in ("1m", "10m"):
         rows = ["::".join([id_, title, "|".join(names) or "(no genres listed)"]) for id_, title, names in MOVIES]
-        write(folder / "movies.dat", "\n".join(rows), "latin-1")
+        write(folder / "movies.dat", "\n".join(rows), "latin-1" if version == "1m" else "utf-8")
         write(folder / "ratings.dat", "".join("::".join(map(str, row)) + "\n" for row in RATED))
     else:
         with (folder / "movies.csv").open("w", newline="", encoding="utf-8") as file:
@@ -54,7 +54,7 @@ def movielens(folder: Path, version: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("version", ["100k", "1m", "25m"])
+@pytest.mark.parametrize("version", ["100k", "1m", "10m", "25m"])
 def test_movielens_of_each_size_gives_the_same_log(version: str, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     out = run_prepare(tmp_path / "out", movielens(tmp_path / "in", version), "data.source=movielens")

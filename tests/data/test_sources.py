@@ -12,6 +12,7 @@ import pytest
 from support.data_worlds import run_prepare, samples, write_world
 
 from genrec.data.readers import read_items, read_sequences, read_stats
+from genrec.data.sources import streams
 from genrec.data.sources.journey_text import label, size, title
 from genrec.errors import InputError
 
@@ -248,3 +249,32 @@ def test_usual_column_names_and_renames_are_understood(tmp_path):
     assert ("test", "1", ("y", "x", "y"), "x") in samples(out)
     assert read_items(out)["title"].to_pylist() == ["X", "Y"]
     assert read_items(out)["categories"].to_pylist() == [["A", "B"], []]
+
+
+class Cut(http.server.BaseHTTPRequestHandler):
+    """Announces the whole file, and sends half of it."""
+
+    content = b""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.content)))
+        self.end_headers()
+        self.wfile.write(self.content[: len(self.content) // 2])
+
+    def log_message(self, *args):
+        """Nothing."""
+
+
+def test_a_download_that_is_cut_off_is_not_a_whole_file():
+    Cut.content = "".join(f"u{n},i{n},{1500511136 + n}\n" for n in range(1000)).encode()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Cut)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/log.csv"
+        with pytest.raises(InputError, match="was cut off"), streams.open_stream(url) as stream:
+            while stream.read(4096):
+                pass
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -3,13 +3,16 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from support.data_worlds import run_prepare, write_world
 
+from genrec.data.columns import LOG as LOG_SCHEMA
 from genrec.data.holdout import hold_out
+from genrec.data.new_events import append_events
 from genrec.data.readers import read_items, read_queries, read_sequences
 from genrec.data.refit import write_refit_data
-from genrec.data.tables import contexts, to_queries
+from genrec.data.tables import SEQUENCES, contexts, to_queries
 from genrec.data.train_counts import read_train_counts
 from genrec.types import NO_CONTEXT, HistoryContext
 
@@ -74,3 +77,17 @@ def test_the_tables_of_a_refit_keep_them(data: Path, tmp_path: Path) -> None:
     assert by_user(tmp_path / "refit")["u"]["events"] == LOG["event"][:5]
     before = [*to_queries(read_queries(data, "train")), *to_queries(read_queries(data, "valid"))]
     assert to_queries(read_queries(tmp_path / "refit", "train")) == before
+
+
+def test_an_update_keeps_another_type_of_event_on_the_same_item_at_the_same_time():
+    day = 86400
+    row = {"user": 0, "user_id": "a", "items": [0, 1], "split": [0, 1], "times": [day, 2 * day]}
+    sequences = pa.Table.from_pylist([{**row, "events": ["view", "view"], "values": None}], SEQUENCES)
+    rows = [("x", "view"), ("y", "view"), ("y", "purchase"), ("x", "purchase")]
+    log = pa.Table.from_pylist(
+        [{"user_id": "a", "item_id": i, "timestamp": 3 * day, "event": e} for i, e in rows], LOG_SCHEMA
+    )
+    options = {"max_history": 5, "first_query": 10, "held_out": 0.2, "seed": 0}
+    more = append_events(sequences, log, {"x": 0, "y": 1}, **options)
+    assert more.counts["new"] == 4
+    assert sorted(more.sequences.to_pylist()[0]["events"]) == ["purchase"] * 2 + ["view"] * 4

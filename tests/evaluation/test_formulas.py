@@ -138,3 +138,8 @@ def test_slices_are_those_of_the_queries_and_add_up() -> None:
     dates = queries.set_column(3, "time", pa.array([10 * day, 2 * day + hour, 5 * day]))
     assert "session" not in query_labels(dates, items), "dates alone tell no sessions"
     assert "day" not in query_labels(queries.set_column(3, "time", pa.nulls(3, pa.int64())), items)
+
+
+def test_a_category_that_begins_with_a_digit_of_another_kind_is_a_label():
+    labels = np.array(["① new", "① new", "² x", "3+"])
+    assert set(by_label({"hr@10": np.ones(4)}, labels)) == {"① new", "² x", "3+"}

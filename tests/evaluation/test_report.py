@@ -406,3 +406,18 @@ def test_what_is_no_run_and_runs_of_other_queries_are_refused(tmp_path):
     (runs[0] / "report.json").write_text("{")
     with pytest.raises(InputError, match="is no JSON"):
         report_runs(runs[:1], tmp_path / "out")
+
+
+def test_a_run_that_is_given_twice_is_one_seed(tmp_path):
+    for name, seed, share in (("one", 0, 0.8), ("again", 0, 0.8), ("two", 1, 0.7)):
+        config = f"name: {name}\nseed: {seed}\nstorage: st\n"
+        write_report(tmp_path / name, summarise(rankings(model=share), resamples=20), config_text=config, title=name)
+    report_runs([tmp_path / name for name in ("one", "again", "two")], tmp_path / "all")
+    (group,) = json.loads((tmp_path / "all" / "report.json").read_text())["seeds"]
+    assert group["labels"] == ["one", "two"]
+    report_runs([tmp_path / name for name in ("one", "again")], tmp_path / "same")
+    assert json.loads((tmp_path / "same" / "report.json").read_text())["seeds"] == []
+
+
+def test_a_map_of_items_whose_texts_are_all_equal_has_one_place():
+    assert not principal_components(np.ones((300, 64))).any()

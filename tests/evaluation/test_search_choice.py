@@ -112,3 +112,8 @@ def test_a_record_reads_back_and_a_file_that_is_none_is_refused(tmp_path: Path) 
     (tmp_path / FILE).write_text("{}")
     with pytest.raises(InputError, match="no record of a search"):
         SearchRecord.read(tmp_path)
+
+
+def test_a_knee_of_no_trial_that_holds_the_constraints_is_nothing() -> None:
+    both = ["ndcg@10", "hr@50"]
+    assert best_first(with_front([trial("a", 0.2, feasible=False)], both), both, "knee") == []

@@ -9,7 +9,8 @@ from accelerate import Accelerator
 from pydantic import ValidationError
 from support.synthetic import random_catalog, small_policy
 
-from genrec.config import Rewards, Rl
+import genrec.policy.item_rows
+from genrec.config import Items, Rewards, Rl
 from genrec.config.learning import OFF_POLICY
 from genrec.errors import InputError
 from genrec.learning.checkpoints import TrainingState
@@ -224,3 +225,31 @@ def test_in_bfloat16_single_candidates_may_differ_and_the_mean_may_not() -> None
         check_agreement(one_BGL, old_BGL, valid_BG, torch.float32)
     with pytest.raises(InputError, match=r"differ from the learner's by 0\.3 \(limit 0\.2\)"):
         check_agreement(old_BGL + 0.3, old_BGL, valid_BG, torch.bfloat16)
+
+
+def test_a_resumed_run_draws_the_negatives_that_it_would_have_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(genrec.policy.item_rows, "FULL_SOFTMAX", 0)  # As for a large catalogue: negatives are drawn.
+
+    def started() -> tuple[GrpoLearner, LocalRollouts]:
+        torch.manual_seed(5)  # Every process begins with the same state of torch's generator.
+        policy, prompts = small_policy(CATALOG, items=Items(dims=16, negatives=8))
+        own, rewards = Rl(steps=4, group=6, lr=1e-3, warmup=0.0), Rewards(rank_log=0.0, prefix=0.5)
+        reward = RewardFunction(rewards, RewardContext(CATALOG.codes_NL, [""] * 40), active_terms(rewards))
+        learner = GrpoLearner(policy, prompts, CATALOG.trie, reward, own, Accelerator(cpu=True))
+        return learner, LocalRollouts(policy, prompts, CATALOG.trie, own, seed=0)
+
+    def run(learner: GrpoLearner, rollouts: LocalRollouts, steps: int) -> None:
+        for _ in range(steps):
+            learner.update(rollouts.collect(rollouts.submit(QUERIES, learner.snapshot())))
+
+    whole, killed = started(), started()
+    run(*whole, 4)
+    run(*killed, 2)
+    killed[0].write(tmp_path, TrainingState(step=2))
+    again = started()
+    again[0].read(tmp_path, TrainingState())
+    run(*again, 2)
+    ends = [learner.policy.snapshot(4).digest for learner, _ in (whole, again)]
+    assert ends[0] == ends[1]

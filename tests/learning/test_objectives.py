@@ -10,10 +10,11 @@ from torch import Tensor
 
 from genrec.config import Rl
 from genrec.config.learning import OFF_POLICY
-from genrec.learning.rl.advantages import ADVANTAGES, LIMIT, advantages
+from genrec.learning.rl.advantages import ADVANTAGES, LIMIT, advantages, has_advantage
 from genrec.learning.rl.critic import Critic, gae, normalised
 from genrec.learning.rl.objectives import LOG_RATIO_LIMIT, OBJECTIVES, PolicyBatch
 from genrec.learning.rl.regularisers import exact_entropy, exact_kl
+from genrec.learning.rl.slate_advantages import slate_advantages
 
 REWARDS = torch.tensor([[0.0, 0, 0, 0], [0, 0, 0.3, 0], [0, 1.0, 0, 0.5]])
 
@@ -218,3 +219,15 @@ def test_the_value_head_begins_at_zero_and_its_advantages_are_those_of_gae() -> 
     even = normalised(torch.tensor([[[1.0, 3.0], [9.0, 9.0]]]), torch.tensor([[True, False]]))
     assert even.flatten().tolist() == pytest.approx([-1, 1, 0, 0])
     assert (normalised(torch.ones(1, 2, 2), torch.ones(1, 2, dtype=torch.bool)) == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["group_std", "group_mean", "batch_std", "leave_one_out"])
+@pytest.mark.parametrize("reward", [4.99, 29.95, 999.9])
+@pytest.mark.parametrize("size", [3, 7, 12, 13])
+def test_equal_rewards_give_no_advantage_however_large_they_are(kind: str, reward: float, size: int) -> None:
+    rewards, weight = torch.full((1, 16), reward), torch.ones(1, 16)
+    weight[:, size:] = 0
+    assert not has_advantage(rewards, weight > 0).any()
+    assert advantages(kind, rewards, weight).abs().max() == 0
+    if kind != "batch_std":
+        assert slate_advantages(kind, torch.full((1, size, 3), reward), torch.ones(1, size)).abs().max() == 0

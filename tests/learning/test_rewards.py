@@ -21,6 +21,7 @@ from genrec.learning.rewards import (
     plugins,
 )
 from genrec.learning.rewards.read_context import read_reward_context
+from genrec.learning.rewards.terms import event
 from genrec.types import Group, Query
 
 CODES = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0]])
@@ -320,3 +321,12 @@ def world(tmp_path: Path) -> tuple[Path, Path]:
     write_parquet(pa.table(rows, schema=QUERIES), tmp_path / "queries" / "train" / "part-00000.parquet")
     write_vectors(torch.randn(4, 3).numpy(), 0, tmp_path / "vectors" / "part-00000.parquet")
     return tmp_path, tmp_path / "vectors"
+
+
+def test_a_negative_value_of_an_event_is_paid() -> None:
+    queries = pa.table({"id": [0], "user": [0], "target": pa.array([3], pa.int32()), "event": ["refund"]})
+    settings = RewardSettings(events={"purchase": 3.0, "refund": -2.0}, horizon=1)
+    context = RewardContext(torch.zeros(5, 1).long(), [""] * 5, settings, future_items=FutureItems(queries))
+    zeros = torch.zeros(2, 1)
+    group = Group(Query(0, 0, (1,), 3), 0, torch.tensor([3, 2]), zeros.long(), zeros, torch.empty(0), {})
+    assert event(group, context).tolist() == [-2.0, 0.0]

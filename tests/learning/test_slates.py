@@ -203,3 +203,16 @@ def test_what_lists_cannot_be_is_refused() -> None:
     with pytest.raises(InputError, match=r"set learning\.rl\.generation=slate"):
         load_config([], ["rewards.lists.categories=0.1"])
     load_config([], ["learning.rl.generation=slate", "rewards.hit=0", "rewards.rank_log=0", "rewards.lists.dcg=1"])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["learning.rl.groups=crossfit", "learning.rl.objective=listwise"],
+        ["learning.rl.objective=recast"],
+        ["learning.rl.gate=rank"],
+    ],
+)
+def test_lists_are_refused_where_a_candidate_must_be_an_item(more: list[str]) -> None:
+    with pytest.raises(InputError, match="generation=slate"):
+        load_config([], ["learning.rl.generation=slate", *more])

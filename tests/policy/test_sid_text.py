@@ -1,6 +1,7 @@
 """Semantic IDs as text in both styles: names, markers, and policies that are saved, loaded and talked to with them."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -173,3 +174,10 @@ def test_a_recommender_speaks_in_the_style_of_its_policy(tmp_path: Path) -> None
 def test_a_policy_without_text_has_no_style(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="sid_tokens=numbered is about SIDs in text, which this policy does not know"):
         tiny_config(tmp_path, tmp_path, "policy.sid_tokens=numbered")
+
+
+def test_a_text_of_opening_markers_alone_is_read_in_linear_time() -> None:
+    text = "[" * 200_000
+    began = time.process_time()
+    assert parse_parts(text, {}, CATALOG) == (text,)
+    assert time.process_time() - began < 5  # Quadratic: minutes.

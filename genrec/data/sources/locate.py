@@ -39,7 +39,8 @@ def find_files(name: str, endings: Sequence[str]) -> list[str]:
     if path.is_file():
         return [name]
     root = folder_of(name)
-    found = [path] if path.is_dir() else [Path(match) for match in glob.glob(name, recursive=True)]  # noqa: PTH207 - may be absolute
+    matches = glob.glob(name, recursive=True)  # noqa: PTH207 - may be absolute
+    found = [path] if path.is_dir() else [Path(match) for match in matches]
     files = {file for match in found for file in (match.rglob("*") if match.is_dir() else [match]) if file.is_file()}
     return sorted(str(file) for file in files if is_data_file(file.relative_to(root).as_posix(), endings))
 

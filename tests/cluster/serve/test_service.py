@@ -467,3 +467,61 @@ def test_an_imported_run_is_served_though_its_log_has_no_users(storage: Path, tm
         found = recommend(client, history=HISTORY, k=3)
         assert [item["id"] for item in found["items"]] == [item.id for item in own.recommend(HISTORY, k=3)]
         assert recommend(client, history=[], k=2)["source"] == "popularity"
+
+
+def test_reloads_of_two_replicas_are_both_kept(own: Path) -> None:
+    for name in ("new1", "new2"):
+        shutil.copytree(own / "runs" / "steered", own / "runs" / name)
+    one, other = (make_service(own, "alone", "mixed", share=0.5) for _ in range(2))
+    with client_of(one) as a, client_of(other) as b:
+        first = a.post("/v1/reload", json={"run": "new1", "replaces": "alone"}, headers=HEADERS)
+        second = b.post("/v1/reload", json={"run": "new2", "replaces": "mixed"}, headers=HEADERS)
+        assert (first.status_code, second.status_code) == (200, 200)
+        assert [version["run"] for version in second.json()["served"]] == ["new1", "new2"]
+
+
+def test_a_reload_that_cannot_be_told_to_the_others_changes_nothing(own: Path) -> None:
+    (own / "serving").write_text("a file in the way, as a disk that is full or read-only")
+    with client_of(make_service(own, "alone")) as client:
+        assert "nothing was changed" in refused(client, "/v1/reload", 409, {"run": "steered"}, **HEADERS)
+        assert client.get("/readyz").json()["served"][0]["run"] == "alone"
+
+
+def test_a_time_beyond_64_bits_is_refused_and_other_requests_are_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(tmp_path, "policy.context.gaps=true")
+    search, begun, go = Recommender.recommend_each, threading.Event(), threading.Event()
+
+    def held(self: Recommender, requests: Sequence[RecommendRequest]) -> Any:
+        begun.set()
+        go.wait(20)
+        return search(self, requests)
+
+    service = make_service(tmp_path / "storage", "alone", cached_answers=0, deadline_ms=20_000)
+    monkeypatch.setattr(Recommender, "recommend_each", held)
+    good = {"history": HISTORY, "history_times": [1, 2, 3]}
+    bodies = [good, good, good | {"history_times": [1, 2, 10**20]}, good]
+    with client_of(service) as client, ThreadPoolExecutor(4) as pool:
+        first = pool.submit(client.post, "/v1/recommend", json=bodies[0])
+        assert begun.wait(20)
+        rest = [pool.submit(client.post, "/v1/recommend", json=body) for body in bodies[1:]]
+        time.sleep(0.3)
+        go.set()
+        assert first.result().status_code == 200
+        assert [one.result().status_code for one in rest] == [200, 422, 200]
+
+
+def test_popular_items_leave_out_what_the_run_leaves_out(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = Recommender.recommend_each
+
+    def slow(self: Recommender, requests: Sequence[RecommendRequest]) -> Any:
+        time.sleep(0.3)
+        return search(self, requests)
+
+    history = [f"i{n}" for n in range(8)]
+    with client_of(make_service(storage, "mixed")) as client:
+        monkeypatch.setattr(Recommender, "recommend_each", slow)
+        answer = recommend(client, history=history, k=23, deadline_ms=20)
+    assert answer["source"] == "popularity"
+    assert not set(ids(answer)) & set(history[-5:])

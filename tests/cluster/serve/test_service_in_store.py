@@ -4,8 +4,10 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -17,6 +19,7 @@ from support.stored import upload_storage
 import genrec
 from cluster import writer_lease
 from cluster.serve import service as service_module
+from cluster.serve.answer_cache import AnswerCache
 from cluster.serve.runs_file import RunsFile, Split
 from cluster.serve.service import HttpService
 from genrec.config import Serve
@@ -125,3 +128,60 @@ def test_a_run_of_a_store_that_is_not_there_is_refused(s3: S3Server, tmp_path: P
         RunPlace.find(s3.url("genrec/runs/none")).read()
     with pytest.raises(InputError, match="wanted the URL of a run's report"):
         RunPlace.find(s3.url("genrec/none"))
+
+
+def test_a_replica_that_is_several_changes_behind_answers_while_it_fetches_the_newest(
+    on_machine: OnMachine, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(server: S3Server, environ: dict[str, Any], start: Callable[..., Any]) -> None:
+        if environ["REQUEST_METHOD"] == "GET" and "00003/catalog.safetensors" in environ["PATH_INFO"]:
+            time.sleep(1.5)
+
+    with client_of(on_machine("a")) as one:
+        monkeypatch.setattr(service_module, "STORE_WATCH_S", 0.5)
+        with client_of(on_machine("b")) as other:
+            assert "i5" in ids(other)
+            with s3.failing(late):
+                for gone in ("i5", "i6", "i7"):
+                    assert one.delete(f"/v1/items/{gone}", headers=HEADERS).status_code == 200
+                end = time.monotonic() + 20
+                while "i5" in ids(other):  # which asserts that each answer is one
+                    assert time.monotonic() < end
+                    time.sleep(0.05)
+
+
+def test_a_change_that_the_store_refused_leaves_no_answers(on_machine: OnMachine, s3: S3Server) -> None:
+    service = on_machine("a")
+    service.runs[0]._cache = AnswerCache(100)
+    refuse = refusing("403 Forbidden", "AccessDenied")
+
+    def late_refusal(server: S3Server, environ: dict[str, Any], start: Callable[..., Any]) -> Any:
+        if environ["REQUEST_METHOD"] in ("PUT", "POST") and "live/made/0" in environ["PATH_INFO"]:
+            time.sleep(0.5)
+            return refuse(server, environ, start)
+        return None
+
+    with client_of(service) as client, ThreadPoolExecutor(1) as pool:
+        assert {"i5", "i6"} <= set(ids(client))
+        with s3.failing(late_refusal):
+            change = pool.submit(client.delete, "/v1/items/i5", headers=HEADERS)
+            while not change.done():
+                assert "i5" in ids(client), "what is not made is not searched"
+                time.sleep(0.05)
+        assert change.result().status_code == 422
+        assert client.delete("/v1/items/i6", headers=HEADERS).status_code == 200
+        after = ids(client)
+        assert "i6" not in after and "i5" in after
+
+
+def test_a_replica_that_cannot_follow_a_reload_follows_the_catalogue(on_machine: OnMachine, s3: S3Server) -> None:
+    with client_of(on_machine("a")) as one, client_of(on_machine("b")) as other:
+        assert "i5" in ids(other)
+        runs = {"reloads": 1, "runs": [{"name": "gone", "folder": "gone"}]}
+        ObjectStore(s3.url()).write("serving/one.json", json.dumps(runs).encode())
+        time.sleep(0.3)
+        assert one.delete("/v1/items/i5", headers=HEADERS).status_code == 200
+        end = time.monotonic() + 20
+        while "i5" in ids(other):
+            assert time.monotonic() < end
+            time.sleep(0.05)
