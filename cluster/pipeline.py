@@ -70,7 +70,7 @@ def searches_similarity(config: Config) -> bool:
 
 def fixes_groups(config: Config) -> bool:
     """``learning.rl.groups`` is fixed or crossfit."""
-    return config.learning.rl.groups != "fresh"
+    return config.learning.rl.fixes_groups
 
 
 def crossfits(config: Config) -> bool:

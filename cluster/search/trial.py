@@ -139,9 +139,9 @@ def _in_this_process(config: Config) -> Config:
 def _with_own_stages(search: SearchSpec, config: Config, values: Mapping[str, Any]) -> RunSpec:
     """The search's SFT policy and catalogue; or, where the trial changes what they are made from, its own."""
     rl = config.learning.rl
-    if not remakes_earlier_stages(list(values), fixed_groups=rl.groups != "fresh"):
+    if not remakes_earlier_stages(list(values), fixed_groups=rl.fixes_groups):
         return replace(search.run, config=config)
-    more = [name for name, is_on in (("served", rl.served), ("groups", rl.groups != "fresh")) if is_on]
+    more = [name for name, is_on in (("served", rl.served), ("groups", rl.fixes_groups)) if is_on]
     made = _remade(search, config.replace({"compute.data_actors": 0}), "prepare", "assign", "sft", *more)
     paths = {name: artifact.path for name, artifact in made.items()}
     vectors = paths.get("embed") if search.run.vectors else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -71,25 +71,23 @@ class RunsFile:
             InputError: there were more reloads than ``after`` meanwhile, or it cannot be written.
         """
         if self.is_remote:
-            return self._written(places, after)
+            return self._next(
+                places, after, lambda content: self._store.write(self._name, json.dumps(content).encode())
+            )
         path = Path(self.storage) / self._name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(path.with_suffix(".lock")):
-                return self._written(places, after)
+                return self._next(places, after, lambda content: write_json(content, path))
         except OSError as error:
             raise InputError(f"{self._name} cannot be written ({error})") from None
 
-    def _written(self, places: Sequence[RunPlace], after: int) -> int:
-        reloads = self.read()[0] + 1
-        if reloads != after + 1:
+    def _next(self, places: Sequence[RunPlace], after: int, write: Callable[[dict[str, object]], None]) -> int:
+        if self.read()[0] != after:
             raise InputError("another replica was told to reload meanwhile; ask again")
-        content = {"reloads": reloads, "runs": [{"name": place.name, "folder": place.folder} for place in places]}
-        if self.is_remote:
-            self._store.write(self._name, json.dumps(content).encode())
-            return reloads
-        write_json(content, Path(self.storage) / self._name)
-        return reloads
+        runs = [{"name": place.name, "folder": place.folder} for place in places]
+        write({"reloads": after + 1, "runs": runs})
+        return after + 1
 
     @cached_property
     def _store(self) -> ObjectStore:

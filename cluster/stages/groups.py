@@ -17,6 +17,7 @@ from cluster.stages.folds import fold_directory
 from cluster.stages.plan import Plan, StageRun
 from cluster.train import RunSpec
 from genrec.config import Rl
+from genrec.config.learning import GROUP_KEYS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,7 +33,7 @@ SHARD_QUERIES = 1024
 def plan(run: StageRun) -> Plan:
     """Generate ``learning.rl.group`` candidates for every training query, or for ``learning.rl.fixed_queries``."""
     config, rl = run.config, run.config.learning.rl
-    names = ("group", "generation", "temperature", "fixed_queries", *(("folds",) if rl.groups == "crossfit" else ()))
+    names = [name for name in GROUP_KEYS if name != "folds" or rl.groups == "crossfit"]
     settings = {name: getattr(rl, name) for name in names} | {"add_target": rl.adds_target, "seed": config.seed}
     start = run.path("folds" if rl.groups == "crossfit" else "sft")
     served = run.path_or_none("served")

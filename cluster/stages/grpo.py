@@ -148,8 +148,16 @@ def _make_learner(spec: RunSpec, accelerator: Accelerator) -> tuple[_RlParts, Gr
     reward = RewardFunction(rewards, context, terms)
     served = spec.serving(catalog)
     head_weight = 0.0 if served is None else served.weights.head_weight
-    own: dict[str, Any] = {"head_weight": head_weight, "seed": spec.config.seed}
-    learner = GrpoLearner(policy, prompts, catalog.trie, reward, settings, accelerator, **own)
+    learner = GrpoLearner(
+        policy,
+        prompts,
+        catalog.trie,
+        reward,
+        settings,
+        accelerator,
+        head_weight=head_weight,
+        seed=spec.config.seed,
+    )
     return _RlParts(policy, prompts, catalog, reward, accelerator, served), learner
 
 

@@ -11,6 +11,9 @@ from genrec.config.section import SPEED, Section
 from genrec.config.supervised import Sft
 from genrec.config.tasks import Instruction, Stages, Tasks
 
+GROUP_KEYS = ("group", "generation", "temperature", "fixed_queries", "folds")
+"""Keys of ``learning.rl`` that say how fixed groups are generated, as they stand; see also ``Rl.adds_target``."""
+
 OFF_POLICY = ("dpo", "s_dpo", "listwise", "lambdarank", "recast")
 """Objectives that may learn from groups of an older policy: they have no ratio to the policy that generated them."""
 
@@ -183,6 +186,11 @@ class Rl(Section):
     guard: GuardedMetrics = GuardedMetrics()
 
     @property
+    def fixes_groups(self) -> bool:
+        """Whether groups are generated once: ``groups`` is fixed or crossfit."""
+        return self.groups != "fresh"
+
+    @property
     def adds_target(self) -> bool:
         """Whether groups that missed the target get it: ``add_target``, or the repair that recast begins with."""
         return self.add_target or self.objective == "recast"
@@ -210,10 +218,10 @@ class Rl(Section):
             ),
             f"objective={self.objective} needs groups of the policy as it stands, and groups={self.groups} are of an "
             f"older one; take groups=fresh, or one of {', '.join(OFF_POLICY)}": (
-                self.groups != "fresh" and self.objective not in OFF_POLICY
+                self.fixes_groups and self.objective not in OFF_POLICY
             ),
             f"oversample chooses among fresh groups, and groups={self.groups} are chosen already; set oversample=1": (
-                self.groups != "fresh" and self.oversample > 1
+                self.fixes_groups and self.oversample > 1
             ),
             "gate=rank tells queries apart by whether the group holds the target, and with add_target (or "
             "objective=recast) all do; take one of the two": self.gate == "rank" and self.adds_target,
@@ -221,9 +229,9 @@ class Rl(Section):
                 bool(self.hint) and self.generation != "beam"
             ),
             f"hint falls from update to update, and groups={self.groups} are generated once; take groups=fresh": (
-                bool(self.hint) and self.groups != "fresh"
+                bool(self.hint) and self.fixes_groups
             ),
-            "fixed_queries is about groups=fixed": self.groups == "fresh" and bool(self.fixed_queries),
+            "fixed_queries is about groups=fixed": bool(self.fixed_queries) and not self.fixes_groups,
         }
         if found := [message for message, is_wrong in wrong.items() if is_wrong]:
             raise ValueError("; ".join(found))
@@ -249,7 +257,7 @@ def _slates_fit(rl: Rl) -> dict[str, bool]:
     """What lists of items exclude: message -> whether it applies."""
     slate = rl.generation == "slate"
     return {
-        "generation=slate draws lists from the policy as it stands; take groups=fresh": slate and rl.groups != "fresh",
+        "generation=slate draws lists from the policy as it stands; take groups=fresh": slate and rl.fixes_groups,
         "add_target (and objective=recast) is about items; with generation=slate a candidate is a list": (
             slate and rl.adds_target
         ),

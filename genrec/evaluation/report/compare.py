@@ -100,15 +100,12 @@ def over_seeds(configs: Sequence[str], runs: Sequence[dict[str, Any]], columns: 
     Returns:
         Per group of two runs or more ``{"labels", "rows": {name: {column: Estimate}}}``, of rankings that all have.
     """
-    groups: dict[str, list[dict[str, Any]]] = {}
-    seeds: dict[str, set[str]] = {}
+    groups: dict[str, dict[str, dict[str, Any]]] = {}
     for config, run in zip(configs, runs, strict=True):
-        seed, known = SEED.findall(config), seeds.setdefault(SEEDED.sub("", config), set())
-        if config and not known & set(seed):  # A seed that is there already is the same run, or one of other code.
-            known.update(seed)
-            groups.setdefault(SEEDED.sub("", config), []).append(run)
+        if config:  # A seed that is there already is the same run, or one of other code.
+            groups.setdefault(SEEDED.sub("", config), {}).setdefault("".join(SEED.findall(config)), run)
     found: list[dict[str, Any]] = []
-    for group in groups.values():
+    for group in (list(runs_by_seed.values()) for runs_by_seed in groups.values()):
         tables = [{row["name"]: row["values"] for row in run["rows"]} for run in group]
         names = [name for name in tables[0] if all(name in table for table in tables)]
         rows = {name: {c: over_runs([table[name][c] for table in tables]) for c in columns} for name in names}

@@ -135,8 +135,8 @@ def has_advantage(rewards_BG: Tensor, real_BG: Tensor) -> Tensor:
 
 
 def centred(rewards_BG: Tensor, share_BG: Tensor) -> Tensor:
-    """r - mean(r) of the candidates with a share, (B, G): exactly 0 where these have one reward, however large."""
-    first_B1 = rewards_BG.gather(1, (share_BG > 0).int().argmax(1, keepdim=True))
+    """r - mean(r) of the candidates with a share, (…, G): exactly 0 where these have one reward, however large."""
+    first_B1 = rewards_BG.gather(-1, (share_BG > 0).int().argmax(-1, keepdim=True))
     above_BG = (rewards_BG - first_B1).masked_fill(share_BG == 0, 0)
     return above_BG - (share_BG * above_BG).sum(-1, keepdim=True)
 

@@ -31,7 +31,7 @@ def slate_advantages(kind: str, gains_BGJ: Tensor, weight_BG: Tensor) -> Tensor:
     """
     share_BG1 = shares(weight_BG)[..., None]
     to_go_BGJ = gains_BGJ.flip(-1).cumsum(-1).flip(-1)
-    centred_BGJ = torch.stack([centred(one_BG, share_BG1[..., 0]) for one_BG in to_go_BGJ.unbind(-1)], -1)
+    centred_BGJ = centred(to_go_BGJ.mT, share_BG1.expand_as(to_go_BGJ).mT).mT
     count_B11 = (weight_BG > 0).sum(-1)[:, None, None]
     if kind == "group_std":
         spread_BGJ = (share_BG1 * centred_BGJ.square()).sum(1, keepdim=True).sqrt()

@@ -66,25 +66,13 @@ class Language:
     tasks: Mapping[str, tuple[Template, ...]]
 
 
-def _file_of(name: str) -> Any:
-    """The packaged file of a language, or the user's."""
-    found = resources.files("genrec.policy.chat") / "languages" / f"{name}.yaml"
-    return found if found.is_file() else Path(name)
-
-
 def language_content(name: str) -> str:
     """What stands for a language in a stage's key: the SHA-256 of its templates.
 
     Raises:
         InputError: there is no such language or file.
     """
-    try:
-        return hashlib.sha256(_file_of(name).read_bytes()).hexdigest()
-    except OSError as error:
-        raise InputError(
-            f"learning.instruction.languages: {name!r} is neither a packaged language (en, zh) nor a readable file: "
-            f"{error}"
-        ) from None
+    return hashlib.sha256(_read(name)).hexdigest()
 
 
 def load_language(name: str) -> Language:
@@ -93,22 +81,33 @@ def load_language(name: str) -> Language:
     Raises:
         InputError: no such language or file, an unknown task, or a template with missing or unknown lines or fields.
     """
-    file = _file_of(name)
     try:
-        text = file.read_text(encoding="utf-8")
-        content: Any = yaml.safe_load(text)
+        content: Any = yaml.safe_load(_read(name).decode())
         system, phrases, tasks = (content[part] for part in ("system", "phrases", "tasks"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise InputError(
-            f"learning.instruction.languages: {name!r} is neither a packaged language (en, zh) nor a readable YAML "
-            f"file with system, phrases and tasks: {error!r}"
-        ) from error
+    except (UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise _unreadable(name, error) from error
     if unknown := sorted(set(tasks) - set(TASKS)):
         raise InputError(f"{name}: unknown tasks {unknown}; the tasks are {sorted(TASKS)}")
     for key, needed in PHRASES.items():
         _check_line(f"{name}: phrases.{key}", phrases.get(key), frozenset(needed), [(one,) for one in needed])
     templates = {task: tuple(_template(f"{name}: {task}", task, one) for one in tasks[task]) for task in tasks}
     return Language(name, tuple(system), phrases, templates)
+
+
+def _read(name: str) -> bytes:
+    """The packaged file of a language, or the user's."""
+    found = resources.files("genrec.policy.chat") / "languages" / f"{name}.yaml"
+    try:
+        return (found if found.is_file() else Path(name)).read_bytes()
+    except OSError as error:
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: Exception) -> InputError:
+    return InputError(
+        f"learning.instruction.languages: {name!r} is neither a packaged language (en, zh) nor a readable YAML "
+        f"file with system, phrases and tasks: {error!r}"
+    )
 
 
 def _template(where: str, name: str, lines: object) -> Template:
