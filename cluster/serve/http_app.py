@@ -180,7 +180,10 @@ async def insert_items(body: InsertBody, service: Served) -> CatalogChange:
 @router.delete("/v1/items/{item_id:path}", tags=["catalogue"], dependencies=[KEY])
 async def remove_item(item_id: str, service: Served) -> CatalogChange:
     """Hide an item: no later answer has it."""
-    return await service.remove(_known(service, item_id, None))
+    having = await service.having(item_id)
+    if not having:
+        raise _unknown(item_id)
+    return await service.remove(item_id, having)
 
 
 @router.post("/v1/reload", tags=["service"], dependencies=[KEY])
@@ -231,8 +234,12 @@ async def _each(bodies: Sequence[RecommendBody], service: HttpService, id_: str)
 def _known(service: HttpService, item_id: str, run: str | None) -> str:
     """The id, if the catalogue of the run has it; else 404."""
     if item_id not in service.named(run).recommender.view.rows:
-        raise Refusal(404, f"no item of the catalogue has the id {item_id[:100]!r}; GET /v1/items?title=… finds ids")
+        raise _unknown(item_id)
     return item_id
+
+
+def _unknown(item_id: str) -> Refusal:
+    return Refusal(404, f"no item of the catalogue has the id {item_id[:100]!r}; GET /v1/items?title=… finds ids")
 
 
 def _refused_input(request: Request, error: Exception) -> Response:

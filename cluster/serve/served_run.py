@@ -9,6 +9,7 @@ import time
 from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 
 import torch
 
@@ -182,7 +183,8 @@ class ServedRun:
         left_out = {"user", "run", "deadline_ms", "history", "history_events", "history_times"}
         request, version = question.request, catalog or self.recommender.catalog_version
         known = (request.ids, tuple(request.history_events), tuple(request.history_times))
-        return self.policy, version, known, body.model_dump_json(exclude=left_out)
+        asked = body.model_dump_json(exclude=left_out).encode()  # A constraint may name as many ids as there are.
+        return self.policy, version, known, sha256(asked).digest()
 
     async def _searched(self, question: Question, deadline_ms: float) -> tuple[RankedAnswer | None, bool]:
         """The policy's answer, or None and True where it would be, or was, too late."""

@@ -197,15 +197,20 @@ class HttpService:
         Raises:
             InputError: as ``catalog_updates.insert``.
         """
-        return await self._change("insert", lambda run: self._writer.insert(run.record, items))
+        return await self._change("insert", self.runs, lambda run: self._writer.insert(run.record, items))
 
-    async def remove(self, item: str) -> CatalogChange:
-        """Hide an item of every served run; no answer to a later request has it.
+    async def having(self, item: str) -> list[ServedRun]:
+        """The served runs whose newest catalogue has the item, hidden or not."""
+        await self._refresh()
+        return [run for run in self.runs if item in run.recommender.view.rows]
+
+    async def remove(self, item: str, runs: Sequence[ServedRun]) -> CatalogChange:
+        """Hide an item of ``runs``, which are ``having`` it; no answer to a later request has it.
 
         Raises:
-            InputError: the item is in no catalogue, or it is the last one.
+            InputError: it is the last item of a catalogue.
         """
-        return await self._change("remove", lambda run: self._writer.remove(run.record, [item]))
+        return await self._change("remove", runs, lambda run: self._writer.remove(run.record, [item]))
 
     async def close(self) -> None:
         """Refuse to be ready, and end the searches once nothing waits."""
@@ -231,16 +236,21 @@ class HttpService:
             if run not in fresh:
                 await _close_unused(run)
 
-    async def _change(self, name: str, change: Callable[[ServedRun], dict[str, int]]) -> CatalogChange:
-        """Make a change to each distinct catalogue of the served runs, and serve it."""
-        done: dict[str, int] = {}
-        for run in {str(run.record.catalog): run for run in self.runs}.values():
-            done = await asyncio.to_thread(change, run)
+    async def _change(
+        self, name: str, runs: Sequence[ServedRun], change: Callable[[ServedRun], dict[str, int]]
+    ) -> CatalogChange:
+        """Make a change to each distinct catalogue of ``runs``, and serve it; tells the largest counts of any."""
+        distinct = {str(run.record.catalog): run for run in runs}.values()
+        done = [await asyncio.to_thread(change, run) for run in distinct]
+        await self._refresh()
+        METRICS.changes.labels(name, "done").inc()
+        counts = {key: max(one.get(key, 0) for one in done) for key in ("inserted", "returned", "removed")}
+        return CatalogChange(**counts, served=self.versions)
+
+    async def _refresh(self) -> None:
+        """Serve the newest catalogue of each run."""
         for run in self.runs:
             await asyncio.to_thread(run.recommender.refresh)
-        METRICS.changes.labels(name, "done").inc()
-        counts = {key: done.get(key, 0) for key in ("inserted", "returned", "removed")}
-        return CatalogChange(**counts, served=self.versions)
 
 
 def _close_all(runs: Iterable[ServedRun]) -> None:

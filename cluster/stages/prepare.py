@@ -231,6 +231,11 @@ def _refuse_unusable_log(counts: dict[str, Any], spec: PrepareSpec) -> None:
             f"{counts['no_time']:,} of {kept:,} interactions have no timestamp; data.split=chronological "
             "needs all of them (leave_one_out and given do not)"
         )
+    if counts["no_time"] and window(spec.config.data.filters):
+        raise InputError(
+            f"{counts['no_time']:,} of {kept:,} interactions have no timestamp; data.filters.start and end need all "
+            "of them: leave both out, or name the column with data.columns.timestamp"
+        )
     if split == "given" and counts["no_split"] == kept:
         raise InputError("data.split=given needs a split for each interaction, and this log has none")
 

@@ -39,10 +39,12 @@ class Data(Section):
         default=None, description="item file or URL, when it is not at its default place under path"
     )
     interactions: UserPath | None = Field(default=None, description="log file or URL, likewise")
-    columns: dict[str, str] = Field(default_factory=dict, description="canonical column -> the file's column")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="parquet, recbole: canonical column -> the file's column"
+    )
     time_unit: Literal["auto", "s", "ms", "us", "ns"] = Field(
         default="auto",
-        description="parquet: unit of numeric timestamps; auto: by their size, from 10^11 on ms, 10^14 us, 10^17 ns",
+        description="parquet, recbole: unit of numeric timestamps; auto: by size, from 10^11 on ms, 10^14 us, 10^17 ns",
     )
     departments: tuple[str, ...] = Field(default=("DRUG GM",), description="complete_journey: the departments to keep")
     filters: Filters = Filters()

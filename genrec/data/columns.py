@@ -106,7 +106,7 @@ def _find(
     for name, others in aliases.items():
         if name in renames and renames[name] in schema.names:
             found[name] = renames[name]
-        elif name in renames and name not in ("item_id", "id"):
+        elif name in renames:
             raise InputError(f"{where}: no column '{renames[name]}' (data.columns.{name}); got {schema.names}")
         else:
             column = next((other for other in others if other in schema.names), None)

@@ -70,6 +70,20 @@ def test_missing_files_are_refused(tmp_path):
 def test_renames_are_checked(tmp_path):
     refused(tmp_path, GOOD, "no column 'when'", "data.columns.timestamp=when")
     refused(tmp_path, GOOD, "data.columns.cost: no such canonical column", "data.columns.cost=price")
+    for name, file in (("item_id", "interactions"), ("id", "items")):
+        refused(tmp_path, GOOD, rf"{file}\.parquet: no column 'nope' .data.columns.{name}", f"data.columns.{name}=nope")
+
+
+def test_a_key_that_the_source_does_not_read_is_refused(tmp_path):
+    match = r"data.columns: data.source=movielens does not read it \(parquet, recbole would\); leave it out"
+    refused(tmp_path, GOOD, match, "data.source=movielens", "data.columns.item_id=movieId")
+    refused(tmp_path, GOOD, "data.time_unit: data.source=amazon", "data.source=amazon", "data.time_unit=ms")
+    refused(tmp_path, GOOD, "data.departments: data.source=parquet", "data.departments=[GROCERY]")
+
+
+def test_filters_of_time_need_the_time_of_every_interaction(tmp_path):
+    places = {"user_id": ["a"] * 4, "item_id": ["x", "y"] * 2, "position": [0, 1, 2, 3]}
+    refused(tmp_path, places, r"4 of 4 .* no timestamp; data.filters.start", "data.filters.start=2020-01-01")
 
 
 def test_a_split_that_the_log_cannot_give_is_refused(tmp_path):

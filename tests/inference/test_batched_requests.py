@@ -14,6 +14,7 @@ from genrec.errors import InputError
 from genrec.inference.recommender import Recommender, usable_device
 from genrec.inference.request import RecommendRequest
 from genrec.inference.tree_ranker import PARTS
+from genrec.sid import catalog_updates
 
 ROWS = ("policy.items.input=own", "policy.items.head=true")
 
@@ -107,6 +108,15 @@ def test_without_a_prior_the_probabilities_of_all_items_add_up_to_one(served: di
 def test_a_run_that_masks_seen_items_never_scores_them(served: dict[str, Recommender]) -> None:
     seen, other = served["mixed"].score(["i3", "i4"], ["i3", "i9"])
     assert seen == -math.inf and math.isfinite(other)
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_a_removed_item_has_no_probability(tmp_path: Path, name: str) -> None:
+    recommender = serve(tmp_path)[name]
+    catalog_updates.remove(recommender.run.catalog, recommender.run.live, ["i9"])
+    recommender.refresh()
+    gone, other = recommender.score(["i3", "i4"], ["i9", "i8"])
+    assert gone == -math.inf and math.isfinite(other)
 
 
 @pytest.mark.parametrize("items", [["nobody"], "i3", [3.5], None])

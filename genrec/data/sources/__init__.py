@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from genrec.config import Data
 from genrec.data.sources.source import Source
+from genrec.errors import InputError
+
+READS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "amazon": ("items", "interactions"),
+        "complete_journey": ("departments",),
+        "minionerec": ("items",),
+        "movielens": (),
+        "parquet": ("items", "interactions", "columns", "time_unit"),
+        "recbole": ("items", "interactions", "columns", "time_unit"),
+    }
+)
+"""Which of the keys that are not for every source each of them reads."""
 
 
 def open_source(data: Data) -> Source:
-    """The source that ``data.source`` names, checked: InputError for missing files or columns, or wrong types."""
+    """The source that ``data.source`` names, checked.
+
+    Raises:
+        InputError: missing files or columns, wrong types, or a key that this source does not read.
+    """
+    _refuse_unread(data)
     if data.source == "complete_journey":
         from genrec.data.sources.complete_journey import CompleteJourney
 
@@ -34,3 +55,13 @@ def open_source(data: Data) -> Source:
         source = Parquet(data)
     source.check()
     return source
+
+
+def _refuse_unread(data: Data) -> None:
+    default = Data()
+    for name in {name for names in READS.values() for name in names} - {*READS[data.source]}:
+        if getattr(data, name) != getattr(default, name):
+            readers = [source for source, names in READS.items() if name in names]
+            raise InputError(
+                f"data.{name}: data.source={data.source} does not read it ({', '.join(readers)} would); leave it out"
+            )

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
 from support.served import serve
@@ -321,6 +323,24 @@ def test_two_runs_share_the_users_and_a_user_stays_with_his(storage: Path) -> No
         assert "served are ['alone', 'mixed']" in refused(client, "/v1/recommend", 422, {"run": "x", "history": []})
     shares = [Split(0.25).of(f"user {n}") for n in range(4000)]
     assert sum(shares) / 4000 == pytest.approx(0.25, abs=0.03)
+
+
+def test_an_item_that_one_of_two_catalogues_has_is_removed_from_it(own: Path) -> None:
+    made, other = own / "assign" / "made", own / "assign" / "other"
+    shutil.copytree(made, other)
+    items = pq.read_table(other / "sids.parquet")["id"].to_pylist()
+    renamed = ["other5" if item == "i5" else item for item in items]
+    pq.write_table(pa.table({"id": renamed}), other / "sids.parquet")
+    about = json.loads((own / "runs" / "mixed" / "recommender.json").read_text())
+    about["parts"]["catalog"] = "assign/other"
+    (own / "runs" / "mixed" / "recommender.json").write_text(json.dumps(about))
+    with client_of(make_service(own, "alone", "mixed", share=0.25)) as client:
+        for item in ("i5", "other5", "i7"):
+            assert client.delete(f"/v1/items/{item}", headers=HEADERS).json()["removed"] == 1
+            for run in ("alone", "mixed"):
+                assert item not in ids(recommend(client, history=HISTORY, k=50, run=run))
+        nobody = client.delete("/v1/items/nobody", headers=HEADERS)
+        assert (nobody.status_code, "nobody" in nobody.json()["error"]) == (404, True)
 
 
 @pytest.mark.parametrize(
