@@ -36,7 +36,9 @@ class CatalogWriter:
         ids = [item.id for item in items]
         if len(set(ids)) < len(ids):
             raise InputError(f"items: got {len(ids)} items with {len(set(ids))} distinct ids; wanted each once")
-        return self.insert_table(run, pa.Table.from_pylist([item.model_dump() for item in items], CATALOG))
+        priced = any(item.price is not None for item in items)
+        columns = CATALOG.append(pa.field("price", pa.float64())) if priced else CATALOG
+        return self.insert_table(run, pa.Table.from_pylist([item.model_dump() for item in items], columns))
 
     def insert_table(self, run: RunRecord, table: pa.Table) -> dict[str, int]:
         """``insert`` of items with the columns of ``columns.CATALOG``; errors of ``catalog_updates.insert``."""

@@ -108,6 +108,7 @@ class NewItem(RequestBody):
     description: Text = ""
     brand: Text = ""
     categories: list[Text] = Field(default=[], max_length=32, description="a path, coarse to fine")
+    price: float | None = Field(default=None, allow_inf_nan=False)
 
 
 class InsertBody(RequestBody):

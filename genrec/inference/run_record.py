@@ -75,8 +75,11 @@ class RunRecord:
         storage = directory.resolve().parent.parent
         try:
             content = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+            config = Config.model_validate({**content["config"], "storage": str(storage)})
+            if "backbone" in content["parts"]:  # of an imported run, whose model lies in its storage
+                config = config.replace({"policy.path": str(_inside(storage, content["parts"]["backbone"]))})
             record = cls(
-                Config.model_validate({**content["config"], "storage": str(storage)}),
+                config,
                 storage,
                 *(_inside(storage, content["parts"][part]) for part in ("data", "catalog", "policy")),
                 prior=ServedPrior.from_json(content["prior"]),

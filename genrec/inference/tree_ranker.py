@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -140,7 +141,8 @@ class TreeRanker:
             prefilled = self._prefill(tokens_BP, mask_BP)
         with self._part("search"):
             masks, widths = view.masks.masks([one.allowed_N for one in asked]), [one.width for one in asked]
-            beams = beam(
+            search = partial(
+                beam,
                 self._policy,
                 tokens_BP,
                 mask_BP,
@@ -149,12 +151,16 @@ class TreeRanker:
                 masks=masks,
                 prior=node_prior,
                 head_weight=prior.head_weight,
-                prefilled=prefilled,
-                pick_from=_beams_apart(view, asked[0]),
             )
+            apart = _beams_apart(view, asked[0])
+            beams = search(prefilled=prefilled.copy() if apart else prefilled, pick_from=apart)
             candidates = self._candidates(view, beams, node_prior)
+            if apart and bool((beams.items_BW < 0).any()):
+                candidates = _filled(
+                    candidates, self._candidates(view, search(prefilled=prefilled), node_prior), widths
+                )
         if self._run.mask_seen:
-            candidates = without_seen(candidates, recent_BH, max(widths))
+            candidates = without_seen(candidates, recent_BH, candidates.items_QK.shape[1])
             candidates = _cut(candidates, [one.width - len(one.rows) for one in asked])
         return SearchedBatch(candidates, scores, node_prior)
 
@@ -221,6 +227,25 @@ class TreeRanker:
 def _beams_apart(view: CatalogView, asked: RowRequest) -> Pick | None:
     """The choice of a diverse beam search, where one is asked for."""
     return BeamGroups(BEAM_GROUPS, asked.width, asked.spread, view.trie.depth) if asked.spread else None
+
+
+def _filled(apart: RankedItems, plain: RankedItems, widths: Sequence[int]) -> RankedItems:
+    """The candidates of a diverse search, then the best others, ``widths[b]`` of request b in all.
+
+    Groups that follow the same prefixes to their ends find the same few items.
+    """
+    known_BW = (plain.items_QK[:, :, None] == apart.items_QK[:, None]).any(-1)
+    is_new_BW = ~known_BW & (plain.items_QK >= 0)
+    missing_B1 = np.array(widths)[:, None] - (apart.items_QK >= 0).sum(1, keepdims=True)
+    kept_BW = is_new_BW & (is_new_BW.cumsum(1) <= missing_B1)
+    head_BW = None
+    if apart.head_QK is not None and plain.head_QK is not None:
+        head_BW = np.concatenate([apart.head_QK, plain.head_QK], axis=1)
+    return RankedItems(
+        np.concatenate([apart.items_QK, np.where(kept_BW, plain.items_QK, -1)], axis=1),
+        np.concatenate([apart.logp_QK, np.where(kept_BW, plain.logp_QK, -np.inf)], axis=1),
+        head_BW,
+    )
 
 
 def _cut(candidates: RankedItems, widths: Sequence[int]) -> RankedItems:

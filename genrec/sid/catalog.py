@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -118,8 +118,7 @@ class Catalog:
         Raises:
             InputError: ``digest`` is that of other SIDs.
         """
-        earlier = (_digest(self.codes_NL[:items], self.level_sizes) for items in reversed(self.grown_from))
-        if digest != self.digest and digest not in earlier:
+        if digest != self.digest and digest not in _digests(self.codes_NL, self.level_sizes, self.grown_from):
             raise InputError(
                 f"{owner} was trained on the catalogue {digest[:12]}, got {self.digest[:12]}: its SIDs would mean "
                 "other items. Use its own catalogue, or train again"
@@ -151,4 +150,13 @@ def _trie_metadata(digest: str, removed: Sequence[int]) -> dict[str, str]:
 
 
 def _digest(codes_NL: Tensor, level_sizes: tuple[int, ...]) -> str:
-    return hashlib.sha256(json.dumps(level_sizes).encode() + codes_NL.numpy().tobytes()).hexdigest()
+    return next(_digests(codes_NL, level_sizes, (len(codes_NL),)))
+
+
+def _digests(codes_NL: Tensor, level_sizes: tuple[int, ...], lengths: Sequence[int]) -> Iterator[str]:
+    """The digests of the catalogues of the first ``lengths`` items, ascending; the codes are read once for all."""
+    hashed, start = hashlib.sha256(json.dumps(level_sizes).encode()), 0
+    for items in lengths:
+        hashed.update(codes_NL[start:items].numpy().tobytes())
+        yield hashed.hexdigest()
+        start = items

@@ -7,7 +7,7 @@ the highest number is the current catalogue:
     00001/  catalog.*       all SIDs, the first assigned ones first; removed items keep theirs but have no leaf
             vectors.*       the vectors that they were made from
             sids.parquet    item, id, codes of all items
-            added.parquet   all items inserted so far: id, title, description, brand, categories
+            added.parquet   all items inserted so far: id, title, description, brand, categories, price if any
             change.json     what was changed, and a SHA-256 of the inserted items
 """
 
@@ -127,7 +127,7 @@ def insert(
         inputs_MD = _inputs(fresh, encode, placer.settings, assigned, vectors, embed)
         free_ML = _assign_free(fresh, inputs_MD, codes_NL, placer, catalog.level_sizes)
         codes_NL = np.concatenate([codes_NL, free_ML])
-        added, grown = [*added, fresh.select(TEXT)], (*grown, len(catalog))
+        added, grown = [*added, _stored(fresh)], (*grown, len(catalog))
         if vectors_NF is not None:
             vectors_NF = torch.cat([vectors_NF, torch.from_numpy(inputs_MD).to(vectors_NF)])
     removed = sorted(gone - back)
@@ -209,8 +209,18 @@ def _assign_free(
     return prefix_codes(number_M, level_sizes)
 
 
+def _stored(items: pa.Table) -> pa.Table:
+    """What an update keeps of its items: their texts, and their prices where the table has some."""
+    if "price" not in items.column_names:
+        return items.select(TEXT)
+    try:
+        return items.select(TEXT).append_column("price", items["price"].cast(pa.float64()))
+    except pa.ArrowInvalid as error:
+        raise InputError(f"the column 'price' of the new items: {error}; wanted numbers") from error
+
+
 def _digest(items: pa.Table) -> str:
-    rows = items.select(TEXT).to_pylist()
+    rows = _stored(items).to_pylist()
     return hashlib.sha256(json.dumps(sorted(rows, key=lambda row: row["id"])).encode()).hexdigest()
 
 
@@ -230,7 +240,7 @@ def _write(path: Path, catalog: Catalog, ids: list[str], added: list[pa.Table], 
         catalog.save(partial)
         write_sids(pa.chunked_array([ids]), catalog.codes_NL.numpy().astype(np.int32), partial / "sids.parquet")
         if added:
-            write_parquet(pa.concat_tables(added), partial / "added.parquet")
+            write_parquet(pa.concat_tables(added, promote_options="permissive"), partial / "added.parquet")
         write_json(about, partial / CHANGE)
         partial.rename(path)
     except OSError as error:

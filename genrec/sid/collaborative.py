@@ -29,6 +29,8 @@ COLD = 1 << 14
 LISTS, PROBED = 512, 8
 """Clusters of the index, and how many of them a search looks into."""
 
+NONE_RELATED = "sid.cf_weight > 0, but no two items are bought together more than chance: set sid.cf_weight=0"
+
 Bools = npt.NDArray[np.bool_]
 faiss_any: Any = faiss
 
@@ -75,6 +77,8 @@ def factorise(
     if len(ranges) == 1 and items <= EXACT_ITEMS:
         matrix = together.ppmi(ranges[0])
         related_N = np.diff(matrix.indptr) > 0
+        if not related_N.any():
+            raise InputError(NONE_RELATED)
         left_Nk, value_k = exact_svd(matrix, dims, seed)
     else:
         blocks = BlocksOnDisk(scratch)
@@ -111,7 +115,7 @@ def fill_cold(factors_ND: Floats, warm_N: Bools, texts: Reader, seed: int) -> No
     if len(cold) == 0:
         return
     if len(pool) == 0:
-        raise InputError("sid.cf_weight > 0, but no two items are bought together more than chance: sid.cf_weight=0")
+        raise InputError(NONE_RELATED)
     if len(pool) > POOL:
         pool = np.sort(np.random.default_rng(seed).choice(pool, POOL, replace=False))
     nearest = _search(texts.read(pool))

@@ -72,8 +72,18 @@ def nearest_prefixes(vectors_MD: Floats, quantizer: LevelCosts, width: int) -> L
         costs_MX = costs_PK.reshape(rows, -1)
         numbers_MX = (numbers_MW[:, :, None] * size + np.arange(size)).reshape(rows, -1)
         if costs_MX.shape[1] > width:
-            best_MW = np.argpartition(costs_MX, width - 1, axis=1)[:, :width]
+            best_MW = _lowest(costs_MX, numbers_MX, width)
             costs_MX = np.take_along_axis(costs_MX, best_MW, axis=1)
             numbers_MX = np.take_along_axis(numbers_MX, best_MW, axis=1)
         numbers_MW = np.take_along_axis(numbers_MX, np.lexsort((numbers_MX, costs_MX), axis=1), axis=1)
     return numbers_MW
+
+
+def _lowest(costs_MX: Floats, numbers_MX: Longs, width: int) -> Longs:
+    """The columns (M, width) of the lowest costs, in any order; of equal ones those with the lower numbers."""
+    best_MW = np.argpartition(costs_MX, width - 1, axis=1)[:, :width]
+    limit_M1 = np.take_along_axis(costs_MX, best_MW, axis=1).max(axis=1, keepdims=True)
+    tied = np.flatnonzero((costs_MX <= limit_M1).sum(axis=1) > width)
+    if len(tied):
+        best_MW[tied] = np.lexsort((numbers_MX[tied], costs_MX[tied]), axis=1)[:, :width]
+    return best_MW

@@ -115,16 +115,27 @@ def missing_shards(directory: Path, items: int, shard_items: int) -> list[int]:
 
 NEIGHBOURS = 10
 """Known items that stand for a new one."""
+COSINES = 2**24
+"""Cosines that are in memory at once (64 MiB)."""
 
 
 def nearest_rows(known_ND: Floats, new_MD: Floats) -> Longs:
     """The ``NEIGHBOURS`` known items (M, ≤ 10) whose vectors have the largest cosines with each new one's."""
     known_ND, new_MD = unit_rows(known_ND), unit_rows(new_MD)
-    found = [
-        np.argsort(-(new_MD[start : start + 4096] @ known_ND.T), axis=1, kind="stable")[:, :NEIGHBOURS]
-        for start in range(0, len(new_MD), 4096)
-    ]
+    block = max(1, COSINES // max(1, len(known_ND)))
+    found = [_largest(new_MD[start : start + block] @ known_ND.T) for start in range(0, len(new_MD), block)]
     return np.concatenate(found) if found else np.empty((0, min(NEIGHBOURS, len(known_ND))), np.int64)
+
+
+def _largest(cosine_BN: Floats) -> Longs:
+    """The columns (B, ≤ 10) of the largest numbers of each row, largest first; the first of equals."""
+    most = min(NEIGHBOURS, cosine_BN.shape[1])
+    limit_B = np.partition(cosine_BN, -most, axis=1)[:, -most]
+    found_BX = np.empty((len(cosine_BN), most), np.int64)
+    for row, (cosine_N, limit) in enumerate(zip(cosine_BN, limit_B, strict=True)):
+        columns = np.flatnonzero(cosine_N >= limit)
+        found_BX[row] = columns[np.argsort(-cosine_N[columns], kind="stable")[:most]]
+    return found_BX
 
 
 def check_vectors(vectors_ND: Floats, start: int = 0) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,6 +91,19 @@ def test_diverse_beams_begin_with_more_first_codes_than_the_most_probable_items(
     batch = [RecommendRequest(h, 8, diversity=genrec.Diversity("beams", 1.0)) for h in histories]
     together = served["alone"].recommend_batch([*batch, RecommendRequest(histories[0], 8)])
     assert [[one.id for one in found] for found in together] == [[one.id for one in f] for f in (*apart, plain[0])]
+
+
+@pytest.mark.parametrize("weight", [0.01, 0.3])
+@pytest.mark.parametrize("name", ["alone", "mixed", "steered"])
+def test_diverse_beams_of_a_policy_that_is_sure_are_filled_up(tmp_path: Path, name: str, weight: float) -> None:
+    recommender = serve(tmp_path)[name]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in recommender.policy.trainable().values():
+            parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator))
+    for k in (4, 8, 16):
+        found = recommender.recommend(HISTORY, k, diversity=genrec.Diversity("beams", weight))
+        assert len({one.id for one in found}) == len(found) == k
 
 
 def test_a_request_can_leave_the_prior_out(served: dict[str, Recommender]) -> None:

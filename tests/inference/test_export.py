@@ -163,3 +163,19 @@ def test_a_folder_that_was_changed_is_refused(folder: Path, tmp_path: Path) -> N
         import_run(tmp_path, tmp_path / "storage")
     with pytest.raises(InputError, match="holds something already"):
         export_run(Recommender.__new__(Recommender), tmp_path, folder)
+
+
+def test_a_run_of_an_imported_folder_may_move(tmp_path: Path) -> None:
+    recommender = alone(tmp_path, *kinds(tmp_path)["adapters"])
+    run = import_run(exported(recommender, tmp_path / "out"), tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    moved = load(tmp_path / "there" / run.relative_to(tmp_path / "here"))
+    assert [one.id for one in moved.recommend(["i1"])] == [one.id for one in recommender.recommend(["i1"])]
+
+
+def test_layers_in_4_bits_without_adapters_are_unpacked(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    lm = tiny_pretrained(tmp_path / "lm", tied=True, hidden=64)
+    options = ("policy.kind=pretrained", f"policy.path={lm}", "policy.finetuning=qlora", *PLAIN)
+    recommender = alone(tmp_path, *options, "policy.lora.rank=4", "policy.lora.targets=[q_proj,v_proj]")
+    exported(recommender, tmp_path / "out")  # compares the folder's log-probabilities with the policy's

@@ -12,6 +12,7 @@ import torch
 
 from genrec.config import Embed, Sid
 from genrec.errors import InputError
+from genrec.policy.decoding.request_constraints import read_item_attributes
 from genrec.sid import catalog_updates
 from genrec.sid.catalog import Catalog, save_codes
 from genrec.sid.codes import write_sids
@@ -22,7 +23,7 @@ from genrec.sid.prefixes import prefix_numbers
 from genrec.sid.quantizers import make_quantizer
 from genrec.sid.suffix import add_suffix
 from genrec.sid.trie import Trie
-from genrec.sid.vectors import shard_path, write_vectors
+from genrec.sid.vectors import nearest_rows, shard_path, unit_rows, write_vectors
 
 N = 100
 
@@ -243,3 +244,38 @@ def test_a_change_that_another_process_made_meanwhile_is_never_passed_over(tmp_p
     assert now(out).removed == (7,) and len(now(out)) == N and not list(place.glob(".*"))
     assert insert(out, new_items("a"))["inserted"] == 1
     assert now(out).removed == (7,) and len(now(out)) == N + 1
+
+
+def test_prices_of_inserted_items_are_kept(tmp_path):
+    out = assigned(tmp_path)
+    insert(out, new_items("a").append_column("price", pa.array([3])))
+    insert(out, new_items("b"))
+    added = catalog_updates.read(catalog_updates.current(out, tmp_path / "live"))[2]
+    items = pa.table({"categories": pa.array([[]] * N, pa.list_(pa.string()))})
+    attributes = read_item_attributes(items, added, {})
+    assert [attributes.of(row)[1] for row in (0, N, N + 1)] == [None, 3.0, None]
+    with pytest.raises(InputError, match="price"):
+        insert(out, new_items("c").append_column("price", pa.array(["dear"])))
+
+
+def test_nearest_rows_are_those_of_a_whole_sort_block_by_block(monkeypatch):
+    rng = np.random.default_rng(0)
+    known, new = rng.integers(-1, 2, (200, 3)).astype(np.float32), rng.integers(-1, 2, (50, 3)).astype(np.float32)
+    wanted = np.argsort(-(unit_rows(new) @ unit_rows(known).T), axis=1, kind="stable")[:, :10]
+    monkeypatch.setattr("genrec.sid.vectors.COSINES", 3 * len(known))
+    np.testing.assert_array_equal(nearest_rows(known, new), wanted)
+    assert nearest_rows(known[:4], new).shape == (50, 4)
+
+
+def test_a_catalogue_that_grew_often_is_hashed_once(monkeypatch):
+    codes = torch.from_numpy(np.stack(np.unravel_index(np.arange(500), (8, 8, 8)), axis=1))
+    before = Catalog(codes[:100], (8, 8, 8))
+    grown = Catalog(codes, (8, 8, 8), grown_from=tuple(range(100, 500)))
+    hashed = []
+    monkeypatch.setattr("genrec.sid.catalog.hashlib.sha256", lambda data: hashed.append(0) or hashlib.blake2b(data))
+    with pytest.raises(InputError, match="other items"):
+        grown.require_digest("of none", "a model")
+    assert len(hashed) <= 2
+    monkeypatch.undo()
+    grown.require_digest(before.digest, "a model")
+    grown.require_digest(Catalog(codes[:320], (8, 8, 8)).digest, "a model")

@@ -1,6 +1,7 @@
 """What is chosen together gives factors: exact in memory, nearly so in blocks on disk, and means for cold items."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy import sparse
 from support.sid_worlds import sequences
@@ -120,3 +121,9 @@ def test_a_log_without_train_pairs_cannot_give_collaborative_vectors(tmp_path):
         factorise(events, 3, dims=1, window=5, seed=0, scratch=tmp_path)
     with pytest.raises(InputError, match=r"needs more than 9 items"):
         factorise(walks(9, 9), 9, dims=8, window=5, seed=0, scratch=tmp_path)
+
+
+def test_a_log_in_which_nothing_is_related_is_refused(tmp_path):
+    events = TrainEvents.of(pa.table({"items": [[0, 0]], "split": [[1, 1]]}))
+    with pytest.raises(InputError, match="more than chance"):
+        factorise(events, 50, dims=8, window=5, seed=0, scratch=tmp_path)

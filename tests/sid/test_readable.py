@@ -14,7 +14,8 @@ from genrec.errors import InputError
 from genrec.sid import catalog_updates
 from genrec.sid.build import finish_readable
 from genrec.sid.catalog import Catalog
-from genrec.sid.prefixes import nearest_prefixes, prefix_codes
+from genrec.sid.free_sids import nearest_free
+from genrec.sid.prefixes import nearest_prefixes, prefix_codes, prefix_numbers
 from genrec.sid.readable import PathCosts, SidNames, number_items, title_words
 
 TAXONOMY = Sid(quantizer="taxonomy", levels=4, codebook_size=16)
@@ -234,3 +235,10 @@ def test_names_that_cannot_be_read_are_refused_and_none_are_none(world):
     (world / "sid_names.json").write_text("{}")
     with pytest.raises(InputError, match="cannot be read"):
         SidNames.load(world)
+
+
+def test_an_item_of_a_full_path_takes_the_lowest_of_the_names_beside_it():
+    sizes = (50, 200, 10)
+    full = np.array([[3, 7, number] for number in range(10)], np.int32)
+    found = nearest_free(np.array([[3, 7]], np.float32), PathCosts(sizes), prefix_numbers(full, sizes))
+    assert prefix_codes(found, sizes).tolist() == [[3, 0, 0]]  # "other", not any sibling's name

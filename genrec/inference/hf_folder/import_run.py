@@ -48,7 +48,9 @@ def import_run(folder: Path, storage: Path, name: str = "") -> Path:
     parts = {part: storage / "imported" / key / part for part in ("catalog", "data", "policy")}
     assigned = parts["catalog"].with_name(f"catalog-{key}")
     parts["catalog"] = assigned
-    config = _with_backbone(folder, config, storage / "imported" / key / "backbone", about)
+    if config.policy.kind != "scratch":
+        parts["backbone"] = storage / "imported" / key / "backbone"
+        config = _with_backbone(folder, config, parts["backbone"], about)
     _copy_catalog(folder / OWN, assigned, storage / "live" / assigned.name)
     _write_data(folder / OWN, parts["data"])
     _write_policy(folder, config, parts["policy"], Catalog.load(assigned), about)
@@ -93,8 +95,6 @@ def _write_data(own: Path, data: Path) -> None:
 
 def _with_backbone(folder: Path, config: Config, backbone: Path, about: dict[str, Any]) -> Config:
     """The config of a policy whose weights are all in the folder; a pretrained one gets a model without SID tokens."""
-    if config.policy.kind == "scratch":
-        return config
     if not backbone.is_dir():
         model = _plain(folder)
         style_markers = 2 if config.policy.sid_tokens == "numbered" else 0

@@ -59,10 +59,19 @@ def _merged(policy: Policy) -> dict[str, Tensor]:
             if getattr(base, "bias", None) is not None:
                 found[f"{name}.bias"] = base.bias
             done.append(f"{name}.")
+        elif getattr(getattr(module, "weight", None), "quant_state", None) is not None and not _is_done(name, done):
+            found[f"{name}.weight"] = _dense(module.weight)
+            if getattr(module, "bias", None) is not None:
+                found[f"{name}.bias"] = module.bias  # type: ignore[assignment]
+            done.append(f"{name}.")
     for name, tensor in inner.state_dict().items():
-        if not name.startswith(tuple(done)):
+        if not _is_done(name, done):
             found[name] = tensor
     return found
+
+
+def _is_done(name: str, done: list[str]) -> bool:
+    return name.startswith(tuple(done))
 
 
 def _dense(weight: Any) -> Tensor:

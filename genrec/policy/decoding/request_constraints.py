@@ -172,10 +172,16 @@ def _price_range(values: object) -> tuple[float, float]:
 
 
 def read_item_attributes(items: pa.Table, added: Sequence[pa.Table], rows: dict[str, int]) -> ItemAttributes:
-    """The attributes of the assigned ``items`` and of the tables ``added`` later, whose items have no price."""
+    """The attributes of the assigned ``items`` and of the tables ``added`` later."""
     categories = [own for table in (items, *added) for own in table["categories"].to_pylist()]
-    if "price" not in items.column_names:
+    tables = (items, *added)
+    if not any("price" in table.column_names for table in tables):
         return ItemAttributes(rows, categories, None)
-    price_N = np.full(len(categories), np.nan)
-    price_N[: items.num_rows] = items["price"].cast(pa.float64()).to_numpy()
-    return ItemAttributes(rows, categories, price_N)
+    return ItemAttributes(rows, categories, np.concatenate([_prices(table) for table in tables]))
+
+
+def _prices(items: pa.Table) -> npt.NDArray[np.float64]:
+    """The price of each item (N,), NaN where it has none."""
+    if "price" not in items.column_names:
+        return np.full(items.num_rows, np.nan)
+    return items["price"].cast(pa.float64()).to_numpy()
