@@ -17,12 +17,11 @@ from benchmarks.compare import Comparison
 from benchmarks.harness import chosen_variants, seeds_of
 from benchmarks.tables import Published, baselines_page
 from cluster.artifacts import Artifact
-from cluster.baseline_rows import is_drawn, make_row
+from cluster.baseline_rows import is_drawn, make_row_or_reason
 from cluster.progress import STAGE
 from genrec.baselines.ranking_files import RANKING, read_ranking
 from genrec.config import COUNTED_BASELINES, BaselineName, Config
 from genrec.data.readers import read_queries
-from genrec.errors import InputError
 
 LOG = logging.getLogger(__name__)
 
@@ -102,10 +101,9 @@ def _row(config: Config, name: str, artifacts: Mapping[str, Artifact]) -> dict[s
     """What a row measures: on validation, on test, and the seconds; or why there is none."""
     from genrec.metrics import measure
 
-    try:
-        made = make_row(config, name, artifacts)
-    except InputError as error:
-        return {"failed": str(error)}
+    made = make_row_or_reason(config, name, artifacts)
+    if isinstance(made, str):
+        return {"failed": made}
     test = read_queries(artifacts["prepare"].path, "test")
     ranked_QK = read_ranking(made.path / RANKING, len(test))
     scores = measure(ranked_QK, test["target"].to_numpy().astype("int64"), (10, 50))

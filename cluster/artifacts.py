@@ -117,6 +117,7 @@ def make_artifact(config: Config, recipe: Recipe, work: Callable[[Path], Mapping
             lease.require()
             cache.upload(made, final)
         if made == partial:
+            shutil.rmtree(final, ignore_errors=True)  # Without a manifest: a copy of the storage that was cut off.
             partial.rename(final)
     metrics = _manifest(final)["metrics"]
     about = (metrics["wall_s"], metrics["peak_rss_mb"])

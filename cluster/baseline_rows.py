@@ -26,6 +26,7 @@ from cluster.train import (
 )
 from genrec.config import SID_BASELINES, Config, NetworkSettings
 from genrec.data.files import write_json
+from genrec.errors import BeingWrittenError, InputError, MachineError
 
 if TYPE_CHECKING:
     from genrec.baselines.material import Material
@@ -62,6 +63,20 @@ def make_row(config: Config, name: str, inputs: Mapping[str, Artifact]) -> Artif
     used = {stage: inputs[stage] for stage in _needed(name) if stage in inputs}
     work = partial(_train if is_trained(name) else _count, config, name, used)
     return make_artifact(config, Recipe(STAGE_NAME, row_settings(config, name), _code(name), list(used.values())), work)
+
+
+def make_row_or_reason(config: Config, name: str, inputs: Mapping[str, Artifact]) -> Artifact | str:
+    """``make_row``, or in one line why there is no such baseline: others go on.
+
+    Raises:
+        InputError: the row can be made, later or elsewhere: another process makes it, or a machine lacks something.
+    """
+    try:
+        return make_row(config, name, inputs)
+    except (BeingWrittenError, MachineError):
+        raise
+    except (InputError, RuntimeError, ArithmeticError, MemoryError, ImportError) as error:
+        return f"{error}".partition("\n")[0] or type(error).__name__
 
 
 def _needed(name: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from uuid import uuid4
 from genrec.config import Config
 from genrec.data.files import write_text
 from genrec.data.object_store import ObjectStore
-from genrec.errors import InputError
+from genrec.errors import InputError, MachineError
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -31,7 +31,7 @@ def require_nodes(config: Config) -> None:
     A cluster of one node is not asked.
 
     Raises:
-        InputError: with the address of the node, what it lacks, and the remedy.
+        MachineError: with the address of the node, what it lacks, and the remedy.
     """
     import ray
 
@@ -59,7 +59,7 @@ def _ask(config: Config, nodes: Mapping[str, Mapping[str, Any]]) -> None:
         }
         for key, answer in answers.items():
             if missing := _answer(answer):
-                raise InputError(f"node {nodes[key]['NodeManagerAddress']} of the Ray cluster {missing}")
+                raise MachineError(f"node {nodes[key]['NodeManagerAddress']} of the Ray cluster {missing}")
     finally:
         file.unlink(missing_ok=True)
 

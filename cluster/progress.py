@@ -273,7 +273,11 @@ def _handle_lines(file: TextIO) -> None:
         if not line.endswith("\n"):
             file.seek(place)
             return
-        _handle(json.loads(line))
+        try:
+            told = json.loads(line)
+        except json.JSONDecodeError:  # A worker was killed, or the disk was full, within the line before it.
+            continue
+        _handle(told)
 
 
 def _handle(line: Mapping[str, Any]) -> None:
@@ -281,7 +285,9 @@ def _handle(line: Mapping[str, Any]) -> None:
     record = logging.makeLogRecord({**fields, "msg": line["message"]})
     if EXTRA in line:
         setattr(record, EXTRA, Progress(**line[EXTRA]))
-    logging.getLogger(record.name).handle(record)
+    logger = logging.getLogger(record.name)
+    if logger.isEnabledFor(record.levelno):
+        logger.handle(record)
 
 
 def _attach(handler: logging.Handler) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from cluster.interruption import handles_signals, take_handlers_back
 from cluster.lost_ray import ending_with_ray
 from genrec.config import Config
-from genrec.errors import InputError
+from genrec.errors import InputError, MachineError
 
 LOG = logging.getLogger(__name__)
 
@@ -97,14 +97,14 @@ def connect(config: Config) -> None:
     """Join the cluster of ``compute.address`` (or ``RAY_ADDRESS``), else start one in this machine; once.
 
     Raises:
-        InputError: no Ray answers there, or none can be started here.
+        MachineError: no Ray answers there, or none can be started here.
     """
     import ray
 
     if ray.is_initialized():
         return
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not _is_whole(config.storage):
-        raise InputError(
+        raise MachineError(
             f"storage={config.storage!r} lies in the job's temporary copy of the working directory and would be lost; "
             "give an absolute path that every node sees, or a URL such as s3://BUCKET/PATH"
         )
@@ -128,7 +128,7 @@ def connect(config: Config) -> None:
             )
     except Exception as error:  # Ray raises bare ones, where a process of its own is slow to start or dies meanwhile.
         ray.shutdown()
-        raise InputError(_why_no_ray(address, error)) from error
+        raise MachineError(_why_no_ray(address, error)) from error
     take_handlers_back()
     _quieten_ray_data()
 
@@ -146,7 +146,7 @@ def require_ray_at(address: str, timeout_s: float = 5.0) -> None:
     """Refuse an address at which no Ray answers: ``ray.init`` would wait for it for minutes.
 
     Raises:
-        InputError: nothing that speaks gRPC is at ``address`` (HOST:PORT or ray://HOST:PORT) within ``timeout_s``.
+        MachineError: nothing that speaks gRPC is at ``address`` (HOST:PORT or ray://HOST:PORT) within ``timeout_s``.
     """
     import grpc
 
@@ -154,14 +154,14 @@ def require_ray_at(address: str, timeout_s: float = 5.0) -> None:
     if place in ("local", "auto"):
         return
     if "://" in place or not re.fullmatch(r".+:\d+", place):
-        raise InputError(f"the Ray cluster's address is {address!r}; {WANTED_ADDRESS}")
+        raise MachineError(f"the Ray cluster's address is {address!r}; {WANTED_ADDRESS}")
     if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
         return
     with grpc.insecure_channel(place) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout_s)
         except grpc.FutureTimeoutError:
-            raise InputError(
+            raise MachineError(
                 f"no Ray cluster answers at {address} (compute.address, or the variable RAY_ADDRESS) within "
                 f"{timeout_s:g} s; {WANTED_ADDRESS}"
             ) from None
@@ -185,7 +185,7 @@ def require_resources(config: Config, what: str, cpus: float, gpus: float) -> No
     """Refuse to wait forever for resources that this machine lacks; on a cluster, which may grow, only warn.
 
     Raises:
-        InputError: a local Ray has fewer CPUs or GPUs than ``what`` asks for.
+        MachineError: a local Ray has fewer CPUs or GPUs than ``what`` asks for.
     """
     import ray
 
@@ -200,7 +200,7 @@ def require_resources(config: Config, what: str, cpus: float, gpus: float) -> No
     if joins_cluster(config):
         LOG.warning("%s; waiting for the cluster to grow", message)
         return
-    raise InputError(message)
+    raise MachineError(message)
 
 
 def _quieten_ray_data() -> None:

@@ -26,6 +26,10 @@ class InputError(ValueError):
         super().__init__(printable(message))
 
 
+class MachineError(InputError):
+    """The machines lack something, the input may be good: what was done of the work stays, for the same command."""
+
+
 class BeingWrittenError(InputError):
     """Another process is making what this one was to make; once it ends there is nothing left to do."""
 

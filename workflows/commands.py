@@ -280,11 +280,14 @@ def import_command() -> click.Command:
     """``genrec import DIR``."""
 
     @click.argument("folder", metavar="DIR", type=UserFile())
-    @click.option("--storage", type=UserFile(), default="storage", show_default=True, help="Where the run is made.")
+    @click.option("--storage", default="storage", show_default=True, help="Where the run is made.")
     @click.option("--name", default="", help="Of the run; without, as it was.")
-    def callback(folder: Path, storage: Path, name: str) -> None:
+    def callback(folder: Path, storage: str, name: str) -> None:
+        if "://" in storage:
+            raise InputError(f"--storage {storage}: a run is imported into a directory; got a URL")
         _log_alone()
-        click.echo(import_module("workflows.model_folders").import_folder(folder, storage, name))
+        place = UserFile().convert(storage, None, None)
+        click.echo(import_module("workflows.model_folders").import_folder(folder, place, name))
 
     return _verb("import", callback, help_of("workflows.import"), INPUT_AND_OUTPUT, import_rows)
 

@@ -40,6 +40,9 @@ LOG = logging.getLogger(__name__)
 REPORT, BASE, SEED = "report.json", "sft.safetensors", "trial_seed"
 """Files of a trial and of the search; SEED is the key of a point that holds the seed of its run."""
 
+BROKEN = "broken.json"
+"""In a checkpoint of a population's member: the constraints that its versions broke."""
+
 SCORE = "score"
 """What searchers and schedulers raise, see ``TrialWatch``."""
 
@@ -270,6 +273,9 @@ def _take_over(out: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     with checkpoint.as_directory() as directory:
         shutil.copytree(directory, out / "checkpoints" / "checkpoint-000000001")
+        broken = read_report(Path(directory) / BROKEN)
+    # The curve goes on from the other's, so the constraints that it broke are the other's, too.
+    write_json({**read_report(out / REPORT), "broken": broken}, out / REPORT)
 
 
 @contextmanager
@@ -306,6 +312,8 @@ def _report(out: Path, population: bool, figures: dict[str, Any]) -> None:
     from ray import tune
 
     newest = max((out / "checkpoints").glob("checkpoint-*"), default=None) if population else None
+    if newest is not None:
+        write_json(read_report(out / REPORT).get("broken", {}), newest / BROKEN)
     tune.report(figures, checkpoint=tune.Checkpoint.from_directory(str(newest)) if newest else None)
 
 

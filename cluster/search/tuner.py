@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from pyarrow import fs
 from ray import tune
 from ray.tune.experiment import Trial
 
@@ -70,7 +71,7 @@ def run_experiment(search: SearchSpec, experiment: Experiment) -> list[TrialReco
     trainable = tune.with_resources(work, _request(search.config))
     where = ray_storage(search.config, storage)
     before, filesystem = f"{where['storage_path']}/{experiment.name}", where.get("storage_filesystem")
-    if tune.Tuner.can_restore(before, filesystem):
+    if _has_state(before, filesystem):
         tuner = tune.Tuner.restore(before, trainable, restart_errored=True, storage_filesystem=filesystem)
     else:
         tuner = _new_tuner(search, trainable, experiment)
@@ -78,6 +79,15 @@ def run_experiment(search: SearchSpec, experiment: Experiment) -> list[TrialReco
     collect_files()
     write_text("", ended)
     return read_trials(search.run.out, experiment.name, search.config.seed)
+
+
+def _has_state(experiment: str, filesystem: fs.FileSystem | None) -> bool:
+    """Whether a killed experiment can go on: Tune writes ``tuner.pkl`` first, and the trials some seconds later.
+
+    Of the first alone ``Tuner.restore`` begins again without the space, with a trial that has no values.
+    """
+    listed = (filesystem or fs.LocalFileSystem()).get_file_info(fs.FileSelector(experiment, allow_not_found=True))
+    return any(one.base_name.startswith("experiment_state-") and one.size for one in listed)
 
 
 def _request(config: Config) -> Any:

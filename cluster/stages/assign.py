@@ -19,7 +19,7 @@ from cluster.session import configure_process
 from cluster.stages.plan import Plan, StageRun
 from cluster.train import REFUSED, RayCheckpoints, train_on_ray
 from genrec.config import Config, Sid
-from genrec.errors import InputError
+from genrec.errors import InputError, MachineError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,6 +115,8 @@ def fit(config: Config, data: Path, vectors: Path, out: Path) -> int:
     if not is_fitted(out):
         try:
             train_on_ray(partial(_share, config, vectors, out), config, out, "fit", sid.fit_workers)
+        except MachineError:
+            raise
         except InputError:
             _drop(out, "train", "cf", REFUSED, WORKER_LOG)
             raise

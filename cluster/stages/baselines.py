@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.artifacts import Artifact, shown_path
-from cluster.baseline_rows import make_row, row_settings
+from cluster.baseline_rows import make_row_or_reason, row_settings
 from cluster.progress import STAGE
 from cluster.stages.plan import Plan, StageRun
 from genrec.config import Config
-from genrec.errors import InputError
 
 LOG = logging.getLogger(__name__)
 
@@ -41,11 +40,10 @@ def _make(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Mapping[
     failed: dict[str, str] = {}
     rows: dict[str, Any] = {}
     for name in config.evaluation.made_baselines:
-        try:
-            row = make_row(config, name, inputs)
-        except (InputError, RuntimeError, ArithmeticError, MemoryError, ImportError) as error:
-            failed[name] = f"{error}".partition("\n")[0] or type(error).__name__
-            LOG.warning("the baseline %s failed, the others go on: %s", name, failed[name], extra={STAGE: "baselines"})
+        row = make_row_or_reason(config, name, inputs)
+        if isinstance(row, str):
+            failed[name] = row
+            LOG.warning("the baseline %s failed, the others go on: %s", name, row, extra={STAGE: "baselines"})
             continue
         (out / name).mkdir(exist_ok=True)
         shutil.copyfile(row.path / RANKING, out / name / RANKING)

@@ -222,7 +222,7 @@ def _summarise(
     details = {
         "baseline_settings": {**suite.settings, **_rows_made(inputs, "settings")},
         "baselines_failed": inputs["baselines"].metrics["failed"] if "baselines" in inputs else {},
-        "prior": answers.tuned.as_json(),
+        "prior": answers.tuned.as_json() | {"given": config.decode.prior_weight != "tuned"},
         "seen_items_masked": suite.mask_seen,
     }
     metrics = summarise(rankings, ks=ks, resamples=draws, seed=config.seed, stages=costs, details=details)

@@ -42,7 +42,7 @@ from genrec.data.statistics import (
 )
 from genrec.data.tables import ITEMS, same_spelling
 from genrec.data.train_counts import TRAIN_COUNTS, TrainCounts, count_train, total
-from genrec.errors import InputError
+from genrec.errors import InputError, MachineError
 
 LOG = logging.getLogger(__name__)
 
@@ -118,12 +118,14 @@ def _in_process_if_small(config: Config, files: list[str]) -> Config:
 def prepare(source: Source, config: Config, folder: Path) -> dict[str, Any]:
     """Fill ``folder`` with the data directory (``genrec.data.tables``) and return its statistics.
 
-    Raises InputError for data that cannot be used; then nothing stays in ``folder``.
+    Raises InputError for data that cannot be used; then nothing stays in ``folder``, unless it is a MachineError.
     """
     spec = PrepareSpec(source, config, folder)
     if not (folder / "stats.json").is_file():
         try:
             _prepare(spec)
+        except MachineError:
+            raise
         except InputError:
             shutil.rmtree(folder)
             raise

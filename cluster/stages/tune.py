@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from cluster import reward_file
@@ -25,7 +26,7 @@ from cluster.search.trial import SEED, SearchSpec, is_one_process, validate_star
 from cluster.session import connect
 from cluster.stages.grpo import rl_settings, spec_of
 from cluster.stages.plan import Plan, StageRun
-from genrec.config import Config, load_config
+from genrec.config import Config, load_config, to_yaml
 from genrec.config.search_space import dimensions, nested, own_values, remakes_earlier_stages, require_valid_corners
 from genrec.data.files import write_json, write_text
 from genrec.errors import InputError
@@ -205,7 +206,7 @@ def _keep(record: SearchRecord, config: Config, out: Path) -> Mapping[str, Any]:
     write_tune_page(record, out, title=config.name)
     write_json([{"values": one.values, "status": one.status, **one.metrics} for one in rows], out / "trials.json")
     write_text(trial_table(rows), out / "trials.txt")
-    _write_tuned(record.winner.verdict, values, out / TUNED)
+    _write_tuned(record.winner.verdict, values, config, out / TUNED)
     for left in [*out.glob("runs/*/checkpoints"), out / "tune"]:
         shutil.rmtree(left, ignore_errors=True)
     return {
@@ -217,13 +218,19 @@ def _keep(record: SearchRecord, config: Config, out: Path) -> Mapping[str, Any]:
     }
 
 
-def _write_tuned(verdict: str, values: Mapping[str, Any], path: Path) -> None:
-    """A config file of the winner's values, or of nothing but the reason why there is none; it must read back."""
+def _write_tuned(verdict: str, values: Mapping[str, Any], config: Config, path: Path) -> None:
+    """A config file of the winner's values, or of nothing but the reason why there is none.
+
+    It must read back on top of ``config``, as it is used: the values alone may fit no other config.
+    """
     from omegaconf import OmegaConf
 
     body = OmegaConf.to_yaml(OmegaConf.create(nested(values))) if values else ""
     write_text(f"# {verdict}\n{body}", path)
-    load_config([path])
+    with TemporaryDirectory() as temporary:
+        searched = Path(temporary) / "searched.yaml"
+        write_text(to_yaml(config), searched)
+        load_config([searched, path])
 
 
 def trial_table(trials: Sequence[TrialRecord]) -> str:

@@ -144,6 +144,7 @@ class Config(Section):
                 _plain_http(self.data)
             ),
             **_storage_fits(self.storage),
+            **_secrets_fit(self),
         }
         if found := [message for message, is_wrong in wrong.items() if is_wrong]:
             raise ValueError("; ".join(found))
@@ -183,6 +184,18 @@ def _plain_http(data: Data) -> str | None:
     """The first URL of the data that is plain http and not of this machine."""
     urls = [url for url in (data.path, data.items, data.interactions) if url and url.startswith("http://")]
     return next((url for url in urls if urlsplit(url).hostname not in ("localhost", "127.0.0.1", "::1")), None)
+
+
+def _secrets_fit(config: Config) -> dict[str, bool]:
+    """URLs that have a password in them: message -> whether it applies."""
+    data = config.data
+    urls = {f"data.{name}": getattr(data, name) or "" for name in ("path", "items", "interactions")}
+    urls["compute.mlflow_uri"] = config.compute.mlflow_uri or ""
+    return {
+        f"{key} has a password or key in it, which would be kept in every artifact and report; give it in the "
+        "environment (MLFLOW_TRACKING_USERNAME, AWS_ACCESS_KEY_ID and their kin)": "@" in urlsplit(url).netloc
+        for key, url in urls.items()
+    }
 
 
 def _space_fits(config: Config) -> dict[str, bool]:

@@ -8,6 +8,8 @@ from support.synthetic import chain_shop, tiny_config
 
 from benchmarks import registry
 from benchmarks.baselines import PUBLISHED
+from cluster import baseline_rows
+from cluster.baseline_rows import make_row
 from genrec.config import BaselineName
 from genrec.errors import InputError
 
@@ -23,6 +25,18 @@ def test_rows_stand_beside_what_was_published_and_are_made_once(tmp_path):
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "st/baseline").glob("*/manifest.json")}
     assert len(made) == 1 and registry.run("baselines", config).table() == table
     assert all(path.stat().st_mtime_ns == time for path, time in made.items())
+
+
+def test_a_row_that_fails_leaves_the_others(tmp_path, monkeypatch):
+    def make(config, name, inputs):
+        if name == "star":
+            raise RuntimeError("CUDA out of memory\nand more")
+        return make_row(config, name, inputs)
+
+    monkeypatch.setattr(baseline_rows, "make_row", make)
+    names = ("bench.variants=[star,text]", "baselines.counted=2")
+    table = registry.run("baselines", tiny_config(tmp_path / "st", chain_shop(tmp_path / "shop"), *names)).table()
+    assert "- star failed: CUDA out of memory" in table and "and more" not in table and "| text |" in table
 
 
 def test_a_figure_that_was_published_is_shown():

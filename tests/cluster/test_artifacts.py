@@ -16,7 +16,7 @@ from cluster.artifacts import PENDING, Artifact, Recipe, make_artifact
 from cluster.stages import prepare
 from cluster.stages.plan import StageRun
 from genrec.config import Config
-from genrec.errors import InputError
+from genrec.errors import InputError, MachineError
 
 
 @pytest.fixture(scope="module")
@@ -260,3 +260,33 @@ def test_templates_of_the_users_own_are_in_the_key_by_content(shop: Path, tmp_pa
     assert key(other) == before
     mine.write_text(mine.read_text("utf-8") + "\n# changed\n", "utf-8")
     assert key(mine) != before
+
+
+def test_machines_that_are_not_there_cost_no_work_that_is_done(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(tmp_path, shop, "compute.in_process_below_mb=0", "compute.data_actors=0")
+    real = prepare._map
+
+    def dies(spec: prepare.PrepareSpec, make: object, shards: list[int], label: str) -> None:
+        if label == "sort and filter":
+            raise RuntimeError("lost power")
+        real(spec, make, shards, label)
+
+    monkeypatch.setattr(prepare, "_map", dies)
+    with pytest.raises(RuntimeError):
+        pipeline.run(config, "prepare")
+    begun = next((tmp_path / "prepare").glob("*.partial"))
+    read = sorted((begun / "scratch" / "scatter").rglob("*"))
+    monkeypatch.setattr(prepare, "_map", real)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(MachineError, match="no Ray cluster answers"):
+        pipeline.run(config.replace({"compute.data_actors": 1, "compute.address": "127.0.0.1:1"}), "prepare")
+    assert read and sorted((begun / "scratch" / "scatter").rglob("*")) == read
+
+
+def test_a_directory_without_its_manifest_is_made_again(shop: Path, tmp_path: Path) -> None:
+    config, recipe = tiny_config(tmp_path, shop), Recipe("probe", {}, (__name__,))
+    (tmp_path / "probe" / recipe.key).mkdir(parents=True)
+    (tmp_path / "probe" / recipe.key / "half.txt").write_text("a copy that was cut off")
+    assert [file.name for file in make_artifact(config, recipe, lambda folder: {}).path.glob("*.txt")] == []

@@ -7,8 +7,9 @@ from support.pipeline import made
 from support.synthetic import chain_shop, tiny_config
 
 from cluster import baseline_rows, pipeline
+from cluster.stages import baselines
 from genrec.baselines.ranking_files import RANKING, read_ranking, write_ranking
-from genrec.errors import InputError
+from genrec.errors import BeingWrittenError, InputError
 
 NETWORK = [f"baselines.sasrec.{one}" for one in ("hidden=16", "layers=1", "epochs=6", "batch_size=16", "lr=1e-2")]
 
@@ -125,3 +126,13 @@ def test_a_network_trained_on_ray_ranks_as_one_trained_here(shop, tmp_path):
         assert not list(row.path.glob("training-0/*checkpoint*")) and not (row.path / "training-0/train").exists()
         ranked.append(read_ranking(row.path / RANKING, 60))
     assert np.array_equal(*ranked)
+
+
+def test_a_row_that_another_command_makes_is_not_left_out_of_the_report(shop, tmp_path, monkeypatch):
+    def busy(*arguments):
+        raise BeingWrittenError("another process is writing it")
+
+    monkeypatch.setattr(baseline_rows, "make_row", busy)
+    config = tiny_config(tmp_path, shop, "evaluation.baselines=[itemknn,als]")
+    with pytest.raises(BeingWrittenError):
+        baselines._make(config, {}, tmp_path)

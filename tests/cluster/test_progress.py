@@ -124,3 +124,22 @@ def test_a_table_that_is_higher_than_the_terminal_counts_what_it_leaves_out() ->
     LOG.setLevel(logging.INFO)
     log_search(LOG, search_record(verdict=None), "t4")
     assert "5 more rows" in screen.getvalue() and "01 prefix=0.04" not in screen.getvalue()
+
+
+def test_a_line_that_a_worker_left_half_written_hides_nothing(tmp_path: Path) -> None:
+    stream, line = io.StringIO(), {"name": LOG.name, "level": 30, "levelname": "WARNING", "message": "seen"}
+    handled(LineHandler(stream))
+    with pytest.raises(RuntimeError, match="its own error"), tail_log(tmp_path, interval_s=0.01):
+        whole = json.dumps(line) + "\n"
+        (tmp_path / "worker.jsonl").write_text(whole[:20] + whole + whole)
+        raise RuntimeError("its own error")
+    assert stream.getvalue() == "warning: seen\n"
+
+
+def test_a_quiet_command_shows_no_information_of_workers_either(tmp_path: Path) -> None:
+    stream, line = io.StringIO(), {"name": LOG.name, "level": 20, "levelname": "INFO", "message": "step 1"}
+    handled(LineHandler(stream))
+    LOG.setLevel(logging.WARNING)
+    with tail_log(tmp_path, interval_s=0.01):
+        (tmp_path / "worker.jsonl").write_text(json.dumps(line) + "\n")
+    assert stream.getvalue() == ""

@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from ray import tune
 from support.synthetic import chain_shop, tiny_config
 
 from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.search import trial
 from cluster.search.trial import SearchSpec
-from cluster.stages.tune import finalist_points
+from cluster.search.tuner import _has_state
+from cluster.stages.tune import _write_tuned, finalist_points
 from cluster.train import RunSpec
 from genrec.config import Config, load_config
+from genrec.data.files import write_json
 from genrec.evaluation.search_choice import with_front
 from genrec.evaluation.search_record import BudgetRecord, DimensionRecord, SearchRecord, TrialRecord
 
@@ -63,3 +66,31 @@ def test_values_that_came_twice_are_one_finalist() -> None:
     points, chosen = finalist_points(config, record)
     assert [one.id for one in chosen] == ["t1", "t3"]
     assert all(points.count(point) == 1 for point in points)
+
+
+def test_a_winner_is_kept_that_fits_the_searched_config_alone(tmp_path: Path) -> None:
+    config = load_config([], ["learning.rl.generation=slate", "tune.space.rewards.lists.dcg=[0,1]"])
+    _write_tuned("it won", {"rewards.lists.dcg": 0.5}, config, tmp_path / "tuned.yaml")
+    kept = load_config([tmp_path / "tuned.yaml"], ["learning.rl.generation=slate"])
+    assert kept.rewards.lists.dcg == 0.5
+
+
+def test_a_member_that_takes_over_another_one_takes_over_what_it_broke(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, out = tmp_path / "theirs", tmp_path / "own"
+    write_json({"20": {"hr@50": 0.2}}, checkpoint / trial.BROKEN)
+    write_json({"broken": {"10": {"hr@50": 0.1}}, "seconds": 3.0}, out / trial.REPORT)
+    monkeypatch.setattr(tune, "get_checkpoint", lambda: tune.Checkpoint.from_directory(str(checkpoint)))
+    trial._take_over(out)
+    assert trial.read_report(out / trial.REPORT) == {"broken": {"20": {"hr@50": 0.2}}, "seconds": 3.0}
+
+
+def test_a_search_that_was_killed_before_its_first_state_begins_again(tmp_path: Path) -> None:
+    experiment = tmp_path / "finalists"
+    assert not _has_state(str(experiment), None)
+    experiment.mkdir()
+    (experiment / "tuner.pkl").write_bytes(b"half")
+    assert not _has_state(str(experiment), None), "Tune would begin again without the points"
+    (experiment / "experiment_state-2026.json").write_text("{}")
+    assert _has_state(str(experiment), None)

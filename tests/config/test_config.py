@@ -254,3 +254,9 @@ def test_every_version_goes_with_the_large_model_and_keeps_its_own_method(versio
     assert large.policy.finetuning == small.policy.finetuning
     assert large.learning.sft.loss == small.learning.sft.loss
     assert large.learning.rl.objective == small.learning.rl.objective
+
+
+@pytest.mark.parametrize("key", ["data.path", "compute.mlflow_uri"])
+def test_urls_with_a_password_are_refused(key: str) -> None:
+    with pytest.raises(InputError, match=f"{key} has a password"):
+        load_config([], ["compute.trackers=[mlflow]", f"{key}=https://me:secret@host/place"])

@@ -317,3 +317,8 @@ def test_catalog_inserts_once_removes_and_refuses_what_it_holds(
 def test_the_help_of_a_change_says_where_it_is_kept(action: str) -> None:
     text = genrec("catalog", action, "--help").stdout
     assert "<storage>/live/" in text and f"genrec catalog {action} " in text
+
+
+def test_an_import_into_a_url_is_refused(tmp_path: Path) -> None:
+    answer = CliRunner().invoke(command_line, ["import", str(tmp_path), "--storage", "s3://shop/genrec"])
+    assert answer.exit_code == 2 and "got a URL" in answer.output
