@@ -214,5 +214,7 @@ def read_judgements(config: Config, asked: Sequence[JudgeQuestion], file: Path) 
             failures[f"question without a judgement ({line['failure'].partition(':')[0]})"] += 1
     spent = Spent(len(asked), {name: count for name, count in failures.items() if count})
     spent.tokens_in, spent.tokens_out = (sum(line[name] for line in lines) for name in ("tokens_in", "tokens_out"))
-    spent.price = (spent.tokens_in * config.judge.price_in + spent.tokens_out * config.judge.price_out) / 1e6
+    servers = (config.judge, config.judge.second)
+    paid = ((servers[line["judge"]], line) for line in lines)
+    spent.price = sum(one.price_in * line["tokens_in"] + one.price_out * line["tokens_out"] for one, line in paid) / 1e6
     return judged, spent

@@ -44,7 +44,14 @@ class ChatServer(Section):
         return url
 
 
-class Judge(ChatServer):
+class PricedServer(ChatServer):
+    """A server whose tokens have a price."""
+
+    price_in: float = Field(default=0.0, ge=0, json_schema_extra=SPEED, description="of a million prompt tokens")
+    price_out: float = Field(default=0.0, ge=0, json_schema_extra=SPEED, description="of a million reply tokens")
+
+
+class Judge(PricedServer):
     """A language model that scores the answers of a finished run's systems, without knowing which is whose."""
 
     retries: int = Field(default=2, ge=0, le=20, json_schema_extra=SPEED, description="as for every server")
@@ -55,12 +62,10 @@ class Judge(ChatServer):
     passes: int = Field(
         default=2, ge=1, le=10, description="times that each user is judged, in another order; two tell how stable"
     )
-    second: ChatServer = Field(default=ChatServer(), description="another judge of the same answers, in one pass")
+    second: PricedServer = Field(default=PricedServer(), description="another judge of the same answers, in one pass")
     give_up_after: PositiveInt = Field(
         default=10, json_schema_extra=SPEED, description="replies in a row that are lost or no judgement"
     )
-    price_in: float = Field(default=0.0, ge=0, json_schema_extra=SPEED, description="of a million prompt tokens")
-    price_out: float = Field(default=0.0, ge=0, json_schema_extra=SPEED, description="of a million reply tokens")
 
     @model_validator(mode="after")
     def _names_its_models(self) -> Judge:

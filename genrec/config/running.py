@@ -93,15 +93,13 @@ class BenchConfig(Section):
 
     variants: tuple[str, ...] = Field(
         default=(),
-        description="tokenizers, policy, losses, tasks, rewards, tradeoff, rl-quality: rows that policies are trained "
-        "for, "
-        "compared with the first; empty: none of the tokenizers, all of the others, but of rl-quality not those that "
-        "learn from what is served",
+        description="rows that are compared, of the benchmarks that train some (an unknown name is answered with those "
+        "that exist); empty: none of the tokenizers, all of the others, but of rl-quality not those that learn from "
+        "what is served",
     )
     seeds: PositiveInt = Field(
         default=3,
-        description="tokenizers, policy, losses, tasks, rewards, tradeoff, rl-quality, searches, baselines: policies "
-        "or networks per row, trained from seed, seed + 1, …",
+        description="policies or networks per row of a benchmark that trains some, from seed, seed + 1, …",
     )
     weights: tuple[float, ...] = Field(
         default=(), description="tradeoff: weights of the reward that are tried; empty: each variant's own"

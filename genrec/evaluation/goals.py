@@ -79,11 +79,17 @@ class Goals:
     def all_values(
         self, ranked_QK: IntArray, targets_Q: IntArray, events: Sequence[str | None] = ()
     ) -> dict[str, FloatArray]:
-        """``values`` after the accuracy: NDCG@10, HR@10, HR@50, and HR@50 of tail and unseen targets."""
-        hits = per_query(target_ranks(ranked_QK, targets_Q), (FIRST, 50))
-        accuracy = {name: hits[name] for name in ("ndcg@10", "hr@10", "hr@50")}
+        """``values`` after the accuracy: NDCG@10, HR@10, HR@50, and HR@50 of tail and unseen targets.
+
+        In place of HR@50, rankings of fewer items have HR@K of all their K, unless the catalogue has no more.
+        """
+        found, items = ranked_QK.shape[1], len(self._is_new_N)
+        most = 50 if found >= min(50, items) else found
+        deep = f"hr@{most}"
+        hits = per_query(target_ranks(ranked_QK, targets_Q), (FIRST, most))
+        accuracy = {name: hits[name] for name in ("ndcg@10", "hr@10", deep)}
         if self._is_tail_N[targets_Q].any():
-            accuracy["tail_hr@50"] = np.where(self._is_tail_N[targets_Q], hits["hr@50"], np.nan)
+            accuracy[f"tail_{deep}"] = np.where(self._is_tail_N[targets_Q], hits[deep], np.nan)
         return accuracy | self.values(ranked_QK, targets_Q, events)
 
     def _ndcg(self, ranked_QK: IntArray, targets_Q: IntArray) -> FloatArray:

@@ -106,11 +106,13 @@ def _compared(one: FinalistRecord, metric: str) -> str:
     found, runs = one.difference, len(one.seeds)
     if found.mean is None or found.low is None or found.high is None:
         return f"trial {one.trial} has too few runs that ended with equal seeds ({runs} were begun)"
-    left = sum(not run.feasible for run in one.seeds)
+    failed = sum(run.error is not None for run in one.seeds)
+    left = sum(not run.feasible and run.error is None for run in one.seeds)
     outside = f"; {left} of its runs left the constraints" if left else ""
+    outside += f"; {failed} of its runs failed" if failed else ""
     return (
         f"{metric} of trial {one.trial} minus the config's own is {found.mean:+.4f} "
-        f"[{found.low:+.4f}, {found.high:+.4f}] over {runs} seeds on validation{outside}"
+        f"[{found.low:+.4f}, {found.high:+.4f}] over {found.pairs or runs} seeds on validation{outside}"
     )
 
 
@@ -120,8 +122,8 @@ def _difference(
     pairs = [(run.metrics.get(metric), others.get(run.seed)) for run in runs]
     found = [mine - theirs for mine, theirs in pairs if mine is not None and theirs is not None]
     if len(found) < 2:
-        return MeanDifference(mean=found[0] if found else None, low=None, high=None)
-    return MeanDifference(**over_runs(found, 1 - 0.05 / max(1, finalists)))
+        return MeanDifference(mean=found[0] if found else None, low=None, high=None, pairs=len(found))
+    return MeanDifference(**over_runs(found, 1 - 0.05 / max(1, finalists)), pairs=len(found))
 
 
 def _may_win(one: TrialRecord, objectives: Sequence[str]) -> bool:

@@ -78,12 +78,14 @@ class SeedRun(_Record):
 class MeanDifference(_Record):
     """A mean difference of the metric, paired by seed, with its interval; None where too few runs are left.
 
-    The intervals of k finalists hold together with 95 %: each has 1 - 0.05 / k (Bonferroni).
+    The intervals of k finalists hold together with 95 %: each has 1 - 0.05 / k (Bonferroni). ``pairs``: the seeds with
+    which both runs ended; 0 in records that did not count them.
     """
 
     mean: float | None
     low: float | None
     high: float | None
+    pairs: int = 0
 
 
 class FinalistRecord(_Record):

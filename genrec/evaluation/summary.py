@@ -257,8 +257,9 @@ def add_prior(metrics: dict[str, Any], policy: str, weight: float) -> None:
     elif "level" in standing:
         opening = "The trained policy alone is behind no baseline"
     metrics["headline"] = (
-        f"{opening}: {'; '.join(clauses)}. The model is this policy with an ItemKNN prior of weight {weight:g}, tuned "
-        f"on validation. {metrics['headline']}"
+        f"{opening}: {'; '.join(clauses)}. The model is this policy with an ItemKNN prior of weight {weight:g}, "
+        f"{'given by the config' if metrics.get('prior', {}).get('given') else 'tuned on validation'}. "
+        f"{metrics['headline']}"
     )
     metrics["baseline_wins"] |= {f"policy {metric}": name for metric, name in lost.items()}
 

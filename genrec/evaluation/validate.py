@@ -127,8 +127,7 @@ class Validator:
         Raises:
             InputError: the queries, or the items, have nothing that one of ``names`` measures.
         """
-        tail = self._tail_Q is not None and bool(self._tail_Q.any())
-        known = ["hr@10", "ndcg@10", *(["hr@50"] if self.search.width >= 50 else []), *(["tail_hr@50"] if tail else [])]
+        known = list(self._hits(torch.zeros(self._count, dtype=torch.float64)))
         known += [] if self._goals is None else self._goals.names(self._events)
         if missing := [name for name in names if name not in known]:
             raise InputError(

@@ -31,11 +31,9 @@ def verdict(metrics: Mapping[str, Any]) -> str:
         return f"{_capital(opening)}."
     alone = standing(metrics, "policy")
     helped = f"{_capital(opening)} with ItemKNN's help"
-    ends = {"beats": "it does so without it too", "noise": "without it, it is ahead within the noise"}
-    without = ends.get(
-        alone, f"alone, the trained policy {'is level with' if alone == 'level' else 'loses to'} {rival}"
-    )
-    return f"{helped}; {without}."
+    if alone == "noise":
+        return f"{helped}; without it, it is ahead within the noise."
+    return f"{helped}; alone, the trained policy {'is level with' if alone == 'level' else 'loses to'} {rival}."
 
 
 def plain_words(metrics: Mapping[str, Any]) -> str:
@@ -53,7 +51,7 @@ def plain_words(metrics: Mapping[str, Any]) -> str:
     if (weight := _helper(metrics)) is not None:
         alone = metrics["policy"]["item"]
         sentences.append(
-            f"The model is the trained policy with an ItemKNN prior of weight {weight:g}, chosen on validation. "
+            f"The model is the trained policy with an ItemKNN prior of weight {weight:g}, {_given(metrics)}. "
             f"Without it, the policy has {_of_hundred(alone[SHARE])} of 100 users and NDCG@10 {alone[DECIDES]:.4f}."
         )
     return " ".join([*sentences, *_gain(metrics)])
@@ -97,6 +95,11 @@ def _helper(metrics: Mapping[str, Any]) -> float | None:
     """The weight of the prior that helps the model; None where there is none."""
     weight = metrics.get("prior", {}).get("weight") or None
     return weight if "policy" in metrics else None
+
+
+def _given(metrics: Mapping[str, Any]) -> str:
+    """Where the weight of the prior comes from."""
+    return "given by the config" if metrics["prior"].get("given") else "chosen on validation"
 
 
 def _chance(metrics: Mapping[str, Any]) -> str:

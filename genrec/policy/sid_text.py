@@ -22,7 +22,19 @@ SidStyle = Literal["letters", "numbered"]
 MARKERS: dict[SidStyle, tuple[str, str]] = {"letters": ("[[", "]]"), "numbered": ("<|sid_start|>", "<|sid_end|>")}
 """What stands before and after a SID in text."""
 
+_MARKER = re.compile(r"\[(?=\[)|\](?=\])|<(?=\|sid_(?:start|end)\|>)")
+"""The first character of every marker."""
+
 PATTERNS: dict[SidStyle, str] = {"letters": r"<([a-z])_(\d{1,9})>", "numbered": r"<(\|)sid_(\d{1,9})\|>"}
+
+
+def without_markers(text: str) -> str:
+    """``text`` with every marker, of any style, broken by a space, so that it is read as text again.
+
+    >>> without_markers("a [[[b]]] of <|sid_start|>")
+    'a [ [ [b] ] ] of < |sid_start|>'
+    """
+    return _MARKER.sub(lambda found: f"{found[0]} ", text)
 
 
 def sid_names(level_sizes: Sequence[int], style: SidStyle = "letters") -> list[str]:

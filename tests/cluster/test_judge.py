@@ -16,6 +16,7 @@ from cluster import chat_client
 from cluster.judge import judge_run
 from genrec.config import Config, load_config
 from genrec.errors import InputError
+from genrec.evaluation.judge.replies import read_reply
 from workflows.cli import command_line
 
 USERS = 12
@@ -157,8 +158,10 @@ def test_a_judge_that_likes_what_it_reads_first_is_seen(tmp_path: Path) -> None:
 
     with judging(first) as server, judging() as other:
         second = (f"judge.second.url='{other.url}'", "judge.second.model=small")
-        judge_run(config_for(server, *second), run)
+        judge_run(config_for(server, *second, "judge.price_in=2", "judge.second.price_in=1"), run)
     found, _ = judge_files(run)
+    assert found["spent"]["tokens_in"] == 3600
+    assert found["spent"]["price"] == pytest.approx((2400 * 2 + 1200 * 1) / 1e6)
     assert found["positions"] == {"A": 5, "B": 2, "C": 2, "D": 2}
     assert found["passes"]["kappa"] < 0.5 and found["judges"]["kappa"] < 0.5
     assert found["judges"]["scores"] == 3 * sum(4 if user > 1 else 3 for user in range(USERS))
@@ -188,3 +191,14 @@ def test_bad_input_is_one_message(words: list[str], said: str, tmp_path: Path) -
     run = made_run(tmp_path / "run")
     result = CliRunner().invoke(command_line, ["judge", str(run.with_name(words[0])), *words[1:]])
     assert result.exit_code == 2 and said in result.output and "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("before", ["{} No: it fits.</think>", "<think>{}</think>", "Draft: {}\nFinal:", "<think>{}"])
+def test_a_draft_is_no_judgement(before: str) -> None:
+    draft, final = (json.dumps({"A": dict.fromkeys(("fit", "coherence", "appeal"), one)}) for one in (1, 5))
+    text = before.replace("{}", draft)
+    if before == "<think>{}":  # Cut off at judge.max_tokens.
+        with pytest.raises(ValueError, match="no JSON object"):
+            read_reply(text, ["A"])
+    else:
+        assert read_reply(f"{text} {final}", ["A"])["A"]["fit"] == 5

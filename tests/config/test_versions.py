@@ -22,6 +22,8 @@ COMMON: dict[str, Any] = {
     "policy.lora.targets": ("q_proj", "k_proj", "v_proj", "o_proj"),
     "policy.items.input": "none",
     "policy.items.head": False,
+    "policy.context.events": "none",
+    "policy.context.gaps": False,
     # Next item and SID <-> text, jointly.
     "learning.sft.example_format": "tasks",
     "learning.tasks.next_item.weight": 0.7,
@@ -36,6 +38,7 @@ COMMON: dict[str, Any] = {
     "learning.rl.group": 16,
     "learning.rl.generation": "beam",
     "learning.rl.kl": 0.1,
+    "learning.rl.prefix_weight": "probability",
     "learning.rl.sft": 0.0,
     # Trie-constrained beam of 20.
     "decode.width": 20,
@@ -76,7 +79,7 @@ OWN: dict[str, dict[str, Any]] = {
         "learning.sft.loss.rare_weight": 1.5,
         **PPO,
         "rewards.settings.horizon": 1,
-        "rewards.settings.events": {"click": 1.0, "purchase": 1.0, "unknown": 1.0},
+        "rewards.settings.events": dict.fromkeys(("click", "view", "cart", "purchase", "unknown"), 1.0),
         "rewards.settings.other_events": 1.0,
     },
     "v3": {"sid.quantizer": "rqvae", "policy.finetuning": "lora", **FOCAL, **GRPO},
@@ -88,7 +91,7 @@ OWN: dict[str, dict[str, Any]] = {
         "learning.sft.loss.weights": (),
         "learning.sft.loss.second_pass": 0.3,
         **PPO,
-        "rewards.settings.events": {"click": 1.0, "view": 1.0, "purchase": 3.0, "unknown": 1.0},
+        "rewards.settings.events": {"click": 1.0, "view": 1.0, "cart": 1.0, "purchase": 3.0, "unknown": 1.0},
         "rewards.settings.delayed": ("purchase",),
         "rewards.settings.purchases": ("purchase",),
     },
@@ -112,7 +115,7 @@ def value(config: Config, key: str) -> Any:
 
 
 @pytest.mark.parametrize("version", OWN)
-@pytest.mark.parametrize("data", ["demo", "industrial", "beauty"])
+@pytest.mark.parametrize("data", ["demo", "industrial", "beauty", "events"])
 @pytest.mark.parametrize("model", ["smollm2", "qwen2.5-3b", None])
 def test_a_recipe_is_what_the_documents_state_with_any_data_and_model(
     version: str, data: str, model: str | None

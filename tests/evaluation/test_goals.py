@@ -110,6 +110,10 @@ def test_validation_has_the_goals_and_refuses_one_that_its_queries_do_not_have()
     validator.require([*found])
     with pytest.raises(InputError, match=r"\['ndcg@10/purchase'\].*ndcg@10/buy"):
         validator.require(["ndcg@10/purchase"])
+    validator.search = Search(20)
+    with pytest.raises(InputError, match=r"\['hr@50', 'tail_hr@50'\]"):
+        validator.require(["hr@50", "tail_hr@50"])
+    validator.search = Search(50)
     rankings = validator.rankings(policy)
     assert [tuple(part.shape) for part in rankings] == [(7, 50)] * 3 + [(3, 50)]
     assert bool((torch.cat(rankings)[:, 30:] == -1).all())
@@ -118,3 +122,16 @@ def test_validation_has_the_goals_and_refuses_one_that_its_queries_do_not_have()
 def test_metrics_are_named_in_words() -> None:
     names = {"ndcg@10/Buy": "NDCG@10/Buy", "tail_hr@50": "Tail HR@50", "new_items@10": "New items@10"}
     assert {name: shown_name(name) for name in names} == names
+
+
+def test_rankings_of_twenty_items_have_no_hit_rate_at_fifty() -> None:
+    """The recipes search with 20 beams: what they find among those is no HR@50."""
+    ranked = np.stack([np.random.default_rng(query).permutation(60) for query in range(30)])
+    goals = Goals(pa.table({"categories": [["x"]] * 60}), np.arange(60), RewardSettings())
+    targets = np.arange(30)
+    cut, whole = goals.all_values(ranked[:, :20], targets), goals.all_values(ranked, targets)
+    assert "hr@50" not in cut and "tail_hr@50" not in cut
+    assert cut["hr@20"].mean() == (ranked[:, :20] == targets[:, None]).any(1).mean() < whole["hr@50"].mean()
+    few = Goals(pa.table({"categories": [["x"]] * 12}), np.arange(12), RewardSettings())
+    assert "hr@50" in few.all_values(np.tile(np.arange(12), (30, 1)), targets % 12), "that is all there is"
+    assert {"hr@20", "tail_hr@20"} <= set(cut) and {"hr@50", "tail_hr@50"} <= set(whole)

@@ -399,7 +399,7 @@ def test_what_is_no_run_and_runs_of_other_queries_are_refused(tmp_path):
     runs = two_runs(tmp_path)
     (tmp_path / "few").mkdir()
     few = two_runs(tmp_path / "few", queries=50)
-    with pytest.raises(InputError, match=r"different queries \(.*one 200, .*two 50\)"):
+    with pytest.raises(InputError, match=r"different queries \(.*one 200 of 40 items, .*two 50 of 40"):
         report_runs([runs[0], few[1]], tmp_path / "out")
     with pytest.raises(InputError, match="lacks in_plain_words"):
         report_runs([report_runs(runs, tmp_path / "both").parent], tmp_path / "out")
@@ -421,3 +421,24 @@ def test_a_run_that_is_given_twice_is_one_seed(tmp_path):
 
 def test_a_map_of_items_whose_texts_are_all_equal_has_one_place():
     assert not principal_components(np.ones((300, 64))).any()
+
+
+def test_runs_of_one_name_in_two_places_are_told_apart_and_other_catalogues_are_refused(tmp_path):
+    for place in ("a", "b"):
+        write_report(tmp_path / place / "demo", summarise(rankings(), resamples=20), title="demo")
+    report_runs([tmp_path / place / "demo" for place in "ab"], tmp_path / "all")
+    found = json.loads((tmp_path / "all" / "report.json").read_text())
+    assert [run["label"] for run in found["runs"]] == [f"demo ({tmp_path / place / 'demo'})" for place in "ab"]
+    own = rankings()
+    more = Rankings(own.targets_Q, own.model_QK, own.baselines, np.r_[PAIRS_NL, PAIRS_NL], np.arange(2 * ITEMS))
+    write_report(tmp_path / "other", summarise(more, resamples=20), title="other")
+    with pytest.raises(InputError, match=r"demo 200 of 40 items, .*other 200 of 80 items"):
+        report_runs([tmp_path / "a" / "demo", tmp_path / "other"], tmp_path / "out")
+
+
+def test_a_weight_of_the_prior_that_the_config_gives_is_not_said_to_be_tuned():
+    for given, words in ((True, "given by the config"), (False, "chosen on validation")):
+        prior = {"prior": {"weight": 0.5, "given": given}}
+        result = summarise(rankings(policies={"policy": rankings().model_QK}), resamples=20, details=prior)
+        add_prior(result, "policy", 0.5)
+        assert words in plain_words(result) and ("tuned on validation" in result["headline"]) != given

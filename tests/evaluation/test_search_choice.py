@@ -117,3 +117,13 @@ def test_a_record_reads_back_and_a_file_that_is_none_is_refused(tmp_path: Path) 
 def test_a_knee_of_no_trial_that_holds_the_constraints_is_nothing() -> None:
     both = ["ndcg@10", "hr@50"]
     assert best_first(with_front([trial("a", 0.2, feasible=False)], both), both, "knee") == []
+
+
+def test_the_verdict_counts_the_seeds_that_were_compared_and_says_which_runs_failed() -> None:
+    own = runs(0.120, 0.121, 0.122, 0.123, 0.1)
+    own[3] = SeedRun(seed=4, error="killed")
+    default = DefaultRecord(seeds=[*runs(0.1, 0.1, 0.1, 0.1), SeedRun(seed=5, error="killed")])
+    found = finalist(trial("a", 0.2), own, default, {"ndcg@10": 0.1}, "ndcg@10", 1)
+    said = declare_winner([found], "ndcg@10").verdict
+    assert found.difference.pairs == 3
+    assert "over 3 seeds on validation; 1 of its runs failed" in said and "constraints" not in said

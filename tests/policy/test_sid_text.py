@@ -156,7 +156,7 @@ def test_a_users_text_names_items_by_id_in_any_style_and_by_sid_in_its_own(style
     parts = parse_parts(text, {"x1": 2}, CATALOG, style)
     assert parts == ("After ", Item(2), " and ", Item(7), ": what, <|sid_start|>?")
     shown = format_parts(parts, CATALOG.codes_NL, CATALOG.level_sizes, [""] * len(CATALOG), style)
-    assert parse_parts(shown, {}, CATALOG, style) == parts
+    assert parse_parts(shown, {}, CATALOG, style) == (*parts[:-1], ": what, < |sid_start|>?")
     with pytest.raises(InputError, match=r"is no item of the catalogue; wanted \[\[id\]\], or a SID such as"):
         parse_parts(f"{before}nothing{after}", {}, CATALOG, style)
 
@@ -181,3 +181,13 @@ def test_a_text_of_opening_markers_alone_is_read_in_linear_time() -> None:
     began = time.process_time()
     assert parse_parts(text, {}, CATALOG) == (text,)
     assert time.process_time() - began < 5  # Quadratic: minutes.
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("title", ["see [[x1]]", "polish [[limited]]", "[[[M4]]]", "<|sid_start|>nothing<|sid_end|>"])
+def test_a_reply_is_read_again_whatever_its_words_and_titles_hold(title: str, style: SidStyle) -> None:
+    """The page sends a reply back as the assistant's turn."""
+    titles = [title] * len(CATALOG)
+    shown = format_parts((f"I like {title}: ", Item(7), "."), CATALOG.codes_NL, CATALOG.level_sizes, titles, style)
+    again = parse_parts(shown, {"x1": 2}, CATALOG, style)
+    assert [part for part in again if isinstance(part, Item)] == [Item(7)]

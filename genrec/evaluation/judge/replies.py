@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from typing import Any, cast
 
 from genrec.evaluation.judge.questions import CRITERIA, HIGHEST, LOWEST
 
 LONGEST_REPLY = 50_000
-"""Characters of a reply that are read."""
+"""Characters of a reply that are read, its last ones."""
 
 Scores = dict[str, dict[str, int]]
 """By letter and criterion."""
@@ -19,11 +18,14 @@ Scores = dict[str, dict[str, int]]
 def read_reply(text: str, letters: Sequence[str]) -> Scores:
     """The scores in ``text``, which may have words, a fence or thoughts around its JSON.
 
+    Thoughts end with ``</think>``: where the server's template begins them, a reply has no ``<think>``. Of several
+    judgements, as of a draft and what became of it, the last one counts.
+
     Raises:
         ValueError: with the reason, where it holds no whole judgement.
     """
     reason = "no JSON object"
-    for found in _objects(re.sub(r"<think>.*?</think>", "", text[:LONGEST_REPLY], flags=re.DOTALL)):
+    for found in reversed(_objects(text[-LONGEST_REPLY:].rpartition("</think>")[2].partition("<think>")[0])):
         try:
             return _scores(found, letters)
         except ValueError as error:

@@ -66,12 +66,12 @@ def compared(reports: Sequence[dict[str, Any]], places: Sequence[str]) -> dict[s
     """What the page of several runs shows: a row per run and ranking, and the figures of every run's training.
 
     Raises:
-        InputError: the runs have different numbers of test queries: their figures cannot be compared.
+        InputError: the runs have other test queries or another catalogue: their figures cannot be compared.
     """
-    sizes = {report["metrics"]["queries"] for report in reports}
-    if len(sizes) > 1:
+    tests = [(report["metrics"]["queries"], report["metrics"]["items"]) for report in reports]
+    if len(set(tests)) > 1:
         told = ", ".join(
-            f"{place} {report['metrics']['queries']}" for place, report in zip(places, reports, strict=True)
+            f"{place} {queries} of {items} items" for place, (queries, items) in zip(places, tests, strict=True)
         )
         raise InputError(f"the runs were tested on different queries ({told}): their figures cannot be compared")
     labels = _labels([report["title"] for report in reports], places)
@@ -90,7 +90,7 @@ def compared(reports: Sequence[dict[str, Any]], places: Sequence[str]) -> dict[s
         for label, place, report in zip(labels, places, reports, strict=True)
     ]
     seeds = over_seeds([report["config"] for report in reports], runs, columns)
-    about = {"title": "runs", "verdict": _best_run(runs), "columns": columns, "runs": runs, "queries": sizes.pop()}
+    about = {"title": "runs", "verdict": _best_run(runs), "columns": columns, "runs": runs, "queries": tests[0][0]}
     return {**about, "seeds": seeds}
 
 
@@ -143,8 +143,12 @@ def _rows(metrics: dict[str, Any], columns: Sequence[str]) -> list[dict[str, Any
 
 
 def _labels(titles: Sequence[str], places: Sequence[str]) -> list[str]:
-    """Each run's name; where names are used twice, with the directory."""
-    return [t if titles.count(t) == 1 else f"{t} ({Path(p).name})" for t, p in zip(titles, places, strict=True)]
+    """Each run's name; where names are used twice, with the directory, the whole path where that is used twice, too."""
+    names = list(zip(titles, (Path(place).name for place in places), strict=True))
+    return [
+        t if titles.count(t) == 1 else f"{t} ({name if names.count((t, name)) == 1 else place})"
+        for (t, name), place in zip(names, places, strict=True)
+    ]
 
 
 def _show(about: dict[str, Any], out: Path) -> Path:

@@ -24,7 +24,7 @@ from genrec.policy.chat.byte_tokenizer import byte_tokenizer
 from genrec.policy.chat.templates import Item, Message, Parts
 from genrec.policy.pretrained import packaged_smollm2, require_vocabulary
 from genrec.policy.prompts import ItemTokens, SidTokens, apply_template, item_tokens
-from genrec.policy.sid_text import MARKERS
+from genrec.policy.sid_text import MARKERS, without_markers
 from genrec.sid.catalog import Catalog
 
 OPEN, CLOSE = MARKERS["letters"]
@@ -125,7 +125,7 @@ class ChatFormat:
 
     def _tokenise(self, text: str) -> tuple[int, ...]:
         if text not in (OPEN, CLOSE):
-            text = text.replace(OPEN, "[ [").replace(CLOSE, "] ]")
+            text = without_markers(text)
         ids: Any = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return tuple(ids)
 

@@ -24,7 +24,7 @@ from genrec.policy.chat.chat_format import ChatFormat
 from genrec.policy.chat.templates import Item, Message, Parts
 from genrec.policy.model import Policy
 from genrec.policy.prompts import ITEM_TOKEN
-from genrec.policy.sid_text import MARKERS, SidStyle, read_sid, write_sid
+from genrec.policy.sid_text import MARKERS, SidStyle, read_sid, without_markers, write_sid
 from genrec.sid.catalog import Catalog
 from genrec.sid.trie import Trie
 
@@ -160,15 +160,19 @@ def format_parts(
     titles: Sequence[str],
     style: SidStyle = "letters",
 ) -> str:
-    """Parts as text: ``[[<a_1><b_2>]] (title)`` for an item, without the title where the following text repeats it."""
+    """Parts as text: ``[[<a_1><b_2>]] (title)`` for an item, without the title where the following text repeats it.
+
+    Only items have markers, so ``parse_parts`` reads the text again, as the next turn of a conversation does.
+    """
     before, after = MARKERS[style]
+    parts = [without_markers(part) if isinstance(part, str) else part for part in parts]
     pieces: list[str] = []
     for index, part in enumerate(parts, start=1):
         if isinstance(part, str):
             pieces.append(part)
             continue
         sid = f"{before}{write_sid(codes_NL[part.row].tolist(), level_sizes, style)}{after}"
-        title = f" ({titles[part.row]})" if titles[part.row] else ""
+        title = f" ({without_markers(titles[part.row])})" if titles[part.row] else ""
         text = takewhile(lambda following: isinstance(following, str), parts[index:])
         titled = "".join(map(str, text)).startswith(title)
         pieces.append(sid if titled else f"{sid}{title}")

@@ -84,13 +84,17 @@ def load_language(name: str) -> Language:
     try:
         content: Any = yaml.safe_load(_read(name).decode())
         system, phrases, tasks = (content[part] for part in ("system", "phrases", "tasks"))
-    except (UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+        known, phrases = set(tasks), dict(phrases)
+        phrasings: dict[str, list[Any]] = {task: list(tasks[task]) for task in tasks}
+    except (UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise _unreadable(name, error) from error
-    if unknown := sorted(set(tasks) - set(TASKS)):
+    if not isinstance(system, list) or not system or not all(isinstance(one, str) for one in system):
+        raise InputError(f"{name}: system is {system!r}, wanted a list of texts")
+    if unknown := sorted(known - set(TASKS)):
         raise InputError(f"{name}: unknown tasks {unknown}; the tasks are {sorted(TASKS)}")
     for key, needed in PHRASES.items():
         _check_line(f"{name}: phrases.{key}", phrases.get(key), frozenset(needed), [(one,) for one in needed])
-    templates = {task: tuple(_template(f"{name}: {task}", task, one) for one in tasks[task]) for task in tasks}
+    templates = {task: tuple(_template(f"{name}: {task}", task, one) for one in phrasings[task]) for task in phrasings}
     return Language(name, tuple(system), phrases, templates)
 
 
