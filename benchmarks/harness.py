@@ -67,10 +67,11 @@ def timed(work: Callable[[], object]) -> float:
     """Seconds of one call, until the GPU has finished what the call gave it."""
     import torch
 
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait()  # What the call before gave the GPU is not this one's.
     start = time.perf_counter()
     work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    wait()
     return time.perf_counter() - start
 
 

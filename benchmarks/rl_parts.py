@@ -83,6 +83,8 @@ def rows_of(config: Config) -> dict[str, Config]:
     """
     known = known_parts(config)
     rows = list(config.bench.variants or [name for name in known if name not in SERVED_PARTS])
+    if wrong := [name for name in config.bench.parts if name == "sft" or "+" in name]:
+        raise InputError(f"bench.parts names {wrong}; wanted: names without +, and not sft, which is the first row")
     if unknown := [name for row in rows for name in row.split("+") if name not in known]:
         raise InputError(f"bench.variants names {unknown}; wanted: some of {list(known)}, alone or joined by +")
     return {

@@ -170,7 +170,7 @@ def _measure_changes(bench: Bench, address: str, bodies: Sequence[Mapping[str, A
     results: list[LoadResult] = []
     asking = threading.Thread(target=lambda: results.append(load.run()))
     asking.start()
-    changes = _Changes(address)
+    changes = Changes(address)
     try:
         time.sleep(ROUND_S / 4)
         for number in range(3):
@@ -204,7 +204,7 @@ def _kill_one(name: str) -> None:
         replicas[0].kill()
 
 
-class _Changes:
+class Changes:
     """Changes of what is served, and what later answers must look like."""
 
     def __init__(self, address: str) -> None:
@@ -222,9 +222,13 @@ class _Changes:
 
     def remove_recommended(self, body: Mapping[str, Any]) -> None:
         """Remove the best item of an answer: no request that begins later may be answered with it."""
-        best = self._client.ask("POST", "/v1/recommend", body).content["items"][0]["id"]
-        self._change("DELETE", f"/v1/items/{best}")
-        self._removed[best] = time.monotonic()
+        found = self._client.ask("POST", "/v1/recommend", body).content.get("items")
+        if not found:
+            self.failed += 1
+            return
+        best = found[0]["id"]
+        if self._change("DELETE", f"/v1/items/{best}"):
+            self._removed[best] = time.monotonic()
 
     def reload(self, run: str) -> None:
         """Load the run anew."""
@@ -239,6 +243,9 @@ class _Changes:
         body = {"history": [item], "k": 5, "constraint": {"allow": [item]}}
         return [found["id"] for found in self._client.ask("POST", "/v1/recommend", body).content.get("items", ())]
 
-    def _change(self, method: str, path: str, body: object = None) -> None:
+    def _change(self, method: str, path: str, body: object = None) -> bool:
+        """Whether it was made."""
         self.made += 1
-        self.failed += self._client.ask(method, path, body).status != 200
+        is_made = self._client.ask(method, path, body).status == 200
+        self.failed += not is_made
+        return is_made

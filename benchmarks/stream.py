@@ -7,9 +7,10 @@ catalogue and its semantic IDs are those of the whole item table for all three, 
 
 from __future__ import annotations
 
+import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -75,17 +76,23 @@ def _bench(rows: list[dict[str, Any]]) -> Bench:
         for system in SYSTEMS:
             for figure in ("ndcg@10", "minutes"):
                 bench.figures[f"part{row['part']}/{system}/{figure}"] = row[system][figure]
-    means = {
-        (system, figure): float(np.mean([row[system][figure] for row in rows]))
-        for system in SYSTEMS
-        for figure in ("ndcg@10", "minutes")
-    }
-    later = rows[1:] or rows  # Before the second part nothing was updated.
-    for other in ("frozen", "retrained"):
-        ours, theirs = (sum(row[name]["ndcg@10"] for row in later) for name in ("updated", other))
-        bench.ratios[f"updated/{other}/ndcg@10"] = ours / max(theirs, 1e-12)
-    bench.ratios["retrained/updated/minutes"] = means["retrained", "minutes"] / max(means["updated", "minutes"], 1e-9)
+    bench.ratios.update(ratios_of(rows))
     return bench
+
+
+def ratios_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Quality and time of the systems over each other, from the rows of the parts.
+
+    For the second part all three are the first training: nothing was updated yet, so it counts only if it is alone.
+    """
+    later = rows[1:] or rows
+    sums = {(name, key): sum(row[name][key] for row in later) for name in SYSTEMS for key in ("ndcg@10", "minutes")}
+    ratios = {
+        f"updated/{other}/ndcg@10": sums["updated", "ndcg@10"] / max(sums[other, "ndcg@10"], 1e-12)
+        for other in ("frozen", "retrained")
+    }
+    ratios["retrained/updated/minutes"] = sums["retrained", "minutes"] / max(sums["updated", "minutes"], 1e-9)
+    return ratios
 
 
 @dataclass(frozen=True)
@@ -184,7 +191,15 @@ def _trained(stream: _TimeParts, parts: int, out: Path) -> tuple[_Version, float
     run_training(sft_loop, RunSpec(config, where / "data", stream.catalog_path, where), "sft")
     version = _Version(where, {})
     spec = RunSpec(config, where / "data", stream.catalog_path, where, where)
-    return replace(version, tensors=spec.build()[0].snapshot(0).tensors), (time.perf_counter() - begin) / 60
+    trained = replace(version, tensors=spec.build()[0].snapshot(0).tensors)
+    return trained, _minutes(where / "minutes.json", begin)
+
+
+def _minutes(file: Path, begin: float) -> float:
+    """Minutes since ``begin``, or those of the command that finished this training before it was killed."""
+    if not file.is_file():
+        write_json({"minutes": (time.perf_counter() - begin) / 60}, file)
+    return float(json.loads(file.read_text(encoding="utf-8"))["minutes"])
 
 
 def _updated(stream: _TimeParts, version: _Version, seen: Appended, new: Appended) -> tuple[_Version, float]:

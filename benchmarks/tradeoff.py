@@ -85,7 +85,8 @@ class Point:
 
 def aims(config: Config) -> dict[str, Aim]:
     """The variants by name."""
-    purchase, alone = config.rewards.settings.purchases[0], {"rewards.hit": 0.0, "rewards.rank_log": 0.0}
+    purchase = next(iter(config.rewards.settings.purchases), "purchase")
+    alone = {"rewards.hit": 0.0, "rewards.rank_log": 0.0}
     lists = alone | {"learning.rl.generation": "slate", "rewards.lists.dcg": 1.0}
     hits = {"rewards.hit": 1.0, "rewards.rank_log": 0.0}
     bought = alone | {"rewards.event": 1.0, "rewards.settings.other_events": 1.0}

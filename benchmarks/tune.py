@@ -34,7 +34,8 @@ NEEDS = ("prepare", "assign", "sft")
 
 def run(config: Config, artifacts: Mapping[str, Artifact]) -> Bench:
     """``tune.trials`` trials of ``tune.steps`` updates, by random search, by hand, and by ASHA."""
-    own = in_process(config).replace({"storage": config.storage, "tune.searcher": "random", "tune.scheduler": "none"})
+    alone = {"tune.searcher": "random", "tune.scheduler": "none", "tune.max_concurrent": 1}
+    own = in_process(config).replace({"storage": config.storage, **alone})
     tune.require(own)
     connect(own)
     bench = Bench("tune")

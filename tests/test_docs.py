@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -57,6 +57,13 @@ def generator() -> ModuleType:
 def test_generated_pages_are_current(generator: ModuleType) -> None:
     for page, text in generator.pages().items():
         assert page.read_text(encoding="utf-8") == text, f"run python docs/generate.py: {name(page)} is not current"
+
+
+def test_conditions_of_stages_are_numbered_once_each(generator: ModuleType) -> None:
+    notes: dict[str, str] = {}
+    stages = [SimpleNamespace(reads={"prepare": SimpleNamespace(__doc__=f"If {n}.")}) for n in range(13)]
+    signs = [generator._mark(stage, "prepare", notes) for stage in (*stages, *stages)]
+    assert signs == [*notes.values()] * 2 and len(set(signs)) == 13
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

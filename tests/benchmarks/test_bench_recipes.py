@@ -8,6 +8,7 @@ from support.encoders import CircleEncoder
 from support.synthetic import chain_shop, tiny_config
 
 from benchmarks import compare, recipes
+from benchmarks.claims import verdicts
 from cluster import pipeline
 from cluster.stages import grpo
 from genrec.sid import build, embed
@@ -50,7 +51,14 @@ def test_recipes_are_trained_whole_and_stand_beside_what_was_claimed(
     assert (directory / "tiny.md").read_text() == page
     assert "| v2 | rqkmeans_balanced | rare | ppo: rank_linear -0.1, event 1, diversity 0.2 |" in page
     assert "0.108 → 0.128 (+18.5%)" in page and "- v4: 2.3% of the items collide: here" in page
-    assert "- v2: SFT has +45% of ItemCF's HR@10: here" in page
+    assert "- v2: SFT's HR@10 is +45% over ItemCF's: here" in page
     monkeypatch.setattr(grpo, "grpo_loop", None)
     monkeypatch.setattr(compare, "predict", None)
     assert recipes.run(config, inputs).table() == page
+
+
+def test_a_gain_within_its_noise_is_not_reached_and_one_without_an_interval_is_not_judged() -> None:
+    mean = {"hr@10": {"mean": 0.1}, "ndcg@10": {"mean": 0.1}}
+    own = {"sft": mean, "rl": mean, "gain": {"hr@10": {"difference": 0.02, "low": -0.03, "high": 0.07}}}
+    first, second, *_ = verdicts("v1", {**own, "trained_share": 0.01}, {"hr@10": 0.1}, {})
+    assert first.endswith("not reproduced") and second.endswith("not judged")

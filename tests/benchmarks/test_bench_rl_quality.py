@@ -67,6 +67,7 @@ def test_every_part_is_a_valid_config_and_starts_from_the_same_sft_policy(tmp_pa
     [
         ("bench.variants=[listwise+some]", r"names \['some'\]; wanted: some of \['config', .*joined by \+"),
         ("bench.parts.mine={learning.sft.lr: 1}", r"learning\.rl\. and rewards alone; got learning\.sft\.lr"),
+        ("bench.parts.sft={}", r"bench\.parts names \['sft'\]; wanted: names without \+, and not sft"),
         ("bench.grid={learning.rl.rate: [1]}", r"learning\.rl\.rate: Extra inputs are not permitted"),
     ],
 )

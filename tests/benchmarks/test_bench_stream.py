@@ -8,7 +8,7 @@ import pytest
 from support.synthetic import chain_shop, tiny_config
 
 from benchmarks import registry
-from benchmarks.stream import PARTS, SYSTEMS
+from benchmarks.stream import PARTS, SYSTEMS, ratios_of
 from genrec.errors import InputError
 
 
@@ -46,3 +46,13 @@ def test_a_log_without_times_is_refused(tmp_path: Path) -> None:
     pq.write_table(log, shop / "interactions.parquet")
     with pytest.raises(InputError, match="without a time"):
         registry.run("stream", tiny_config(tmp_path / "storage", shop))
+
+
+def test_the_ratios_leave_out_the_part_before_which_nothing_was_updated() -> None:
+    def one(ndcg: float, minutes: float) -> dict[str, float]:
+        return {"ndcg@10": ndcg, "minutes": minutes}
+
+    first = {"part": 2, "frozen": one(0.1, 0), "updated": one(0.1, 4), "retrained": one(0.1, 4)}
+    later = {"part": 3, "frozen": one(0.1, 0), "updated": one(0.12, 0.5), "retrained": one(0.16, 2)}
+    wanted = {"updated/frozen/ndcg@10": 1.2, "updated/retrained/ndcg@10": 0.75, "retrained/updated/minutes": 4.0}
+    assert ratios_of([first, later]) == pytest.approx(wanted)

@@ -9,6 +9,7 @@ from test_bench_events import typed_shop
 
 from benchmarks import tradeoff
 from cluster import pipeline
+from genrec.config import Config
 from genrec.errors import InputError
 
 pytestmark = pytest.mark.benchmark
@@ -53,3 +54,10 @@ def test_a_goal_that_the_log_does_not_have_is_refused(tmp_path: Path) -> None:
     longer = config.replace({"bench.variants": ("categories",), "learning.rl.slate": 50})
     with pytest.raises(InputError, match="lists of 50 distinct items, and the catalogue has 24"):
         tradeoff.run(longer, pipeline.run(longer, *tradeoff.NEEDS))
+
+
+def test_the_rewards_need_not_say_what_a_purchase_is_for_goals_without_any(tmp_path: Path) -> None:
+    assert (
+        tradeoff.aims(tiny_config(tmp_path, tmp_path, "rewards.settings.purchases=[]")).keys()
+        == tradeoff.aims(Config()).keys()
+    )
