@@ -328,7 +328,8 @@ class RewardSettings(Section):
     discount: float = Field(default=0.5, ge=0, le=1, description="future, event: factor per step after the target")
     events: dict[str, float] = Field(
         default={"click": 1.0, "purchase": 3.0, "unknown": 1.0},
-        description="event, lists.dcg and value@10: value of an event of this type; 'unknown' where the log has none",
+        description="event, lists.dcg and value@10: value of an event of this type; 'unknown' where the log has none. "
+        "What is given replaces these defaults as a whole",
     )
     other_events: float = Field(default=1.0, description="the same, of an event of any other type")
     delayed: tuple[str, ...] | None = Field(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from omegaconf import OmegaConf
+from omegaconf import Container, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from yaml import YAMLError
@@ -14,6 +14,7 @@ from yaml import YAMLError
 from genrec.config.packaged import find_config
 from genrec.config.root import Config
 from genrec.config.section import Section, describe, dotted_keys, nearest_key
+from genrec.config.tune import flattened
 from genrec.errors import InputError
 
 RENAMED = {
@@ -49,7 +50,7 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> C
     for source, layer in _layers(files, overrides):
         _refuse_unknown_keys(layer, source)
         try:
-            merged = OmegaConf.merge(merged, OmegaConf.create(dict(layer)))
+            merged = OmegaConf.merge(merged, OmegaConf.create(_with_flat_space(layer, merged)))
         except UNREADABLE as error:
             raise InputError(f"{source} does not fit what came before it: {error}") from None
     try:
@@ -109,6 +110,18 @@ def _text(file: Path) -> str:
             f"config file {file} is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}; save it as "
             "UTF-8, or write `iconv -f LATIN1 -t UTF-8` over it"
         ) from None
+
+
+def _with_flat_space(layer: Mapping[str, Any], before: Container) -> dict[str, Any]:
+    """``layer``, whose dimensions of ``tune.space`` take the place of those ``before``, whatever their kinds."""
+    tune = layer.get("tune")
+    space = tune.get("space") if isinstance(tune, dict) else None
+    if not isinstance(space, dict):
+        return dict(layer)
+    flat = dict(flattened(cast("Mapping[str, Any]", space)))
+    for name in flat:
+        OmegaConf.select(before, "tune.space", default=OmegaConf.create()).pop(name, None)
+    return {**layer, "tune": {**cast("dict[str, Any]", tune), "space": flat}}
 
 
 def _mapping(layer: object, source: str) -> Mapping[str, Any]:

@@ -56,7 +56,7 @@ class Config(Section):
         description="of all results: a directory that every node sees, or a URL: s3://BUCKET/PATH, gs://BUCKET/PATH, "
         "hdfs://HOST:PORT/PATH",
     )
-    seed: int = Field(default=0, ge=0, description="of all random draws")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of all random draws")
     data: Data = Data()
     embed: Embed = Embed()
     sid: Sid = Sid()

@@ -156,7 +156,7 @@ class Tune(Section):
     @classmethod
     def _flat(cls, value: object) -> object:
         """Keys that came as nested sections, as they do from the command line, become dotted ones."""
-        return dict(_flattened(cast("Mapping[str, Any]", value))) if isinstance(value, Mapping) else value
+        return dict(flattened(cast("Mapping[str, Any]", value))) if isinstance(value, Mapping) else value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Tune:
@@ -207,9 +207,15 @@ def _without_range(space: Mapping[str, Dimension]) -> list[str]:
     return sorted(name for name, one in space.items() if one.kind not in ("uniform", "int"))
 
 
-def _flattened(space: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def flattened(space: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Dotted keys and their dimensions, of a space that may have nested sections."""
     found: list[tuple[str, Any]] = []
     for name, value in space.items():
-        is_section = isinstance(value, Mapping) and not {"kind", "low", "high", "values"} & set(cast("Any", value))
-        found += _flattened(value, f"{prefix}{name}.") if is_section else [(f"{prefix}{name}", value)]
+        is_section = isinstance(value, Mapping) and not _is_dimension(cast("Mapping[str, Any]", value))
+        found += flattened(value, f"{prefix}{name}.") if is_section else [(f"{prefix}{name}", value)]
     return found
+
+
+def _is_dimension(value: Mapping[str, Any]) -> bool:
+    """Whether it is no section of keys, of which one may be called ``kind``."""
+    return bool({"low", "high", "values"} & set(value)) or isinstance(value.get("kind"), str)

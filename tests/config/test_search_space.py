@@ -1,8 +1,10 @@
 """Which spaces a search may have, and what a config becomes in a trial."""
 
+from pathlib import Path
+
 import pytest
 
-from genrec.config import Config, load_config
+from genrec.config import Config, load_config, to_yaml
 from genrec.config.search_space import (
     corners,
     dimensions,
@@ -113,3 +115,32 @@ def test_keys_of_sft_and_of_semantic_ids_need_stages_of_their_own() -> None:
     assert remakes_earlier_stages(["sid.codebook_size"])
     assert remakes_earlier_stages(["learning.rl.group"], fixed_groups=True)
     assert not remakes_earlier_stages(["learning.rl.lr"], fixed_groups=True)
+
+
+def test_a_dimension_takes_the_place_of_one_of_another_form(tmp_path: Path) -> None:
+    file = tmp_path / "search.yaml"
+    file.write_text(
+        "tune:\n  space:\n    prefix: {kind: choice, values: [0, 1]}\n    learning.rl.kl: [0, 1]\n"
+        "    learning: {rl: {lr: [0.1, 0.2]}}\n"
+    )
+    overrides = [
+        "tune.space.prefix=[0.0,0.5]",
+        "tune.space.learning.rl.kl={kind: choice, values: [1, 2]}",
+        "tune.space.learning.rl.lr={kind: loguniform, low: 0.01, high: 0.2}",
+        "tune.space.policy.kind={kind: choice, values: [scratch]}",
+    ]
+    space = load_config([file], overrides).tune.space
+    assert {name: one.model_dump() for name, one in space.items()} == {
+        "prefix": [0.0, 0.5],
+        "learning.rl.kl": {"kind": "choice", "values": [1, 2]},
+        "learning.rl.lr": {"kind": "loguniform", "low": 0.01, "high": 0.2},
+        "policy.kind": {"kind": "choice", "values": ["scratch"]},
+    }
+    shown = tmp_path / "shown.yaml"
+    shown.write_text(to_yaml(load_config([file], overrides)))
+    assert load_config([shown], overrides[:1]).tune.space == space
+
+
+def test_a_seed_that_some_library_cannot_take_is_refused() -> None:
+    with pytest.raises(InputError, match=r"seed.*less than 4294967296"):
+        load_config([], ["seed=20240115120000"])
