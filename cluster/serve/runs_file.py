@@ -17,6 +17,9 @@ from genrec.data.object_store import ObjectStore
 from genrec.errors import InputError
 from genrec.inference.run_place import RunPlace
 
+LOCK_S = 20.0
+"""Seconds that a reload waits for another one's file."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -77,7 +80,7 @@ class RunsFile:
         path = Path(self.storage) / self._name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(path.with_suffix(".lock")):
+            with FileLock(path.with_suffix(".lock"), timeout=LOCK_S):
                 return self._next(places, after, lambda content: write_json(content, path))
         except OSError as error:
             raise InputError(f"{self._name} cannot be written ({error})") from None

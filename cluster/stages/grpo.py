@@ -50,6 +50,10 @@ def rl_settings(config: Config) -> dict[str, Any]:
     """What a policy that rewards improve depends on, besides where it starts."""
     rl = config.learning.rl
     settings = {"rl": rl.result_settings(), "rewards": config.rewards.result_settings(), "seed": config.seed}
+    if config.rewards.custom:
+        from genrec.learning.rewards.plugins import packages_of
+
+        settings["reward_packages"] = packages_of(config.rewards.custom)
     # Each learner chooses among its own queries.
     return settings | ({"workers": max(1, config.compute.workers)} if rl.oversample > 1 else {})
 

@@ -4,11 +4,13 @@ import math
 from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
 import torch
 
+from cluster.stages import grpo
 from genrec.config import Config, Rewards, RewardSettings, load_config
 from genrec.errors import InputError
 from genrec.learning.rewards import (
@@ -240,8 +242,22 @@ def test_a_term_comes_from_an_entry_point_that_the_config_names(monkeypatch: pyt
     monkeypatch.setattr(plugins, "entry_points", lambda group: found)
     assert load_terms(["root"])["root"] is math.sqrt
     assert set(load_terms([])) == set(TERMS)
+    assert plugins.packages_of(["root"]) == {"root": "math:sqrt"}
     with pytest.raises(InputError, match=r"no\.such:thing.*cannot be loaded"):
         load_terms(["broken"])
+
+
+def test_another_version_of_a_package_with_a_term_is_another_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    def entry(version: str) -> EntryPoint:
+        found = EntryPoint("root", "math:sqrt", plugins.GROUP)
+        vars(found).update(dist=SimpleNamespace(version=version))
+        return found
+
+    config, kept = load_config([], ["rewards.custom.root=0.5"]), list[object]()
+    for version in ("1.0", "1.1"):
+        monkeypatch.setattr(plugins, "entry_points", lambda group, version=version: [entry(version)])
+        kept.append(grpo.rl_settings(config))
+    assert kept[0] != kept[1] and "reward_packages" not in grpo.rl_settings(load_config([], []))
 
 
 def test_custom_weights_are_read_searched_and_kept_apart_from_the_built_in_ones() -> None:

@@ -38,6 +38,12 @@ def load_terms(wanted: Collection[str], file: Path | None = None) -> dict[str, T
     return terms
 
 
+def packages_of(wanted: Collection[str]) -> dict[str, str]:
+    """The package and version of each entry point that ``wanted`` names: another version may reward otherwise."""
+    found = [entry for entry in entry_points(group=GROUP) if entry.name in wanted]
+    return {entry.name: f"{entry.value} {entry.dist.version if entry.dist else ''}".strip() for entry in found}
+
+
 def _from_file(file: Path) -> dict[str, Any]:
     if not file.is_file() or file.suffix != ".py":
         raise InputError(f"--rewards {file}: no such Python file; wanted a .py file with a mapping TERMS")
