@@ -67,7 +67,8 @@ def _label(size: int) -> str:
 
 def write_vector_files(folder: Path, size: int, dims: int, seed: int) -> None:
     """Made-up vectors (size, dims): clusters on a curved surface of 16 dimensions, with noise."""
-    from genrec.sid.vectors import shard_path, write_vectors
+    from genrec.data.shards import shard_path
+    from genrec.sid.vectors import write_vectors
 
     rng, step = np.random.default_rng(seed), Sid().shard_items
     centres_C16 = rng.standard_normal((max(64, size // 500), 16))

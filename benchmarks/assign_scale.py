@@ -108,14 +108,15 @@ def _fit(config: Config, root: Path) -> Work:
 
 
 def _encode(config: Config, root: Path) -> Work:
+    from genrec.data.shards import missing_shards
     from genrec.sid.build import make_assigner
-    from genrec.sid.vectors import VectorFiles, missing_shards
+    from genrec.sid.vectors import VectorFiles
 
     items = len(VectorFiles(root / "vectors"))
 
     def work() -> int:
         encode = make_assigner(root / "vectors", root / "out", config.sid, threads=1)
-        for shard in missing_shards(root / "out" / "codes", items, config.sid.shard_items):
+        for shard in missing_shards([root / "out" / "codes"], items, config.sid.shard_items):
             encode(shard)
         return items
 

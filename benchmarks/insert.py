@@ -68,7 +68,8 @@ def _hold_out(config: Config, data: Path, vectors: Path, out: Path) -> Mapping[s
 
     from genrec.data.holdout import hold_out, pick_items
     from genrec.data.readers import read_queries
-    from genrec.sid.vectors import VectorFiles, shard_path, write_vectors
+    from genrec.data.shards import shard_path
+    from genrec.sid.vectors import VectorFiles, write_vectors
 
     vectors_ND = VectorFiles(vectors).read()
     held = pick_items(read_queries(data, "test"), len(vectors_ND), config.bench.items, config.seed)

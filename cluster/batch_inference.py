@@ -40,7 +40,8 @@ def predict(
         mask_seen: leave out items of a query's own history (a wider beam makes up for them).
     """
     from genrec.baselines.train_log import recent_history
-    from genrec.inference.batch import BatchPredictor, PredictionSpec, missing_shards, read_predictions, without_seen
+    from genrec.data.shards import missing_shards
+    from genrec.inference.batch import BatchPredictor, PredictionSpec, read_predictions, without_seen
 
     width, history = config.decode.width, config.data.max_history
     queries = read_queries(data, split)

@@ -58,13 +58,13 @@ def _name(config: Config, data: Path, vectors: Path, out: Path) -> Mapping[str, 
 
 
 def _quantize(config: Config, data: Path, vectors: Path, out: Path) -> Mapping[str, Any]:
+    from genrec.data.shards import missing_shards
     from genrec.sid.build import finish_quantized, make_assigner
-    from genrec.sid.vectors import missing_shards
 
     items = fit(config, data, vectors, out)
     sid, compute = config.sid, config.compute
     make = partial(make_assigner, vectors, out, sid, compute.data_threads)
-    parallel_map(config, make, missing_shards(out / "codes", items, sid.shard_items), label="encode vectors")
+    parallel_map(config, make, missing_shards([out / "codes"], items, sid.shard_items), label="encode vectors")
     return finish_quantized(data, vectors, out, sid, compute.threads)
 
 

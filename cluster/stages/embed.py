@@ -30,13 +30,14 @@ def plan(run: StageRun) -> Plan:
 
 
 def _embed(config: Config, data: Path, device: str, out: Path) -> Mapping[str, Any]:
+    from genrec.data.shards import missing_shards
     from genrec.sid.embed import item_texts, make_embedder
     from genrec.sid.encoders import resolve_model
-    from genrec.sid.vectors import VectorFiles, missing_shards
+    from genrec.sid.vectors import VectorFiles
 
     embed, threads = config.embed, config.compute.data_threads
     resolve_model(embed.model)
     items = len(item_texts(read_items(data), embed.fields))
     make = partial(make_embedder, data, out, embed, device, threads)
-    parallel_map(config, make, missing_shards(out, items, embed.shard_items), label="encode texts")
+    parallel_map(config, make, missing_shards([out], items, embed.shard_items), label="encode texts")
     return {"items": items, "dimensions": VectorFiles(out).width}

@@ -51,11 +51,11 @@ def origin_of(policy: Policy, catalog: Catalog, rl: Rl, served: ServedSearch | N
 
 
 def _generate(make_spec: partial[RunSpec], out: Path) -> Mapping[str, Any]:
-    from genrec.inference.batch import shard_file
+    from genrec.data.shards import shard_path
 
     spec = make_spec(out=out)
     shards = _shards(spec)
-    missing = [number for number in range(len(shards)) if not shard_file(out, number).is_file()]
+    missing = [number for number in range(len(shards)) if not shard_path(out, number).is_file()]
     parallel_map(spec.config, partial(GroupWriter, spec), missing, label="groups")
     return {"groups": sum(shard.queries.num_rows for shard in shards)}
 
@@ -115,8 +115,8 @@ class GroupWriter:
 
     def __call__(self, shard: int) -> dict[str, int]:
         """Write the file of shard ``shard``; returns the number of its groups."""
+        from genrec.data.shards import shard_path
         from genrec.data.tables import to_queries
-        from genrec.inference.batch import shard_file
         from genrec.learning.rl.fixed_groups import write_groups
         from genrec.learning.rl.rollout import chunks, generate
 
@@ -128,5 +128,5 @@ class GroupWriter:
         own: dict[str, Any] = {"version": 0, "seed": seed, "served": self._served}
         parts = [generate(*where, part, rl, **own) for part in chunks(queries, rl.rollout_chunk)]
         groups = [group for part in parts for group in part]
-        write_groups(groups, self._origin, shard_file(self._spec.out, shard))
+        write_groups(groups, self._origin, shard_path(self._spec.out, shard))
         return {"groups": len(groups)}

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from omegaconf import Container, OmegaConf
+from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from yaml import YAMLError
@@ -113,14 +113,20 @@ def _text(file: Path) -> str:
 
 
 def _with_flat_space(layer: Mapping[str, Any], before: Container) -> dict[str, Any]:
-    """``layer``, whose dimensions of ``tune.space`` take the place of those ``before``, whatever their kinds."""
+    """``layer``, whose whole dimensions of ``tune.space`` take the place of those ``before``, whatever their kinds.
+
+    A mapping without a kind, or of nothing else, is a part of one, as in ``tune.space.prefix.values=[0,1]``.
+    """
     tune = layer.get("tune")
     space = tune.get("space") if isinstance(tune, dict) else None
     if not isinstance(space, dict):
         return dict(layer)
     flat = dict(flattened(cast("Mapping[str, Any]", space)))
-    for name in flat:
-        OmegaConf.select(before, "tune.space", default=OmegaConf.create()).pop(name, None)
+    old = OmegaConf.select(before, "tune.space", default=OmegaConf.create())
+    for name, one in flat.items():
+        is_part = isinstance(one, dict) and ("kind" not in one or len(cast("dict[str, Any]", one)) == 1)
+        if not (is_part and isinstance(old.get(name), DictConfig)):
+            old.pop(name, None)
     return {**layer, "tune": {**cast("dict[str, Any]", tune), "space": flat}}
 
 

@@ -21,6 +21,7 @@ from genrec.baselines.train_log import read_train_log, recent_history
 from genrec.config import Config
 from genrec.data.files import write_json, write_parquet
 from genrec.data.readers import read_query_rows
+from genrec.data.shards import shard_path
 from genrec.data.tables import contexts
 from genrec.errors import InputError
 from genrec.inference.prior import RankedItems, grown_knn
@@ -72,17 +73,6 @@ def make_node_prior(trie: Trie, codes_NL: Tensor, scores: Sparse, weight: float)
         weight=weight,
         smooth=SMOOTH,
     )
-
-
-def shard_file(directory: Path, shard: int) -> Path:
-    """The file with the predictions of shard ``shard``."""
-    return directory / f"part-{shard:05d}.parquet"
-
-
-def missing_shards(directories: Sequence[Path], queries: int, shard_queries: int) -> list[int]:
-    """The shards of ``queries`` queries, ``shard_queries`` in each, that lack a file in one of ``directories``."""
-    shards = range(-(-queries // shard_queries))
-    return [shard for shard in shards if not all(shard_file(place, shard).is_file() for place in directories)]
 
 
 @dataclass(frozen=True)
@@ -174,7 +164,7 @@ class BatchPredictor:
             for name, beams in self._answer(queries.slice(start, config.decode.batch_size)).items():
                 found[name].append(beams)
         for name, parts in found.items():
-            file = shard_file(self._spec.out / name, shard)
+            file = shard_path(self._spec.out / name, shard)
             write_json({"queries": len(queries), "seconds": self._seconds[name]}, file.with_suffix(".json"))
             _write_shard(queries["id"], parts, file)
         return {"queries": len(queries)}

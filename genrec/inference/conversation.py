@@ -33,6 +33,7 @@ class Conversations:
 
     def __init__(self, config: Config, policy: Policy, prompts: Prompts, backbones: Path) -> None:
         self._config, self._policy, self._prompts, self._backbones = config, policy, prompts, backbones
+        self._format: tuple[CatalogView, ChatFormat] | None = None
         self._lock = threading.Lock()  # a tokenizer changes its own state at each call
 
     def reply(
@@ -42,12 +43,17 @@ class Conversations:
         conversation = self._parse(messages, view)
         sids = self._prompts.sids
         with self._lock:
-            chat_format = ChatFormat(self._tokenizer, sids, view.catalog, self._prompts.form)
-            reply = generate.generate_reply(self._policy, chat_format, view.trie, conversation, sampling)
+            reply = generate.generate_reply(self._policy, self._format_of(view), view.trie, conversation, sampling)
         items = [view.ids[part.row] for part in reply.parts if isinstance(part, Item)]
         codes_NL, sizes = view.catalog.codes_NL, view.catalog.level_sizes
         text = generate.format_parts(reply.parts, codes_NL, sizes, view.titles, sids.style)
         return Reply(text, items, reply.ended)
+
+    def _format_of(self, view: CatalogView) -> ChatFormat:
+        """The one of the catalogue that was talked about last, or another catalogue's own; under the lock."""
+        if self._format is None or self._format[0] is not view:
+            self._format = view, ChatFormat(self._tokenizer, self._prompts.sids, view.catalog, self._prompts.form)
+        return self._format[1]
 
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase:

@@ -11,7 +11,7 @@ equations 2-5). The next item maximises, for the list S that it makes,
 
     (1 - λ) · Σ_{i in S} p(i) / max_j p(j) / |S| - λ · KL(q_history || (1 - α) q_S + α q_history),  α = 0.01
 
-``beams``: the search itself spreads, see ``genrec.policy.decoding.diverse_beams``.
+``beams``: the search itself spreads, see ``genrec.policy.decoding.sampling.BeamGroups``.
 
 λ is the request's weight. Scores stay the model's probabilities, so a diverse list need not fall.
 """

@@ -25,6 +25,7 @@ from genrec.config import Sid
 from genrec.data.arrow import pc
 from genrec.data.files import write_json
 from genrec.data.readers import read_item_rows, read_items
+from genrec.data.shards import shard_path
 from genrec.sid.catalog import VECTORS, Catalog, save_codes
 from genrec.sid.codes import read_codes, write_codes, write_sids
 from genrec.sid.collaborative import write_factors
@@ -39,7 +40,7 @@ from genrec.sid.quantizers import Quantizer, load_quantizer
 from genrec.sid.readable import SidNames, number_items
 from genrec.sid.suffix import add_suffix
 from genrec.sid.train_events import TrainEvents
-from genrec.sid.vectors import Ints, Longs, VectorFiles, shard_path
+from genrec.sid.vectors import Ints, Longs, VectorFiles
 from genrec.threads import limit_threads
 
 LOG = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from genrec.data.files import write_atomically, write_json
+from genrec.data.files import link_file, write_atomically, write_json
 from genrec.errors import InputError
 from genrec.sid.trie import Trie
 from genrec.sid.vectors import nearest_rows
@@ -78,9 +78,15 @@ class Catalog:
         item = int(self.trie.find(torch.tensor(codes)))
         return None if item < 0 else item
 
-    def save(self, directory: Path) -> None:
-        """Write ``trie.safetensors``, ``vectors.safetensors``, ``catalog.safetensors`` and, last, ``catalog.json``."""
-        if self.vectors_NF is not None:
+    def save(self, directory: Path, same_vectors: Path | None = None) -> None:
+        """Write ``trie.safetensors``, ``vectors.safetensors``, ``catalog.safetensors`` and, last, ``catalog.json``.
+
+        Args:
+            same_vectors: the directory of a catalogue with these vectors; its file is linked, not written again.
+        """
+        if self.vectors_NF is not None and same_vectors is not None:
+            link_file(same_vectors / VECTORS, directory / VECTORS)
+        elif self.vectors_NF is not None:
             tensors = {"vectors_NF": self.vectors_NF.half().contiguous()}
             write_atomically(directory / VECTORS, lambda path: save_file(tensors, path))
         self.trie.save(directory / "trie.safetensors", _trie_metadata(self.digest, self.removed))

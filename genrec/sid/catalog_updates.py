@@ -133,7 +133,8 @@ def insert(
     removed = sorted(gone - back)
     changed = Catalog(torch.from_numpy(codes_NL), catalog.level_sizes, removed, grown, vectors_NF=vectors_NF)
     about = {"change": "insert", "source": digest, "inserted": fresh.num_rows, "returned": len(back)}
-    path = _write(_next(before, live), changed, [*ids, *fresh["id"].to_pylist()], added, about)
+    same = None if fresh.num_rows else before
+    path = _write(_next(before, live), changed, [*ids, *fresh["id"].to_pylist()], added, about, same)
     return {**about, "items": len(changed), "catalog": str(path)}
 
 
@@ -159,7 +160,7 @@ def remove(assigned: Path, live: Path, ids: Sequence[str]) -> dict[str, Any]:
     sizes, vectors_NF = catalog.level_sizes, catalog.vectors_NF
     changed = Catalog(catalog.codes_NL, sizes, gone, catalog.grown_from, vectors_NF=vectors_NF)
     about = {"change": "remove", "removed": len(gone) - len(catalog.removed)}
-    path = _write(_next(before, live), changed, known, added, about)
+    path = _write(_next(before, live), changed, known, added, about, before)
     return {**about, "items": len(changed), "catalog": str(path)}
 
 
@@ -234,10 +235,17 @@ def _next(before: Path, live: Path) -> Path:
     return live / f"{int(before.name) + 1 if before.parent == live else 1:05d}"
 
 
-def _write(path: Path, catalog: Catalog, ids: list[str], added: list[pa.Table], about: Mapping[str, Any]) -> Path:
+def _write(
+    path: Path,
+    catalog: Catalog,
+    ids: list[str],
+    added: list[pa.Table],
+    about: Mapping[str, Any],
+    same_vectors: Path | None,
+) -> Path:
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        catalog.save(partial)
+        catalog.save(partial, same_vectors)
         write_sids(pa.chunked_array([ids]), catalog.codes_NL.numpy().astype(np.int32), partial / "sids.parquet")
         if added:
             write_parquet(pa.concat_tables(added, promote_options="permissive"), partial / "added.parquet")

@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from genrec.config import Sid
+from genrec.data.shards import shard_path
 from genrec.errors import InputError
 from genrec.sid.cooccurrence import Block, BlocksOnDisk, Cooccurrence
 from genrec.sid.distributed.vector_stream import Reader
 from genrec.sid.singular_vectors import ROWS, exact_svd, randomised_svd
 from genrec.sid.train_events import Doubles, TrainEvents
-from genrec.sid.vectors import NEIGHBOURS, Floats, Longs, nearest_rows, shard_path, unit_rows, write_vectors
+from genrec.sid.vectors import NEIGHBOURS, Floats, Longs, nearest_rows, unit_rows, write_vectors
 
 EXACT_ITEMS = 1 << 17
 """Items up to which the decomposition is exact."""

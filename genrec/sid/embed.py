@@ -11,9 +11,10 @@ import pyarrow as pa
 
 from genrec.config import Embed
 from genrec.data.readers import read_items
+from genrec.data.shards import shard_path
 from genrec.errors import InputError
 from genrec.sid.encoders import CausalEncoder, Encoder, SentenceEncoder
-from genrec.sid.vectors import check_vectors, shard_path, write_vectors
+from genrec.sid.vectors import check_vectors, write_vectors
 
 FALLBACK_FIELDS = ("title", "brand", "categories", "description")
 

@@ -14,6 +14,7 @@ import numpy as np
 from genrec.config.sid import VQ_SHARES, Sid
 from genrec.data.files import write_json
 from genrec.data.readers import count_items, read_items
+from genrec.data.shards import shard_path
 from genrec.errors import InputError
 from genrec.sid.collaborative import write_factors
 from genrec.sid.distributed.collectives import ProcessGroup
@@ -23,7 +24,7 @@ from genrec.sid.prefixes import refuse_full, refuse_many
 from genrec.sid.quantizers import Quantizer, make_quantizer
 from genrec.sid.quantizers.base import refuse_few
 from genrec.sid.quantizers.controls import title_words
-from genrec.sid.vectors import Longs, VectorFiles, shard_path, write_vectors
+from genrec.sid.vectors import Longs, VectorFiles, write_vectors
 from genrec.threads import limit_threads
 
 

@@ -103,16 +103,6 @@ def write_vectors(vectors_ND: Floats, start: int, path: Path) -> None:
     write_parquet(table, path, compression="none", use_dictionary=False, write_statistics=False, data_page_size=2**26)
 
 
-def shard_path(directory: Path, shard: int) -> Path:
-    """The file of one item shard."""
-    return Path(directory) / f"part-{shard:05d}.parquet"
-
-
-def missing_shards(directory: Path, items: int, shard_items: int) -> list[int]:
-    """The shards of ``items`` items whose file does not exist."""
-    return [s for s in range(-(-items // shard_items)) if not shard_path(directory, s).is_file()]
-
-
 NEIGHBOURS = 10
 """Known items that stand for a new one."""
 COSINES = 2**24

@@ -13,11 +13,12 @@ from cluster.stages import assign
 from cluster.stages.assign import RayProcessGroup
 from cluster.train import train_on_ray
 from genrec.config import Config, load_config
+from genrec.data.shards import shard_path
 from genrec.errors import InputError
 from genrec.sid.catalog import Catalog
 from genrec.sid.fit import fit_share
 from genrec.sid.quantizers import load_quantizer
-from genrec.sid.vectors import Floats, VectorFiles, shard_path, unit_rows, write_vectors
+from genrec.sid.vectors import Floats, VectorFiles, unit_rows, write_vectors
 
 KINDS = ({"quantizer": "rqkmeans"}, {"codebook": "ema"}, {})
 

@@ -128,6 +128,9 @@ def test_a_dimension_takes_the_place_of_one_of_another_form(tmp_path: Path) -> N
         "tune.space.learning.rl.kl={kind: choice, values: [1, 2]}",
         "tune.space.learning.rl.lr={kind: loguniform, low: 0.01, high: 0.2}",
         "tune.space.policy.kind={kind: choice, values: [scratch]}",
+        "tune.space.hit.kind=int",
+        "tune.space.hit.low=0",
+        "tune.space.hit.high=3",
     ]
     space = load_config([file], overrides).tune.space
     assert {name: one.model_dump() for name, one in space.items()} == {
@@ -135,6 +138,7 @@ def test_a_dimension_takes_the_place_of_one_of_another_form(tmp_path: Path) -> N
         "learning.rl.kl": {"kind": "choice", "values": [1, 2]},
         "learning.rl.lr": {"kind": "loguniform", "low": 0.01, "high": 0.2},
         "policy.kind": {"kind": "choice", "values": ["scratch"]},
+        "hit": {"kind": "int", "low": 0, "high": 3},
     }
     shown = tmp_path / "shown.yaml"
     shown.write_text(to_yaml(load_config([file], overrides)))

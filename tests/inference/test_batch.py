@@ -15,15 +15,14 @@ from support.synthetic import chain_shop, tiny_config
 from genrec.baselines.itemknn import KnnSettings
 from genrec.baselines.train_log import recent_history
 from genrec.data.readers import read_queries
+from genrec.data.shards import missing_shards, shard_path
 from genrec.inference.batch import (
     Answering,
     BatchPredictor,
     KnnPrior,
     PredictionSpec,
     make_node_prior,
-    missing_shards,
     read_predictions,
-    shard_file,
     without_seen,
 )
 from genrec.inference.prior import RankedItems
@@ -75,7 +74,7 @@ def test_shards_hold_what_one_search_over_all_queries_finds_in_query_order(spec:
     found, expected = read_predictions(own), whole(spec)
     assert np.array_equal(found.items_QK, expected.items_QK)
     np.testing.assert_allclose(found.logp_QK, expected.logp_QK, atol=1e-5)
-    ids = pa.concat_tables(pq.read_table(shard_file(own, shard)) for shard in (0, 1))["id"]
+    ids = pa.concat_tables(pq.read_table(shard_path(own, shard)) for shard in (0, 1))["id"]
     assert ids.to_pylist() == read_queries(spec.data, "test")["id"].to_pylist()
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.gradients import gradient
 from support.synthetic import random_catalog, small_policy
 from torch import Tensor
 
@@ -40,13 +41,6 @@ def chances_N() -> Tensor:
     return score(POLICY, tokens_BP, mask_BP, CATALOG.codes_NL[None], CATALOG.trie).logp_BGL[0].sum(-1).exp()
 
 
-def gradient(loss: Tensor) -> Tensor:
-    parameters = list(POLICY.trainable().values())
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    parts = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
-    return torch.cat([part.flatten() for part in parts])
-
-
 def rewarded_group(size: int, **settings: object) -> tuple[Group, Rl]:
     """The ``size`` best beams of the query with their rewards."""
     chosen = Rl(group=size, kl=0.0, sft=0.0, **settings)  # type: ignore[arg-type]
@@ -61,7 +55,7 @@ def learner_gradient(group: Group, settings: Rl) -> Tensor:
     advantage_BGL = level_advantages("group_mean", group.rewards_G[None], weight_BG, group.codes_GL[None])
     targets = Targets(group.rewards_G[None], weight_BG, advantage_BGL)
     batch = MicroBatch([group], targets, SCORER.scores([group]))
-    return gradient(UpdateLoss(settings, {})(batch, torch.tensor(1.0), 1)[0])
+    return gradient(POLICY, UpdateLoss(settings, {})(batch, torch.tensor(1.0), 1)[0])
 
 
 @pytest.mark.parametrize(
@@ -71,7 +65,7 @@ def test_candidates_weighted_by_probability_give_the_gradient_of_the_expected_re
     objective: str, scale: float
 ) -> None:
     group, settings = rewarded_group(ITEMS, objective=objective, candidate_weight="probability")
-    wanted = -scale * gradient((chances_N() * REWARD_N).sum())
+    wanted = -scale * gradient(POLICY, (chances_N() * REWARD_N).sum())
     found = learner_gradient(group, settings)
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5 * scale)
     uniform = learner_gradient(group, settings.replace(candidate_weight="uniform"))
@@ -82,7 +76,7 @@ def test_over_some_beams_it_is_the_gradient_of_their_risk() -> None:
     group, settings = rewarded_group(5, objective="reinforce", candidate_weight="probability")
     chance_G = chances_N()[group.items_G]
     risk = -(chance_G / chance_G.sum() * group.rewards_G).sum()
-    torch.testing.assert_close(learner_gradient(group, settings), gradient(risk), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(learner_gradient(group, settings), gradient(POLICY, risk), rtol=1e-3, atol=1e-5)
 
 
 def listed(size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -115,7 +109,7 @@ def test_kl_and_entropy_are_those_over_the_nodes_where_one_leaves_the_visited_pr
     p, q = member @ here_N, member @ other_N
     wanted = (p * (p / q).log()).sum()
     assert float(kl.detach()) == pytest.approx(float(wanted.detach()), rel=1e-4)
-    torch.testing.assert_close(gradient(kl), gradient(wanted), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(gradient(POLICY, kl), gradient(POLICY, wanted), rtol=1e-3, atol=1e-5)
     assert float(entropy.detach()) == pytest.approx(float(-(p * p.log()).sum().detach()), rel=1e-4)
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 from accelerate import Accelerator
+from support.gradients import gradient
 from support.pipeline import made
 from support.synthetic import chain_shop, random_catalog, small_policy, tiny_config
 from torch import Tensor
@@ -76,13 +77,6 @@ def fused_N(score_N: np.ndarray = SCORE_N) -> Tensor:
     return (scores.logp_BGL[0].sum(-1) + HEAD * head_N + PRIOR * prior_N).softmax(0)
 
 
-def gradient(loss: Tensor) -> Tensor:
-    parameters = list(POLICY.trainable().values())
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    parts = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
-    return torch.cat([part.flatten() for part in parts])
-
-
 def served_group(settings: Rl, score_N: np.ndarray = SCORE_N) -> Group:
     """The query's candidates as they are served, with their rewards."""
     found = generate(POLICY, PROMPTS, CATALOG.trie, [QUERY], settings, version=0, seed=0, served=KnownPrior(score_N))[0]
@@ -100,7 +94,7 @@ def batch_of(group: Group, settings: Rl, *, reference: bool = False) -> MicroBat
 
 
 def update_gradient(group: Group, settings: Rl) -> Tensor:
-    return gradient(UpdateLoss(settings, {})(batch_of(group, settings), torch.tensor(1.0), 1)[0])
+    return gradient(POLICY, UpdateLoss(settings, {})(batch_of(group, settings), torch.tensor(1.0), 1)[0])
 
 
 def rl(**settings: object) -> Rl:
@@ -112,7 +106,7 @@ def test_weighted_by_their_share_the_candidates_give_the_gradient_of_the_expecte
     objective: str, scale: float
 ) -> None:
     settings = rl(objective=objective, candidate_weight="probability")
-    wanted = -scale * gradient((fused_N() * REWARD_N).sum())
+    wanted = -scale * gradient(POLICY, (fused_N() * REWARD_N).sum())
     found = update_gradient(served_group(settings), settings)
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5 * scale)
     names = [name for name, p in POLICY.trainable().items() for _ in range(p.numel())]
@@ -145,7 +139,7 @@ def test_of_some_candidates_the_gradient_is_that_of_the_share_that_they_are_show
     group = served_group(settings)
     few_G = fused_N()[group.items_G]
     risk = -(few_G / few_G.sum() * group.rewards_G).sum()
-    torch.testing.assert_close(update_gradient(group, settings), gradient(risk), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(update_gradient(group, settings), gradient(POLICY, risk), rtol=1e-3, atol=1e-5)
 
 
 def test_what_the_prior_knows_is_no_longer_taught() -> None:

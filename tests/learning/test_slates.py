@@ -7,6 +7,7 @@ from itertools import permutations
 
 import pytest
 import torch
+from support.gradients import gradient
 from support.synthetic import random_catalog, small_policy
 from torch import Tensor
 
@@ -49,13 +50,6 @@ def chance_of_lists() -> Tensor:
     return chance_N[LISTS].prod(1) / torch.stack(left).view(-1, SIZE).prod(1)
 
 
-def gradient(loss: Tensor) -> Tensor:
-    parameters = list(POLICY.trainable().values())
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    parts = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
-    return torch.cat([part.flatten() for part in parts])
-
-
 def group_of(lists_GJ: Tensor) -> Group:
     """The query's group of these lists, rewarded."""
     items = lists_GJ.flatten()
@@ -69,7 +63,7 @@ def group_of(lists_GJ: Tensor) -> Group:
 def update_gradient(group: Group, weight_BG: Tensor, advantage_BGJ: Tensor, objective: str) -> Tensor:
     settings = Rl(objective=objective, generation="slate", slate=SIZE, kl=0.0, sft=0.0)  # type: ignore[arg-type]
     batch = MicroBatch([group], Targets(group.rewards_G[None], weight_BG, advantage_BGJ), SCORER.scores([group]))
-    return gradient(UpdateLoss(settings, {})(batch, torch.tensor(1.0), 1)[0])
+    return gradient(POLICY, UpdateLoss(settings, {})(batch, torch.tensor(1.0), 1)[0])
 
 
 def test_the_probabilities_of_all_ordered_lists_are_those_of_draws_without_replacement() -> None:
@@ -77,7 +71,7 @@ def test_the_probabilities_of_all_ordered_lists_are_those_of_draws_without_repla
     found = steps_BGJ[0].sum(-1).exp()
     assert float(found.sum().detach()) == pytest.approx(1, abs=1e-5)
     torch.testing.assert_close(found, chance_of_lists(), rtol=1e-4, atol=1e-7)
-    torch.testing.assert_close(gradient(found[7]), gradient(chance_of_lists()[7]), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(gradient(POLICY, found[7]), gradient(POLICY, chance_of_lists()[7]), rtol=1e-3, atol=1e-6)
 
 
 def test_lists_are_drawn_with_their_probabilities() -> None:
@@ -100,7 +94,7 @@ def test_lists_are_drawn_with_their_probabilities() -> None:
 @pytest.mark.parametrize("objective", ["reinforce", "dr_grpo", "grpo"])
 def test_weighted_by_their_probability_all_lists_give_the_gradient_of_the_expected_reward(objective: str) -> None:
     group, chance = group_of(LISTS), chance_of_lists()
-    wanted = -gradient((chance * group.rewards_G).sum())
+    wanted = -gradient(POLICY, (chance * group.rewards_G).sum())
     weight_BG = (chance.detach() * len(LISTS))[None]
     advantage_BGJ = slate_advantages("group_mean", gains_of([group]), weight_BG)
     scale = {"grpo": SIZE}.get(objective, 1)
@@ -111,7 +105,7 @@ def test_weighted_by_their_probability_all_lists_give_the_gradient_of_the_expect
 
 
 def test_groups_of_drawn_lists_estimate_that_gradient_without_bias() -> None:
-    wanted = -gradient((chance_of_lists() * group_of(LISTS).rewards_G).sum())
+    wanted = -gradient(POLICY, (chance_of_lists() * group_of(LISTS).rewards_G).sum())
     settings = Rl(generation="slate", slate=SIZE, group=40)
     queries = [Query(0, 0, QUERY.history, QUERY.target, draw=draw) for draw in range(24)]
     direction, along = wanted / wanted.norm(), list[float]()

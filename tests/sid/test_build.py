@@ -12,6 +12,7 @@ from support.sid_worlds import SETTINGS, N, build, sequences, sid_world
 
 from genrec.config import Sid
 from genrec.data.readers import count_items, read_item_rows
+from genrec.data.shards import shard_path
 from genrec.errors import InputError
 from genrec.policy.sid_text import write_sid
 from genrec.sid import half_vectors, health, health_page
@@ -23,7 +24,6 @@ from genrec.sid.held_vectors import InMemory
 from genrec.sid.inputs import fuse
 from genrec.sid.published import published_codes, resolve_published
 from genrec.sid.train_events import TrainEvents
-from genrec.sid.vectors import shard_path
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from genrec.config import Embed, Sid
+from genrec.data.shards import shard_path
 from genrec.errors import InputError
 from genrec.policy.decoding.request_constraints import read_item_attributes
 from genrec.sid import catalog_updates
@@ -23,7 +24,7 @@ from genrec.sid.prefixes import prefix_numbers
 from genrec.sid.quantizers import make_quantizer
 from genrec.sid.suffix import add_suffix
 from genrec.sid.trie import Trie
-from genrec.sid.vectors import nearest_rows, shard_path, unit_rows, write_vectors
+from genrec.sid.vectors import nearest_rows, unit_rows, write_vectors
 
 N = 100
 
@@ -256,6 +257,18 @@ def test_prices_of_inserted_items_are_kept(tmp_path):
     assert [attributes.of(row)[1] for row in (0, N, N + 1)] == [None, 3.0, None]
     with pytest.raises(InputError, match="price"):
         insert(out, new_items("c").append_column("price", pa.array(["dear"])))
+
+
+def test_changes_without_new_items_share_the_file_of_vectors(tmp_path):
+    out = assigned(tmp_path)
+    catalog = Catalog.load(out)
+    catalog.vectors_NF = torch.randn(N, 8)
+    catalog.save(out)
+    first = catalog_updates.remove(out, tmp_path / "live", ["i1"])
+    second = catalog_updates.remove(out, tmp_path / "live", ["i2"])
+    files = [Path(place) / "vectors.safetensors" for place in (out, first["catalog"], second["catalog"])]
+    assert all(file.samefile(files[0]) for file in files)
+    assert torch.equal(Catalog.load(files[2].parent).vectors_NF, catalog.vectors_NF.half())
 
 
 def test_nearest_rows_are_those_of_a_whole_sort_block_by_block(monkeypatch):

@@ -13,11 +13,12 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
 from genrec.config import Embed
+from genrec.data.shards import missing_shards, shard_path
 from genrec.data.tables import ITEMS
 from genrec.errors import InputError
 from genrec.sid.embed import item_text, item_texts, make_embedder
 from genrec.sid.encoders import CausalEncoder, SentenceEncoder, resolve_model
-from genrec.sid.vectors import VectorFiles, check_vectors, missing_shards, shard_path, write_vectors
+from genrec.sid.vectors import VectorFiles, check_vectors, write_vectors
 
 WORDS = ["oat", "milk", "whole", "bread", "rye", "wheat", "tea", "green", "black", "coffee", "beans", "red", "wine"]
 
@@ -99,9 +100,9 @@ def test_shard_files_do_not_depend_on_the_order_of_work_or_on_a_kill(language_mo
         work = make_embedder(data, out, settings, "cpu", 1)
         for shard in order:
             work(shard)
-    assert missing_shards(tmp_path / "b", 23, 8) == [1]
+    assert missing_shards([tmp_path / "b"], 23, 8) == [1]
     make_embedder(data, tmp_path / "b", settings, "cpu", 1)(1)
-    assert missing_shards(tmp_path / "b", 23, 8) == []
+    assert missing_shards([tmp_path / "b"], 23, 8) == []
     for shard in range(3):
         assert shard_path(tmp_path / "a", shard).read_bytes() == shard_path(tmp_path / "b", shard).read_bytes()
     assert VectorFiles(tmp_path / "a").read().shape == (23, 16)

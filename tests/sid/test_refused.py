@@ -7,11 +7,12 @@ from support.sid_worlds import N, build, sid_world
 from test_quantizers import inputs_of, settings_of
 
 from genrec.config import Sid, load_config
+from genrec.data.shards import shard_path
 from genrec.errors import InputError
 from genrec.sid.collisions import resolve
 from genrec.sid.fit import fit_quantizer
 from genrec.sid.quantizers import REGISTRY, make_quantizer
-from genrec.sid.vectors import VectorFiles, shard_path, write_vectors
+from genrec.sid.vectors import VectorFiles, write_vectors
 
 EVERY = sorted(REGISTRY)
 

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genrec.config import Sid
+from genrec.data.shards import missing_shards, shard_path
 from genrec.data.tables import ITEMS, SEQUENCES
 from genrec.sid.build import finish_quantized, make_assigner
 from genrec.sid.fit import fit_quantizer
-from genrec.sid.vectors import missing_shards, shard_path, write_vectors
+from genrec.sid.vectors import write_vectors
 
 SETTINGS = Sid(levels=3, codebook_size=8, shard_items=50, iterations=5)
 N = 120
@@ -69,6 +70,6 @@ def build(world: Path, out: Path, settings: Sid = SETTINGS, kill_after: int | No
     data, vectors = world / "data", world / "vectors"
     items = fit_quantizer(data, vectors, out, settings, seed=0, threads=1, device="cpu")
     work = make_assigner(vectors, out, settings, 1)
-    for shard in missing_shards(out / "codes", items, settings.shard_items)[:kill_after]:
+    for shard in missing_shards([out / "codes"], items, settings.shard_items)[:kill_after]:
         work(shard)
     return {} if kill_after else finish_quantized(data, vectors, out, settings, 1)

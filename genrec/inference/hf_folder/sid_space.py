@@ -49,11 +49,6 @@ class PlainPrompts:
         whole = prompts.encode([[0]])[0][0].tolist()
         return cls(prefix, prompt_NW, whole[len(prefix) + prompt_NW.shape[1] :], first_item, n_items)
 
-    def encode(self, history: Sequence[int], max_history: int) -> Tensor:
-        """The prompt (P,) of a history of item rows, oldest first."""
-        items = self.prompt_NW[list(history[-max_history:])].flatten().tolist()
-        return torch.tensor([*self.prefix, *items, *self.suffix])
-
 
 def write_space(catalog: Catalog, ids: Sequence[str], prompts: Prompts, folder: Path) -> None:
     """Write the three files."""
