@@ -273,6 +273,7 @@ def run(config: Config, *until: str, reward_file: Path | None = None) -> dict[st
     """
     found: dict[str, Artifact] = {}
     if config.tune.in_full and "evaluate" in until:
+        _require(config, stages_needed(config, *until))  # Hours of search come before them.
         found = run(config, "tune", reward_file=reward_file)
         config = tune.tuned(config, found["tune"])
     return found | _run(config, until, reward_file)
@@ -281,16 +282,21 @@ def run(config: Config, *until: str, reward_file: Path | None = None) -> dict[st
 def _run(config: Config, until: Sequence[str], reward_file: Path | None) -> dict[str, Artifact]:
     order = stages_needed(config, *until)
     require_storage(config)
-    for stage in order:
-        if stage.require is not None:
-            stage.require(config)
-    require_models(config, [stage.name for stage in order])
+    _require(config, order)
     made: dict[str, Artifact] = {}
     for number, stage in enumerate(order, start=1):
         later = ", ".join(other.name for other in order[number:]) or "nothing"
         LOG.info("── %d/%d %s: %s (then: %s)", number, len(order), stage.name, stage.about, later)
         made[stage.name] = run_stage(config, stage.name, made, reward_file=reward_file)
     return made
+
+
+def _require(config: Config, order: Sequence[Stage]) -> None:
+    """Refuse what one of the stages could not do, before the first is made."""
+    for stage in order:
+        if stage.require is not None:
+            stage.require(config)
+    require_models(config, [stage.name for stage in order])
 
 
 def stages_needed(config: Config, *until: str) -> list[Stage]:

@@ -51,7 +51,7 @@ class Data(Section):
     split: Literal["leave_one_out", "chronological", "given"] = "leave_one_out"
     max_history: PositiveInt = Field(default=10, le=512, description="items of history a query carries")
     eval_queries: int = Field(default=0, ge=0, description="cap on valid and test queries each (hash sample); 0 = all")
-    shards: PositiveInt = Field(default=4, description="user shards that prepare writes")
+    shards: PositiveInt = Field(default=4, le=512, description="user shards that prepare writes, all open at once")
 
 
 class Embed(Section):

@@ -143,7 +143,9 @@ class Tune(Section):
         default=1, ge=0, description="best trials that are run again with fresh seeds; 0: none, so none is declared"
     )
     seeds: int = Field(default=3, ge=2, description="fresh seeds of each finalist, and of the config's own values")
-    max_concurrent: PositiveInt = Field(default=1, json_schema_extra=SPEED, description="trials at a time")
+    max_concurrent: PositiveInt = Field(
+        default=1, json_schema_extra=SPEED, description="trials at a time; a killed search goes on with what it had"
+    )
     hours: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="after which trials end where they are; the finalists come on top"
     )

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +19,7 @@ from support.pipeline import made
 from support.synthetic import chain_shop, tiny_config
 
 import genrec
+from cluster import pipeline
 from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.stages.grpo import grpo_loop
 from cluster.stages.sft import sft_loop
@@ -310,6 +311,30 @@ def test_a_refusal_is_left_in_a_file_and_raised_where_other_workers_wait(
 def test_workers_that_are_started_after_a_refusal_end_at_once(tmp_path: Path) -> None:
     (tmp_path / REFUSED).write_text("no such catalogue")
     _worker_entry(lambda: pytest.fail("the work began again"), tmp_path)
+
+
+def test_a_full_run_that_searches_first_goes_on_with_the_winner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[tuple[tuple[str, ...], float]] = []
+
+    def run(config: Config, until: Sequence[str], reward_file: Path | None) -> dict[str, object]:
+        ran.append((tuple(until), config.rewards.prefix))
+        return {until[0]: SimpleNamespace(metrics={"tuned": {"rewards.prefix": 0.25}})}
+
+    monkeypatch.setattr(pipeline, "_run", run)
+    config = tiny_config(tmp_path, tmp_path, "tune.in_full=true", "rewards.prefix=0.5")
+    assert set(pipeline.run(config, "evaluate")) == {"tune", "evaluate"}
+    assert ran == [(("tune",), 0.5), (("evaluate",), 0.25)]
+    monkeypatch.setattr(pipeline, "require_models", lambda config, stages: refuse(stages))
+    with pytest.raises(InputError, match="evaluate cannot"):
+        pipeline.run(config, "evaluate")
+    assert len(ran) == 2, "what cannot end does not begin with hours of search"
+
+
+def refuse(stages: Sequence[str]) -> None:
+    if "evaluate" in stages:
+        raise InputError("evaluate cannot be made")
 
 
 @pytest.mark.ray

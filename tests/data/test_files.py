@@ -383,6 +383,13 @@ def test_hostile_json_is_refused(tmp_path, data):
         list(read_objects(str(tmp_path / "x.jsonl")))
 
 
+@pytest.mark.parametrize("line", ['{"a": "x\\ud800"}', '{"\\uDC00": 1}', "{'a': 'x\\ud800'}"])
+def test_half_a_character_is_refused_with_its_line(tmp_path, line):
+    (tmp_path / "x.jsonl").write_text('{"a": "\\ud83d\\ude00"}\n' + line + "\n")
+    with pytest.raises(InputError, match=r"x\.jsonl, line 2: got '.*', which is half of a character"):
+        list(read_objects(str(tmp_path / "x.jsonl")))
+
+
 def test_items_of_other_types_in_other_files_are_joined_or_refused(tmp_path):
     write_world(tmp_path, LOG, ITEMS)
     (tmp_path / "items").mkdir()

@@ -21,7 +21,8 @@ def read_objects(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each line as its place (file and line, for messages) and a mapping: JSON, or Amazon's Python literals of 2014.
 
     Raises:
-        InputError: the file cannot be read, is cut off, or has a line that is neither, or is too long.
+        InputError: the file cannot be read, is cut off, or has a line that is neither, is too long, or has half a
+            character (a lone surrogate).
     """
     for number, line in read_lines(path):
         if line.strip():
@@ -61,4 +62,16 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
             raise InputError(f"{where}: got {line[:80]!r}, wanted JSON or a Python literal") from None
     if not isinstance(value, dict):
         raise InputError(f"{where}: got {type(value).__name__}, wanted an object")
+    if b"\\u" in line.lower():
+        _refuse_half_characters(value, where)
     return cast("dict[str, Any]", value)
+
+
+def _refuse_half_characters(value: object, where: str) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise InputError(f"{where}: got {half!r}, which is half of a character, wanted Unicode text") from None
+    except (TypeError, ValueError):  # A Python literal that is no JSON; its texts are checked as columns.
+        return
