@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from benchmarks.compare import Comparison
 from benchmarks.harness import chosen_variants, seeds_of
-from benchmarks.tables import Published, baselines_page
+from benchmarks.tables import estimate_text, markdown, or_dash
 from cluster.artifacts import Artifact
 from cluster.baseline_rows import is_drawn, make_row_or_reason
 from cluster.progress import STAGE
@@ -30,6 +30,15 @@ NEEDS = ("prepare", "embed", "assign")
 
 TIGER_TABLE = "TIGER, Rajput et al. 2023 (2305.05065), Table 1"
 MINIONEREC_TABLE = "MiniOneRec, Table 1"
+
+
+class Published(NamedTuple):
+    """What was published of a baseline on the test queries: HR@10, NDCG@10, and where."""
+
+    hr: float
+    ndcg: float
+    source: str
+
 
 PUBLISHED: Mapping[str, Mapping[str, Published]] = MappingProxyType(
     {
@@ -56,6 +65,9 @@ PUBLISHED: Mapping[str, Mapping[str, Published]] = MappingProxyType(
     }
 )
 """By ``config.name`` and baseline."""
+
+
+BASELINE_SCORES = ("hr@10", "ndcg@10", "hr@50")
 
 
 def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
@@ -108,3 +120,41 @@ def _row(config: Config, name: str, artifacts: Mapping[str, Artifact]) -> dict[s
     ranked_QK = read_ranking(made.path / RANKING, len(test))
     scores = measure(ranked_QK, test["target"].to_numpy().astype("int64"), (10, 50))
     return {"test": scores, "settings": made.metrics["settings"], "ms_per_query": made.metrics["ms_per_query"]}
+
+
+def baselines_page(rows: Mapping[str, Mapping[str, Any]], published: Mapping[str, Published]) -> str:
+    """A table of baselines beside what was published of them, where that was, and the baselines that failed.
+
+    Args:
+        rows: by name and seed, what ``benchmarks.baselines`` measured.
+    """
+    heads = ("baseline", "HR@10", "NDCG@10", "published", "HR@50", "NDCG@10 on validation", "epoch", "s", "ms a query")
+    made = {name: [one for one in seeds.values() if "test" in one] for name, seeds in rows.items()}
+    body = ([name, *_baseline(found, published.get(name))] for name, found in made.items() if found)
+    notes = (
+        "Mean over seeds [95 % t interval]. *published*: HR@10 / NDCG@10. *s*: seconds to train or tune. *epoch*, *s*: "
+        "medians."
+    )
+    lines = [*markdown(heads, body), "", notes, ""]
+    lines += [f"- {name}, published: {published[name].source}" for name in rows if name in published]
+    failed = {(name, one["failed"]) for name, seeds in rows.items() for one in seeds.values() if "failed" in one}
+    lines += [f"- {name} failed: {reason}" for name, reason in sorted(failed)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _baseline(seeds: Sequence[Mapping[str, Any]], published: Published | None) -> list[str]:
+    from genrec.evaluation.intervals import over_runs
+
+    tests, settings = [one["test"] for one in seeds], [one["settings"] for one in seeds]
+    hr, ndcg, deep = (estimate_text(over_runs([one[name] for one in tests]), ".4f") for name in BASELINE_SCORES)
+    epochs = [one["best_epoch"] for one in settings if "best_epoch" in one]
+    return [
+        hr,
+        ndcg,
+        "–" if published is None else f"{published.hr:.4f} / {published.ndcg:.4f}",
+        deep,
+        estimate_text(over_runs([one["valid_ndcg@10"] for one in settings]), ".4f"),
+        or_dash(statistics.median(epochs) if epochs else None, ".0f"),
+        f"{statistics.median(one['seconds'] for one in settings):.0f}",
+        f"{statistics.median(one['ms_per_query'] for one in seeds):.2f}",
+    ]

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.compare import Comparison
 from benchmarks.harness import chosen_variants, in_process, seeds_of
-from benchmarks.tables import events_page
+from benchmarks.tables import estimate_text, markdown
 from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.pipeline import run_stage
 from cluster.progress import STAGE
@@ -99,3 +99,20 @@ def _score(config: Config, inputs: Mapping[str, Artifact], test: TestData, out: 
         slices = by_event(values, test.test["event"].to_pylist())
         found[name] = {"all": {"queries": len(test.targets_Q), **means(values)}, **slices}
     return {"by_event": found}
+
+
+def events_page(variants: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table of NDCG@10 over all test queries and by event type, a row for each variant.
+
+    Args:
+        variants: by name and seed, what ``benchmarks.events`` measured.
+    """
+    from genrec.evaluation.intervals import over_runs
+
+    first = next(iter(next(iter(variants.values())).values()))
+    header = ("NDCG@10", *(f"{event} ({one['queries']:,})" for event, one in first.items()))
+    body = (
+        [name, *(estimate_text(over_runs([one[event]["ndcg@10"] for one in seeds.values()]), ".4f") for event in first)]
+        for name, seeds in variants.items()
+    )
+    return "\n".join([*markdown(header, body), ""])

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.compare import Comparison
 from benchmarks.harness import WITHOUT_ROWS, chosen_variants, in_process, seeds_of
-from benchmarks.tables import policy_page
+from benchmarks.tables import estimate_text, markdown
 from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.pipeline import run_stage
 from cluster.progress import STAGE
@@ -43,6 +43,9 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
     "without_pretraining": {"policy.weights": "random"},
 }
 """What is changed in the config, by the name of the variant."""
+
+
+POLICY_SCORES = ("hr@10", "ndcg@10", "hr@50", "hr@50/tail", "coverage@10")
 
 
 def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
@@ -116,3 +119,51 @@ def _score(config: Config, inputs: Mapping[str, Artifact], test: TestData, out: 
     }
     tuned = answers.tuned.as_json() | {"alone": answers.tuned.alone}
     return {"parts": {"rows": rows, "minus_itemknn": differences, "tuned": tuned, "answer_s": seconds}}
+
+
+def policy_page(variants: Mapping[str, Mapping[str, Any]]) -> str:
+    """Three tables: how the first variant answers in each way, its differences to ItemKNN by seed, and all variants.
+
+    Args:
+        variants: by name and seed, what ``benchmarks.policy`` measured.
+    """
+    from genrec.evaluation.intervals import over_runs
+
+    first, *others = variants.values()
+    seeds = list(first.values())
+    rows = [row for row in seeds[0]["rows"] if all(row in one["rows"] for one in seeds)]
+    scores = [score for score in POLICY_SCORES if score in seeds[0]["rows"][rows[0]]]
+
+    def mean(runs: Iterable[Mapping[str, Any]], row: str, score: str) -> str:
+        return estimate_text(over_runs([one["rows"][row][score] for one in runs]), ".4f")
+
+    answered = ([row, *(mean(seeds, row, score) for score in scores)] for row in rows)
+    lines = [*markdown(("answered by", *(score.upper() for score in scores)), answered), ""]
+    lines += [f"Test split, item level: mean of {len(seeds)} seeds [95 % t interval].", ""]
+    compared = (
+        [f"{row}, seed {seed}", *(_difference(one["minus_itemknn"][row], score) for score in ("hr@10", "ndcg@10"))]
+        for seed, one in first.items()
+        for row in ("policy", "model")
+    )
+    lines += [*markdown(("minus ItemKNN", "HR@10", "NDCG@10"), compared), ""]
+    lines += ["Paired bootstrap over queries, 95 %.", ""]
+    if others:
+        shown = [(row, score) for row in ("sid_path", "item_head", "policy", "model") for score in ("hr@10", "ndcg@10")]
+        body = (
+            [
+                name,
+                *(
+                    mean(runs.values(), row, score) if all(row in one["rows"] for one in runs.values()) else "–"
+                    for row, score in shown
+                ),
+                f"{sum(one['train_s'] for one in runs.values()) / len(runs):.0f}",
+            ]
+            for name, runs in variants.items()
+        )
+        lines += [*markdown(("variant", *(f"{row} {score.upper()}" for row, score in shown), "training s"), body), ""]
+    return "\n".join(lines) + "\n"
+
+
+def _difference(found: Mapping[str, Any], name: str) -> str:
+    one = found.get(name)
+    return "–" if one is None else f"{one['difference']:+.4f} [{one['low']:+.4f}, {one['high']:+.4f}]"

@@ -9,7 +9,7 @@ without the reward for new items. ``benchmarks.compare`` says what is kept.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.claims import CLAIMS, verdicts
@@ -25,7 +25,7 @@ from benchmarks.compare import (
     score_variants,
 )
 from benchmarks.harness import chosen_variants, in_process
-from benchmarks.tables import recipes_page
+from benchmarks.tables import estimate_text, gain_text, markdown
 from cluster.artifacts import MANIFEST, Artifact
 from cluster.pipeline import run_stage
 from cluster.stages.evaluate import read_test
@@ -66,6 +66,10 @@ TEXT = ("learning.tasks", "learning.sft.example_format")
 """What it also sets where the backbone is pretrained, and where it knows text."""
 
 RL = "+ RL"
+
+
+KINDS = ("claimed", "SFT", "SFT + RL", "gain in")
+"""What the recipes' table shows of each score."""
 
 
 def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
@@ -173,3 +177,42 @@ def _costs(sft: Sequence[RunScore], rl: Sequence[RunScore]) -> dict[str, Any]:
 
 def _metrics(one: RunScore) -> dict[str, Any]:
     return json.loads((one.policy / MANIFEST).read_text(encoding="utf-8"))["metrics"]
+
+
+def recipes_page(
+    recipes: Mapping[str, Mapping[str, Any]], itemknn: Mapping[str, float], claims: Mapping[str, Any]
+) -> str:
+    """The documents' table beside what was measured, the costs, and the recipes' claims one by one.
+
+    Args:
+        recipes: by name, what ``benchmarks.recipes`` measured.
+        itemknn: the metrics of ItemKNN, tuned on validation.
+        claims: ``benchmarks.claims.CLAIMS``.
+    """
+    seeds = len(next(iter(recipes.values()))["seeds"])
+    heads = ("recipe", "SIDs", "SFT", "RL", *(f"{kind} {score}" for score in ("HR@10", "NDCG@10") for kind in KINDS))
+    body = ([name, *one["method"].values(), *_recipe_scores(one, claims.get(name))] for name, one in recipes.items())
+    shown = ", ".join(f"{name.upper()} {value:.4f}" for name, value in itemknn.items())
+    lines = [*markdown(heads, body), ""]
+    lines += [f"Test split, item level: mean of {seeds} seeds [95 % t interval]; *gain*: of RL over SFT, 95 % paired"]
+    lines += [f"bootstrap over queries; *claimed*: SFT → RL (gain). ItemKNN, tuned on validation: {shown}.", ""]
+    costs = ("trained_share", "collisions", "sft_s", "rl_s", "sft_peak_mb", "rl_peak_mb")
+    forms = (".2%", ".1%", ".0f", ".0f", ".0f", ".0f")
+    costed = ([name, *map(format, (one[cost] for cost in costs), forms)] for name, one in recipes.items())
+    lines += [*markdown(("recipe", *costs), costed), ""]
+    lines += [
+        "*collisions*: before they are resolved. *peak_mb*: of the process, the earlier rows' pages included.",
+        "",
+    ]
+    lines += [f"- {name}: {line}" for name, one in recipes.items() for line in one["claims"]]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _recipe_scores(one: Mapping[str, Any], claim: Any) -> Iterable[str]:
+    for place, score in enumerate(("hr@10", "ndcg@10")):
+        if claim is None:
+            yield "–"
+        else:
+            yield f"{claim.sft[place]:.3f} → {claim.rl[place]:.3f} ({claim.gain(score):+.1%})"
+        yield from (estimate_text(one[kind][score], ".4f") for kind in ("sft", "rl"))
+        yield gain_text({"paired": one["gain"]}, one["sft"], score)

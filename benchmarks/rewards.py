@@ -22,7 +22,7 @@ from benchmarks.compare import (
     score_variants,
 )
 from benchmarks.harness import chosen_variants
-from benchmarks.tables import rewards_page
+from benchmarks.tables import estimate_text, gain_text, markdown, or_dash
 from cluster.artifacts import Artifact
 from genrec.config import Config, Rewards, load_config
 
@@ -34,6 +34,10 @@ GUARDED = ("ndcg@10", "hr@50")
 
 Change = tuple[Mapping[str, Any], Mapping[str, float] | Rewards]
 """What a variant changes: fields of ``learning.rl``, and weights of the rewards or the whole section."""
+
+
+SHARE = "advantage_share/"
+REWARD_SCORES = ("ndcg@10", "hr@10", "hr@50", "hr@50/tail", "coverage@10", "category_entropy@10")
 
 
 def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
@@ -91,3 +95,43 @@ def _compared(config: Config, scores: Scores) -> Comparison:
     comparison.figures = {f"{name}.{metric}": one[metric]["mean"] for name, one in found.items() for metric in GUARDED}
     comparison.write(config, found)
     return comparison
+
+
+def rewards_page(policies: Mapping[str, Mapping[str, Any]]) -> str:
+    """Three tables of policies by rewards: their scores, their gains over the first, and their audits."""
+    first = next(iter(policies))
+    base, seeds = policies[first], min(len(one["seeds"]) for one in policies.values())
+    scores, gains = [name for name in REWARD_SCORES if name in base], list(base["paired"])
+    scored = ([name, *(estimate_text(one[score], ".4f") for score in scores)] for name, one in policies.items())
+    gained = (
+        [name, *(gain_text(one, base, gain) for gain in gains)] for name, one in policies.items() if name != first
+    )
+    lines = [
+        *markdown(("rewards", *scores), scored),
+        "",
+        f"Test split, item level: mean of {seeds} seeds [95 % t interval].",
+        "",
+        *markdown(("rewards", *gains), gained),
+        "",
+        f"Gains over {first}: mean over seeds [95 % paired bootstrap over queries] (relative).",
+        "",
+        *_audits({name: one["audit"] for name, one in policies.items() if "audit" in one}),
+        "",
+        "Means over updates and seeds; *best_step*: the step that was kept, *stopped*: share that the guard stopped.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _audits(audits: Mapping[str, Mapping[str, float]]) -> list[str]:
+    names = dict.fromkeys(name for audit in audits.values() for name in audit)
+    columns = [name for name in names if not name.startswith(SHARE)]
+    body = (
+        [name, *(or_dash(audit.get(column), ".3g") for column in columns), _shares(audit)]
+        for name, audit in audits.items()
+    )
+    return markdown(("rewards", *columns, "shares of the advantages' variance"), body)
+
+
+def _shares(audit: Mapping[str, float]) -> str:
+    shares = {name.removeprefix(SHARE): share for name, share in audit.items() if name.startswith(SHARE)}
+    return ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.compare import Comparison
 from benchmarks.harness import in_process, seeds_of
-from benchmarks.tables import searches_page
+from benchmarks.tables import estimate_text, markdown
 from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.pipeline import run_stage
 from genrec.baselines.sparse import Sparse
@@ -198,3 +198,25 @@ class _SearchEvaluation:
 
     def _targets(self, split: Split) -> IntArray:
         return self._queries[split]["target"].to_numpy().astype("int64")
+
+
+def searches_page(
+    searches: Mapping[str, Mapping[str, Any]], validity: Mapping[str, Any], weights: Sequence[Mapping[str, Any]]
+) -> str:
+    """Two tables: searches by their scores, and how often a SID is in the catalogue without its constraint, by rank."""
+    metrics = list(next(iter(searches.values())))
+    tuned = "; ".join(", ".join(f"{name} {value:g}" for name, value in one.items()) for one in weights)
+    lines = [
+        *markdown(
+            ("search", *metrics),
+            ([name, *(estimate_text(one[metric], ".4f") for metric in metrics)] for name, one in searches.items()),
+        ),
+        "",
+        f"Test split, item level: mean of {len(weights)} seeds [95 % t interval]. Tuned on validation: {tuned}.",
+        "",
+        *markdown(
+            ("without constraint", *(f"rank {rank}" if rank.isdigit() else rank for rank in validity)),
+            [["share in the catalogue", *(estimate_text(share, ".3f") for share in validity.values())]],
+        ),
+    ]
+    return "\n".join(lines) + "\n"

@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.compare import METRICS, Comparison, Variant, compare, score_variants
 from benchmarks.harness import chosen_variants, in_process, timed
-from benchmarks.tables import tokenizers_page
+from benchmarks.tables import markdown, or_dash, scores_table
 from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.pipeline import run_stage
 from cluster.progress import STAGE
@@ -32,6 +32,26 @@ LOG = logging.getLogger(__name__)
 
 DIRECTORY = "tokenizers"
 NEEDS = ("prepare", "embed")
+
+
+FIGURES = (
+    "tokenizer",
+    "collide",
+    "after",
+    "codes used",
+    "perplexity",
+    "error",
+    "neighbours",
+    "bought together",
+    "fit s",
+    "assign s",
+)
+NOTES = """\
+*collide*, *after*: 1 − distinct SIDs / items, before and after collisions are resolved. *codes used*, *perplexity*: per
+level, after. *error*: squared error as a share of the variance of the quantized vectors (0: as without quantization),
+before → after; text, cf and fused quantize different vectors. *neighbours*: share of the 10 items with the nearest text
+vectors that have the same prefix, for each length of the prefix below the whole SID. *bought together*: the same share
+of pairs bought one after the other. *assign s*: seconds to encode all items and to resolve collisions."""
 
 
 def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
@@ -170,3 +190,32 @@ def _written(config: Config, found: Mapping[str, Mapping[str, Any]]) -> Comparis
         comparison.figures |= {f"{name}.{metric}": policies[metric]["mean"] for metric in METRICS}
     comparison.write(config, found)
     return comparison
+
+
+def tokenizers_page(variants: Mapping[str, Mapping[str, Any]], policies: Mapping[str, Mapping[str, Any]]) -> str:
+    """Both tables: the figures of every variant, and the policies of those that policies were trained on."""
+    made = {name: one for name, one in variants.items() if "refused" not in one}
+    lines = [*markdown(FIGURES, (_figures(name, one) for name, one in made.items())), "", NOTES]
+    lines += [f"\n{name} is left out: {one['refused']}" for name, one in variants.items() if "refused" in one]
+    if policies:
+        lines += ["", *scores_table("tokenizer", policies)]
+    return "\n".join(lines) + "\n"
+
+
+def _figures(name: str, row: Mapping[str, Any]) -> list[str]:
+    return [
+        name,
+        f"{row['collisions_before']:.2%}",
+        f"{row['collisions_after']:.2%}",
+        _each(row["codes_used"], "d"),
+        _each(row["perplexity"], ".0f"),
+        "–" if row["error"] is None else f"{row['error_before']:.3f} → {row['error']:.3f}",
+        _each(row["neighbours_of_text"][:-1], ".2f"),
+        _each(row["bought_together"][:-1], ".2f"),
+        or_dash(row["fit_s"], ".2f"),
+        or_dash(row["assign_s"], ".2f"),
+    ]
+
+
+def _each(values: Sequence[float] | None, form: str) -> str:
+    return " / ".join(f"{value:{form}}" for value in values) if values else "–"

@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.compare import Comparison, Variant, answered
 from benchmarks.harness import chosen_variants, in_process, seeds_of
-from benchmarks.tables import tradeoff_page
+from benchmarks.tables import markdown
 from benchmarks.tradeoff_figure import write_figure
 from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.progress import STAGE
@@ -186,3 +186,33 @@ def _score(config: Config, data: Path, catalog: Path, policy: Path, out: Path) -
     values = goals.all_values(ranked_QK, targets_Q, test["event"].to_pylist())
     np.savez(out / VALUES, **cast("dict[str, Any]", values))
     return {"queries": len(targets_Q)}
+
+
+def tradeoff_page(variants: Mapping[str, Mapping[str, Any]]) -> str:
+    """For each variant the curve over weights on validation, then the chosen weight on test."""
+    lines: list[str] = []
+    for name, one in variants.items():
+        goal, points = one["goal"], one["points"]
+        body = (
+            [
+                f"{point['weight']:g}",
+                " ".join(map(str, point["best_step"])),
+                f"{point['ndcg@10']['kept']:.4f} ({point['ndcg@10']['change']:+.1%})",
+                f"{point[goal]['kept']:.4f} ({point[goal]['change']:+.1%})",
+            ]
+            for point in points
+        )
+        lines += [*markdown((f"{name}: weight", "kept step", "NDCG@10", goal), body), ""]
+        lines += [f"Validation; NDCG@10 may lose {one['share']:.0%}. Tested: weight {one['chosen']:g}.", ""]
+        tested = ([metric, *_traded(trade)] for metric, trade in one["test"].items())
+        lines += [
+            *markdown(("test", "SFT", "RL", "change [95 % paired bootstrap over queries]", "relative"), tested),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _traded(trade: Mapping[str, Any]) -> list[str]:
+    span = "" if trade["low"] is None else f" [{trade['low']:+.4f}, {trade['high']:+.4f}]"
+    change = f"{trade['difference']:+.4f}{span}"
+    return [f"{trade['sft']:.4f}", f"{trade['rl']:.4f}", change, f"{trade['relative']:+.1%}"]

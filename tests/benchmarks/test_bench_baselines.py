@@ -40,7 +40,7 @@ def test_a_row_that_fails_leaves_the_others(tmp_path, monkeypatch):
 
 
 def test_a_figure_that_was_published_is_shown():
-    from benchmarks.tables import Published, baselines_page
+    from benchmarks.baselines import Published, baselines_page
 
     row = {
         "test": {"hr@10": 0.1, "ndcg@10": 0.05, "hr@50": 0.2},
