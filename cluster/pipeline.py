@@ -20,8 +20,8 @@ from pathlib import Path
 from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.baseline_rows import COMPARES_TEXTS
 from cluster.content import require_models
-from cluster.lost_ray import explaining_lost_ray
 from cluster.node_files import explaining_failed_storage, require_storage
+from cluster.ray_failures import explaining_ray_failures
 from cluster.stages import (
     assign,
     baselines,
@@ -328,7 +328,7 @@ def run_stage(
     stage_run = StageRun(config, {other: inputs[other] for other in needed}, reward_file, run)
     what = f"the stage {name}"
     with (
-        explaining_lost_ray(what),
+        explaining_ray_failures(what),
         explaining_failed_writes(what, config.storage_path),
         explaining_failed_storage(config),
     ):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.interruption import handles_signals, take_handlers_back
-from cluster.lost_ray import ending_with_ray
+from cluster.ray_failures import ending_with_ray
 from genrec.config import Config
 from genrec.errors import InputError, MachineError
 

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cluster.artifacts import Artifact, shown_in_storage
-from cluster.measures import calibrations, item_vectors, rank_timed, speeds
 from cluster.newest_run import point_to
 from cluster.policy_predictor import OWN, PolicyPredictor, TunedSearch, tuned_baselines
 from cluster.stages import refit
 from cluster.stages.plan import Plan, StageRun
 from cluster.store_folders import publish_in_store
+from cluster.timing_and_calibration import calibrations, item_vectors, rank_timed, speeds
 from cluster.train import read_summary
 from genrec.baselines.train_log import TRAIN_COLUMNS
 from genrec.config import Config, to_yaml

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from genrec.baselines.buckets import BUCKETS, popularity_bucket
 from genrec.config import RewardSettings
-from genrec.data.worth import worth_of
+from genrec.data.item_values import item_values
 from genrec.evaluation.intervals import paired
 from genrec.evaluation.slices import category_numbers
 from genrec.evaluation.spread import category_entropy
@@ -47,7 +47,7 @@ class Goals:
         self._settings, self._category_N = settings, category_numbers(items)
         self._is_new_N = train_counts_N <= settings.rare
         self._is_tail_N = popularity_bucket(train_counts_N) >= BUCKETS.index("tail")
-        self._worth_N = worth_of(items, settings.value_column)
+        self._value_N = item_values(items, settings.value_column)
 
     def names(self, events: Sequence[str | None]) -> list[str]:
         """The metrics of queries with these event types of their targets."""
@@ -65,8 +65,8 @@ class Goals:
         top_QK, ndcg_Q = ranked_QK[:, :FIRST], self._ndcg(ranked_QK, targets_Q)
         types = [name or UNKNOWN for name in events] or [UNKNOWN] * len(targets_Q)
         values = self._settings.events
-        worth_Q = np.array([values.get(name, self._settings.other_events) for name in types]) * self._worth_N[targets_Q]
-        found: dict[str, FloatArray] = {"value@10": worth_Q * (ndcg_Q > 0)}
+        value_Q = np.array([values.get(name, self._settings.other_events) for name in types]) * self._value_N[targets_Q]
+        found: dict[str, FloatArray] = {"value@10": value_Q * (ndcg_Q > 0)}
         if (self._category_N >= 0).any():
             entropy_Q, count_Q = category_entropy(top_QK, self._category_N)
             found |= {"category_entropy@10": entropy_Q, "categories@10": count_Q.astype(float)}

@@ -31,7 +31,7 @@ from genrec.sid.codes import read_codes, write_codes, write_sids
 from genrec.sid.collaborative import write_factors
 from genrec.sid.collisions import resolve
 from genrec.sid.distributed.vector_stream import Reader
-from genrec.sid.half_vectors import write_half_vectors
+from genrec.sid.float16_vectors import write_float16_vectors
 from genrec.sid.health import measure, summary
 from genrec.sid.health_page import write_page
 from genrec.sid.inputs import FusedFiles, TextFiles, open_inputs
@@ -141,7 +141,7 @@ def _finish(
     write_sids(ids, codes_NL, out / "sids.parquet")
     if health["collisions_after"]["items"] == 0:
         if vectors is not None:
-            write_half_vectors(vectors, out / VECTORS)
+            write_float16_vectors(vectors, out / VECTORS)
         Catalog(torch.from_numpy(codes_NL), health["level_sizes"]).save(out)
     else:
         save_codes(torch.from_numpy(codes_NL), health["level_sizes"], out)

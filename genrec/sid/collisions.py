@@ -21,9 +21,9 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from genrec.sid.distributed.vector_stream import Reader
-from genrec.sid.held_vectors import HeldVectors, InMemory, held_in_parts, packs_with_vectors
 from genrec.sid.prefixes import nearest_prefixes, prefix_codes, prefix_numbers, refuse_full
 from genrec.sid.quantizers.base import Quantizer
+from genrec.sid.vector_subset import InMemory, VectorSubset, held_in_parts, packs_with_vectors
 from genrec.sid.vectors import Floats, Ints, Longs
 
 CHUNK = 4096
@@ -206,7 +206,7 @@ def _groups(rows: Longs, prefix_N: Longs, rank_N: Longs) -> list[list[Longs]]:
 
 
 def _assign_last_codes(
-    groups: Sequence[Longs], prefix_N: Longs, last_N: Longs, held: HeldVectors, quantizer: Quantizer
+    groups: Sequence[Longs], prefix_N: Longs, last_N: Longs, held: VectorSubset, quantizer: Quantizer
 ) -> None:
     """Write into ``last_N`` (N,) the last codes of the rows of each group (one prefix) at the least total cost."""
     rows = np.concatenate(groups)

@@ -7,7 +7,7 @@ import torch
 from support.synthetic import random_catalog, small_policy
 
 from genrec.config import RewardSettings
-from genrec.data.worth import worth_of
+from genrec.data.item_values import item_values
 from genrec.errors import InputError
 from genrec.evaluation.goals import Goals, compare_goals, covered_means
 from genrec.evaluation.report.page import shown_name
@@ -73,7 +73,7 @@ def test_a_value_column_that_is_missing_or_negative_is_refused(
 ) -> None:
     items = ITEMS if values is None else ITEMS.set_column(3, "price", pa.array(values))
     with pytest.raises(InputError, match=message):
-        worth_of(items, column)
+        item_values(items, column)
 
 
 def test_validation_has_the_goals_and_refuses_one_that_its_queries_do_not_have() -> None:

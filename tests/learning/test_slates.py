@@ -147,7 +147,7 @@ def test_rewards_of_lists_are_what_their_formulas_say() -> None:
         counts_N=torch.arange(ITEMS),
         future_items=Future(),  # type: ignore[arg-type]
         vectors_ND=vectors,
-        worth_N=torch.tensor([1.0, 1, 10, 1, 5, 1, 1, 1, 1]),
+        value_N=torch.tensor([1.0, 1, 10, 1, 5, 1, 1, 1, 1]),
     )
     one = slate([4, 0, 2, 7])
     by_name = {name: term(one, context).tolist() for name, term in LIST_TERMS.items()}

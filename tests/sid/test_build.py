@@ -15,15 +15,15 @@ from genrec.data.readers import count_items, read_item_rows
 from genrec.data.shards import shard_path
 from genrec.errors import InputError
 from genrec.policy.sid_text import write_sid
-from genrec.sid import half_vectors, health, health_page
+from genrec.sid import float16_vectors, health, health_page
 from genrec.sid.build import finish_published, finish_quantized
 from genrec.sid.catalog import Catalog
 from genrec.sid.codes import read_codes, write_codes
 from genrec.sid.health import collisions, level_use, measure, neighbour_agreement, pair_agreement, tree_shape
-from genrec.sid.held_vectors import InMemory
 from genrec.sid.inputs import fuse
 from genrec.sid.published import published_codes, resolve_published
 from genrec.sid.train_events import TrainEvents
+from genrec.sid.vector_subset import InMemory
 
 
 @pytest.fixture
@@ -181,8 +181,8 @@ def test_published_integers_are_read_as_they_are():
 
 def test_half_vectors_are_the_bytes_that_the_library_writes(tmp_path, monkeypatch):
     points = np.random.default_rng(0).standard_normal((50, 7)).astype(np.float32)
-    monkeypatch.setattr(half_vectors, "BLOCK", 16)
-    half_vectors.write_half_vectors(InMemory(points), tmp_path / "ours")
+    monkeypatch.setattr(float16_vectors, "BLOCK", 16)
+    float16_vectors.write_float16_vectors(InMemory(points), tmp_path / "ours")
     save_file({"vectors_NF": torch.from_numpy(points).half()}, tmp_path / "wanted")
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "wanted").read_bytes()
 

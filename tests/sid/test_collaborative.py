@@ -10,9 +10,9 @@ from genrec.errors import InputError
 from genrec.sid import collaborative, cooccurrence, singular_vectors
 from genrec.sid.collaborative import factorise, fill_cold
 from genrec.sid.cooccurrence import Block, Cooccurrence
-from genrec.sid.held_vectors import InMemory
 from genrec.sid.singular_vectors import exact_svd, gram, orthonormaliser, randomised_svd
 from genrec.sid.train_events import TrainEvents
+from genrec.sid.vector_subset import InMemory
 
 
 def walks(items: int, users: int, seed: int = 0) -> TrainEvents:

@@ -8,11 +8,11 @@ import pytest
 
 from genrec.config import Sid
 from genrec.errors import InputError
-from genrec.sid import collisions, held_vectors
+from genrec.sid import collisions, vector_subset
 from genrec.sid.collisions import resolve
-from genrec.sid.held_vectors import HeldVectors, InMemory, held_in_parts, packs_with_vectors
 from genrec.sid.prefixes import nearest_prefixes, prefix_codes, prefix_numbers
 from genrec.sid.quantizers.rqkmeans import RqKmeans
+from genrec.sid.vector_subset import InMemory, VectorSubset, held_in_parts, packs_with_vectors
 
 
 def on_a_line(*levels: list[float]) -> RqKmeans:
@@ -150,7 +150,7 @@ def test_vectors_that_are_held_a_few_at_a_time_give_the_same_codes(monkeypatch):
     before = quantizer.encode(points)
     monkeypatch.setattr(collisions, "CHUNK", 32)
     wanted = resolve(before, points, quantizer)
-    monkeypatch.setattr(held_vectors, "HELD_BYTES", 40 * 4 * 8)
+    monkeypatch.setattr(vector_subset, "HELD_BYTES", 40 * 4 * 8)
     reader = Counting(points)
     np.testing.assert_array_equal(resolve(before, reader, quantizer), wanted)
     assert len(reader.reads) > 10 and max(reader.reads) <= 40
@@ -158,9 +158,9 @@ def test_vectors_that_are_held_a_few_at_a_time_give_the_same_codes(monkeypatch):
 
 def test_held_vectors_come_in_the_order_that_is_asked_for(monkeypatch):
     points = np.arange(20, dtype=np.float32)[:, None]
-    held = HeldVectors.read(InMemory(points), np.array([7, 3, 11]))
+    held = VectorSubset.read(InMemory(points), np.array([7, 3, 11]))
     assert held.of(np.array([11, 7])).ravel().tolist() == [11, 7]
-    monkeypatch.setattr(held_vectors, "HELD_BYTES", 4 * 4)
+    monkeypatch.setattr(vector_subset, "HELD_BYTES", 4 * 4)
     rows = np.array([9, 2, 14, 5, 0, 19, 1])
     parts = list(held_in_parts(Counting(points), rows, 2))
     assert [part.tolist() for part, _ in parts] == [[9, 2], [14, 5], [0, 19], [1]]

@@ -69,7 +69,7 @@ class RewardContext:
     ``codes_NL``: SIDs. ``categories``: the leaf category of each item, '' if none. ``counts_N``: train events per item.
     ``vectors_ND``: item vectors of length 1. ``neighbours``: a function of a user, a history (oldest first) and G
     candidate items to collaborative scores in [0, 1], (G,). ``buckets``: masks (N,) of the items in each popularity
-    bucket. ``worth_N``: what multiplies the value of an event on each item.
+    bucket. ``value_N``: what multiplies the value of an event on each item.
     """
 
     codes_NL: Tensor
@@ -80,7 +80,7 @@ class RewardContext:
     vectors_ND: Tensor | None = None
     neighbours: Callable[[int, Sequence[int], Tensor], Tensor] | None = None
     buckets: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
-    worth_N: Tensor | None = None
+    value_N: Tensor | None = None
 
 
 Term = Callable[[Group, RewardContext], Tensor]

@@ -17,9 +17,9 @@ from genrec.baselines.buckets import BUCKETS, popularity_bucket
 from genrec.baselines.itemknn import ItemKNN, cross_fitted
 from genrec.baselines.train_log import read_train_log
 from genrec.config import RewardSettings
+from genrec.data.item_values import item_values
 from genrec.data.readers import read_items, read_queries, read_sequences
 from genrec.data.train_counts import read_train_counts
-from genrec.data.worth import worth_of
 from genrec.errors import InputError
 from genrec.learning.rewards import FutureItems, RewardContext
 from genrec.sid.vectors import VectorFiles, unit_rows
@@ -50,7 +50,7 @@ def read_reward_context(
 
     Raises:
         InputError: ``event`` or ``dcg`` where no event type of the train log has a value, ``semantic`` or ``distance``
-            without vectors, vectors of another catalogue, or a ``value_column`` that does not fit (``worth_of``).
+            without vectors, vectors of another catalogue, or a ``value_column`` that does not fit (``item_values``).
     """
     items = read_items(data)
     counts_N = read_train_counts(data, items.num_rows).events_N
@@ -67,7 +67,7 @@ def read_reward_context(
         vectors_ND=_vectors(vectors, items.num_rows) if {"semantic", "distance"} & set(terms) else None,
         neighbours=_neighbours(data, items.num_rows) if "collaborative" in terms else None,
         buckets={name: bucket_N == number for number, name in enumerate(BUCKETS)},
-        worth_N=torch.from_numpy(worth_of(items, settings.value_column)).float() if settings.value_column else None,
+        value_N=torch.from_numpy(item_values(items, settings.value_column)).float() if settings.value_column else None,
     )
 
 

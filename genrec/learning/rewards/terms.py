@@ -73,8 +73,8 @@ def event(group: Group, context: RewardContext) -> Tensor:
     counts = [d for d, name in enumerate(types) if d == 0 or settings.delayed is None or name in settings.delayed]
     values = [settings.discount**d * settings.events.get(types[d], settings.other_events) for d in counts]
     items = [items[d] for d in counts]
-    if context.worth_N is not None:
-        worth = context.worth_N[items].tolist()
+    if context.value_N is not None:
+        worth = context.value_N[items].tolist()
         values = [value * times for value, times in zip(values, worth, strict=True)]
     return _credit(group, items, values)
 

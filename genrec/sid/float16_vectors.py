@@ -14,7 +14,7 @@ BLOCK = 65536
 """Items that are in memory at once."""
 
 
-def write_half_vectors(reader: Reader, path: Path) -> None:
+def write_float16_vectors(reader: Reader, path: Path) -> None:
     """Write all vectors of ``reader`` as the float16 tensor ``vectors_NF`` (N, F) of a safetensors file, atomically.
 
     The library's own ``save_file`` wants the whole tensor in memory; the bytes are the same.

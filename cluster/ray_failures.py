@@ -34,7 +34,7 @@ _told = threading.Event()
 
 
 @contextmanager
-def explaining_lost_ray(what: str) -> Generator[None]:
+def explaining_ray_failures(what: str) -> Generator[None]:
     """Turn an error of Ray that only says that one of its processes or nodes died into one message.
 
     Raises:

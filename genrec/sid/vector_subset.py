@@ -34,14 +34,14 @@ class InMemory:
 
 
 @dataclass(frozen=True)
-class HeldVectors:
+class VectorSubset:
     """The vectors (R, D) of the items ``rows_R``, ascending."""
 
     rows_R: Longs
     vectors_RD: Floats
 
     @classmethod
-    def read(cls, reader: Reader, rows: Longs) -> HeldVectors:
+    def read(cls, reader: Reader, rows: Longs) -> VectorSubset:
         """Hold the vectors of distinct items ``rows`` (R,), in any order; files are read once, from front to back."""
         rows_R = np.sort(rows)
         return cls(rows_R, reader.read(rows_R))
@@ -51,25 +51,25 @@ class HeldVectors:
         return self.vectors_RD[np.searchsorted(self.rows_R, rows)]
 
 
-def held_in_parts(reader: Reader, rows: Longs, chunk: int) -> Iterator[tuple[Longs, HeldVectors]]:
+def held_in_parts(reader: Reader, rows: Longs, chunk: int) -> Iterator[tuple[Longs, VectorSubset]]:
     """Distinct ``rows`` (R,) in parts of at most ``chunk``, each with vectors; successive parts are held together."""
     most = max(1, rows_that_fit(reader) // chunk) * chunk
     for first in range(0, len(rows), most):
         together = rows[first : first + most]
-        held = HeldVectors.read(reader, together)
+        held = VectorSubset.read(reader, together)
         for start in range(0, len(together), chunk):
             yield together[start : start + chunk], held
 
 
 def packs_with_vectors(
     reader: Reader, packs: Sequence[Sequence[Longs]]
-) -> Iterator[tuple[Sequence[Longs], HeldVectors]]:
+) -> Iterator[tuple[Sequence[Longs], VectorSubset]]:
     """Each pack (groups of rows, distinct over all packs) with its vectors; successive packs are held together."""
     first, most = 0, rows_that_fit(reader)
     sizes = np.cumsum([0, *(sum(len(group) for group in pack) for pack in packs)])
     while first < len(packs):
         after = max(first + 1, int(np.searchsorted(sizes, sizes[first] + most, side="right")) - 1)
-        held = HeldVectors.read(reader, np.concatenate([group for pack in packs[first:after] for group in pack]))
+        held = VectorSubset.read(reader, np.concatenate([group for pack in packs[first:after] for group in pack]))
         for pack in packs[first:after]:
             yield pack, held
         first = after

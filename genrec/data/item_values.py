@@ -10,7 +10,7 @@ from genrec.data.columns import CATALOG
 from genrec.errors import InputError
 
 
-def worth_of(items: pa.Table, column: str) -> NDArray[np.float64]:
+def item_values(items: pa.Table, column: str) -> NDArray[np.float64]:
     """The numbers in ``column`` of the item table, (N,); all 1 if it is ''.
 
     Raises:
@@ -25,14 +25,14 @@ def worth_of(items: pa.Table, column: str) -> NDArray[np.float64]:
             f"rewards.settings.value_column={column}: the item table has no such column of numbers, those that it has: "
             f"{known}; name one of them, or leave it empty"
         )
-    worth_N = np.array([np.nan if value is None else float(value) for value in items[column].to_pylist()])
-    if (wrong := np.flatnonzero(~(np.isfinite(worth_N) & (worth_N >= 0)))).size:
+    value_N = np.array([np.nan if value is None else float(value) for value in items[column].to_pylist()])
+    if (wrong := np.flatnonzero(~(np.isfinite(value_N) & (value_N >= 0)))).size:
         examples = ", ".join(f"{items['id'][int(row)].as_py()}: {items[column][int(row)].as_py()}" for row in wrong[:3])
         raise InputError(
-            f"rewards.settings.value_column={column}: {len(wrong)} of {len(worth_N)} items have no value or a negative "
+            f"rewards.settings.value_column={column}: {len(wrong)} of {len(value_N)} items have no value or a negative "
             f"one, e.g. {examples}; wanted a number from 0 for every item"
         )
-    return worth_N
+    return value_N
 
 
 def _is_number(kind: pa.DataType) -> bool:

@@ -11,7 +11,7 @@ from ray.exceptions import ActorDiedError, LocalRayletDiedError, RayTaskError, W
 from ray.train import WorkerGroupError
 from ray.train.v2.api.exceptions import ControllerError
 
-from cluster import lost_ray
+from cluster import ray_failures
 from genrec.errors import InputError
 
 DIED = ActorDiedError()
@@ -37,7 +37,7 @@ def caused_by(cause: Exception) -> Exception:
     ids=lambda error: type(error).__name__,
 )
 def test_the_death_of_a_process_is_one_message_however_it_is_wrapped(error: Exception) -> None:
-    with pytest.raises(InputError) as found, lost_ray.explaining_lost_ray("the stage sft"):
+    with pytest.raises(InputError) as found, ray_failures.explaining_ray_failures("the stage sft"):
         raise error
     text = str(found.value)
     assert text.startswith("the stage sft stopped: ") and "the same command continues from here" in text
@@ -54,23 +54,23 @@ def test_the_death_of_a_process_is_one_message_however_it_is_wrapped(error: Exce
     ids=lambda error: type(error).__name__,
 )
 def test_a_mistake_in_the_work_stays_what_it_is(error: Exception) -> None:
-    with pytest.raises(type(error)) as found, lost_ray.explaining_lost_ray("the stage sft"):
+    with pytest.raises(type(error)) as found, ray_failures.explaining_ray_failures("the stage sft"):
         raise error
     assert found.value is error
 
 
 START = """
 import subprocess, sys, time
-from cluster import lost_ray
+from cluster import ray_failures
 from cluster.interruption import end_on_signals
 import psutil, threading
 end_on_signals()
-lost_ray.GRACE_S = lost_ray.POLL_S = 0.05
+ray_failures.GRACE_S = ray_failures.POLL_S = 0.05
 gcs, other = (subprocess.Popen(["sleep", "600"]) for _ in range(2))
 if {told}:
-    lost_ray._told.set()
+    ray_failures._told.set()
 print(gcs.pid, other.pid, flush=True)
-lost_ray.end_when(lost_ray.OwnProcesses(psutil.Process(), ["sleep"]).look, lambda: True)
+ray_failures.end_when(ray_failures.OwnProcesses(psutil.Process(), ["sleep"]).look, lambda: True)
 print("the run goes on")
 """
 
@@ -93,15 +93,15 @@ def test_a_command_ends_with_its_ray_and_says_so_once(told: bool, lines: int) ->
 
 
 def test_the_end_of_ray_at_the_end_of_a_run_is_no_loss() -> None:
-    lost_ray.end_when(lambda: "Ray has ended", lambda: False)
+    ray_failures.end_when(lambda: "Ray has ended", lambda: False)
 
 
 def test_a_cluster_that_refuses_connections_for_long_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        look = lost_ray._refuses("127.0.0.1", port)
+        look = ray_failures._refuses("127.0.0.1", port)
         assert look() is None
     now = time.monotonic()
     assert look() is None, "a moment is no loss"
-    monkeypatch.setattr(lost_ray.time, "monotonic", lambda: now + lost_ray.SILENT_S + 1)
+    monkeypatch.setattr(ray_failures.time, "monotonic", lambda: now + ray_failures.SILENT_S + 1)
     assert look() == f"the Ray cluster at 127.0.0.1:{port} refused connections for 30 s"
