@@ -236,6 +236,11 @@ def _clause(
     return f"{_label(metric)} {figures}{_interval(differences.get(best, {}).get(metric))}"
 
 
+def origin_of_prior(metrics: Mapping[str, Any]) -> str:
+    """Where the weight of the prior comes from, in words."""
+    return "given by the config" if metrics.get("prior", {}).get("given") else "chosen on validation"
+
+
 def add_prior(metrics: dict[str, Any], policy: str, weight: float) -> None:
     """For a model that mixes a policy with an ItemKNN prior: compare the policy alone with the baselines, too.
 
@@ -258,7 +263,7 @@ def add_prior(metrics: dict[str, Any], policy: str, weight: float) -> None:
         opening = "The trained policy alone is behind no baseline"
     metrics["headline"] = (
         f"{opening}: {'; '.join(clauses)}. The model is this policy with an ItemKNN prior of weight {weight:g}, "
-        f"{'given by the config' if metrics.get('prior', {}).get('given') else 'tuned on validation'}. "
+        f"{origin_of_prior(metrics)}. "
         f"{metrics['headline']}"
     )
     metrics["baseline_wins"] |= {f"policy {metric}": name for metric, name in lost.items()}

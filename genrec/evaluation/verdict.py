@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from genrec.evaluation.intervals import Difference
-from genrec.evaluation.summary import HEADLINE_METRICS, NAMES
+from genrec.evaluation.summary import HEADLINE_METRICS, NAMES, origin_of_prior
 
 DECIDES, SHARE = HEADLINE_METRICS
 """The metric that decides, and the one that people read as so many of a hundred users."""
@@ -51,7 +51,7 @@ def plain_words(metrics: Mapping[str, Any]) -> str:
     if (weight := _helper(metrics)) is not None:
         alone = metrics["policy"]["item"]
         sentences.append(
-            f"The model is the trained policy with an ItemKNN prior of weight {weight:g}, {_given(metrics)}. "
+            f"The model is the trained policy with an ItemKNN prior of weight {weight:g}, {origin_of_prior(metrics)}. "
             f"Without it, the policy has {_of_hundred(alone[SHARE])} of 100 users and NDCG@10 {alone[DECIDES]:.4f}."
         )
     return " ".join([*sentences, *_gain(metrics)])
@@ -95,11 +95,6 @@ def _helper(metrics: Mapping[str, Any]) -> float | None:
     """The weight of the prior that helps the model; None where there is none."""
     weight = metrics.get("prior", {}).get("weight") or None
     return weight if "policy" in metrics else None
-
-
-def _given(metrics: Mapping[str, Any]) -> str:
-    """Where the weight of the prior comes from."""
-    return "given by the config" if metrics["prior"].get("given") else "chosen on validation"
 
 
 def _chance(metrics: Mapping[str, Any]) -> str:
