@@ -9,7 +9,6 @@ from typing import Any
 
 from cluster.stages import sft
 from cluster.stages.plan import Plan, StageRun
-from cluster.train import RunSpec, run_training, training_summary
 from genrec.config import Config
 from genrec.data.files import fill_once
 
@@ -41,6 +40,5 @@ def _train(config: Config, data: Path, catalog: Path, out: Path) -> Mapping[str,
         own = fold_directory(out, fold)
         write = partial(write_fold_data, data, fold=fold, count=config.learning.rl.folds, seed=config.seed)
         tables = fill_once(own / DATA, write)
-        run_training(sft.sft_loop, RunSpec(config, tables, catalog, own), f"fold-{fold}")
-        scores[f"valid_ndcg@10/{fold}"] = training_summary(own)["valid_ndcg@10"]
+        scores[f"valid_ndcg@10/{fold}"] = sft.train(config, tables, catalog, own, f"fold-{fold}")["valid_ndcg@10"]
     return scores

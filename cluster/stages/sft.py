@@ -17,6 +17,7 @@ from cluster.data import parallel_map
 from cluster.session import configure_process
 from cluster.stages.plan import Plan, StageRun
 from cluster.train import (
+    CURVE,
     RunSpec,
     deepspeed_config,
     make_accelerator,
@@ -95,6 +96,19 @@ def plan(run: StageRun) -> Plan:
     return Plan(settings, partial(_train, config, run.path("prepare"), run.path("assign")))
 
 
+def train(config: Config, data: Path, catalog: Path, out: Path, name: str) -> Mapping[str, Any]:
+    """Train a policy by ``learning.sft`` on the tables of ``data``, in memory or streamed; returns its summary.
+
+    Args:
+        name: of the run with Ray Train.
+    """
+    streams = config.learning.sft.ingest == "stream" and not (out / CURVE).is_file()
+    stream = make_stream(config, data, out) if streams else None
+    run_training(sft_loop, RunSpec(config, data, catalog, out, stream=stream), name)
+    shutil.rmtree(out / NEIGHBOURS, ignore_errors=True)
+    return training_summary(out)
+
+
 def policy_settings(config: Config) -> dict[str, Any]:
     """What a policy depends on: the config's section, and the content of a local model directory."""
     settings = config.policy.result_settings()
@@ -105,10 +119,7 @@ def policy_settings(config: Config) -> dict[str, Any]:
 
 def _train(config: Config, data: Path, catalog: Path, out: Path) -> Mapping[str, Any]:
     teacher.ask(config, data, out)
-    stream = make_stream(config, data, out) if config.learning.sft.ingest == "stream" else None
-    run_training(sft_loop, RunSpec(config, data, catalog, out, stream=stream), "sft")
-    shutil.rmtree(out / NEIGHBOURS, ignore_errors=True)
-    return training_summary(out)
+    return train(config, data, catalog, out, "sft")
 
 
 def make_stream(config: Config, data: Path, out: Path) -> WindowStream:

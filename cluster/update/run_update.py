@@ -1,6 +1,6 @@
 """A near-line update of a finished run: new events, new items, some steps of training, the guard, a new run.
 
-<storage>/update/<key>/              the policy that the guard kept, and what it saw (curve.json)
+<storage>/update/<key>/              the policy that the guard kept, if any, and what it saw (curve.json)
 <storage>/update/<key>/data/         the log with the new events
 <storage>/runs/<name>-<key>/         the new run; <storage>/runs/<name> points to it, so /v1/reload finds it
 """
@@ -28,8 +28,7 @@ from genrec.data.columns import CATALOG
 from genrec.data.content import content_digest
 from genrec.data.files import write_json
 from genrec.data.new_events import Appended, read_new_log
-from genrec.data.readers import read_items, read_queries, read_train_queries
-from genrec.data.train_counts import read_train_counts
+from genrec.data.readers import read_items, read_queries, read_sequences, read_stats, read_train_queries
 from genrec.errors import InputError
 from genrec.evaluation.validate import Search
 from genrec.inference.catalog_view import CatalogView
@@ -63,12 +62,13 @@ def update_run(run: Path | str, log: Path, items: Path | None, overrides: Mappin
         overrides: of the run's config: ``learning.update.*``.
 
     Raises:
-        InputError: no finished run, events or items that cannot be used, none that is new, or another update of the
-            run's name that was published meanwhile.
+        InputError: no finished run, or one without times; events or items that cannot be used, none that is new, or
+            another update of the run's name that was published meanwhile.
     """
     place = RunPlace.find(run)
     before = place.read()
     old = replace(before, config=before.config.replace(overrides))
+    _require_times(old)
     newest = place.neighbour(old.config.name)
     events = read_new_log(log, old.config.data)
     inserted = 0 if items is None else _insert(old, items)
@@ -101,6 +101,16 @@ def roll_back(run: Path | str) -> RunPlace:
     return former
 
 
+def _require_times(run: RunRecord) -> None:
+    """Refuse a run whose sequences have positions in the place of times: no new event could be told from an old one."""
+    untimed = read_stats(run.data).get("log", {}).get("no_time", 0)
+    if untimed and read_sequences(run.data, ["user"]).num_rows:  # an imported run has the counts and no users
+        raise InputError(
+            f"{untimed:,} events of the run's log have no timestamp, so which of the new ones are known already cannot "
+            "be told; prepare and train the run again from a log with a timestamp for each event"
+        )
+
+
 def _insert(run: RunRecord, items: Path) -> int:
     """Insert the items that the catalogue lacks; returns how many."""
     table = catalog_updates.read_new_items(items, run.config.data.columns)
@@ -131,19 +141,20 @@ def _update(run: RunRecord, events: pa.Table, out: Path) -> Mapping[str, Any]:
         view.catalog,
         new=new.train,
         old=read_train_queries(run.data, with_context=config.policy.context.is_on),
-        valid={"old": read_queries(run.data, "valid"), "new": new.valid},
-        search=_search(run, len(view.catalog)),
+        valid={"old": _old_queries(run.data), "new": new.valid},
+        search=Search.of(VALIDATION_WIDTH, history, mask_seen=run.mask_seen),
     )
     found = update_policy(task, config, make_accelerator(config))
-    tensors = dict(found.tensors) or dict(policy.snapshot(0).tensors)
-    save(policy, tensors, assigned, {"settings": config.policy.model_dump(mode="json")}, out)
+    if found.tensors:
+        save(policy, dict(found.tensors), assigned, {"settings": config.policy.model_dump(mode="json")}, out)
     write_json({"best_step": found.best_step, "curve": found.curve}, out / CURVE)
     return {"best_step": found.best_step, "counts": new.counts}
 
 
-def _search(run: RunRecord, items: int) -> Search:
-    masks = read_train_counts(run.data, items).mask_seen
-    return Search.of(VALIDATION_WIDTH, run.config.data.max_history, mask_seen=masks)
+def _old_queries(data: Path) -> pa.Table:
+    """Queries of before that no training has seen: of validation, or of test where ``refit`` has trained on those."""
+    valid = read_queries(data, "valid")
+    return valid if valid.num_rows else read_queries(data, "test")
 
 
 def _tell(new: Appended) -> None:

@@ -15,6 +15,7 @@ from genrec.data.files import link_file, write_parquet
 from genrec.data.readers import read_queries, read_sequences
 from genrec.data.tables import QUERIES, QUERY_CONTEXT, SEQUENCES, SPLIT_CODES
 from genrec.data.train_counts import write_train_counts
+from genrec.data.train_part import flat_column
 from genrec.errors import InputError
 
 COPIED = ("items.parquet", "stats.json")
@@ -23,8 +24,8 @@ COPIED = ("items.parquet", "stats.json")
 def write_refit_data(source: Path, out: Path) -> None:
     """The data directory ``source`` with its validation events as train events, in ``out``; test queries as they are.
 
-    Sequences end before the first test event, so nothing that is trained on or counted has seen one. Validation is
-    empty. Files of items are linked where the file system can.
+    Nothing that is trained on or counted sees a test event; see ``refit_sequences``. Validation is empty. Files of
+    items are linked where the file system can.
 
     Raises:
         InputError: ``source`` has no validation query.
@@ -44,15 +45,16 @@ def write_refit_data(source: Path, out: Path) -> None:
 
 
 def refit_sequences(sequences: pa.Table) -> pa.Table:
-    """``sequences`` up to each user's first test event, with validation events as train events."""
-    test, valid, train = (SPLIT_CODES[name] for name in ("test", "valid", "train"))
-    columns = {name: sequences[name].to_pylist() for name in sequences.column_names}
-    lists = [name for name in sequences.column_names if pa.types.is_list(sequences.schema.field(name).type)]
-    for row, codes in enumerate(columns["split"]):
-        (tested,) = np.nonzero(np.array(codes) == test)
-        end = int(tested[0]) if len(tested) else len(codes)
-        for name in lists:
-            if columns[name][row] is not None:
-                columns[name][row] = columns[name][row][:end]
-        columns["split"][row] = [train if code == valid else code for code in columns["split"][row]]
-    return pa.table(columns, schema=sequences.schema).cast(SEQUENCES)
+    """``sequences`` with validation events as train events; from a user's first test event on all are test events.
+
+    The test events stay, because serving and updates need a user's whole history. Their code keeps them out of all
+    that is trained on or counted.
+    """
+    split_E, lengths_U = flat_column(sequences, "split")
+    ends_U = np.cumsum(lengths_U)
+    tests_E = np.append(0, np.cumsum(split_E == SPLIT_CODES["test"]))
+    is_tested_E = tests_E[1:] > np.repeat(tests_E[ends_U - lengths_U], lengths_U)
+    split_E = np.where(split_E == SPLIT_CODES["valid"], SPLIT_CODES["train"], split_E)
+    split_E = np.where(is_tested_E, SPLIT_CODES["test"], split_E).astype(np.int8)
+    split_U = pa.ListArray.from_arrays(pa.array(np.append(0, ends_U).astype(np.int32)), pa.array(split_E))
+    return sequences.set_column(sequences.column_names.index("split"), "split", split_U).cast(SEQUENCES)

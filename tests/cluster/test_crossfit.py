@@ -10,7 +10,7 @@ import pytest
 from support.pipeline import made
 from support.synthetic import chain_shop, tiny_config
 
-from cluster.stages import folds
+from cluster.stages import sft
 from genrec.config import Config
 from genrec.data.folds import folds_of
 from genrec.data.readers import read_queries, read_sequences
@@ -66,7 +66,7 @@ def test_every_query_gets_a_group_of_a_policy_that_never_saw_its_user(config: Co
 def test_a_fold_that_is_trained_is_not_trained_again(
     config: Config, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    again, work, names = tiny_config(tmp_path, shop, *CROSSFIT), folds.run_training, list[str]()
+    again, work, names = tiny_config(tmp_path, shop, *CROSSFIT), sft.run_training, list[str]()
 
     def dies(loop: Any, spec: Any, name: str) -> None:
         names.append(name)
@@ -74,7 +74,7 @@ def test_a_fold_that_is_trained_is_not_trained_again(
             raise KeyboardInterrupt
         work(loop, spec, name)
 
-    monkeypatch.setattr(folds, "run_training", dies)
+    monkeypatch.setattr(sft, "run_training", dies)
     with pytest.raises(KeyboardInterrupt):
         made(again, "folds")
     (unfinished,) = (tmp_path / "folds").glob("*.partial")
@@ -84,6 +84,17 @@ def test_a_fold_that_is_trained_is_not_trained_again(
     same = made(config, "folds").path
     for fold in ("fold-0", "fold-1"):
         assert (path / fold / "policy.safetensors").read_bytes() == (same / fold / "policy.safetensors").read_bytes()
+
+
+def test_policies_of_folds_learn_from_a_stream_where_the_config_says_so(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        raise AssertionError("all sequences were read into memory")
+
+    monkeypatch.setattr(sft, "make_examples", refuse)
+    config = tiny_config(tmp_path, shop, *CROSSFIT, "learning.sft.ingest=stream")
+    assert {"valid_ndcg@10/0", "valid_ndcg@10/1"} <= {*made(config, "folds").metrics}
 
 
 def test_more_folds_than_users_are_refused(config: Config) -> None:

@@ -3,34 +3,40 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.pipeline import made
+from support.service import HEADERS, KEY, client_of, make_service
 from support.synthetic import chain_shop, tiny_config
 
 import genrec
 from cluster import pipeline
+from cluster.update.run_update import update_run
 from genrec.baselines.train_log import train_log
 from genrec.data.readers import read_queries, read_sequences
 from genrec.data.refit import refit_sequences, write_refit_data
 from genrec.data.tables import SEQUENCES
 from genrec.errors import InputError
+from genrec.learning.sft.batches import DenseExamples
+from genrec.learning.sft.dense_windows import count_windows
 from genrec.learning.sft.trainer import SftTrainer
 
 SETTINGS = ("sid.quantizer=title", "sid.cf_weight=0", "learning.refit=true", "decode.prior=itemknn_nodes")
 
 
-def test_sequences_end_before_the_test_and_validation_becomes_training() -> None:
+def test_validation_becomes_training_and_events_from_the_first_test_on_stay_out_of_it() -> None:
     row = {"user": 0, "user_id": "a", "items": [4, 2, 7, 1, 9], "split": [0, 1, 2, 3, 2], "times": [1, 2, 3, 4, 5]}
     untested = {"user": 1, "user_id": "b", "items": [1, 2], "split": [0, 2], "times": [1, 2]}
     columns = {name: [one[name] for one in (row, untested)] for name in row}
     columns |= {"events": [list("abcde"), None], "values": [None, [1.0, 2.0]]}
     found = refit_sequences(pa.table(columns, schema=SEQUENCES))
-    assert found["items"].to_pylist() == [[4, 2, 7], [1, 2]]
-    assert found["split"].to_pylist() == [[0, 1, 1], [0, 1]]
-    assert found["times"].to_pylist() == [[1, 2, 3], [1, 2]]
-    assert found["events"].to_pylist() == [list("abc"), None] and found["values"].to_pylist() == [None, [1.0, 2.0]]
+    assert found["split"].to_pylist() == [[0, 1, 1, 3, 3], [0, 1]]
+    for name in ("items", "times", "events", "values"):
+        assert found[name].to_pylist() == columns[name]
+    assert train_log(found, 10).items_E.tolist() == [4, 2, 7, 1, 2]
+    assert count_windows(found, history=5) == 2 and DenseExamples(found, 5).take(np.arange(2)).items_BI.max() == 7
 
 
 def test_a_refitted_run_is_reported_beside_the_strict_one_and_served(tmp_path: Path) -> None:
@@ -52,6 +58,27 @@ def test_a_refitted_run_is_reported_beside_the_strict_one_and_served(tmp_path: P
     about = json.loads((report["evaluate"].path / "recommender.json").read_text())
     assert about["parts"]["policy"] == f"refit/{report['refit'].key}"
     assert genrec.load(tmp_path / "storage" / "runs" / "tiny").recommend(["i3", "i4", "i5"], k=3)[0].id == "i6"
+
+
+def test_a_refitted_run_serves_and_updates_users_with_their_whole_histories(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENREC_API_KEY", KEY)
+    config = tiny_config(tmp_path / "storage", chain_shop(tmp_path / "shop"), *SETTINGS)
+    made(config, "evaluate")
+    with client_of(make_service(tmp_path / "storage", "tiny")) as client:
+        found = client.post("/v1/recommend", json={"user": "u0", "k": 1}, headers=HEADERS).json()
+    assert found["items"][0]["id"] == "i8", "u0 bought i0 … i7, the last one in the test"
+    log = pa.table({"user_id": ["u0", "u0"], "item_id": ["i7", "i8"], "timestamp": [7, 1_000_000]})
+    pq.write_table(log, tmp_path / "new.parquet")
+    quick = {"learning.update.steps": 1, "learning.update.held_out": 1e-9}
+    done = update_run(tmp_path / "storage" / "runs" / "tiny", tmp_path / "new.parquet", None, quick)
+    assert done.counts["known"] == 1 and done.counts["new"] == 1, "the test event is known"
+    assert "old" in done.curve[0], "the guard looks at queries of before, which no training has seen"
+    (written,) = (tmp_path / "storage" / "update").glob("*/data")
+    query = read_queries(written, "train").to_pylist()[-1]
+    assert (query["user_id"], query["history"], query["target"]) == ("u0", [3, 4, 5, 6, 7], 8)
+    assert bool(done.run) == (written.parent / "policy.json").is_file(), "a refused policy is not kept"
 
 
 def test_a_refit_has_the_schedule_of_the_training_whose_steps_were_chosen(

@@ -24,6 +24,7 @@ from cluster.newest_run import point_to
 from cluster.serve.catalog_writer import CatalogWriter
 from cluster.serve.messages import NewItem
 from cluster.update import run_update
+from cluster.update.policy_update import UpdateTask, update_policy
 from cluster.update.run_update import roll_back, update_run
 from genrec.baselines.train_log import read_train_log
 from genrec.config import Update
@@ -33,6 +34,7 @@ from genrec.data.readers import read_items
 from genrec.data.tables import SEQUENCES
 from genrec.data.train_counts import read_train_counts
 from genrec.errors import InputError
+from genrec.evaluation.validate import Search
 from genrec.inference.run_place import RunPlace
 from genrec.learning.sft.batches import Rows
 from genrec.learning.update.drift_loss import DriftLoss, kl_divergence
@@ -203,6 +205,34 @@ def test_a_version_that_is_worse_on_old_queries_is_not_published(storage: Path, 
     done = update_run(storage / "runs" / "tiny", write_log(tmp_path / "b.parquet", *events), None, FAST | wild)
     assert done.run is None and "old queries fell" in done.curve[-1]["refused"]
     assert (storage / "runs" / "tiny").resolve() == first.run
+
+
+def test_the_guard_searches_as_the_run_is_served_also_after_an_update_with_repeats(
+    storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in (storage / "runs").glob("*/recommender.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"mask_seen": True}))
+    searches: list[Search] = []
+
+    def noted(task: UpdateTask, *others: Any) -> Any:
+        searches.append(task.search)
+        return update_policy(task, *others)
+
+    monkeypatch.setattr(run_update, "update_policy", noted)
+    for day, last in enumerate((10_000_000, 20_000_000)):
+        events = [(user, item, time + last) for user, item, time in chain_events(lambda item: f"i{item}")]
+        log = write_log(tmp_path / f"{day}.parquet", *events, ("u0", "i0", last + 2_000_000))
+        assert update_run(storage / "runs" / "tiny", log, None, FAST).run is not None or day
+    assert searches == [Search(10, masked=5)] * 2
+
+
+def test_a_run_with_positions_in_the_place_of_times_is_refused(storage: Path, tmp_path: Path) -> None:
+    (stats,) = (storage / "prepare").glob("*/stats.json")
+    told = json.loads(stats.read_text())
+    stats.write_text(json.dumps(told | {"log": told["log"] | {"no_time": 480}}))
+    log = write_log(tmp_path / "new.parquet", ("u0", "i8", 1_000_000))
+    with pytest.raises(InputError, match="480 events of the run's log have no timestamp"):
+        update_run(storage / "runs" / "tiny", log, None, {})
 
 
 def test_new_events_are_appended_once_and_in_their_order() -> None:

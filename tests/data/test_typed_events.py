@@ -74,7 +74,8 @@ def test_held_out_items_leave_with_their_events(data: Path, tmp_path: Path) -> N
 
 def test_the_tables_of_a_refit_keep_them(data: Path, tmp_path: Path) -> None:
     write_refit_data(data, tmp_path / "refit")
-    assert by_user(tmp_path / "refit")["u"]["events"] == LOG["event"][:5]
+    for name in ("items", "events", "values", "times"):
+        assert by_user(tmp_path / "refit")["u"][name] == by_user(data)["u"][name]
     before = [*to_queries(read_queries(data, "train")), *to_queries(read_queries(data, "valid"))]
     assert to_queries(read_queries(tmp_path / "refit", "train")) == before
 

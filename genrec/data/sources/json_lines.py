@@ -62,16 +62,18 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
             raise InputError(f"{where}: got {line[:80]!r}, wanted JSON or a Python literal") from None
     if not isinstance(value, dict):
         raise InputError(f"{where}: got {type(value).__name__}, wanted an object")
+    row = cast("dict[str, Any]", value)
     if b"\\u" in line.lower():
-        _refuse_half_characters(value, where)
-    return cast("dict[str, Any]", value)
+        for name, own in row.items():
+            _refuse_half_characters(name, own, where)
+    return row
 
 
-def _refuse_half_characters(value: object, where: str) -> None:
+def _refuse_half_characters(name: str, value: object, where: str) -> None:
     try:
-        json.dumps(value, ensure_ascii=False).encode()
+        json.dumps([name, value], ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        half = error.object[error.start]
-        raise InputError(f"{where}: got {half!r}, which is half of a character, wanted Unicode text") from None
+        half, field = error.object[error.start], name.encode("ascii", "backslashreplace").decode()
+        raise InputError(f"{where}: got {half!r}, half of a character, in {field}; wanted Unicode text") from None
     except (TypeError, ValueError):  # A Python literal that is no JSON; its texts are checked as columns.
         return
