@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+
+from cluster.artifacts import Artifact
+from genrec.config import Config
+from genrec.inference.run_record import RECORD
 
 
 def point_to(newest: Path, kept: Path) -> None:
@@ -14,3 +19,18 @@ def point_to(newest: Path, kept: Path) -> None:
     link.unlink(missing_ok=True)
     link.symlink_to(kept.name)
     link.replace(newest)
+
+
+def not_served(config: Config, assigned: Artifact) -> str:
+    """A warning, on a line of its own, where the newest run of the config's name serves another catalogue; else ''."""
+    try:
+        record = json.loads((config.storage_path / "runs" / config.name / RECORD).read_text(encoding="utf-8"))
+        catalog = str(record["parts"]["catalog"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    if catalog == f"assign/{assigned.key}":
+        return ""
+    return (
+        f"\nwarning: the run {config.name} serves another catalogue ({catalog}) and does not see this change; give the "
+        "configs and keys that it was made with"
+    )

@@ -20,7 +20,7 @@ from filelock import FileLock
 from cluster.session import joins_cluster
 from genrec.config import Config
 from genrec.data.artifact_cache import ArtifactCache, SharedFolder
-from genrec.data.files import write_text
+from genrec.data.files import require_directory_at, write_text
 from genrec.data.object_store import ObjectStore, explained, store_error
 from genrec.errors import InputError
 
@@ -157,11 +157,12 @@ def on_this_node(files: NodeFiles | None) -> Generator[None]:
 
 
 def require_storage(config: Config) -> None:
-    """Refuse, before any work, a store that cannot be reached, read or written.
+    """Refuse, before any work, a store that cannot be reached, read or written, and a file in a directory's place.
 
     Raises:
         InputError: with the reason and the remedy.
     """
+    require_directory_at(config.storage_path, f"storage={config.storage}")
     if (cache := artifact_cache(config)) is not None:
         cache.store.require_usable(f".probe-{uuid4().hex}")
 

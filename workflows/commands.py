@@ -202,9 +202,10 @@ def catalog_command() -> click.Command:
     @click.argument("file", metavar="FILE", type=UserFile())
     @takes_config
     def insert(config: Config, file: Path) -> None:
-        """Give each item of a Parquet file the nearest free semantic ID.
+        """Give each item of a file the nearest free semantic ID.
 
-        Items that were removed before return to the semantic ID that they had.
+        The file is Parquet, CSV, TSV or JSON lines. Items that were removed before return to the semantic ID that they
+        had.
 
         \b
             genrec catalog insert new_items.parquet demo cpu
@@ -325,7 +326,9 @@ def _on_this_machine(run: Path | str, *, parts: bool = False) -> Path:
 def _log_alone() -> None:
     """Make this process ready for work that has no config."""
     from cluster.progress import show_in_terminal
+    from cluster.session import silence_libraries
 
+    silence_libraries()
     show_in_terminal(logging.INFO)
 
 

@@ -1,6 +1,7 @@
 """Read the raw log and the catalogue into tables and splits.
 
-The sources are parquet, complete_journey, amazon and minionerec (data.source).
+The sources are parquet (also CSV, TSV and JSON lines), complete_journey, amazon, minionerec, movielens and recbole
+(data.source).
 
 genrec prepare demo cpu
 genrec prepare industrial cpu data.path=/data/industrial

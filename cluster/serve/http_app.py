@@ -255,9 +255,15 @@ def _refused_route(request: Request, error: Exception) -> Response:
 def _refused_body(request: Request, error: Exception) -> Response:
     """All that is wrong with a body, without its values: they may be long, or titles of a history."""
     found = cast("RequestValidationError", error).errors()
-    told = [f"{'.'.join(str(part) for part in one['loc'][1:]) or one['loc'][0]}: {one['msg']}" for one in found[:5]]
+    told = [f"{_place_in_body(one)}: {one['msg']}" for one in found[:5]]
     more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
     return _problem(request, 422, "; ".join(told) + more)
+
+
+def _place_in_body(error: Mapping[str, Any]) -> str:
+    """The field, or the body where it is no JSON (its place is a number of characters)."""
+    inner = () if error["type"] == "json_invalid" else error["loc"][1:]
+    return ".".join(str(part) for part in inner) or str(error["loc"][0])
 
 
 def _refused(request: Request, error: Exception) -> Response:

@@ -113,6 +113,8 @@ class ServedRun:
         notes = [*question.notes]
         if late:
             notes.append("the policy's answer would have come after the deadline: the most frequent items are answered")
+        if body.event is not None and self.record.config.policy.context.events != "wanted":
+            notes.append("event: this policy was not trained to be asked for one (policy.context.events=wanted)")
         if len(found.items) < body.k and body.constraint is not None:
             notes.append(f"the constraint, or the search under it, left {len(found.items)} items")
         return RecommendAnswer(

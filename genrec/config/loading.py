@@ -86,7 +86,8 @@ def _layers(files: Sequence[str | Path], overrides: Sequence[str]) -> Iterator[t
         try:
             layer = OmegaConf.to_container(OmegaConf.create(text))
         except UNREADABLE as error:
-            raise InputError(f"{file} is not valid YAML of config keys: {error or text[:40]!r}") from None
+            why = " ".join(str(error).split()) or repr(text[:40])
+            raise InputError(f"{file} is not valid YAML of config keys: {why}") from None
         yield str(file), _mapping(layer or {}, str(file))
     for text in overrides:
         key, separator, _ = text.partition("=")

@@ -95,6 +95,17 @@ def explaining_failed_writes(what: str, where: Path) -> Generator[None]:
         ) from error
 
 
+def require_directory_at(place: Path, key: str) -> None:
+    """Refuse a place where no directory can be, because it is a file or lies below one; ``key`` names it.
+
+    Raises:
+        InputError: so it is.
+    """
+    nearest = next((one for one in (place, *place.absolute().parents) if one.exists()), place)
+    if nearest.exists() and not nearest.is_dir():
+        raise InputError(f"{key}: {nearest} is a file; wanted a directory, or a place for a new one")
+
+
 def write_refusal(error: BaseException) -> str | None:
     """Why the disk refused, as a line of the error's text; None for an error of another kind."""
     if isinstance(error, OSError) and error.errno in REFUSALS:

@@ -45,9 +45,10 @@ def item_texts(items: pa.Table, fields: Sequence[str]) -> list[str]:
     texts = [item_text(row, fields) for row in items.select(known).to_pylist()]
     empty = [row for row, text in enumerate(texts) if not text]
     if empty:
+        named = items["id"].take(empty[:5]).to_pylist() if "id" in items.column_names else empty[:5]
         raise InputError(
-            f"{len(empty)} of {len(texts)} items have no text in any of {known} (items {empty[:5]}…); "
-            "give them a title, or remove them with data.filters.require_title=true"
+            f"{len(empty)} of {len(texts)} items have no text in any of {known}, e.g. {named}; give them a title, or "
+            "leave them out (of the log of `genrec prepare` too: data.filters.require_title=true)"
         )
     return texts
 

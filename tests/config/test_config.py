@@ -92,7 +92,7 @@ def test_a_missing_file_broken_yaml_and_a_bare_word_are_refused(tmp_path: Path) 
     (tmp_path / "list.yaml").write_text("- 1")
     for files, overrides, message in (
         ([tmp_path / "none.yaml"], [], "not found"),
-        ([tmp_path / "broken.yaml"], [], "not valid YAML"),
+        ([tmp_path / "broken.yaml"], [], "not valid YAML of config keys: while parsing .* in .*, line [0-9]+, column"),
         ([tmp_path / "list.yaml"], [], "mapping"),
         ([], ["nonsense"], "not of the form"),
     ):

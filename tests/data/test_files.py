@@ -16,6 +16,7 @@ from genrec.config import Data
 from genrec.data.canonical import canonical_log, paths
 from genrec.data.readers import read_items, read_sequences, read_stats
 from genrec.data.sources import open_source, streams
+from genrec.data.sources.csv_file import read_csv
 from genrec.data.sources.json_lines import read_objects
 from genrec.data.sources.locate import CSV, find_files, is_data_file, partition_values
 from genrec.errors import InputError
@@ -420,3 +421,11 @@ def test_days_without_dashes_are_days_and_not_seconds_of_1970():
     assert column("timestamp", ["20240115"]) == [1705276800]
     assert column("timestamp", [20240115], unit="s") == [20240115]
     assert column("timestamp", [20240115, 20241345]) == [20240115, 20241345]  # no month 13: seconds
+
+
+def test_the_thread_that_reads_a_csv_file_ahead_calls_no_python(tmp_path, monkeypatch):
+    write_csv(tmp_path, ".csv", ",")
+    given = []
+    monkeypatch.setattr("pyarrow.csv.open_csv", lambda stream, *options: given.append(stream) or iter(()))
+    assert not list(read_csv(str(tmp_path / "items.csv")))
+    assert isinstance(given[0], pa.OSFile)

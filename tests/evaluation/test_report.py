@@ -397,6 +397,9 @@ def test_what_is_no_run_and_runs_of_other_queries_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"holds no report.json: wanted the directory of a finished run"):
         report_runs([tmp_path], tmp_path)
     runs = two_runs(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file; wanted a directory"):
+        report_runs(runs, tmp_path / "file")
     (tmp_path / "few").mkdir()
     few = two_runs(tmp_path / "few", queries=50)
     with pytest.raises(InputError, match=r"different queries \(.*one 200 of 40 items, .*two 50 of 40"):

@@ -161,6 +161,11 @@ def test_a_folder_that_was_changed_is_refused(folder: Path, tmp_path: Path) -> N
             import_run(copied, tmp_path / "storage")
     with pytest.raises(InputError, match="no exported policy"):
         import_run(tmp_path, tmp_path / "storage")
+    with pytest.raises(InputError, match="name: String should match"):
+        import_run(folder, tmp_path / "storage", "two words")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file; wanted a directory"):
+        import_run(folder, tmp_path / "file")
     with pytest.raises(InputError, match="holds something already"):
         export_run(Recommender.__new__(Recommender), tmp_path, folder)
 

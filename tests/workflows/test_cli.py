@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import json
 import logging
 import os
 import subprocess
@@ -311,6 +312,12 @@ def test_catalog_inserts_once_removes_and_refuses_what_it_holds(
     pq.write_table(pa.table({"id": ["i5"], "title": ["known"]}), new)
     refused = genrec("catalog", "insert", new, tmp_path / "run.yaml")
     assert refused.exit_code == 2 and "already" in refused.stderr
+    record = tmp_path / "storage" / "runs" / config.name / "recommender.json"
+    record.parent.mkdir(parents=True)
+    for catalog, warned in ((f"assign/{assigned.key}", False), ("assign/another", True)):
+        record.write_text(json.dumps({"parts": {"catalog": catalog}}))
+        said = genrec("catalog", "remove", "i4" if warned else "i2", tmp_path / "run.yaml").stdout
+        assert ("serves another catalogue (assign/another)" in said) == warned
 
 
 @pytest.mark.parametrize("action", ["insert", "remove"])
@@ -322,3 +329,10 @@ def test_the_help_of_a_change_says_where_it_is_kept(action: str) -> None:
 def test_an_import_into_a_url_is_refused(tmp_path: Path) -> None:
     answer = CliRunner().invoke(command_line, ["import", str(tmp_path), "--storage", "s3://shop/genrec"])
     assert answer.exit_code == 2 and "got a URL" in answer.output
+
+
+def test_a_file_in_place_of_the_storage_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for storage in (tmp_path / "file", tmp_path / "file" / "below"):
+        answer = CliRunner().invoke(command_line, ["prepare", "demo", "cpu", f"storage={storage}"])
+        assert answer.exit_code == 2 and "is a file; wanted a directory" in answer.output

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 from pyarrow import csv as arrow_csv
 
-from genrec.data.sources.streams import open_stream, reading
+from genrec.data.sources.streams import open_for_arrow, open_stream, reading
 from genrec.errors import InputError
 
 WANTED = "UTF-8 text with a header and the same number of fields in each row"
@@ -48,7 +48,7 @@ def read_csv(path: str, columns: Sequence[str] | None = None) -> Iterator[pa.Tab
     )
     read = arrow_csv.ReadOptions(column_names=names, skip_rows=1, block_size=BLOCK_BYTES)
     parse = arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    with reading(path, WANTED), open_stream(path) as stream:
+    with reading(path, WANTED), open_for_arrow(path) as stream:
         try:
             batches = arrow_csv.open_csv(stream, read, parse, options)
         except pa.ArrowInvalid as error:

@@ -54,6 +54,25 @@ def open_stream(path: str) -> Generator[BinaryIO]:
         yield cast("BinaryIO", io.BufferedReader(_Counted(_bounded(inner.read, packed, path, codec)), BUFFER))
 
 
+@contextmanager
+def open_for_arrow(path: str) -> Generator[BinaryIO]:
+    """As ``open_stream``, for readers of Arrow; a plain local file is Arrow's own.
+
+    Arrow reads ahead in a thread. Where that calls Python while Python ends, as after an error in the first rows, the
+    process aborts with exit code 134.
+    """
+    if is_url(path) or _is_packed(Path(path)):
+        with open_stream(path) as stream:
+            yield stream
+    else:
+        yield cast("BinaryIO", pa.OSFile(path))  # Not closed here: the thread holds it, and may still read.
+
+
+def _is_packed(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4).startswith(tuple(MAGIC))
+
+
 def read_lines(path: str) -> Iterator[tuple[int, bytes]]:
     """The lines of a file or URL, numbered from 1, without a byte order mark; InputError for one over ``MAX_LINE``."""
     with reading(path, "a whole file; download or copy it again"), open_stream(path) as stream:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from genrec.data.files import write_json, write_text
+from genrec.data.files import require_directory_at, write_json, write_text
 from genrec.errors import InputError
 from genrec.evaluation.intervals import over_runs
 from genrec.evaluation.report.page import PACKAGE, TITLES, main_columns, show_report
@@ -28,11 +28,13 @@ def report_runs(runs: Sequence[Path], out: Path) -> Path:
         runs: directories that hold a ``report.json``.
 
     Raises:
-        InputError: no run is given, a directory is none of a run, or the runs were not tested on the same queries.
+        InputError: no run is given, a directory is none of a run, the runs were not tested on the same queries, or
+            ``out`` is a file.
     """
     if not runs:
         raise InputError("got no run, wanted the directory of a report at least, such as storage/runs/demo")
     reports = [read_report(run) for run in runs]
+    require_directory_at(out, f"--out {out}")
     out.mkdir(parents=True, exist_ok=True)
     if len(reports) == 1:
         write_json(reports[0], out / FILE)

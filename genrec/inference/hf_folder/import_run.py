@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from genrec.config import Config
 from genrec.data.content import content_digest
-from genrec.data.files import write_json, write_parquet
+from genrec.data.files import require_directory_at, write_json, write_parquet
 from genrec.data.model_files import LOADING
 from genrec.data.tables import QUERIES, QUERY_CONTEXT, SEQUENCES, SPLITS
 from genrec.errors import InputError
@@ -38,13 +38,17 @@ def import_run(folder: Path, storage: Path, name: str = "") -> Path:
         name: of the run; without, the one that it was exported from.
 
     Raises:
-        InputError: no exported folder, a file that was changed or is missing, or parts that do not belong together.
+        InputError: no exported folder, a file that was changed or is missing, or parts that do not belong together; a
+            storage that is a file, or a name that no run can have.
     """
+    require_directory_at(storage, f"storage {storage}")
     about = read_space(folder)
     check_files(folder, about)
     key = content_digest(folder / SPACE)[:12]
     told = _read_run(folder)
-    config = Config.model_validate({**told["config"], "storage": str(storage), **({"name": name} if name else {})})
+    config = Config.model_validate({**told["config"], "storage": str(storage)})
+    if name:
+        config = config.replace(name=name)
     parts = {part: storage / "imported" / key / part for part in ("catalog", "data", "policy")}
     assigned = parts["catalog"].with_name(f"catalog-{key}")
     parts["catalog"] = assigned

@@ -81,6 +81,11 @@ def test_the_service_answers_what_the_recommender_answers(client: TestClient, st
     assert answer["served"] == {"run": "alone", "policy": "sft/made", "catalog": "made/made"}
 
 
+def test_an_event_that_the_policy_cannot_be_asked_for_is_said(client: TestClient) -> None:
+    assert "event: " in recommend(client, history=HISTORY, event="buyy")["notes"][0]
+    assert recommend(client, history=HISTORY)["notes"] == []
+
+
 def test_a_user_of_the_log_is_answered_as_his_history(client: TestClient, storage: Path) -> None:
     by_user = recommend(client, user="u1", k=5)
     shop = [f"i{(1 * 5 + step) % 24}" for step in range(8)]
@@ -406,7 +411,8 @@ def test_a_wrong_body_is_refused_with_what_is_wrong(client: TestClient, body: ob
 
 def test_broken_json_long_bodies_and_unknown_paths_are_refused(client: TestClient) -> None:
     json_type = {"content-type": "application/json"}
-    assert client.post("/v1/recommend", content=b'{"history": [', headers=json_type).status_code == 422
+    broken = client.post("/v1/recommend", content=b'{"history": [', headers=json_type)
+    assert broken.status_code == 422 and broken.json()["error"].startswith("body: JSON decode error")
     assert client.post("/v1/recommend", content=b"\xff\xfe", headers=json_type).status_code == 422
     assert client.post("/v1/recommend", content=b" " * 5000, headers=json_type).status_code == 413
     assert client.post("/v1/recommend", content=iter([b" " * 3000] * 2), headers=json_type).status_code == 413
