@@ -59,7 +59,7 @@ def open_source(data: Data) -> Source:
 
 def _refuse_unread(data: Data) -> None:
     default = Data()
-    for name in {name for names in READS.values() for name in names} - {*READS[data.source]}:
+    for name in sorted({name for names in READS.values() for name in names} - {*READS[data.source]}):
         if getattr(data, name) != getattr(default, name):
             readers = [source for source, names in READS.items() if name in names]
             raise InputError(
