@@ -26,7 +26,7 @@ from cluster.train import (
 )
 from genrec.config import SID_BASELINES, Config, NetworkSettings
 from genrec.data.files import write_json
-from genrec.errors import BeingWrittenError, InputError, MachineError
+from genrec.errors import InputError, MachineError
 
 if TYPE_CHECKING:
     from genrec.baselines.material import Material
@@ -69,11 +69,11 @@ def make_row_or_reason(config: Config, name: str, inputs: Mapping[str, Artifact]
     """``make_row``, or in one line why there is no such baseline: others go on.
 
     Raises:
-        InputError: the row can be made, later or elsewhere: another process makes it, or a machine lacks something.
+        MachineError: the row can be made, later or elsewhere.
     """
     try:
         return make_row(config, name, inputs)
-    except (BeingWrittenError, MachineError):
+    except MachineError:
         raise
     except (InputError, RuntimeError, ArithmeticError, MemoryError, ImportError) as error:
         return f"{error}".partition("\n")[0] or type(error).__name__

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 """Characters that steer a terminal or the direction of writing; line ends and tabs are not among them."""
@@ -27,11 +28,23 @@ class InputError(ValueError):
 
 
 class MachineError(InputError):
-    """The machines lack something, the input may be good: what was done of the work stays, for the same command."""
+    """Something around the work is missing, the input may be good: what was done stays, for the same command."""
 
 
-class BeingWrittenError(InputError):
+class BeingWrittenError(MachineError):
     """Another process is making what this one was to make; once it ends there is nothing left to do."""
+
+
+@contextmanager
+def dropping_what_is_refused(drop: Callable[[], object]) -> Generator[None]:
+    """Call ``drop`` where the work is refused for its input; after a ``MachineError`` what was done stays."""
+    try:
+        yield
+    except MachineError:
+        raise
+    except InputError:
+        drop()
+        raise
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:

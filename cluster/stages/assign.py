@@ -19,7 +19,7 @@ from cluster.session import configure_process
 from cluster.stages.plan import Plan, StageRun
 from cluster.train import REFUSED, RayCheckpoints, train_on_ray
 from genrec.config import Config, Sid
-from genrec.errors import InputError, MachineError
+from genrec.errors import dropping_what_is_refused
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,13 +113,8 @@ def fit(config: Config, data: Path, vectors: Path, out: Path) -> int:
         return int(parallel_map(config, make, [0], label="fit the quantizer")[0]["items"])
     items = prepare_fit(data, vectors, out, sid, seed)
     if not is_fitted(out):
-        try:
+        with dropping_what_is_refused(partial(_drop, out, "train", "cf", REFUSED, WORKER_LOG)):
             train_on_ray(partial(_share, config, vectors, out), config, out, "fit", sid.fit_workers)
-        except MachineError:
-            raise
-        except InputError:
-            _drop(out, "train", "cf", REFUSED, WORKER_LOG)
-            raise
     _drop(out, "train")
     return items
 

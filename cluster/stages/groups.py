@@ -51,12 +51,11 @@ def origin_of(policy: Policy, catalog: Catalog, rl: Rl, served: ServedSearch | N
 
 
 def _generate(make_spec: partial[RunSpec], out: Path) -> Mapping[str, Any]:
-    from genrec.data.shards import shard_path
+    from genrec.data.shards import missing_shards
 
     spec = make_spec(out=out)
     shards = _shards(spec)
-    missing = [number for number in range(len(shards)) if not shard_path(out, number).is_file()]
-    parallel_map(spec.config, partial(GroupWriter, spec), missing, label="groups")
+    parallel_map(spec.config, partial(GroupWriter, spec), missing_shards([out], len(shards), 1), label="groups")
     return {"groups": sum(shard.queries.num_rows for shard in shards)}
 
 

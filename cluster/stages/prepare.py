@@ -42,7 +42,7 @@ from genrec.data.statistics import (
 )
 from genrec.data.tables import ITEMS, same_spelling
 from genrec.data.train_counts import TRAIN_COUNTS, TrainCounts, count_train, total
-from genrec.errors import InputError, MachineError
+from genrec.errors import InputError, dropping_what_is_refused
 
 LOG = logging.getLogger(__name__)
 
@@ -122,13 +122,8 @@ def prepare(source: Source, config: Config, folder: Path) -> dict[str, Any]:
     """
     spec = PrepareSpec(source, config, folder)
     if not (folder / "stats.json").is_file():
-        try:
+        with dropping_what_is_refused(partial(shutil.rmtree, folder)):
             _prepare(spec)
-        except MachineError:
-            raise
-        except InputError:
-            shutil.rmtree(folder)
-            raise
     shutil.rmtree(spec.scratch, ignore_errors=True)
     return json.loads((folder / "stats.json").read_text(encoding="utf-8"))
 

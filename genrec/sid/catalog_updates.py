@@ -127,7 +127,7 @@ def insert(
         inputs_MD = _inputs(fresh, encode, placer.settings, assigned, vectors, embed)
         free_ML = _assign_free(fresh, inputs_MD, codes_NL, placer, catalog.level_sizes)
         codes_NL = np.concatenate([codes_NL, free_ML])
-        added, grown = [*added, _stored(fresh)], (*grown, len(catalog))
+        added, grown = [*added, _kept(fresh)], (*grown, len(catalog))
         if vectors_NF is not None:
             vectors_NF = torch.cat([vectors_NF, torch.from_numpy(inputs_MD).to(vectors_NF)])
     removed = sorted(gone - back)
@@ -210,7 +210,7 @@ def _assign_free(
     return prefix_codes(number_M, level_sizes)
 
 
-def _stored(items: pa.Table) -> pa.Table:
+def _kept(items: pa.Table) -> pa.Table:
     """What an update keeps of its items: their texts, and their prices where the table has some."""
     if "price" not in items.column_names:
         return items.select(TEXT)
@@ -221,7 +221,7 @@ def _stored(items: pa.Table) -> pa.Table:
 
 
 def _digest(items: pa.Table) -> str:
-    rows = _stored(items).to_pylist()
+    rows = _kept(items).to_pylist()
     return hashlib.sha256(json.dumps(sorted(rows, key=lambda row: row["id"])).encode()).hexdigest()
 
 

@@ -63,7 +63,7 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{where}: got {type(value).__name__}, wanted an object")
     row = cast("dict[str, Any]", value)
-    if b"\\u" in line.lower():
+    if b"\\u" in line or b"\\U" in line:
         for name, own in row.items():
             _refuse_half_characters(name, own, where)
     return row

@@ -46,7 +46,7 @@ def open_stream(path: str) -> Generator[BinaryIO]:
     with _open(path) as raw:
         packed = _Counted(partial(_read_whole, raw, path))
         source = io.BufferedReader(packed, BUFFER)
-        codec = next((codec for magic, codec in MAGIC.items() if source.peek(4).startswith(magic)), None)
+        codec = _codec_of(source.peek(4))
         if codec is None:
             yield cast("BinaryIO", source)
             return
@@ -70,7 +70,12 @@ def open_for_arrow(path: str) -> Generator[BinaryIO]:
 
 def _is_packed(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(4).startswith(tuple(MAGIC))
+        return _codec_of(file.read(4)) is not None
+
+
+def _codec_of(first: bytes) -> str | None:
+    """By which codec a stream with these first bytes is packed."""
+    return next((codec for magic, codec in MAGIC.items() if first.startswith(magic)), None)
 
 
 def read_lines(path: str) -> Iterator[tuple[int, bytes]]:

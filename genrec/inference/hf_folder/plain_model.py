@@ -52,18 +52,17 @@ def _merged(policy: Policy) -> dict[str, Tensor]:
     tables = (policy.model.get_input_embeddings(), policy.model.get_output_embeddings())
     found, done = dict[str, Tensor](), [f"{name}." for name in _names(inner, list(tables))]
     for name, module in inner.named_modules():
-        if isinstance(module, LoraLayer):
-            base: Any = module.get_base_layer()  # type: ignore[attr-defined]
+        base: Any = module.get_base_layer() if isinstance(module, LoraLayer) else module  # type: ignore[attr-defined]
+        if base is module and (not _is_in_4_bits(getattr(base, "weight", None)) or _is_done(name, done)):
+            continue
+        weight = _dense(base.weight)
+        if base is not module:
             delta: Any = module.get_delta_weight("default")  # type: ignore[operator]
-            found[f"{name}.weight"] = _dense(base.weight).float() + delta.float()
-            if getattr(base, "bias", None) is not None:
-                found[f"{name}.bias"] = base.bias
-            done.append(f"{name}.")
-        elif getattr(getattr(module, "weight", None), "quant_state", None) is not None and not _is_done(name, done):
-            found[f"{name}.weight"] = _dense(module.weight)
-            if getattr(module, "bias", None) is not None:
-                found[f"{name}.bias"] = module.bias  # type: ignore[assignment]
-            done.append(f"{name}.")
+            weight = weight.float() + delta.float()
+        found[f"{name}.weight"] = weight
+        if getattr(base, "bias", None) is not None:
+            found[f"{name}.bias"] = base.bias
+        done.append(f"{name}.")
     for name, tensor in inner.state_dict().items():
         if not _is_done(name, done):
             found[name] = tensor
@@ -74,9 +73,13 @@ def _is_done(name: str, done: list[str]) -> bool:
     return name.startswith(tuple(done))
 
 
+def _is_in_4_bits(weight: Any) -> bool:
+    return getattr(weight, "quant_state", None) is not None
+
+
 def _dense(weight: Any) -> Tensor:
     """A weight matrix, unpacked where it is in 4 bits."""
-    if getattr(weight, "quant_state", None) is None:
+    if not _is_in_4_bits(weight):
         return weight.data
     from bitsandbytes.functional import dequantize_4bit
 
