@@ -33,7 +33,7 @@ from cluster.resources import PeakMemory
 from cluster.writer_lease import WriterLease, writer_lease
 from genrec.config import Config, to_yaml
 from genrec.data.artifact_cache import MANIFEST, UNFINISHED, ArtifactCache
-from genrec.data.files import write_json, write_text
+from genrec.data.files import remove_temporary, write_json, write_text
 from genrec.errors import BeingWrittenError
 
 LOG = logging.getLogger(__name__)
@@ -201,6 +201,7 @@ def _make(config: Config, recipe: Recipe, work: Callable[[Path], Mapping[str, An
     write_json({**parts, SPENT_S: spent_s}, partial / PENDING)
     with stage_log(recipe.name, partial), PeakMemory() as memory, working_with(files):
         found = dict(work(partial))
+    remove_temporary(partial)
     wall_s = spent_s + time.perf_counter() - start
     metrics = {**found, "wall_s": round(wall_s, 2), "peak_rss_mb": round(memory.peak_mb, 1)}
     write_text(to_yaml(config), partial / "config.yaml")

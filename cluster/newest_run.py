@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from cluster.artifacts import Artifact
 from genrec.config import Config
+from genrec.data.files import temporary_beside
 from genrec.inference.run_record import RECORD
 
 
@@ -15,8 +15,7 @@ def point_to(newest: Path, kept: Path) -> None:
     """Make the link ``newest`` point to its neighbour ``kept``, at one moment; a directory in its place is renamed."""
     if newest.is_dir() and not newest.is_symlink():
         newest.rename(newest.with_name(f"{newest.name}-{newest.stat().st_mtime_ns}"))
-    link = newest.with_name(f".{newest.name}.{os.getpid()}.tmp")
-    link.unlink(missing_ok=True)
+    link = temporary_beside(newest)
     link.symlink_to(kept.name)
     link.replace(newest)
 

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,13 +21,24 @@ REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """What a disk answers that is full, or not to be written by this user. Libraries hand it on as text alone."""
 
 
+def temporary_beside(path: Path) -> Path:
+    """A hidden name in the folder of ``path`` that no other writer has: no other thread, process or machine."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what killed writers left below ``folder``, where nobody writes any more."""
+    for left in folder.rglob(".*.tmp"):
+        left.unlink()
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call ``write`` with a temporary path in the same folder, flush the file to disk, then rename it to ``path``.
 
     The file gets the mode that the umask gives to new files, whatever ``write`` (safetensors: 0600) left it with.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
         temporary.touch()
         mode = temporary.stat().st_mode

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -23,7 +22,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from pyarrow import fs
 
-from genrec.data.files import write_refusal
+from genrec.data.files import temporary_beside, write_refusal
 from genrec.errors import InputError
 
 LOG = logging.getLogger(__name__)
@@ -193,7 +192,7 @@ class ObjectStore:
     def _copied_out(self, name: str, path: Path, wanted: FileDigest | StoredFile) -> None:
         where, root = self.filesystem
         path.parent.mkdir(parents=True, exist_ok=True)
-        arriving = path.with_name(f".{path.name}.{os.getpid()}.arriving")
+        arriving = temporary_beside(path)
         try:
             with where.open_input_stream(f"{root}/{name}") as source, arriving.open("wb") as out:
                 shutil.copyfileobj(source, out, CHUNK)

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 import torch
 
 from genrec.config import Embed, Sid
-from genrec.data.files import write_json, write_parquet
+from genrec.data.files import temporary_beside, write_json, write_parquet
 from genrec.data.sources.parquet import find_tables, read_catalog
 from genrec.errors import InputError
 from genrec.sid.catalog import Catalog
@@ -243,7 +243,7 @@ def _write(
     about: Mapping[str, Any],
     same_vectors: Path | None,
 ) -> Path:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial = temporary_beside(path)
     try:
         catalog.save(partial, same_vectors)
         write_sids(pa.chunked_array([ids]), catalog.codes_NL.numpy().astype(np.int32), partial / "sids.parquet")

@@ -16,6 +16,7 @@ from cluster.artifacts import PENDING, Artifact, Recipe, make_artifact
 from cluster.stages import prepare
 from cluster.stages.plan import StageRun
 from genrec.config import Config
+from genrec.data.files import temporary_beside
 from genrec.errors import InputError, MachineError
 
 
@@ -174,6 +175,7 @@ def test_a_killed_stage_goes_on_in_its_directory(shop: Path, tmp_path: Path) -> 
 
     def dies(folder: Path) -> dict[str, int]:
         (folder / "half.txt").write_text("half")
+        temporary_beside(folder / "weights.safetensors").write_text("cut off")
         raise RuntimeError("lost power")
 
     recipe = Recipe("probe", {}, (__name__,))
@@ -181,6 +183,7 @@ def test_a_killed_stage_goes_on_in_its_directory(shop: Path, tmp_path: Path) -> 
         make_artifact(config, recipe, dies)
     done = make_artifact(config, recipe, lambda folder: {"half": (folder / "half.txt").is_file()})
     assert done.metrics["half"] and not (done.path / PENDING).exists()
+    assert not list(done.path.glob(".*")), "what was being written as it died is gone"
     assert not list(done.path.parent.glob("*.lock")), "a finished stage leaves no lock"
 
 
