@@ -38,11 +38,20 @@ class ServerReply:
 
 
 class NoReply(InputError):
-    """A server gave no reply; ``is_final`` if it would give none to any other question either."""
+    """A server gave no reply; ``is_final`` if it would give none to any other question either.
 
-    def __init__(self, message: str, is_final: bool) -> None:
+    ``empty``: one without words, such as of a model that was cut off while it thought: its tokens are to be paid.
+    """
+
+    def __init__(self, message: str, is_final: bool, empty: ServerReply | None = None) -> None:
         super().__init__(message)
-        self.is_final = is_final
+        self.is_final, self.empty = is_final, empty
+
+
+class _WithoutWords(ValueError):
+    def __init__(self, reply: ServerReply) -> None:
+        super().__init__("an empty answer")
+        self.reply = reply
 
 
 def chat(
@@ -72,6 +81,7 @@ def chat(
                 f"{who} at {url} gave no answer: {error!r}; wanted: an OpenAI-compatible server with the model "
                 f"{settings.model!r} (the key variable {settings.key_variable} is {have})",
                 _is_final(error),
+                error.reply if isinstance(error, _WithoutWords) else None,
             ) from None
     raise AssertionError("the last attempt returns or raises")
 
@@ -135,11 +145,12 @@ def _bounded(response: BinaryIO) -> bytes:
 
 def _reply(response: Mapping[str, Any]) -> ServerReply:
     text = str(response["choices"][0]["message"]["content"] or "").strip()
-    if not text:
-        raise ValueError("an empty answer")
     usage = response.get("usage")
     counted = usage if isinstance(usage, dict) else {}
-    return ServerReply(text, _count(counted.get("prompt_tokens")), _count(counted.get("completion_tokens")))
+    reply = ServerReply(text, _count(counted.get("prompt_tokens")), _count(counted.get("completion_tokens")))
+    if not text:
+        raise _WithoutWords(reply)
+    return reply
 
 
 def _count(value: object) -> int:

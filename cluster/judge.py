@@ -167,7 +167,9 @@ def _judge(server: ChatServer, question: JudgeQuestion, given_up: threading.Even
         except NoReply as error:
             if error.is_final:
                 raise
-            return Outcome(None, "no reply", str(error)[:KEPT], attempt, tokens_in, tokens_out)
+            if error.empty is None:
+                return Outcome(None, "no reply", str(error)[:KEPT], attempt, tokens_in, tokens_out)
+            reply = error.empty
         tokens_in, tokens_out, text = tokens_in + reply.tokens_in, tokens_out + reply.tokens_out, reply.text
         try:
             scores = read_reply(text, list(question.answers))

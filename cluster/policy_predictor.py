@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,6 +80,8 @@ class PolicyPredictor:
         self._config, self._name = config, name
         self._paths = {stage: one if isinstance(one, Path) else one.path for stage, one in stages.items()}
         self._suite, self._where = suite, where / name
+        self.mixing_s = 0.0
+        """Seconds in which ``tested`` mixed a prior with the answers of a search."""
 
     def answers(self, split: Split, ways: Mapping[str, Answering]) -> dict[str, RankedItems]:
         """Its ``decode.width`` best items per query, for each way; masked seen items come from a wider beam."""
@@ -189,7 +192,10 @@ class PolicyPredictor:
         found = self.answers("test", all_ways)
         model = found.pop("model", found[OWN])
         if tuned.kind == "itemknn" and tuned.weight:
-            return found, self._mixed(model.fused(tuned.head_weight, tuned.value or 0.0), recent_QH, tuned)
+            start = time.perf_counter()
+            mixed_QK = self._mixed(model.fused(tuned.head_weight, tuned.value or 0.0), recent_QH, tuned)
+            self.mixing_s = time.perf_counter() - start
+            return found, mixed_QK
         return found, model.items_QK
 
     def _mixed(self, policy: RankedItems, recent_QH: IntArray, tuned: TunedSearch) -> IntArray:

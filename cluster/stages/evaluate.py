@@ -119,7 +119,8 @@ class PolicyAnswers:
     """What the policies answered: ``alone`` by name, ``parts`` the best one's semantic IDs and item head by themselves.
 
     ``model_QK``: what the best one answers with its prior, as ``tuned``; ``refitted``: the same, its prior alone and
-    ItemKNN, after the training on train and validation events.
+    ItemKNN, after the training on train and validation events; ``mixing_s``: seconds in which the prior was mixed in
+    after the search.
     """
 
     best: str
@@ -128,6 +129,12 @@ class PolicyAnswers:
     model_QK: IntArray
     tuned: TunedSearch
     refitted: Mapping[str, IntArray] = field(default_factory=dict[str, "IntArray"])
+    mixing_s: float = 0.0
+
+    @property
+    def own_name(self) -> str:
+        """What the best policy without a prior is called: it may be the model itself."""
+        return "model" if self.tuned.is_policy_alone else "policy"
 
 
 def _evaluate(config: Config, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
@@ -138,8 +145,9 @@ def _evaluate(config: Config, inputs: Mapping[str, Artifact], out: Path) -> dict
         answers = replace(answers, refitted=_refitted(config, inputs, test, answers.tuned, out))
     baselines, seconds = _baselines(config, inputs, test)
     metrics = _summarise(config, inputs, test, answers, baselines)
-    metrics["speed"] = speeds(out / "predictions", answers.best, seconds, _seconds_made(inputs))
-    metrics["calibration"] = calibrations(answers.alone, answers.best, test.targets_Q)
+    mixing, made = answers.mixing_s / max(1, len(test.test)), _seconds_made(inputs)
+    metrics["speed"] = speeds(out / "predictions", answers.best, answers.own_name, seconds, made, mixing)
+    metrics["calibration"] = calibrations(answers.alone, answers.parts, answers.best, answers.own_name, test.targets_Q)
     _write(config, inputs, test, answers, baselines, metrics, out)
     return {"verdict": metrics["verdict"], "headline": metrics["headline"], "model": metrics["model"]["item"]}
 
@@ -169,7 +177,7 @@ def predict_test(config: Config, inputs: Mapping[str, Artifact], test: TestData,
     alone = {best: found.pop(OWN)}
     for name in policies[1:]:
         alone[name] = predictors[name].answers("test", {OWN: Answering(tuned.alone)})[OWN]
-    return PolicyAnswers(best, alone, found, model_QK, tuned)
+    return PolicyAnswers(best, alone, found, model_QK, tuned, mixing_s=predictors[best].mixing_s)
 
 
 def _refitted(

@@ -128,7 +128,9 @@ class Baselines(Section):
     trained: PositiveInt = Field(
         default=1, description="trainings of each network: its settings below, then others near them"
     )
-    eval_queries: PositiveInt = Field(default=5000, description="validation queries that choose, at most")
+    eval_queries: PositiveInt = Field(
+        default=5000, description="validation queries that choose, at most; itemknn and popularity take about 5,000"
+    )
     sasrec: SasrecSettings = SasrecSettings()
     sasrec_bce: SasrecBceSettings = SasrecBceSettings()
     bsarec: BsarecSettings = BsarecSettings()

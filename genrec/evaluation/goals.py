@@ -108,7 +108,10 @@ def covered_means(values: Mapping[str, FloatArray]) -> dict[str, float]:
 
 
 class Trade(TypedDict):
-    """A metric before and after: their means, the change, its 95% interval (None without one), and relative change."""
+    """A metric before and after: their means, the change, its 95% interval (None without one), and relative change.
+
+    ``relative``: 0 where the metric was 0 before, and there is nothing to divide by.
+    """
 
     sft: float
     rl: float

@@ -101,7 +101,8 @@ def summarise(
 ) -> dict[str, Any]:
     """The content of ``metrics.json``: means, 95% intervals, paired differences, buckets, stage costs, headline.
 
-    ``prefix`` holds Prefix@l@k of every ranking.
+    ``prefix`` holds Prefix@l@k of every ranking; ``paired`` is the model minus every other ranking, and
+    ``paired_policy`` a further policy of this name minus every baseline.
 
     Args:
         ks: cut-offs of the metrics; 10 is always among them.
@@ -137,11 +138,13 @@ def summarise(
         name: {metric: {**one, **tests[metric][name]} if metric in tests else one for metric, one in by_metric.items()}
         for name, by_metric in differences.items()
     }
-    result["buckets"] = _buckets(rankings, model, by_baseline)
-    if rankings.event_Q:
-        sliced = {"model": model, **by_baseline}
-        result["events"] = {name: by_event(values, rankings.event_Q) for name, values in sliced.items()}
+    if "policy" in by_policy:
+        result["paired_policy"] = _minus_baselines(by_policy["policy"]["item"], by_baseline, resamples, seed)
     sliced = {"model": model, **others}
+    bucket_N = popularity_bucket(rankings.train_counts_N)
+    result["buckets"] = {name: by_bucket(one, rankings.targets_Q, bucket_N) for name, one in sliced.items()}
+    if rankings.event_Q:
+        result["events"] = {name: by_event(values, rankings.event_Q) for name, values in sliced.items()}
     result["slices"] = {
         slice_: {name: by_label(values, label_Q) for name, values in sliced.items()}
         for slice_, label_Q in rankings.labels.items()
@@ -164,12 +167,28 @@ def _corrected(model: Values, others: Mapping[str, Values]) -> dict[str, dict[st
     }
 
 
+def _minus_baselines(
+    policy: Values, baselines: Mapping[str, Values], resamples: int, seed: int
+) -> dict[str, dict[str, Difference]]:
+    """The headline metrics of a policy minus those of each baseline, with the resamples that ``paired`` draws."""
+    found = {
+        metric: paired(
+            dict.fromkeys(baselines, policy[metric]),
+            {name: values[metric] for name, values in baselines.items()},
+            resamples,
+            seed,
+        )
+        for metric in HEADLINE_METRICS
+    }
+    return {name: {metric: row[name] for metric, row in found.items() if name in row} for name in baselines}
+
+
 def metrics_lost(model: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
-    """The headline metrics on which a baseline is better than the model, each with the best baseline's name."""
+    """The headline metrics on which a baseline has a better figure than the model, by however little: its name."""
     if not baselines:
         return {}
     best = {metric: _best(metric, baselines) for metric in HEADLINE_METRICS}
-    return {metric: name for metric, name in best.items() if _standing(metric, model, baselines, {}) == "behind"}
+    return {metric: name for metric, name in best.items() if _standing(metric, model, baselines, {}) == "trails"}
 
 
 def headline(
@@ -179,7 +198,8 @@ def headline(
 ) -> str:
     """One sentence: does the model beat the best baseline on NDCG@10 and HR@10, by how much, and is it significant?
 
-    It "leads" where the interval of its difference to every baseline lies above zero. Equal figures are no lead.
+    It "leads" where the interval of its difference to every baseline lies above zero; a baseline "wins" where that of
+    the best one lies below. Equal figures are no lead.
     """
     if not baselines:
         return f"No baseline ran: the model's NDCG@10 is {model['ndcg@10']:.4f}, its HR@10 {model['hr@10']:.4f}."
@@ -189,11 +209,12 @@ def headline(
     def on(*wanted: str) -> list[str]:
         return [metric for metric in HEADLINE_METRICS if standing[metric] in wanted]
 
-    if on("behind"):
-        parts = ["; ".join(clauses[metric] for metric in on("behind"))]
+    if on("behind", "trails"):
+        parts = ["; ".join(clauses[metric] for metric in on("behind", "trails"))]
         for words, verb in WON_IN_WORDS.items():
             parts += [f"it {verb} {clauses[metric]}" for metric in on(words)]
-        return f"A baseline wins: the model has {'; '.join(parts)}."
+        opening = "A baseline wins" if on("behind") else "A baseline is ahead, within the noise"
+        return f"{opening}: the model has {'; '.join(parts)}."
     if not on("level", "ahead"):
         opening = "The model leads every baseline"
     elif not on("level"):
@@ -214,13 +235,17 @@ def _standing(
     model: Mapping[str, float],
     baselines: Mapping[str, Mapping[str, float]],
     differences: Mapping[str, Mapping[str, Difference]],
-) -> Literal["behind", "level", "ahead", "leads"]:
-    """Where the model stands against the best baseline; "leads": ahead of each of them, beyond the noise."""
-    value, best = model[metric], baselines[_best(metric, baselines)][metric]
-    if math.isclose(value, best, rel_tol=1e-9, abs_tol=1e-12):
+) -> Literal["behind", "trails", "level", "ahead", "leads"]:
+    """Where the model stands against the best baseline.
+
+    "leads": ahead of each of them, beyond the noise; "behind": the best one is ahead, beyond the noise.
+    """
+    best = _best(metric, baselines)
+    if math.isclose(model[metric], baselines[best][metric], rel_tol=1e-9, abs_tol=1e-12):
         return "level"
-    if value < best:
-        return "behind"
+    if model[metric] < baselines[best][metric]:
+        against = differences.get(best, {}).get(metric)
+        return "behind" if against is not None and against["high"] < 0 else "trails"
     found = [differences.get(name, {}).get(metric) for name in baselines]
     return "leads" if all(one is not None and one["low"] > 0 for one in found) else "ahead"
 
@@ -254,19 +279,32 @@ def add_prior(metrics: dict[str, Any], policy: str, weight: float) -> None:
     """
     alone, baselines = metrics[policy]["item"], metrics["baselines"]
     lost = metrics_lost(alone, baselines)
-    clauses = (_clause(metric, alone, baselines, {}) for metric in HEADLINE_METRICS)
-    standing = {_standing(metric, alone, baselines, {}) for metric in HEADLINE_METRICS}
-    opening = "The trained policy alone is ahead of every baseline"
-    if "behind" in standing:
-        opening = "A baseline wins over the trained policy alone"
-    elif "level" in standing:
-        opening = "The trained policy alone is behind no baseline"
     metrics["headline"] = (
-        f"{opening}: {'; '.join(clauses)}. The model is this policy with an ItemKNN prior of weight {weight:g}, "
-        f"{origin_of_prior(metrics)}. "
+        f"{_policy_alone(alone, baselines, metrics.get(f'paired_{policy}', {}))} "
+        f"The model is this policy with an ItemKNN prior of weight {weight:g}, {origin_of_prior(metrics)}. "
         f"{metrics['headline']}"
     )
     metrics["baseline_wins"] |= {f"policy {metric}": name for metric, name in lost.items()}
+
+
+def _policy_alone(
+    alone: Mapping[str, float],
+    baselines: Mapping[str, Mapping[str, float]],
+    differences: Mapping[str, Mapping[str, Difference]],
+) -> str:
+    """The sentence of a headline about the policy without its prior."""
+    if not baselines:
+        return f"The trained policy alone: NDCG@10 {alone['ndcg@10']:.4f}, HR@10 {alone['hr@10']:.4f}."
+    standing = {_standing(metric, alone, baselines, differences) for metric in HEADLINE_METRICS}
+    openings = {
+        "behind": "A baseline wins over the trained policy alone",
+        "trails": "A baseline is ahead of the trained policy alone, within the noise",
+        "level": "The trained policy alone is behind no baseline",
+        "ahead": "The trained policy alone is ahead of every baseline, within the noise",
+        "leads": "The trained policy alone leads every baseline",
+    }
+    opening = next(words for place, words in openings.items() if place in standing)
+    return f"{opening}: {'; '.join(_clause(metric, alone, baselines, differences) for metric in HEADLINE_METRICS)}."
 
 
 def add_gain(metrics: dict[str, Any], grpo: Values, sft: Values, resamples: int, seed: int) -> None:
@@ -302,9 +340,3 @@ def _levels(ranked_QK: IntArray, rankings: Rankings, ks: Sequence[int]) -> dict[
 
 def _prefix_values(ranked_QK: IntArray, rankings: Rankings, ks: Sequence[int]) -> Values:
     return prefix_per_query(prefix_ranks(ranked_QK, rankings.targets_Q, rankings.codes_NL), ks)
-
-
-def _buckets(rankings: Rankings, model: Values, baselines: Mapping[str, Values]) -> dict[str, Any]:
-    bucket_N = popularity_bucket(rankings.train_counts_N)
-    systems = {"model": model, **baselines}
-    return {name: by_bucket(values, rankings.targets_Q, bucket_N) for name, values in systems.items()}

@@ -12,28 +12,25 @@ from genrec.evaluation.summary import HEADLINE_METRICS, NAMES, origin_of_prior
 DECIDES, SHARE = HEADLINE_METRICS
 """The metric that decides, and the one that people read as so many of a hundred users."""
 
-Standing = Literal["beats", "noise", "level", "loses"]
+Standing = Literal["beats", "ahead", "level", "behind", "loses"]
+"""Ahead and behind: within the noise."""
 
 
 def verdict(metrics: Mapping[str, Any]) -> str:
     """One sentence of at most some twenty words on NDCG@10: who is best, and whether the lead is more than noise.
 
-    Where an ItemKNN prior helps the model, the sentence says how the trained policy does without it.
+    A lead is more than noise where a paired interval is on one side of zero, whoever leads. Where an ItemKNN prior
+    helps the model, the sentence says how the trained policy does without it.
 
     Args:
         metrics: the result of ``summarise``, with what was added to it.
     """
     if not metrics["baselines"]:
         return "No baseline ran, so there is nothing to compare the model with."
-    rival = best_baseline(metrics)
-    opening = _against(standing(metrics, "model"), "the model", rival)
+    rival, stands = best_baseline(metrics), standing(metrics, "model")
     if _helper(metrics) is None:
-        return f"{_capital(opening)}."
-    alone = standing(metrics, "policy")
-    helped = f"{_capital(opening)} with ItemKNN's help"
-    if alone == "noise":
-        return f"{helped}; without it, it is ahead within the noise."
-    return f"{helped}; alone, the trained policy {'is level with' if alone == 'level' else 'loses to'} {rival}."
+        return f"{_capital(_against(stands, rival))}."
+    return f"{_capital(_with_help(stands, rival))}; {_without_help(standing(metrics, 'policy'), rival)}."
 
 
 def plain_words(metrics: Mapping[str, Any]) -> str:
@@ -58,17 +55,25 @@ def plain_words(metrics: Mapping[str, Any]) -> str:
 
 
 def standing(metrics: Mapping[str, Any], name: str) -> Standing:
-    """How a ranking stands on NDCG@10 against the best baseline; "beats": more than noise, against each of them."""
+    """How a ranking, the model or its policy, stands on NDCG@10 against the best baseline.
+
+    It "beats" where the paired interval of its lead is above zero, against each baseline; it "loses" where that of the
+    best baseline's lead is. Without an interval it does neither.
+    """
     value = metrics[name]["item"][DECIDES]
     best = max(row[DECIDES] for row in metrics["baselines"].values())
     if math.isclose(value, best, rel_tol=1e-9, abs_tol=1e-12):
         return "level"
-    if value < best:
-        return "loses"
-    if name != "model":
-        return "noise"  # Paired differences are those of the model: a lead of another one is not tested.
-    lows = (metrics["paired"].get(other, {}).get(DECIDES, {}).get("low", 0.0) for other in metrics["baselines"])
-    return "beats" if all(low > 0 for low in lows) else "noise"
+    found = [differences_of(metrics, name).get(other, {}).get(DECIDES) for other in metrics["baselines"]]
+    if value > best:
+        return "beats" if all(one is not None and one["low"] > 0 for one in found) else "ahead"
+    rival: Difference | None = differences_of(metrics, name).get(name_of_best(metrics), {}).get(DECIDES)
+    return "loses" if rival is not None and rival["high"] < 0 else "behind"
+
+
+def differences_of(metrics: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The paired differences of the model, or of its policy, minus each baseline; none in reports of older versions."""
+    return metrics["paired"] if name == "model" else metrics.get(f"paired_{name}", {})
 
 
 def name_of_best(metrics: Mapping[str, Any]) -> str:
@@ -82,12 +87,33 @@ def best_baseline(metrics: Mapping[str, Any]) -> str:
     return NAMES.get(name, name)
 
 
-def _against(stands: Standing, who: str, rival: str) -> str:
+def _against(stands: Standing, rival: str) -> str:
     return {
-        "beats": f"{who} beats every baseline",
-        "noise": f"{who} is ahead of every baseline, but within the noise",
-        "level": f"{who} is level with the best baseline, {rival}",
-        "loses": f"{rival} beats {who}",
+        "beats": "the model beats every baseline",
+        "ahead": "the model is ahead of every baseline, but within the noise",
+        "level": f"the model is level with the best baseline, {rival}",
+        "behind": f"{rival} is ahead of the model, but within the noise",
+        "loses": f"{rival} beats the model",
+    }[stands]
+
+
+def _with_help(stands: Standing, rival: str) -> str:
+    return {
+        "beats": "the model beats every baseline with ItemKNN's help",
+        "ahead": "with ItemKNN's help the model is ahead of every baseline, but within the noise",
+        "level": f"with ItemKNN's help the model is level with the best baseline, {rival}",
+        "behind": f"{rival} is ahead of the model with ItemKNN's help, but within the noise",
+        "loses": f"{rival} beats the model even with ItemKNN's help",
+    }[stands]
+
+
+def _without_help(stands: Standing, rival: str) -> str:
+    return {
+        "beats": "without it, it beats every baseline, too",
+        "ahead": "without it, it is ahead within the noise",
+        "level": f"alone, the trained policy is level with {rival}",
+        "behind": f"alone, the trained policy is behind {rival}, within the noise",
+        "loses": f"alone, the trained policy loses to {rival}",
     }[stands]
 
 

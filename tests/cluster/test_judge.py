@@ -113,6 +113,25 @@ def test_malformed_replies_are_asked_again_counted_and_no_judgement(tmp_path: Pa
     assert found["systems"]["model"]["means"]["score"] == 4
 
 
+def test_a_reply_without_words_is_malformed_asked_again_and_paid(tmp_path: Path) -> None:
+    """A model that thinks until it is cut off says nothing, and its tokens cost what others do."""
+    run, asked = made_run(tmp_path / "run"), set[str]()
+
+    def cut_off_at_first(request: dict[str, Any]) -> str:
+        question = request["messages"][1]["content"]
+        first = question not in asked
+        asked.add(question)
+        return "" if first else fair_reply(request)
+
+    with judging(cut_off_at_first) as server:
+        judge_run(config_for(server, "judge.passes=1", "judge.concurrency=1", "judge.price_out=5"), run)
+    spent = judge_files(run)[0]["spent"]
+    assert len(server.requests) == 2 * USERS and spent["judged"] == USERS
+    assert spent["failures"] == {"malformed reply": USERS}
+    assert (spent["tokens_in"], spent["tokens_out"]) == (2 * USERS * 100, 2 * USERS * 10)
+    assert spent["price"] == pytest.approx(2 * USERS * 10 * 5 / 1e6)
+
+
 @pytest.mark.parametrize("reply", [*NONSENSE, 500, 429, 400])
 def test_a_judge_that_answers_nonsense_is_given_up(reply: str | int, tmp_path: Path) -> None:
     run = made_run(tmp_path / "run")

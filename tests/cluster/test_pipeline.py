@@ -66,6 +66,11 @@ def test_the_model_learns_the_chain_and_metrics_have_their_form(report: Artifact
         assert metrics["stages"][stage]["peak_rss_mb"] > 0
     page = (report.path / "report.html").read_text()
     assert metrics["headline"].split()[0] in page
+    assert set(metrics["speed"]) - set(metrics["baselines"]) == {"model", "sft"}
+    for name in ("sid_path", "item_head"):
+        bins = metrics["calibration"][name]["first"]["bins"]
+        first = sum(one["hits"] * one["queries"] for one in bins) / metrics["queries"]
+        assert first == pytest.approx(metrics[name]["item"]["hr@1"]), "the curve is of the ranking that it is named by"
 
 
 def test_the_report_says_what_reinforcement_learning_bought_and_what_it_cost(report: Artifact) -> None:
@@ -136,6 +141,8 @@ def test_the_policy_alone_is_judged_before_the_mixture(config: Config, report: A
     assert metrics["prior"]["weight"] == 0.5
     assert metrics["policy"]["item"] == json.loads((report.path / "metrics.json").read_text())["model"]["item"]
     assert "trained policy alone" in metrics["headline"].split(":")[0]
+    assert metrics["speed"]["model"]["per_query_s"] > metrics["speed"]["policy"]["per_query_s"], "mixing takes time"
+    assert set(metrics["paired_policy"]) == set(metrics["baselines"])
     found = genrec.load(Path(config.storage) / "runs" / "mixed").recommend(["i3", "i4", "i5"], k=3)
     assert found[0].id == "i6"
 

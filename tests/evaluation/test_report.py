@@ -11,6 +11,7 @@ from support.shop_texts import SHOPS_TEXTS
 from support.sid_worlds import sequences
 
 from genrec.errors import InputError
+from genrec.evaluation.intervals import over_runs
 from genrec.evaluation.report.audit import POINTS, training_panels
 from genrec.evaluation.report.compare import report_runs
 from genrec.evaluation.report.explore import ITEMS as SHOWN
@@ -79,14 +80,16 @@ def test_a_baseline_that_wins_is_named_first_with_figures_and_interval():
     assert result["baseline_wins"]["ndcg@10"] == "itemknn"
 
 
-def test_a_loss_within_the_noise_is_still_a_loss_and_the_interval_says_so():
+def test_a_baseline_that_is_ahead_within_the_noise_is_named_but_does_not_win():
     base = rankings(model=0.3, knn=0.3)
     knn = base.model_QK.copy()
     row = int(np.flatnonzero(knn[:, 0] != base.targets_Q)[0])
     knn[row, 0] = base.targets_Q[row]
     result = summarise(Rankings(base.targets_Q, base.model_QK, {"itemknn": knn}, PAIRS_NL, np.ones(ITEMS, int)))
-    assert result["headline"].startswith("A baseline wins")
-    assert "includes zero" in result["headline"]
+    assert result["headline"].startswith("A baseline is ahead, within the noise: the model has NDCG@10")
+    assert "includes zero" in result["headline"] and result["baseline_wins"]["ndcg@10"] == "itemknn"
+    assert verdict(result) == "ItemKNN is ahead of the model, but within the noise."
+    assert "no more than chance may give" in plain_words(result)
 
 
 def test_prefixes_of_every_ranking_are_summarised_and_shown_in_the_report(tmp_path):
@@ -156,15 +159,17 @@ def test_the_text_table_begins_with_the_verdict_and_stars_the_best_of_each_colum
     assert f"{result['model']['item']['ndcg@10']:.4f}*" in model
 
 
-def summary_of(model, *baselines):
+def summary_of(model, *baselines, **policies):
     """The summary of rankings given by the ranks of their targets (0: not found); the target is always item 0."""
 
     def ranked(ranks):
         return np.array([[0 if place == rank else place for place in range(1, 11)] for rank in ranks])
 
     names = {f"b{number}": ranked(ranks) for number, ranks in enumerate(baselines)}
-    targets = np.zeros(len(model), int)
-    return summarise(Rankings(targets, ranked(model), names, np.arange(11)[:, None], np.ones(11, int)), resamples=200)
+    others = {name: ranked(ranks) for name, ranks in policies.items()}
+    ids, counts = np.arange(11)[:, None], np.ones(11, int)
+    every = Rankings(np.zeros(len(model), int), ranked(model), names, ids, counts, policies=others)
+    return summarise(every, resamples=200)
 
 
 USER = {
@@ -178,7 +183,7 @@ USER = {
 }
 """A user of the report, whose target the model found."""
 
-FIRST, SECOND, NONE = [1] * 40, [2] * 40, [0] * 40
+FIRST, SECOND, NONE, TEN = [1] * 40, [2] * 40, [0] * 40, [1] * 10 + [2] * 30
 
 
 @pytest.mark.parametrize(
@@ -189,6 +194,7 @@ FIRST, SECOND, NONE = [1] * 40, [2] * 40, [0] * 40
         (FIRST, [SECOND], "The model is behind no baseline, and level with one"),
         (FIRST, [NONE, NONE], "The model leads every baseline"),
         (SECOND, [FIRST], "A baseline wins: the model has NDCG@10 0.6309 against 1.0000 of b0"),
+        (NONE, [[1] + [0] * 39], "A baseline is ahead, within the noise: the model has NDCG@10 0.0000 against 0.0250"),
         ([1] + [0] * 39, [NONE], "The model is ahead of every baseline, within the noise on NDCG@10 and HR@10"),
         ([1] * 20 + [0] * 20, [[0] * 21 + [1] * 19], "The model is ahead of every baseline, within the noise on"),
     ],
@@ -196,7 +202,7 @@ FIRST, SECOND, NONE = [1] * 40, [2] * 40, [0] * 40
 def test_a_headline_claims_no_more_than_the_figures(model, baselines, opening):
     result = summary_of(model, *baselines)
     assert result["headline"].startswith(opening)
-    assert bool(result["baseline_wins"]) == opening.startswith("A baseline wins")
+    assert bool(result["baseline_wins"]) == opening.startswith("A baseline")
 
 
 def test_a_metric_that_is_level_is_no_lead_beside_one_that_is_lost():
@@ -214,6 +220,47 @@ def test_few_queries_have_no_interval_and_nothing_leads(tmp_path, queries):
     assert "There are no intervals" in page and "Paired differences" not in page and 'class="headline"' in page
     assert verdict(result) == "The model is ahead of every baseline, but within the noise."
     assert "there are too few queries" in plain_words(result) and "cannot be told" in plain_words(result)
+
+
+def test_the_markdown_twin_has_the_figures_of_the_page_and_says_which_baselines_failed(tmp_path):
+    targets = rankings().targets_Q
+    kinds = {"labels": {"repeat": np.array(["new", "repeat"])[targets % 2]}, "event_Q": ["buy", "view"] * 100}
+    result = summarise(rankings(policies={"sft": ranking(targets, 0.5, 4)}, **kinds), resamples=20)
+    trade = {"sft": 0.0, "rl": 0.5, "difference": 0.5, "low": 0.25, "high": 0.75, "relative": 0.0}
+    cost = {"steps": 1, "best_step": 1, "wall_s": 1.0, "sft_wall_s": 1.0, "stopped": ""}
+    result["rl_trade"] = {"metrics": {"new_items@10": trade}, "few_events": 4, "cost": cost}
+    result["baselines_failed"] = {"als": "the package implicit | <b>is missing</b>"}
+    page = write_report(tmp_path, result).read_text("utf-8")
+    twin = (tmp_path / "report.md").read_text("utf-8")
+    assert "No row of ALS: the package implicit \\| \\<b\\>is missing" in twin and "No row of ALS: the package" in page
+    for heading in ("popularity of the target", "repetition", "event type of the target"):
+        table = twin.split(f"## By {heading}: HR@10")[1].split("##")[0]
+        assert {"Queries", "Model", "SFT policy", "Popularity", "ItemKNN, tuned"} == set(
+            re.findall(r"(?m)^\| ([^|]+?) \|", table)
+        )
+        shown = page.split(f"By {heading}</h2>")[1].split("<h2")[0]
+        cells = re.findall(r"0\.\d{4}", table)
+        assert len(cells) >= 8 and all(f">{cell}<" in shown for cell in cells)
+    assert "| New items@10 | 0.0000 | 0.5000 | +0.5000 | +0.2500 to +0.7500 |" in twin
+    assert "+0.2500 to +0.7500</td><td>–</td>" in page, "nothing is divided by zero"
+    assert "## Paired differences" in twin
+    write_report(tmp_path, summarise(rankings(event_Q=["buy"] * 200), resamples=0))
+    for file in ("report.md", "report.html"):
+        text = (tmp_path / file).read_text("utf-8")
+        assert "Paired differences" not in text and "By event type" not in text, "one type alone tells nothing"
+
+
+def test_a_difference_has_a_colour_only_where_it_stays_beyond_chance_after_the_correction(tmp_path):
+    result = summary_of([1] * 30 + [2] * 10, *[[1] * 24 + [2] * 16] * 12)
+    row = result["paired"]["b0"]["ndcg@10"]
+    assert row["low"] > 0 and row["p"] < 0.05 < row["p_holm"]
+
+    def first_cell(summary):
+        part = write_report(tmp_path, summary).read_text("utf-8").split("Model minus</th>")[1]
+        return re.search(r'<td>b0</td>\s*<td class="(\w*)">', part)[1]
+
+    assert first_cell(result) == ""
+    assert first_cell(summary_of([1] * 30 + [2] * 10, [1] * 24 + [2] * 16)) == "yes"
 
 
 def test_rankings_that_are_equal_on_every_query_are_not_called_worse(tmp_path):
@@ -255,6 +302,8 @@ def test_any_text_of_a_shop_can_stand_in_the_report_and_on_the_health_page(tmp_p
         (FIRST, [NONE, NONE], "The model beats every baseline."),
         (FIRST, [FIRST], "The model is level with the best baseline, b0."),
         (SECOND, [FIRST], "B0 beats the model."),
+        (NONE, [[1] + [0] * 39], "B0 is ahead of the model, but within the noise."),
+        ([0], [[1]], "B0 is ahead of the model, but within the noise."),
         ([1] + [0] * 39, [NONE], "The model is ahead of every baseline, but within the noise."),
     ],
 )
@@ -271,21 +320,63 @@ def test_without_a_baseline_the_verdict_compares_nothing(tmp_path):
     assert write_report(tmp_path, result).is_file()
 
 
+def test_a_model_with_a_prior_has_a_report_although_every_baseline_failed(tmp_path):
+    ranked = np.zeros((10, 1), int)
+    policies = {"policy": ranked}
+    alone = Rankings(np.zeros(10, int), ranked, {}, np.arange(11)[:, None], np.ones(11, int), policies=policies)
+    result = summarise(alone, resamples=20, details={"prior": {"weight": 0.5}, "baselines_failed": {"als": "no als"}})
+    add_prior(result, "policy", 0.5)
+    assert result["headline"].startswith("The trained policy alone: NDCG@10 1.0000, HR@10 1.0000. The model is this")
+    assert verdict(result).startswith("No baseline ran") and "prior of weight 0.5" in plain_words(result)
+    assert "No row of ALS: no als" in write_report(tmp_path, result).read_text("utf-8")
+
+
 @pytest.mark.parametrize(
-    ("policy", "ends"),
+    ("policy", "ends", "headline"),
     [
-        (SECOND, "; alone, the trained policy loses to b0."),
-        ([1] * 10 + [2] * 30, "; alone, the trained policy is level with b0."),
-        ([1] * 20 + [2] * 20, "; without it, it is ahead within the noise."),
+        (SECOND, "alone, the trained policy loses to b0.", "A baseline wins over the trained policy alone:"),
+        (
+            [1] * 9 + [2] * 31,
+            "alone, the trained policy is behind b0, within the noise.",
+            "A baseline is ahead of the trained policy alone, within the noise:",
+        ),
+        (TEN, "alone, the trained policy is level with b0.", "The trained policy alone is behind no baseline:"),
+        ([1] * 11 + [2] * 29, "without it, it is ahead within the noise.", "The trained policy alone is behind no"),
+        ([1] * 20 + [2] * 20, "without it, it beats every baseline, too.", "The trained policy alone is behind no"),
     ],
 )
-def test_a_model_with_a_prior_is_not_praised_for_what_the_prior_did(policy, ends):
-    result = summary_of(FIRST, [1] * 10 + [2] * 30)
-    result["policy"] = {"item": summary_of(policy, FIRST)["model"]["item"]}
+def test_a_model_with_a_prior_is_not_praised_for_what_the_prior_did(policy, ends, headline):
+    result = summary_of(FIRST, TEN, policy=policy)
     result["prior"] = {"weight": 0.5}
     add_prior(result, "policy", 0.5)
-    assert verdict(result) == f"The model beats every baseline with ItemKNN's help{ends}"
+    assert verdict(result) == f"The model beats every baseline with ItemKNN's help; {ends}"
     assert "an ItemKNN prior of weight 0.5" in plain_words(result)
+    assert result["headline"].startswith(headline) and "(no interval)" not in result["headline"]
+
+
+@pytest.mark.parametrize(
+    ("model", "begins"),
+    [
+        ([1] * 11 + [2] * 29, "With ItemKNN's help the model is ahead of every baseline, but within the noise; "),
+        (TEN, "With ItemKNN's help the model is level with the best baseline, b0; "),
+        ([1] * 9 + [2] * 31, "B0 is ahead of the model with ItemKNN's help, but within the noise; "),
+        (SECOND, "B0 beats the model even with ItemKNN's help; "),
+    ],
+)
+def test_a_prior_that_did_not_help_enough_is_not_praised_either(model, begins):
+    result = summary_of(model, TEN, policy=NONE)
+    result["prior"] = {"weight": 0.5}
+    assert verdict(result) == f"{begins}alone, the trained policy loses to b0."
+    assert len(verdict(result).split()) <= 26
+
+
+def test_the_policys_differences_to_the_baselines_are_those_of_its_own_summary():
+    result = summary_of(FIRST, SECOND, TEN, policy=TEN)
+    own = summary_of(TEN, SECOND, TEN)
+    for name in ("b0", "b1"):
+        for metric, found in result["paired_policy"][name].items():
+            assert found == {key: own["paired"][name][metric][key] for key in found}
+    assert "paired_policy" not in own
 
 
 def test_plain_words_have_the_figures_and_what_rl_changed():
@@ -358,7 +449,17 @@ def test_runs_that_differ_in_the_seed_alone_are_averaged_and_others_are_not(tmp_
     (group,) = found["seeds"]
     assert group["labels"] == ["one", "two"]
     assert group["rows"]["Model"]["ndcg@10"]["mean"] == pytest.approx((values[0] + values[1]) / 2)
-    assert "Over 2 seeds" in page.read_text("utf-8") and "one, two" in (tmp_path / "all/report.md").read_text("utf-8")
+    text, twin = page.read_text("utf-8"), (tmp_path / "all/report.md").read_text("utf-8")
+    assert "Over 2 seeds" in text and "one, two" in twin
+    minus = [
+        run["rows"][0]["values"]["ndcg@10"]
+        - next(row for row in run["rows"] if row["key"] == "itemknn")["values"]["ndcg@10"]
+        for run in found["runs"][:2]
+    ]
+    span = group["minus"]["ItemKNN, tuned"]["ndcg@10"]
+    assert span == pytest.approx(over_runs(minus)) and "Model" not in group["minus"]
+    assert f'<td>ItemKNN, tuned</td><td class="{"yes" if span["low"] > 0 else ""}">{span["mean"]:+.4f}<small>' in text
+    assert f"| ItemKNN, tuned | {span['mean']:+.4f} ({span['low']:+.4f} to {span['high']:+.4f}) |" in twin
 
 
 def two_runs(directory, queries=QUERIES):

@@ -12,6 +12,7 @@ from genrec.data.files import require_directory_at, write_json, write_text
 from genrec.errors import InputError
 from genrec.evaluation.intervals import over_runs
 from genrec.evaluation.report.page import PACKAGE, TITLES, main_columns, show_report
+from genrec.evaluation.summary import HEADLINE_METRICS
 from genrec.pages.render import finite, page_environment, write_page
 
 FILE = "report.json"
@@ -100,7 +101,8 @@ def over_seeds(configs: Sequence[str], runs: Sequence[dict[str, Any]], columns: 
     """Runs whose configs differ in the seed alone: the mean of each ranking's figures, with Student's t interval.
 
     Returns:
-        Per group of two runs or more ``{"labels", "rows": {name: {column: Estimate}}}``, of rankings that all have.
+        Per group of two runs or more ``{"labels", "rows": {name: {column: Estimate}}, "minus"}``, of rankings that all
+        have; ``minus`` has the model minus each other one, paired by seed, in the form of ``rows``.
     """
     groups: dict[str, dict[str, dict[str, Any]]] = {}
     for config, run in zip(configs, runs, strict=True):
@@ -111,8 +113,12 @@ def over_seeds(configs: Sequence[str], runs: Sequence[dict[str, Any]], columns: 
         tables = [{row["name"]: row["values"] for row in run["rows"]} for run in group]
         names = [name for name in tables[0] if all(name in table for table in tables)]
         rows = {name: {c: over_runs([table[name][c] for table in tables]) for c in columns} for name in names}
+        minus = {
+            other: {c: over_runs([table[names[0]][c] - table[other][c] for table in tables]) for c in HEADLINE_METRICS}
+            for other in names[1:]
+        }
         if len(group) > 1:
-            found.append({"labels": [run["label"] for run in group], "rows": rows})
+            found.append({"labels": [run["label"] for run in group], "rows": rows, "minus": minus})
     return found
 
 

@@ -42,6 +42,8 @@ PACKAGE = "genrec.evaluation.report"
 REFITTED = "refit_"
 CHART = ("hr@10", "ndcg@10", "hr@50")
 RESERVED = {"baselines", "ci95", "stages", "paired", "buckets", "spread", "prefix", "grpo_minus_sft"}
+SLICES = {"day": "time since the last event", "repeat": "repetition", "session": "place in the session"}
+"""Names of slices in headings, where another one says more."""
 PREFIX_KS = (10, 50)
 """Cut-offs of Prefix@l@k in the report; ``metrics.json`` has all of ``evaluation.ks``."""
 
@@ -94,6 +96,7 @@ def show_report(directory: Path, about: Mapping[str, Any]) -> Path:
         "prefix_table": prefix_table(metrics),
         "columns": list(metrics["model"]["item"]),
         "titles": TITLES,
+        "slice_names": SLICES,
         "shown_name": shown_name,
         "chart": chart(metrics),
         "training": training_panels(about["curves"]),
@@ -105,14 +108,21 @@ def show_report(directory: Path, about: Mapping[str, Any]) -> Path:
 
 
 def markdown(about: Mapping[str, Any]) -> str:
-    """The report as Markdown: the verdict, the main tables, and the configuration."""
+    """The report as Markdown: the verdict, the main tables, the slices, and the configuration."""
     metrics = about["metrics"]
-    columns = main_columns(metrics)
-    return (
-        page_environment(PACKAGE)
-        .get_template("report.md.j2")
-        .render(about, titles=TITLES, columns=columns, item_table=item_table(metrics))
-    )
+    tables = {"columns": main_columns(metrics), "item_table": item_table(metrics), "slices": slices(metrics)}
+    template = page_environment(PACKAGE).get_template("report.md.j2")
+    return template.render(about, titles=TITLES, shown_name=shown_name, **tables)
+
+
+def slices(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """By what the queries are divided by: ranking to part to figures. Those of one part alone are left out."""
+    others: Mapping[str, Any] = metrics.get("slices", {})
+    found: dict[str, Any] = {"popularity of the target": metrics["buckets"]}
+    found |= {SLICES.get(name, name): rows for name, rows in others.items()}
+    if len(metrics.get("events", {}).get("model", ())) > 1:
+        found["event type of the target"] = metrics["events"]
+    return found
 
 
 def item_table(metrics: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
