@@ -167,13 +167,14 @@ def _only_writer(partial: Path) -> Generator[None]:
             f"another process is writing {partial}; wait until it ends, or end it, then run this again"
         ) from None
     try:
+        partial.mkdir(exist_ok=True)  # Who held the lock until now may have removed it since the look above.
         yield
     finally:
         if partial.is_dir() and not _holds_work(partial):
             shutil.rmtree(partial)
-        lock.release()
         if not partial.is_dir():
-            Path(f"{partial}.lock").unlink(missing_ok=True)
+            Path(f"{partial}.lock").unlink(missing_ok=True)  # While it is held: a moment later it may be another's.
+        lock.release()
 
 
 @contextmanager

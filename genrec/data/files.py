@@ -28,8 +28,10 @@ def temporary_beside(path: Path) -> Path:
 
 def remove_temporary(folder: Path) -> None:
     """Remove what killed writers left below ``folder``, where nobody writes any more."""
-    for left in folder.rglob(".*.tmp"):
-        left.unlink()
+    for place, _, names in os.walk(folder):  # A writer that is being ended may still move or remove something.
+        for name in names:
+            if name.startswith(".") and name.endswith(".tmp"):
+                Path(place, name).unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

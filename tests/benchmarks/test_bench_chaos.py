@@ -110,13 +110,17 @@ tries.write_text(tries.read_text() + "x" if tries.exists() else "x")
 
 
 def attempts(
-    path: Path, monkeypatch: pytest.MonkeyPatch, then: str, killer: chaos.Killer | None = None
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    then: str,
+    killer: chaos.Killer | None = None,
+    silence_s: float = 60.0,
 ) -> chaos.Attempts:
     """Attempts of a script that counts its starts in ``round/tries``, and then does ``then``."""
     monkeypatch.setattr(chaos, "command", lambda file: [sys.executable, "-c", COUNTING.format(then=then), str(file)])
     monkeypatch.setattr(chaos, "by_kind", lambda processes: {"driver": found} if (found := list(processes)) else {})
     monkeypatch.setattr(chaos, "draw", lambda kinds, rng: next(((k, found[0]) for k, found in kinds.items()), None))
-    config = tiny_config(path, path, "bench.silence_s=1")
+    config = tiny_config(path, path, f"bench.silence_s={silence_s}")
     return chaos.Attempts(config, path / "round", None, chaos.Tally(), killer)
 
 
@@ -138,7 +142,8 @@ def test_a_command_that_is_silent_after_a_kill_hangs_and_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     child = "import subprocess; subprocess.Popen(['sleep', '60'])"
-    run = attempts(tmp_path, monkeypatch, f"{child}\nif len(tries.read_text()) == 1: time.sleep(60)", killer())
+    then = f"{child}\nif len(tries.read_text()) == 1: time.sleep(60)"
+    run = attempts(tmp_path, monkeypatch, then, killer(), silence_s=3.0)
     monkeypatch.setattr(chaos, "draw", lambda kinds, rng: ("raylet", Immortal()))
     monkeypatch.setattr(chaos, "sweep", lambda session: sweep(session, timeout_s=0))
     run.run()
@@ -159,7 +164,7 @@ def test_a_command_that_fails_by_itself_ends_the_benchmark(tmp_path: Path, monke
     ):
         attempts(tmp_path, monkeypatch, "print('odd', file=sys.stderr); sys.exit(7)").run()
     with pytest.raises(InputError, match=r"wrote nothing for 1 s in prepare although nothing was killed"):
-        attempts(tmp_path, monkeypatch, "time.sleep(60)").run()
+        attempts(tmp_path, monkeypatch, "time.sleep(60)", silence_s=1.0).run()
 
 
 @pytest.mark.parametrize("faults", [(["a.json"], []), ([], ["sft, after gcs in sft was killed"])])

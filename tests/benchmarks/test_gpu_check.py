@@ -1,6 +1,7 @@
 """The check on a GPU: a part that fails or takes too long costs none of the others, and keeps what it has measured."""
 
 import json
+import threading
 import time
 from pathlib import Path
 
@@ -33,12 +34,15 @@ def test_a_long_figure_is_cut_in_the_table_and_a_failure_is_not() -> None:
 
 @pytest.mark.usefixtures("quick_parts")
 def test_parts_that_may_share_the_card_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    running, most = list[str](), list[int]()
+    running, most, together = list[str](), list[int](), threading.Barrier(2, timeout=20)
 
     def run(name: str, **_: object) -> dict[str, object]:
         running.append(name)
-        time.sleep(0.2)
+        if name in ("a", "b"):
+            together.wait()
         most.append(len(running))
+        if name in ("a", "b"):
+            together.wait()
         running.remove(name)
         return {}
 

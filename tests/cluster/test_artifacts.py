@@ -5,13 +5,14 @@ import os
 import shutil
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from support.pipeline import made
 from support.synthetic import chain_shop, tiny_config
 
-from cluster import fingerprint, pipeline
+from cluster import artifacts, fingerprint, pipeline
 from cluster.artifacts import PENDING, Artifact, Recipe, make_artifact
 from cluster.stages import prepare
 from cluster.stages.plan import StageRun
@@ -233,6 +234,40 @@ def test_a_run_that_is_refused_leaves_the_other_what_it_has_begun(shop: Path, tm
         return {}
 
     assert make_artifact(config, recipe, work).path.is_dir()
+
+
+def test_a_run_begins_while_another_one_removes_the_directory_that_it_left_empty(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, recipe = tiny_config(tmp_path, shop), Recipe("probe", {}, (__name__,))
+    partial = tmp_path / "probe" / f"{recipe.key}.partial"
+
+    class Late(FileLock):
+        def acquire(self, *args: Any, **options: Any) -> Any:
+            shutil.rmtree(partial)
+            return super().acquire(*args, **options)
+
+    monkeypatch.setattr(artifacts, "FileLock", Late)
+    assert make_artifact(config, recipe, lambda folder: {"there": folder.is_dir()}).metrics["there"]
+
+
+def test_a_lock_that_another_run_took_over_is_not_removed(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, recipe = tiny_config(tmp_path, shop), Recipe("probe", {}, (__name__,))
+    file = tmp_path / "probe" / f"{recipe.key}.partial.lock"
+    next_one = FileLock(file)
+
+    class Watched(FileLock):
+        def release(self, *args: Any, **options: Any) -> None:
+            super().release(*args, **options)
+            next_one.acquire(timeout=0)
+
+    monkeypatch.setattr(artifacts, "FileLock", Watched)
+    make_artifact(config, recipe, lambda folder: {})
+    with pytest.raises(Timeout):
+        FileLock(file).acquire(timeout=0)
+    next_one.release()
 
 
 def test_a_full_run_checks_its_source_once(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

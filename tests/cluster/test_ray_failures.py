@@ -12,6 +12,7 @@ from ray.train import WorkerGroupError
 from ray.train.v2.api.exceptions import ControllerError
 
 from cluster import ray_failures
+from cluster.interruption import is_alive
 from genrec.errors import InputError
 
 DIED = ActorDiedError()
@@ -89,7 +90,7 @@ def test_a_command_ends_with_its_ray_and_says_so_once(told: bool, lines: int) ->
     output, errors = process.communicate(timeout=20)
     assert process.returncode == 2 and output == ""
     assert errors.count("error: Ray's sleep on this machine ended") == lines == len(errors.splitlines())
-    assert not psutil.pid_exists(other) or psutil.Process(other).status() == psutil.STATUS_ZOMBIE
+    assert not any(one.pid == other and is_alive(one) for one in psutil.process_iter())
 
 
 def test_the_end_of_ray_at_the_end_of_a_run_is_no_loss() -> None:

@@ -4,6 +4,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,16 +15,20 @@ from genrec.errors import InputError
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300), pytest.mark.usefixtures("ray_cluster")]
 
 
-def start(*delays_s: float) -> list[Any]:
-    """Actors that answer with their number, each after its delay; all are up."""
+def start(count: int) -> list[Any]:
+    """Actors that answer with their number; all are up."""
     import ray
 
     class Worker:
-        def __init__(self, number: int, delay_s: float) -> None:
-            self._number, self._delay_s = number, delay_s
+        def __init__(self, number: int) -> None:
+            self._number = number
 
         def work(self) -> int:
-            time.sleep(self._delay_s)
+            return self._number
+
+        def work_late(self, at: int, file: Path) -> int:
+            while self._number == at and not file.exists():
+                time.sleep(0.02)
             return self._number
 
         def refuse(self) -> None:
@@ -38,7 +43,7 @@ def start(*delays_s: float) -> list[Any]:
             return self._number
 
     make = ray.remote(num_cpus=0.1)(Worker)
-    actors = [make.remote(number, delay_s) for number, delay_s in enumerate(delays_s)]
+    actors = [make.remote(number) for number in range(count)]
     ray.get([actor.__ray_ready__.remote() for actor in actors])
     return actors
 
@@ -57,22 +62,25 @@ def settled(pool: RolloutPool) -> RolloutPool:
     return pool
 
 
-def test_a_slow_actor_takes_fewer_requests_than_a_fast_one() -> None:
-    pool = settled(RolloutPool(start(0.0, 1.0), 60))
-    done = Counter(answer.result() for answer in [pool.send("work", ()) for _ in range(20)])
+def test_a_slow_actor_takes_fewer_requests_than_a_fast_one(tmp_path: Path) -> None:
+    pool, go = settled(RolloutPool(start(2), 60)), tmp_path / "go"
+    answers = [pool.send("work_late", (1, go)) for _ in range(20)]
+    wait_until(lambda: sum(answer.done() for answer in answers) >= 20 - AHEAD)
+    go.touch()
+    done = Counter(answer.result() for answer in answers)
     assert done[1] <= AHEAD, done
     assert done[0] + done[1] == 20
 
 
 def test_answers_come_in_the_order_of_the_requests_and_the_thread_ends_with_the_last() -> None:
-    pool = settled(RolloutPool(start(0.0, 0.0, 0.0), 60))
+    pool = settled(RolloutPool(start(3), 60))
     ticket = [pool.send("echo", (number,)) for number in range(30)]
     assert [answer.result() for answer in ticket] == list(range(30))
     wait_until(lambda: not any(thread.name == "rollouts" for thread in threading.enumerate()))
 
 
 def test_a_refused_request_is_its_own_error_and_the_others_are_answered() -> None:
-    pool = RolloutPool(start(0.0), 60)
+    pool = RolloutPool(start(1), 60)
     answers = [pool.send(method, ()) for method in ("work", "refuse", "work")]
     assert (answers[0].result(), answers[2].result()) == (0, 0)
     with pytest.raises(InputError, match=r"^not this one$"):
@@ -80,7 +88,7 @@ def test_a_refused_request_is_its_own_error_and_the_others_are_answered() -> Non
 
 
 def test_what_waited_for_an_actor_that_is_gone_goes_to_the_others() -> None:
-    pool = settled(RolloutPool(start(0.0, 0.0), 60))
+    pool = settled(RolloutPool(start(2), 60))
     answers = [pool.send("die", (1,)) for _ in range(40)]
     assert {answer.result() for answer in answers} == {0}
     assert pool.up == 1
@@ -91,7 +99,7 @@ def test_where_the_last_actor_is_gone_for_too_long_all_that_waits_fails(monkeypa
     from cluster import rollout_pool
 
     monkeypatch.setattr(rollout_pool, "PATIENCE_S", 1.0)
-    pool = settled(RolloutPool(start(0.0), 60))
+    pool = settled(RolloutPool(start(1), 60))
     answers = [pool.send("die", (0,)) for _ in range(3)]
     import ray
 

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -29,24 +29,33 @@ UPDATE = {"step": 1.0, "reward": 0.5, "staleness": 0.0}
 
 
 class Slow:
+    def __init__(self, wait: Callable[[float], None] = time.sleep) -> None:
+        self._wait = wait
+
     def submit(self, queries: list[Query], policy: Snapshot) -> list[Group]:
         four, empty = torch.zeros(4), torch.empty(0)
         return [Group(query, 0, four, empty, empty, empty, {}) for query in queries]
 
     def collect(self, ticket: list[Group]) -> list[Group]:
-        time.sleep(0.05)
+        self._wait(0.05)
         return ticket
 
 
-def test_rollouts_are_counted_and_the_learner_is_idle_while_it_waits() -> None:
-    timed = TimedRollouts(Slow())
+def test_rollouts_are_counted_and_the_learner_is_idle_while_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+
+    def wait(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(telemetry, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    timed = TimedRollouts(Slow(wait))
     ticket = timed.submit([Query(i, 0, (1,), 0) for i in range(3)], Snapshot(0, {}))
-    time.sleep(0.05)
+    wait(0.05)
     assert len(timed.collect(ticket)) == 3
     found = timed.figures()
-    assert 0 < found["rollouts_per_s"] <= 12 / 0.1
-    assert found["queue_age_s"] >= 0.05
-    assert 0 < found["learner_utilisation"] <= 0.6
+    assert found["rollouts_per_s"] == pytest.approx(12 / 0.1)
+    assert found["queue_age_s"] == pytest.approx(0.05)
+    assert found["learner_utilisation"] == pytest.approx(0.5)
     assert timed.figures()["rollouts_per_s"] == 0
 
 

@@ -38,8 +38,8 @@ def test_what_another_trial_makes_is_waited_for(tmp_path: Path, monkeypatch: pyt
 
     spec = SearchSpec(RunSpec(config, tmp_path, tmp_path, tmp_path), remake)
     other.acquire()
-    threading.Timer(0.4, other.release).start()
     start = time.monotonic()
+    threading.Timer(0.4, other.release).start()
     found = trial._with_own_stages(spec, config, {"learning.sft.lr": 1e-3})
     assert time.monotonic() - start >= 0.4 and len(made) == 1, "nothing was made while the other held it"
     assert found.start == found.data == tmp_path / "sft" / recipe.key

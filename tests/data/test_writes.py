@@ -10,7 +10,7 @@ from pathlib import Path
 from support.s3_server import S3Server
 
 from cluster.newest_run import point_to
-from genrec.data.files import write_atomically
+from genrec.data.files import remove_temporary, temporary_beside, write_atomically
 from genrec.data.object_store import ObjectStore
 
 WRITERS = 4
@@ -47,6 +47,15 @@ def test_threads_point_to_the_newest_run_at_once(tmp_path: Path) -> None:
         at_once(lambda number: point_to(tmp_path / "shop", tmp_path / f"shop-{number}"))
     assert (tmp_path / "shop").readlink().name.startswith("shop-")
     assert len(list(tmp_path.iterdir())) == WRITERS + 1
+
+
+def test_what_is_left_of_writers_is_removed_while_another_one_ends(tmp_path: Path) -> None:
+    for number in range(50):
+        temporary_beside(tmp_path / str(number) / "record.json").parent.mkdir()
+        temporary_beside(tmp_path / str(number) / "record.json").write_text("cut off")
+    (tmp_path / ".folder.tmp").mkdir()
+    at_once(lambda number: remove_temporary(tmp_path))
+    assert not list(tmp_path.glob("*/.*")) and (tmp_path / ".folder.tmp").is_dir()
 
 
 def at_once(work: Callable[[int], object]) -> None:

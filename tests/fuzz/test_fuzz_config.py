@@ -12,7 +12,13 @@ from genrec.config import Config, known_keys, load_config, to_yaml
 from genrec.errors import InputError
 
 KEYS = sorted(known_keys())
-LIMITS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+LIMITS = settings(
+    max_examples=40,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
 ODD = ["~", "~nobody/x", "${name}", "${", "???", "2020-13-45", "1e999", "0x", "..", "/", "\0", "[", "{a: 1"]
 HOSTILE = ["[" * 5000, "a: &a [*a]", "a: &a {b: *a}", "? [1]\n: 2", "!!python/object:os.system {}"]

@@ -17,8 +17,11 @@ import genrec
 from genrec.errors import InputError
 from genrec.inference.recommender import Recommendation, Reply
 
-EXAMPLES = int(os.environ.get("GENREC_FUZZ_EXAMPLES", "150"))
-QUICK = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+ASKED = int(os.environ.get("GENREC_FUZZ_EXAMPLES", "0"))
+EXAMPLES = ASKED or 150
+QUICK = settings(
+    max_examples=EXAMPLES, derandomize=not ASKED, deadline=None, suppress_health_check=list(HealthCheck), database=None
+)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -109,11 +108,12 @@ def train(rank: int, root: Path, case: Case) -> None:
         (root / f"{case.name}.json").write_text(json.dumps(state.curve))
 
 
-def work(rank: int, root: Path, runs: list[Case], port: int) -> None:
+def work(rank: int, root: Path, runs: list[Case]) -> None:
     torch.set_num_threads(1)
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2}
     os.environ |= {name: str(value) for name, value in places.items()} | {"MASTER_ADDR": "127.0.0.1"}
-    distributed.init_process_group("gloo")
+    store = distributed.FileStore(str(root / "group"), 2)  # A port that is free now may be another's by then.
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     for case in runs:
         train(rank, root, case)
     distributed.destroy_process_group()
@@ -122,10 +122,7 @@ def work(rank: int, root: Path, runs: list[Case], port: int) -> None:
 def test_the_strategies_have_one_curve_and_resume_each_other(tmp_path: Path) -> None:
     pytest.importorskip("deepspeed")
     runs = cases(tiny_backbone(tmp_path / "backbone", tied=False))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(work, (tmp_path, runs, port), nprocs=2)
+    multiprocessing.spawn(work, (tmp_path, runs), nprocs=2)
     for case in runs:
         plain = "lora ddp" if case.policy.kind == "pretrained" else "ddp"
         curve = json.loads((tmp_path / f"{plain}.json").read_text())

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +49,12 @@ def update(queries: list[Query], options: dict[str, Any], directory: Path) -> No
     write_json({name: value for name, value in measured.items() if "advantage_share" not in name}, directory / "m.json")
 
 
-def work(rank: int, root: Path, port: int) -> None:
+def work(rank: int, root: Path) -> None:
     torch.set_num_threads(1)
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2}
     os.environ |= {name: str(value) for name, value in places.items()} | {"MASTER_ADDR": "127.0.0.1"}
-    distributed.init_process_group("gloo")
+    store = distributed.FileStore(str(root / "group"), 2)  # A port that is free now may be another's by then.
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     for name, options in SETTINGS.items():
         update(QUERIES[rank::2], options, root / name / str(rank))
     with pytest.raises(InputError, match="step 1: got a loss of inf"):
@@ -63,11 +63,7 @@ def work(rank: int, root: Path, port: int) -> None:
 
 
 def test_two_workers_make_the_update_of_one_learner_with_all_queries(tmp_path: Path) -> None:
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(work, (tmp_path, port), nprocs=2)
+    multiprocessing.spawn(work, (tmp_path,), nprocs=2)
     start = {name: tensor.detach() for name, tensor in small_policy(random_catalog(*SIZES))[0].trainable().items()}
     for name, options in SETTINGS.items():
         update(QUERIES, options, tmp_path / name / "alone")

@@ -19,10 +19,13 @@ HEADERS = {"x-api-key": KEY}
 def make_service(
     storage: Path, *runs: str, share: float = 0.0, deployment: str = "one", **settings: object
 ) -> HttpService:
-    """The service of runs of ``storage``, such as ``alone`` of ``support.served``."""
+    """The service of runs of ``storage``, such as ``alone`` of ``support.served``; no answer of it is late by default.
+
+    On a busy machine an answer may take longer than ``serve.deadline_ms`` of a real service.
+    """
     places = [RunPlace.find(storage / "runs" / run) for run in runs]
     shared = RunsFile(str(storage), deployment)
-    return HttpService(places, Split(share), Serve.model_validate(settings), shared)
+    return HttpService(places, Split(share), Serve.model_validate({"deadline_ms": 20_000, **settings}), shared)
 
 
 @contextmanager

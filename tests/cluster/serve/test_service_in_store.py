@@ -53,7 +53,7 @@ def on_machine(storage: Path, s3: S3Server, tmp_path: Path, monkeypatch: pytest.
     def made(machine: str) -> HttpService:
         monkeypatch.setenv("HOME", str(tmp_path / machine))
         place = RunPlace.find(s3.url("genrec/runs/shop"))
-        return HttpService([place], Split(), Serve(cached_answers=0), RunsFile(s3.url(), "one"))
+        return HttpService([place], Split(), Serve(cached_answers=0, deadline_ms=20_000), RunsFile(s3.url(), "one"))
 
     return made
 
