@@ -7,6 +7,7 @@ resamples: their difference is a paired comparison.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TypedDict
 
 import numpy as np
@@ -18,7 +19,6 @@ from genrec.metrics import FloatArray
 
 DRAWS_AT_ONCE = 4_000_000
 """Indices drawn per block, which bounds memory."""
-
 
 MIN_QUERIES = 6
 """Fewer queries have no interval: even if all of them agree, a sign test has p = 2 · 2^-5 > 0.05."""
@@ -68,17 +68,28 @@ def resampled_means(values_QM: FloatArray, resamples: int, seed: int) -> NDArray
     queries = len(values_QM)
     if queries == 0:
         raise InputError("got no queries to resample, wanted at least one: is the test split empty? check data.split")
-    rng = np.random.default_rng(seed)
     values_QM = np.ascontiguousarray(values_QM, dtype=np.float64)
+    counts_BQ = _draws(queries, resamples, seed)
     block = max(1, DRAWS_AT_ONCE // queries)
-    parts: list[NDArray[np.float64]] = []
+    means_BM = np.empty((resamples, values_QM.shape[1]))
+    for start in range(0, resamples, block):
+        rows = slice(start, start + block)
+        means_BM[rows] = counts_BQ[rows].astype(np.float64) @ values_QM / queries
+    return means_BM
+
+
+@lru_cache(maxsize=1)
+def _draws(queries: int, resamples: int, seed: int) -> NDArray[np.uint8]:
+    """How often each resample has each query, (resamples, Q); kept, since all rankings of the queries share them."""
+    rng = np.random.default_rng(seed)
+    counts_BQ = np.empty((resamples, queries), np.uint8)  # A query of many is drawn about once, and of few at most Q.
+    block = max(1, DRAWS_AT_ONCE // queries)
     for start in range(0, resamples, block):
         size = min(block, resamples - start)
         draws = rng.integers(0, queries, (size, queries))
         draws += np.arange(size)[:, None] * queries
-        counts = np.bincount(draws.ravel(), minlength=size * queries).reshape(size, queries)
-        parts.append(counts.astype(np.float64) @ values_QM / queries)
-    return np.concatenate(parts) if parts else np.zeros((0, values_QM.shape[1]))
+        counts_BQ[start : start + size] = np.bincount(draws.ravel(), minlength=size * queries).reshape(size, queries)
+    return counts_BQ
 
 
 def intervals(values: Mapping[str, FloatArray], resamples: int, seed: int) -> dict[str, tuple[float, float]]:

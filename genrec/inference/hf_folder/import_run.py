@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -16,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from genrec.config import Config
 from genrec.data.content import content_digest
-from genrec.data.files import require_directory_at, write_json, write_parquet
+from genrec.data.files import fill_once, require_directory_at, write_json, write_parquet
 from genrec.data.model_files import LOADING
 from genrec.data.tables import QUERIES, QUERY_CONTEXT, SEQUENCES, SPLITS
 from genrec.errors import InputError
@@ -49,15 +51,16 @@ def import_run(folder: Path, storage: Path, name: str = "") -> Path:
     config = Config.model_validate({**told["config"], "storage": str(storage)})
     if name:
         config = config.replace(name=name)
-    parts = {part: storage / "imported" / key / part for part in ("catalog", "data", "policy")}
-    assigned = parts["catalog"].with_name(f"catalog-{key}")
-    parts["catalog"] = assigned
-    if config.policy.kind != "scratch":
-        parts["backbone"] = storage / "imported" / key / "backbone"
-        config = _with_backbone(folder, config, parts["backbone"], about)
-    _copy_catalog(folder / OWN, assigned, storage / "live" / assigned.name)
-    _write_data(folder / OWN, parts["data"])
-    _write_policy(folder, config, parts["policy"], Catalog.load(assigned), about)
+    place = storage / "imported" / key
+    parts = {"catalog": place / f"catalog-{key}", "data": place / "data", "policy": place / "policy"}
+    place.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{place}.lock"):
+        if config.policy.kind != "scratch":
+            parts["backbone"] = place / "backbone"
+            config = _with_backbone(folder, config, parts["backbone"], about)
+        _copy_catalog(folder / OWN, parts["catalog"], storage / "live" / parts["catalog"].name)
+        _write_data(folder / OWN, parts["data"])
+        _write_policy(folder, config, parts["policy"], Catalog.load(parts["catalog"]), about)
     run = storage / "runs" / f"{config.name}-{key}"
     record = {
         "parts": {part: path.relative_to(storage).as_posix() for part, path in parts.items()},
@@ -82,8 +85,8 @@ def _read_run(folder: Path) -> dict[str, Any]:
 def _copy_catalog(own: Path, assigned: Path, live: Path) -> None:
     """The catalogue as it was assigned, and its state after later changes."""
     shutil.copytree(own / "catalog", assigned, dirs_exist_ok=True)
-    if (own / "live").is_dir() and not live.is_dir():
-        shutil.copytree(own / "live", live)
+    if (own / "live").is_dir():
+        fill_once(live, partial(shutil.copytree, own / "live"))
 
 
 def _write_data(own: Path, data: Path) -> None:
@@ -99,15 +102,15 @@ def _write_data(own: Path, data: Path) -> None:
 
 def _with_backbone(folder: Path, config: Config, backbone: Path, about: dict[str, Any]) -> Config:
     """The config of a policy whose weights are all in the folder; a pretrained one gets a model without SID tokens."""
-    if not backbone.is_dir():
+
+    def write(fresh: Path) -> None:
         model = _plain(folder)
         style_markers = 2 if config.policy.sid_tokens == "numbered" else 0
         model.resize_token_embeddings(about["first_sid_token"] - style_markers, mean_resizing=False)
-        fresh = backbone.with_name(".backbone")
-        shutil.rmtree(fresh, ignore_errors=True)
         model.save_pretrained(fresh)
         shutil.copytree(folder / OWN / "tokenizer", fresh, dirs_exist_ok=True)
-        fresh.rename(backbone)
+
+    fill_once(backbone, write)
     changes = {"policy.path": str(backbone), "policy.finetuning": "full", "policy.weights": "pretrained"}
     return config.replace(changes)
 
