@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from cluster.artifacts import Artifact
 from genrec.config import Config, Items, PolicyConfig
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import DynamicCache
 
     from genrec.policy.decoding.beam import Beams
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from genrec.sid.trie import Trie
 
 NEEDS: tuple[str, ...] = ()
+Tell = Callable[[Bench], None]
 MILLION = 1_000_000
 
 
@@ -59,8 +62,12 @@ def run(config: Config, artifacts: Mapping[str, Artifact]) -> Bench:
     return measure(config, ON_GPU if on_gpu else DecodeSize(), "cuda" if on_gpu else "cpu")
 
 
-def measure(config: Config, size: DecodeSize, device: str = "cpu") -> Bench:
-    """Every comparison, for each prompt length and each number of beams of ``size``."""
+def measure(config: Config, size: DecodeSize, device: str = "cpu", tell: Tell = lambda bench: None) -> Bench:
+    """Every comparison, for each prompt length and each number of beams of ``size``.
+
+    Args:
+        tell: told of what is known so far, first of the search alone: the references may take too long.
+    """
     import torch
 
     torch.set_num_threads(config.compute.threads)
@@ -70,7 +77,8 @@ def measure(config: Config, size: DecodeSize, device: str = "cpu") -> Bench:
             setup = _DecodeSetup(config, size, history, width, device)
             if history != size.histories[0] or len(size.widths) > 1:
                 setup.suffix = f"_p{setup.length}_w{width}"
-            _compare_with_generate(setup, bench)
+            _compare_with_generate(setup, bench, tell)
+            tell(bench)
             _catalogue_and_memory(setup, bench)
             if place == 0 and not size.searches_only:
                 _scoring(setup, bench)
@@ -124,8 +132,10 @@ class _DecodeSetup:
             self.policy.hidden(self.tokens_BP, prompt_positions(self.mask_BP), prompt_mask(self.mask_BP))
 
 
-def _compare_with_generate(setup: _DecodeSetup, bench: Bench) -> None:
+def _compare_with_generate(setup: _DecodeSetup, bench: Bench, tell: Tell) -> None:
     """Tree decoding, ``generate``, the Python trie and the prompt's forward alone, at each vocabulary.
+
+    A reference that finds no room on a GPU is left out, and ``no_room_for_…`` is 1.
 
     over_flop_bound = (seconds of tree decoding / seconds of the prompt) / ((P + 2·W) / P)
     """
@@ -139,17 +149,35 @@ def _compare_with_generate(setup: _DecodeSetup, bench: Bench) -> None:
             setup.policy.model.resize_token_embeddings(tokens, mean_resizing=False)
         name = f"{vocabulary}{setup.suffix}"
         tokens_BWL = setup.policy.sids.tokens(setup.beam().codes_BWL)
-        for reference, decode in references.items():
-            same = float((decode(*arguments) == tokens_BWL).float().mean())
-            bench.figures[f"same_tokens_as_{reference}_{name}"] = same
         work: dict[str, Callable[[], object]] = {"tree": setup.beam, "prompt": setup.prompt}
-        work |= {reference: partial(decode, *arguments) for reference, decode in references.items()}
+        seconds = interleaved_timings(work, rounds)
+        bench.figures |= {f"{label}_s_{name}": statistics.median(values) for label, values in seconds.items()}
+        tell(bench)
+        for reference, decode in references.items():
+            found = _answer_if_room(partial(decode, *arguments))
+            if found is None:
+                bench.figures[f"no_room_for_{reference}_{name}"] = 1.0
+                continue
+            bench.figures[f"same_tokens_as_{reference}_{name}"] = float((found == tokens_BWL).float().mean())
+            work[reference] = partial(decode, *arguments)
         seconds = interleaved_timings(work, rounds)
         bench.figures |= {f"{label}_s_{name}": statistics.median(values) for label, values in seconds.items()}
         bench.ratios |= {
-            f"vs_{reference}_{name}": ratio(seconds[reference], seconds["tree"]) for reference in references
+            f"vs_{reference}_{name}": ratio(seconds[reference], seconds["tree"])
+            for reference in references
+            if reference in work
         }
         bench.ratios[f"over_flop_bound_{name}"] = ratio(seconds["tree"], seconds["prompt"]) / bound
+
+
+def _answer_if_room(decode: Callable[[], Tensor]) -> Tensor | None:
+    """What ``decode`` finds; None where the GPU's memory does not suffice, all of which is free again then."""
+    import torch
+
+    with suppress(torch.OutOfMemoryError):
+        return decode()
+    torch.cuda.empty_cache()
+    return None
 
 
 def _catalogue_and_memory(setup: _DecodeSetup, bench: Bench) -> None:

@@ -79,9 +79,10 @@ def main() -> int:
         with ThreadPoolExecutor(len(names) if beside else 1) as threads:
             running = {threads.submit(run, name): name for name in group}
             for done in as_completed(running):
-                found[running[done]] = done.result()
+                error = done.exception()
+                found[running[done]] = done.result() if error is None else {"failed": repr(error)}
                 (options.out / "gpu_check.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-                sys.stdout.write(table(running[done], done.result()))
+                sys.stdout.write(table(running[done], found[running[done]]))
                 sys.stdout.flush()
     return int(any("failed" in figures for figures in found.values()))
 
@@ -106,7 +107,8 @@ def run_part(name: str, unpacked: Path, out: Path, end: float, *, rehearse: bool
     figures: dict[str, Any] = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {}
     figures["seconds"] = round(time.monotonic() - started, 1)
     if failed:
-        figures["failed"] = failed + "; the end of its log:\n" + "\n".join(log.read_text("utf-8").splitlines()[-12:])
+        said = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        figures["failed"] = failed + "; the end of its log:\n" + "\n".join(said[-12:])
     return figures
 
 

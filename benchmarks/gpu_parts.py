@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.decode import DecodeSize, measure
-from benchmarks.harness import WITHOUT_ROWS, in_process, random_catalog, timed
+from benchmarks.harness import WITHOUT_ROWS, Bench, in_process, random_catalog, timed
 from cluster import pipeline
 from cluster.artifacts import Artifact, finished_artifact
 from cluster.session import configure_process
@@ -43,9 +43,11 @@ class Figures(dict[str, Any]):
         self._file = file
 
     def add(self, **figures: float | str) -> None:
-        """Add ``figures`` and write all of them."""
+        """Add ``figures`` and write all of them; a part that is ended meanwhile leaves the file as it was."""
         self.update(figures)
-        self._file.write_text(json.dumps(self), encoding="utf-8")
+        whole = self._file.with_suffix(".writing")
+        whole.write_text(json.dumps(self), encoding="utf-8")
+        whole.replace(self._file)
 
 
 @dataclass(frozen=True)
@@ -270,8 +272,22 @@ def shapes(machine: Machine, figures: Figures) -> None:
     Weights and optimizer in float32, matrix products in bfloat16. ``tokens_per_s`` counts the prompts' tokens.
     """
     for name, shape in SHAPES.items():
-        _measure_shape(name, shape, machine, figures)
-        _free_memory(machine)
+        with _kept_apart(name, machine, figures):
+            _measure_shape(name, shape, machine, figures)
+
+
+@contextmanager
+def _kept_apart(label: str, machine: Machine, figures: Figures) -> Generator[None]:
+    """A piece of a part that costs the other pieces nothing when it fails, nor memory when it is over.
+
+    What went wrong is kept under ``<label>_failed``, with which the part ends as one that failed.
+    """
+    try:
+        yield
+    except Exception as error:
+        LOG.exception("%s failed", label)
+        figures.add(**{f"{label}_failed": repr(error)[:400]})
+    _free_memory(machine)
 
 
 def _free_memory(machine: Machine) -> None:
@@ -338,9 +354,11 @@ def _of_shape(shape: Mapping[str, int], catalog: Catalog, machine: Machine) -> t
 
 
 def decoding(machine: Machine, figures: Figures) -> None:
-    """The searches of ``bench decode`` at the shape of Qwen3-1.7B, with as many queries as 80 GB hold for ``generate``.
+    """The searches of ``bench decode`` at the width and depth of Qwen3-1.7B, with every head's own keys and values.
 
-    It holds the prompt once for each beam: 115 KB for each of 1,000 tokens.
+    ``generate`` holds the prompt once for each beam, in float32 as attention gets it: 28 layers · 2 · 2,048 · 4 bytes =
+    459 KB for each of 1,000 tokens. That is 46 GB for 100 beams, which a card of 80 GB holds, and 118 GB for 256; where
+    a reference finds no room, ``no_room_for_…`` says so, and the others are measured.
     """
     real = DecodeSize(
         layers=28,
@@ -353,12 +371,15 @@ def decoding(machine: Machine, figures: Figures) -> None:
     )
     small = dataclasses.replace(real, layers=1, hidden=64, heads=2, items=300, many_items=1000, histories=(5,))
     config = load_config([], ["compute.threads=2"])
-    for width, batch in ((50, machine.size(4, 1)), (256, 1)):
+    for width, batch in ((50, machine.size(2, 1)), (256, 1)):
         size = dataclasses.replace(small if machine.rehearse else real, widths=(width,), batch=batch)
-        bench = measure(config, size, machine.device)
-        figures.add(**{f"w{width}_{name}": value for name, value in bench.figures.items()})
-        figures.add(**{f"w{width}_ratio_{name}": value for name, value in bench.ratios.items()})
-        _free_memory(machine)
+
+        def tell(bench: Bench, width: int = width) -> None:
+            figures.add(**{f"w{width}_{name}": value for name, value in bench.figures.items()})
+            figures.add(**{f"w{width}_ratio_{name}": value for name, value in bench.ratios.items()})
+
+        with _kept_apart(f"w{width}", machine, figures):
+            tell(measure(config, size, machine.device, tell))
 
 
 def nccl(machine: Machine, figures: Figures) -> None:
@@ -420,6 +441,8 @@ def main() -> None:
     figures = Figures(Path(result))
     figures.add(card=torch.cuda.get_device_name() if machine.device == "cuda" else "none", torch=torch.__version__)
     WORK[name](machine, figures)
+    if failed := [label for label in figures if label.endswith("_failed")]:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """The recipes of ``configs/versions``, each trained whole on one data set with one backbone, beside what was claimed.
 
-The config gives data, backbone, and how long and at which rates is trained, equal for all. A recipe gives its method:
-semantic IDs, the supervised loss, fine-tuning and joint training where the backbone knows text, objective, rewards and
-search. ``bench.variants`` chooses recipes, ``bench.seeds`` the number of policies of each. ``v3_plain`` is ``v3``
-without the reward for new items. ``benchmarks.compare`` says what is kept.
+The config gives data, backbone, the number of codes (``sid.levels``, ``sid.codebook_size``), and how long and at which
+rates is trained, equal for all. A recipe gives its method: semantic IDs, what prompts say of events (nothing), the
+supervised loss, fine-tuning and joint training where the backbone knows text, objective, rewards and search.
+``bench.variants`` chooses recipes, ``bench.seeds`` the number of policies of each. ``v3_plain`` is ``v3`` without the
+reward for new items. ``benchmarks.compare`` says what is kept.
 """
 
 from __future__ import annotations
@@ -46,13 +47,15 @@ RECIPES: Mapping[str, tuple[str, ...]] = {
 """Each recipe's file, and what is changed in it."""
 
 METHOD = (
-    *("sid.quantizer", "sid.codebook", "sid.decay", "sid.text_weight", "sid.cf_weight", "policy.items"),
+    *("sid.quantizer", "sid.codebook", "sid.decay", "sid.text_weight", "sid.cf_weight"),
+    *("policy.items", "policy.context"),
     *("learning.sft.loss", "learning.sft.ema_decay"),
     *(f"learning.rl.{name}" for name in ("objective", "advantage", "group", "generation", "ratio_clip", "gae_lambda")),
     *(
         "learning.rl.critic",
         "learning.rl.critic_layers",
         "learning.rl.kl",
+        "learning.rl.prefix_weight",
         "learning.rl.sft",
         "learning.rl.ema_decay",
         "rewards",

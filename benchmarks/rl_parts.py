@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from genrec.config import Config, load_config, packaged_file
+from genrec.config.section import Section
 from genrec.errors import InputError
 
 
@@ -87,9 +88,30 @@ def rows_of(config: Config) -> dict[str, Config]:
         raise InputError(f"bench.parts names {wrong}; wanted: names without +, and not sft, which is the first row")
     if unknown := [name for row in rows for name in row.split("+") if name not in known]:
         raise InputError(f"bench.variants names {unknown}; wanted: some of {list(known)}, alone or joined by +")
-    return {
-        row: changed(config, dict(change for name in row.split("+") for change in known[name].items())) for row in rows
-    }
+    return {row: changed(config, _changes(known, row)) for row in rows}
+
+
+def overruled(config: Config, row: str) -> dict[str, tuple[Any, Any]]:
+    """The keys that the config sets and the parts of ``row`` set otherwise, with the config's value and theirs.
+
+    Theirs counts. A key at its default is not set; one of ``bench.grid`` has the grid's values in every row.
+    """
+    found: dict[str, tuple[Any, Any]] = {}
+    for key, value in _changes(known_parts(config), row).items():
+        *sections, name = key.split(".")
+        section: Any = config
+        for one in sections:
+            section = getattr(section, one)
+        given = getattr(section, name, value)
+        is_set = not isinstance(given, Section) and given != type(section).model_fields[name].default
+        if is_set and given != value and key not in config.bench.grid:
+            found[key] = (given, value)
+    return found
+
+
+def _changes(known: Mapping[str, Mapping[str, Any]], row: str) -> dict[str, Any]:
+    """What the parts of a row change, the later ones over the earlier."""
+    return dict(change for name in row.split("+") for change in known[name].items())
 
 
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:

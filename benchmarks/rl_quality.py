@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.compare import Comparison, RunScore, audit, compare, make_from, paired_gains, score_policy
 from benchmarks.harness import in_process, seeds_of
-from benchmarks.rl_parts import changed, rows_of
+from benchmarks.rl_parts import changed, overruled, rows_of
 from benchmarks.rl_tables import rl_quality_page
 from cluster.artifacts import Artifact
 from cluster.progress import STAGE
@@ -64,6 +64,10 @@ def run(config: Config, artifacts: Mapping[str, Artifact]) -> Comparison:
         InputError: an unknown row, key, value or metric.
     """
     trials = {row: list(trials_of(row, own)) for row, own in rows_of(config).items()}
+    for row in trials:
+        for key, (given, value) in overruled(config, row).items():
+            about = (row, key, value, given)
+            LOG.warning("row %s has %s=%s, not the config's %s; a part of bench.parts can set it", *about)
     served = any(trial.config.learning.rl.served for choices in trials.values() for trial in choices)
     bench, found = _RlQuality(config, artifacts, served=served), Found()
     seeds = list(seeds_of(config))

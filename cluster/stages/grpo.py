@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from cluster import reward_file
 from cluster.session import configure_process
 from cluster.stages.plan import Plan, StageRun
-from cluster.stages.sft import policy_settings
 from cluster.telemetry import Telemetry, TimedRollouts, metric_loggers
 from cluster.train import RunSpec, make_accelerator, make_checkpoints, run_training, save_result, training_summary
 from genrec.config import Config
@@ -40,9 +39,8 @@ VALIDATION_WIDTH = 50
 
 
 def plan(run: StageRun) -> Plan:
-    """Improve the SFT policy, with the reward terms of the user's file too."""
-    config = run.config
-    settings = rl_settings(config) | {"policy": policy_settings(config)} | reward_file.settings(run.reward_file)
+    """Improve the SFT policy, an input that stands for ``policy``, with the reward terms of the user's file too."""
+    settings = rl_settings(run.config) | reward_file.settings(run.reward_file)
     return Plan(settings, partial(_improve, spec_of(run), run.reward_file))
 
 

@@ -1,9 +1,12 @@
 """The recipes trained whole on a tiny shop: every one with its own method, beside the documents' figures."""
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from support.encoders import CircleEncoder
 from support.synthetic import chain_shop, tiny_config
 
@@ -11,6 +14,7 @@ from benchmarks import compare, recipes
 from benchmarks.claims import verdicts
 from cluster import pipeline
 from cluster.stages import grpo
+from genrec.config import load_config, packaged_file
 from genrec.sid import build, embed
 
 SETTINGS = (
@@ -55,6 +59,35 @@ def test_recipes_are_trained_whole_and_stand_beside_what_was_claimed(
     monkeypatch.setattr(grpo, "grpo_loop", None)
     monkeypatch.setattr(compare, "predict", None)
     assert recipes.run(config, inputs).table() == page
+
+
+GIVEN = (
+    *("name", "sid.levels", "sid.codebook_size", "policy.kind", "policy.prompt", "decode.batch_size"),
+    *(f"learning.sft.{name}" for name in ("epochs", "lr", "min_lr", "batch_size", "micro_batch", "patience")),
+    *(f"learning.sft.{name}" for name in ("eval_steps", "eval_queries")),
+    *(f"learning.rl.{name}" for name in ("steps", "queries", "micro_queries", "rollout_chunk", "lr")),
+    *(f"learning.rl.{name}" for name in ("eval_every", "eval_queries")),
+)
+"""What the config gives: number of codes, backbone, and how long and at which rates is trained."""
+
+
+def pinned(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted keys that a file sets."""
+    for name, value in settings.items():
+        yield from pinned(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+@pytest.mark.parametrize("data", ["industrial", "events"])
+def test_all_that_a_recipe_pins_is_its_method_or_is_given_for_all(name: str, data: str) -> None:
+    file, *changes = recipes.RECIPES[name]
+    keys = set(pinned(yaml.safe_load(packaged_file(f"{file}.yaml").read_text(encoding="utf-8"))))
+    method = {*recipes.METHOD, *recipes.PRETRAINED, *recipes.TEXT}
+    assert {key for key in keys if not any(f"{key}.".startswith(f"{one}.") for one in method)} <= set(GIVEN)
+    own = load_config([file], changes)
+    found = recipes.recipe(load_config([data, "smollm2", "cpu"]), name)
+    for key in sorted(method):
+        assert recipes._value(found, key) == recipes._value(own, key), key
 
 
 def test_a_gain_within_its_noise_is_not_reached_and_one_without_an_interval_is_not_judged() -> None:

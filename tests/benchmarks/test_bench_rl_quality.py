@@ -7,7 +7,7 @@ import pytest
 from support.synthetic import chain_shop, tiny_config
 
 from benchmarks import compare, rl_quality
-from benchmarks.rl_parts import PARTS, RECIPES, SERVED_PARTS, known_parts, rows_of
+from benchmarks.rl_parts import PARTS, RECIPES, SERVED_PARTS, known_parts, overruled, rows_of
 from cluster import pipeline
 from cluster.stages import grpo
 from genrec.errors import InputError
@@ -60,6 +60,17 @@ def test_every_part_is_a_valid_config_and_starts_from_the_same_sft_policy(tmp_pa
     rows |= rows_of(config.replace({"bench.variants": list(SERVED_PARTS)}))
     assert len({str(one) for one in rows.values()}) >= len(rows) - 1  # The config may be one of the parts.
     assert all(one.learning.sft == config.learning.sft and one.policy == config.policy for one in rows.values())
+
+
+def test_what_a_part_takes_from_the_config_is_said(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, tmp_path, "learning.rl.steps=600", "bench.parts.long={learning.rl.steps: 600}")
+    assert rows_of(config)["listwise"].learning.rl.steps == 300
+    assert overruled(config, "listwise")["learning.rl.steps"] == (600, 300)
+    for row in ("config", "grpo", "listwise+long"):
+        assert "learning.rl.steps" not in overruled(config, row)
+    of_grid = config.replace({"bench.grid": {"learning.rl.steps": (2,)}})
+    assert "learning.rl.steps" not in overruled(of_grid, "listwise")
+    assert overruled(tiny_config(tmp_path, tmp_path, "learning.rl.steps=300"), "v1") == {}
 
 
 @pytest.mark.parametrize(

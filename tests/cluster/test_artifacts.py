@@ -66,6 +66,7 @@ def test_what_changes_the_speed_alone_changes_no_key(shop: Path, tmp_path: Path,
         ("embed.max_tokens=8", {"embed"}),
         ("sid.iterations=3", {"assign"}),
         ("learning.sft.lr=1e-4", {"sft", "folds"}),
+        ("policy.hidden=64", {"sft", "folds"}),  # Other stages know the policy by their input.
         ("learning.rl.lr=1e-4", {"grpo", "tune"}),
         ("rewards.prefix=0.5", {"grpo", "tune"}),
         ("learning.rl.group=6", {"groups", "grpo", "tune"}),

@@ -145,6 +145,7 @@ def test_the_whole_model_of_1_7b_has_four_levels_and_trains_all_its_weights() ->
     config = load_config(["industrial", "versions/three_stage", "qwen3-1.7b", "a100"])
     assert (config.policy.path, config.policy.finetuning) == ("Qwen/Qwen3-1.7B", "full")
     assert (config.sid.levels, config.sid.collisions) == (3, "suffix")
+    assert config.policy.sid_tokens == "numbered"
     assert config.learning.stages.pretraining.lr == config.learning.sft.lr == 2e-5
 
 

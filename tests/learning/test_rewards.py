@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -299,6 +300,21 @@ def test_context_that_the_data_does_not_have_is_refused_before_the_run(world: tu
     context = read_reward_context(data, CODES, ["event"], RewardSettings(events={"click": 1.0}))
     asked = group([2, 1, 0], 1, query=1)
     assert TERMS["event"](asked, context).tolist() == [0.5, 1, 0], "a type without a value has that of other_events"
+
+
+def test_a_term_that_the_data_leaves_idle_is_warned_of(
+    world: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    read_reward_context(world[0], CODES, ["diversity", "unwanted_repeat"], RewardSettings(purchases=("unknown",)))
+    assert not caplog.messages
+    items = pq.read_table(world[0] / "items.parquet")
+    without = pa.array([[]] * 4, items["categories"].type)
+    place = items.schema.get_field_index("categories")
+    pq.write_table(items.set_column(place, items.field(place), without), world[0] / "items.parquet")
+    read_reward_context(world[0], CODES, ["diversity", "unwanted_repeat"], RewardSettings())
+    no_category, no_purchase = caplog.messages
+    assert no_category == "no item has a category, so nothing is paid by the rewards: diversity"
+    assert "types are ['unknown']" in no_purchase and "every repeat is unwanted, a target too" in no_purchase
 
 
 def test_a_log_without_event_types_rewards_every_event_alike(world: tuple[Path, Path]) -> None:

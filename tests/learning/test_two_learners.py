@@ -20,6 +20,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "grpo": {},
     "dapo": {"objective": "dapo", "entropy": 0.1, "ema_decay": 0.5},
     "ppo": {"objective": "ppo"},
+    "ppo with layers": {"objective": "ppo", "critic": "layers"},
     "batch_std": {"advantage": "batch_std", "candidate_weight": "probability"},
 }
 
@@ -78,7 +79,10 @@ def test_two_workers_make_the_update_of_one_learner_with_all_queries(tmp_path: P
             # AdamW's first step is lr · sign(gradient), and the sign of a gradient of 0 is rounding noise.
             assert error < (1e-5 if file == "optimizer" else 5e-3) * change, (name, file)
         if (alone / "critic.pt").is_file():  # A run may continue with another number of workers.
-            names = [set(torch.load(place / "critic.pt", weights_only=True)["critic"]) for place in (alone, first)]
-            assert names[0] == names[1], name
+            wanted, found = (torch.load(place / "critic.pt", weights_only=True) for place in (alone, first))
+            assert set(wanted["critic"]) == set(found["critic"]), name
+            for number, moments in wanted["optimizer"]["state"].items():  # The first moment is a tenth of the gradient.
+                gradient, own = (state["exp_avg"] for state in (moments, found["optimizer"]["state"][number]))
+                torch.testing.assert_close(own, gradient, rtol=1e-4, atol=1e-7)
         measured, wanted = (json.loads((place / "m.json").read_text()) for place in (first, alone))
         assert measured == pytest.approx(wanted, rel=1e-3, abs=1e-5)

@@ -47,6 +47,15 @@ class PretendedTensor(Tensor):
         """Every operation on such tensors."""
         return run(operation, args, kwargs or {})
 
+    @property
+    def data(self) -> Any:
+        """The values, without a gradient; what is assigned takes their place, as in any tensor."""
+        return PretendedTensor(self.held)
+
+    @data.setter
+    def data(self, new: PretendedTensor) -> None:
+        self.held = new.held
+
     def tolist(self) -> Any:
         """The values, as from a CUDA tensor."""
         return self.held.tolist()

@@ -5,6 +5,7 @@ Apart from ``context``, which every term imports, because ItemKNN and the reader
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -24,6 +25,11 @@ from genrec.errors import InputError
 from genrec.learning.rewards import FutureItems, RewardContext
 from genrec.sid.vectors import VectorFiles, unit_rows
 
+LOG = logging.getLogger(__name__)
+
+CATEGORIES = {"diversity", "category_count", "categories"}
+"""Terms that pay for the categories of items."""
+
 FUTURE = {"future", "event", "unwanted_repeat", "dcg"}
 """Terms that look up what the user did next."""
 
@@ -40,7 +46,7 @@ FOLDS = 5
 def read_reward_context(
     data: Path, codes_NL: Tensor, terms: Collection[str], settings: RewardSettings, vectors: Path | None = None
 ) -> RewardContext:
-    """The context that ``terms`` need, from train rows and the catalogue alone.
+    """The context that ``terms`` need, from train rows and the catalogue alone; warns of a term that it leaves idle.
 
     Args:
         data: the output of ``prepare``.
@@ -56,9 +62,12 @@ def read_reward_context(
     counts_N = read_train_counts(data, items.num_rows).events_N
     needs_future = bool(FUTURE & set(terms)) or (settings.ground_truth == "future" and bool(HITS & set(terms)))
     bucket_N = torch.from_numpy(popularity_bucket(counts_N))
+    categories = [path[-1] if path else "" for path in items["categories"].to_pylist()]
+    if (idle := sorted(CATEGORIES & set(terms))) and not any(categories):
+        LOG.warning("no item has a category, so nothing is paid by the rewards: %s", ", ".join(idle))
     return RewardContext(
         codes_NL,
-        [path[-1] if path else "" for path in items["categories"].to_pylist()],
+        categories,
         settings,
         counts_N=torch.from_numpy(counts_N),
         future_items=_future_items(read_queries(data, "train", FUTURE_COLUMNS), terms, settings)
@@ -104,6 +113,13 @@ def _future_items(queries: pa.Table, terms: Collection[str], settings: RewardSet
         raise InputError(
             f"rewards.event and rewards.lists.dcg: the train log's event types are {sorted(types)}, which all have the "
             "value 0 in rewards.settings.events and other_events; give a value to a type that occurs"
+        )
+    if "unwanted_repeat" in terms and not types & set(settings.purchases):
+        LOG.warning(
+            "the train log's event types are %s, and none of them is among rewards.settings.purchases %s, so for "
+            "rewards.unwanted_repeat every repeat is unwanted, a target too",
+            sorted(types),
+            list(settings.purchases),
         )
     return future_items
 
