@@ -11,7 +11,7 @@ from cluster.node_check import require_nodes
 from cluster.node_files import NodeFiles, collect_files, files_in_work
 from cluster.session import connect, require_resources
 from genrec.config import Config
-from genrec.errors import InputError
+from genrec.errors import InputError, packed_error, unpacked_error
 from genrec.progress import Progress, log_progress
 
 LOG = logging.getLogger(__name__)
@@ -65,12 +65,12 @@ class _Actor:
                 self._files.leave()
             return row
         except InputError as error:
-            return {"shard": shard, "refused": str(error)}
+            return {"shard": shard, "refused": packed_error(error)}
 
 
 def _accepted(row: dict[str, Any]) -> dict[str, Any]:
     if refused := row.pop("refused"):
-        raise InputError(refused)
+        raise unpacked_error(refused)
     return row
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 from cluster.artifacts import Artifact
 from genrec.config import Config
 from genrec.data.files import temporary_beside
 from genrec.inference.run_record import RECORD
+
+LOG = logging.getLogger(__name__)
 
 
 def point_to(newest: Path, kept: Path) -> None:
@@ -20,16 +23,15 @@ def point_to(newest: Path, kept: Path) -> None:
     link.replace(newest)
 
 
-def not_served(config: Config, assigned: Artifact) -> str:
-    """A warning, on a line of its own, where the newest run of the config's name serves another catalogue; else ''."""
+def warn_if_not_served(config: Config, assigned: Artifact) -> None:
+    """Say so where the newest run of the config's name serves another catalogue, and sees no change of this one."""
     try:
         record = json.loads((config.storage_path / "runs" / config.name / RECORD).read_text(encoding="utf-8"))
         catalog = str(record["parts"]["catalog"])
     except (OSError, ValueError, KeyError, TypeError):
-        return ""
-    if catalog == f"assign/{assigned.key}":
-        return ""
-    return (
-        f"\nwarning: the run {config.name} serves another catalogue ({catalog}) and does not see this change; give the "
-        "configs and keys that it was made with"
-    )
+        return
+    if catalog != f"assign/{assigned.key}":
+        LOG.warning(
+            f"the run {config.name} serves another catalogue ({catalog}) and does not see this change; give the "
+            "configs and keys that it was made with"
+        )

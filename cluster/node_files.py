@@ -22,7 +22,7 @@ from genrec.config import Config
 from genrec.data.artifact_cache import ArtifactCache, SharedFolder
 from genrec.data.files import require_directory_at, write_text
 from genrec.data.object_store import ObjectStore, explained, store_error
-from genrec.errors import InputError
+from genrec.errors import InputError, MachineError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -86,13 +86,13 @@ class NodeFiles:
         """In a worker: have the files that the stage reads.
 
         Raises:
-            InputError: an artifact is no longer in the store, or the store cannot be read.
+            MachineError: an artifact is no longer in the store, or the store cannot be read.
         """
         if self._is_here():
             return
         for path in self.inputs:
             if not self.cache.fetch(path):
-                raise InputError(
+                raise MachineError(
                     f"{self.cache.store.url}/{self.cache.name(path)} is gone from storage; run the same command again, "
                     "which makes it again"
                 )
@@ -162,7 +162,8 @@ def require_storage(config: Config) -> None:
     Raises:
         InputError: with the reason and the remedy.
     """
-    require_directory_at(config.storage_path, f"storage={config.storage}")
+    key = f"compute.cache={config.compute.cache}" if config.is_remote else f"storage={config.storage}"
+    require_directory_at(config.storage_path, key)
     if (cache := artifact_cache(config)) is not None:
         cache.store.require_usable(f".probe-{uuid4().hex}")
 
@@ -172,7 +173,7 @@ def explaining_failed_storage(config: Config) -> Generator[None]:
     """Turn the error of a store that Ray or a worker met into one with its remedy.
 
     Raises:
-        InputError: such an error was raised inside the block.
+        MachineError: such an error was raised inside the block.
     """
     try:
         yield

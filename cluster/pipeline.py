@@ -119,7 +119,8 @@ class Stage:
 
     ``reads`` names the stages whose artifacts it needs, each with the condition under which it does. ``writes`` says in
     words what lies in its directory. ``publish(run, artifact)`` is called each time, also when the artifact was there.
-    ``require(config)`` refuses what the stage cannot do, before the first stage is made.
+    ``require(config)`` refuses what the stage cannot do, before the first stage is made, and ``require_data(config,
+    data)`` what it cannot do with the prepared log in ``data``, before the stage after ``prepare`` is.
     """
 
     name: str
@@ -129,6 +130,7 @@ class Stage:
     reads: Mapping[str, Condition] = field(default_factory=dict[str, Condition])
     publish: Callable[[StageRun, Artifact], None] | None = None
     require: Callable[[Config], None] | None = None
+    require_data: Callable[[Config, Path], None] | None = None
 
     @property
     def code(self) -> str:
@@ -164,6 +166,7 @@ STAGES: Mapping[str, Stage] = {
             writes="sids.parquet, the trie, the quantizer, sid_health.json and .html",
             reads={"prepare": always, "embed": fits_a_quantizer},
             plan=assign.plan,
+            require_data=assign.require_data,
         ),
         Stage(
             "sft",
@@ -205,6 +208,7 @@ STAGES: Mapping[str, Stage] = {
             writes="policy.safetensors, curve.json with the audit of every update",
             reads=_rl_reads(rewards_similarity),
             plan=grpo.plan,
+            require_data=grpo.require_data,
         ),
         Stage(
             "tune",
@@ -214,6 +218,7 @@ STAGES: Mapping[str, Stage] = {
             plan=tune.plan,
             publish=tune.publish,
             require=tune.require,
+            require_data=grpo.require_data,
         ),
         Stage(
             "refit",
@@ -288,6 +293,8 @@ def _run(config: Config, until: Sequence[str], reward_file: Path | None) -> dict
         later = ", ".join(other.name for other in order[number:]) or "nothing"
         LOG.info("── %d/%d %s: %s (then: %s)", number, len(order), stage.name, stage.about, later)
         made[stage.name] = run_stage(config, stage.name, made, reward_file=reward_file)
+        if stage.name == "prepare":
+            _require_data(config, order, made[stage.name].path)
     return made
 
 
@@ -297,6 +304,13 @@ def _require(config: Config, order: Sequence[Stage]) -> None:
         if stage.require is not None:
             stage.require(config)
     require_models(config, [stage.name for stage in order])
+
+
+def _require_data(config: Config, order: Sequence[Stage], data: Path) -> None:
+    """Refuse what one of the stages could not do with the prepared log, before the next is made."""
+    for stage in order:
+        if stage.require_data is not None:
+            stage.require_data(config, data)
 
 
 def stages_needed(config: Config, *until: str) -> list[Stage]:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 import psutil
 
 from cluster import interruption
-from genrec.errors import InputError
+from genrec.errors import InputError, MachineError
 
 GRACE_S = 1.0
 """Seconds in which the main thread may raise the error that Ray gives it; five times as many to end then."""
@@ -38,7 +38,7 @@ def explaining_ray_failures(what: str) -> Generator[None]:
     """Turn an error of Ray that only says that one of its processes or nodes died into one message.
 
     Raises:
-        InputError: ``what`` stopped for such an error; errors of the work itself stay as they are.
+        MachineError: ``what`` stopped for such an error; errors of the work itself stay as they are.
     """
     try:
         yield
@@ -48,7 +48,7 @@ def explaining_ray_failures(what: str) -> Generator[None]:
         if (reason := loss(error)) is None:
             raise
         _told.set()
-        raise InputError(f"{what} stopped: {reason}; {REMEDY}") from error
+        raise MachineError(f"{what} stopped: {reason}; {REMEDY}") from error
 
 
 def loss(error: BaseException) -> str | None:

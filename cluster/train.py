@@ -22,7 +22,7 @@ from cluster.session import connect, joins_cluster, require_resources
 from cluster.trackers import require_trackers
 from genrec.config import Config, packaged_file
 from genrec.data.files import write_json, write_text
-from genrec.errors import InputError
+from genrec.errors import InputError, packed_error, unpacked_error
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -227,7 +227,7 @@ def train_on_ray(
                 raise
     collect_files()
     if refused.is_file():
-        raise InputError(refused.read_text(encoding="utf-8"))
+        raise unpacked_error(refused.read_text(encoding="utf-8"))
 
 
 def _called(work: Callable[[], None]) -> None:
@@ -249,7 +249,7 @@ def _worker_entry(loop: Callable[[], None], out: Path) -> None:
         try:
             loop()
         except InputError as error:
-            write_text(str(error), out / REFUSED)
+            write_text(packed_error(error), out / REFUSED)
             # Among several workers, one that ends quietly would leave the others waiting for it.
             if ray.train.get_context().get_world_size() > 1:
                 raise

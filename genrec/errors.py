@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
@@ -29,6 +30,17 @@ class InputError(ValueError):
 
 class MachineError(InputError):
     """Something around the work is missing, the input may be good: what was done stays, for the same command."""
+
+
+def packed_error(error: InputError) -> str:
+    """``error`` as text, from which another process makes it again with ``unpacked_error``."""
+    return json.dumps({"of_machine": isinstance(error, MachineError), "message": str(error)})
+
+
+def unpacked_error(text: str) -> InputError:
+    """The error that ``packed_error`` was told, as an ``InputError`` or as a ``MachineError``."""
+    told = json.loads(text)
+    return MachineError(told["message"]) if told["of_machine"] else InputError(told["message"])
 
 
 class BeingWrittenError(MachineError):

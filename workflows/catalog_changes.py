@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster import pipeline
 from cluster.artifacts import Artifact
-from cluster.newest_run import not_served
+from cluster.newest_run import warn_if_not_served
 from cluster.store_folders import change_of_catalog
 from genrec.config import Config
 from genrec.sid import catalog_updates
@@ -31,8 +31,8 @@ def insert(config: Config, file: Path) -> str:
     changes = changes_of(config, assigned)
     with change_of_catalog(config, changes):
         done = catalog_updates.insert(assigned.path, changes, items, encode, vectors=vectors, embed=config.embed)
-    said = f"inserted {done['inserted']} items, returned {done['returned']}; {_state(done)}"
-    return said + not_served(config, assigned)
+    warn_if_not_served(config, assigned)
+    return f"inserted {done['inserted']} items, returned {done['returned']}; {_state(done)}"
 
 
 def remove(config: Config, ids: Sequence[str]) -> str:
@@ -45,7 +45,8 @@ def remove(config: Config, ids: Sequence[str]) -> str:
     changes = changes_of(config, assigned)
     with change_of_catalog(config, changes):
         done = catalog_updates.remove(assigned.path, changes, ids)
-    return f"removed {done['removed']} items; {_state(done)}{not_served(config, assigned)}"
+    warn_if_not_served(config, assigned)
+    return f"removed {done['removed']} items; {_state(done)}"
 
 
 def changes_of(config: Config, assigned: Artifact) -> Path:

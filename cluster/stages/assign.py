@@ -45,6 +45,22 @@ def plan(run: StageRun) -> Plan:
     return Plan(settings, partial(_quantize, config, data, vectors))
 
 
+def require_data(config: Config, data: Path) -> None:
+    """Refuse items that the quantizer cannot give semantic IDs, before they are embedded.
+
+    Raises:
+        InputError: too few or too many of them, or none with the names that a readable quantizer needs.
+    """
+    from genrec.data.readers import count_items, read_items
+    from genrec.sid.fit import require_items
+    from genrec.sid.readable import SidNames
+
+    if config.sid.is_readable:
+        SidNames.learn(read_items(data), config.sid)
+    elif config.sid.quantizer != "given":
+        require_items(count_items(data), config.sid)
+
+
 def _take(config: Config, data: Path, out: Path) -> Mapping[str, Any]:
     from genrec.sid.build import finish_published
 

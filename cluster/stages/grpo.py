@@ -44,6 +44,19 @@ def plan(run: StageRun) -> Plan:
     return Plan(settings, partial(_improve, spec_of(run), run.reward_file))
 
 
+def require_data(config: Config, data: Path) -> None:
+    """Refuse lists that are longer than the catalogue, before the policy is trained that would write them.
+
+    Raises:
+        InputError: so they are.
+    """
+    from genrec.data.readers import count_items
+    from genrec.learning.rl.slate_advantages import require_room
+
+    if config.learning.rl.generation == "slate":
+        require_room(config.learning.rl.slate, count_items(data))
+
+
 def rl_settings(config: Config) -> dict[str, Any]:
     """What a policy that rewards improve depends on, besides where it starts."""
     rl = config.learning.rl

@@ -25,6 +25,7 @@ from cluster.content import hash_cache
 from cluster.data import parallel_map
 from cluster.stages.plan import Plan, StageRun
 from genrec.config import Config
+from genrec.data.columns import renames_that_count
 from genrec.data.files import write_json, write_parquet
 from genrec.data.filters import Bools, Ints, k_core, keep_titles, users_per_item, window
 from genrec.data.partition import partition_part, read_bucket, total_counts
@@ -94,6 +95,7 @@ def plan(run: StageRun) -> Plan:
     window(config.data.filters)
     files = source.files()
     data = config.data.result_settings()
+    data["columns"] = renames_that_count(config.data.columns)
     settings = {
         "data": {name: value for name, value in data.items() if name not in PLACES},
         "files": fingerprint(files, hash_cache(config)),

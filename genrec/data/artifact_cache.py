@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from genrec.data.object_store import FileDigest, ObjectStore, StoredFile
-from genrec.errors import InputError
+from genrec.errors import MachineError
 
 MANIFEST = "manifest.json"
 FILES = "files.json"
@@ -48,7 +48,7 @@ class ArtifactCache:
         Processes of this machine that want the same one wait for the first of them.
 
         Raises:
-            InputError: the store cannot be read, or a file in it is damaged.
+            MachineError: the store cannot be read, or a file in it is damaged.
         """
         if (directory / MANIFEST).is_file():
             return True
@@ -69,7 +69,7 @@ class ArtifactCache:
     def _download(self, name: str, target: Path) -> None:
         record = self.store.read_json(f"{name}/{FILES}")
         if record is None:
-            raise InputError(f"{self.store.url}/{name} has a {MANIFEST} and no {FILES}; remove it, to make it again")
+            raise MachineError(f"{self.store.url}/{name} has a {MANIFEST} and no {FILES}; remove it, to make it again")
         wanted = {file: FileDigest(**about) for file, about in record.items()}
         target.mkdir(parents=True, exist_ok=True)
         missing = {

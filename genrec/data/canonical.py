@@ -227,7 +227,16 @@ def _times(text: pa.ChunkedArray) -> pa.ChunkedArray:
     except pa.ArrowInvalid:
         plain = pc.utf8_trim_whitespace(_text(text))
     zoned = bool(pc.any(pc.match_substring_regex(plain, r"(Z|[+-]\d\d:?\d\d)$")).as_py())
+    _refuse_mixed(plain)
     return plain.cast(pa.timestamp("ns", "UTC" if zoned else None))
+
+
+def _refuse_mixed(text: pa.ChunkedArray) -> None:
+    """Raise ValueError for numbers beside other text, and name one that is none: Arrow names a number."""
+    is_number = pc.match_substring_regex(text, r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
+    numbers, others = text.filter(is_number), text.filter(pc.invert(is_number))
+    if len(numbers) and len(others):
+        raise ValueError(f"{len(numbers)} numbers, such as '{numbers[0]}', and '{others[0]}'")
 
 
 def _unit_of(values: pa.ChunkedArray, where: str, column: str) -> Unit:

@@ -61,6 +61,15 @@ def check_renames(columns: Mapping[str, str]) -> None:
             raise InputError(f"data.columns.{name}: no such canonical column; choose from {', '.join(known)}")
 
 
+def renames_that_count(columns: Mapping[str, str]) -> dict[str, str]:
+    """``columns`` without names that are looked for first anyway: where these are found, they say nothing.
+
+    ``id`` is not among them: a column ``item_id`` of the item table would come before it.
+    """
+    first = {name: others[0] for name, others in (*CATALOG_ALIASES.items(), *LOG_ALIASES.items())}
+    return {name: column for name, column in columns.items() if first.get(name) != column}
+
+
 def find_log_columns(schema: pa.Schema, columns: Mapping[str, str], where: str) -> dict[str, str]:
     """Canonical log column -> the file's column, for the columns that the file has.
 

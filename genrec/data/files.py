@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from genrec.errors import InputError
+from genrec.errors import InputError, MachineError
 
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """What a disk answers that is full, or not to be written by this user. Libraries hand it on as text alone."""
@@ -94,7 +95,7 @@ def explaining_failed_writes(what: str, where: Path) -> Generator[None]:
     """Turn the error of a disk that is full or closed into one that names ``what`` stopped, why, and the remedy.
 
     Raises:
-        InputError: a write inside the block, in this process or in one whose error arrived here, was refused.
+        MachineError: a write inside the block, in this process or in one whose error arrived here, was refused.
     """
     try:
         yield
@@ -103,21 +104,32 @@ def explaining_failed_writes(what: str, where: Path) -> Generator[None]:
     except Exception as error:
         if (reason := write_refusal(error)) is None:
             raise
-        raise InputError(
+        raise MachineError(
             f"{what} stopped: {reason}; wanted: free space, and the right to write, under {where}; "
             "then run the same command again, which continues from here"
         ) from error
 
 
 def require_directory_at(place: Path, key: str) -> None:
-    """Refuse a place where no directory can be, because it is a file or lies below one; ``key`` names it.
+    """Refuse a place where no directory is and none can be made: a file, one below a file, ``/proc``; ``key`` names it.
+
+    Nothing is left there.
 
     Raises:
         InputError: so it is.
     """
-    nearest = next((one for one in (place, *place.absolute().parents) if one.exists()), place)
-    if nearest.exists() and not nearest.is_dir():
-        raise InputError(f"{key}: {nearest} is a file; wanted a directory, or a place for a new one")
+    place, wanted = place.absolute(), "wanted a directory, or a place for a new one"
+    try:
+        if place.is_dir():
+            return
+        nearest = next(one for one in (place, *place.parents) if one.exists() or one.is_symlink())
+        if not nearest.is_dir():
+            what = "a link to nothing" if nearest.is_symlink() and not nearest.exists() else "a file"
+            raise InputError(f"{key}: {nearest} is {what}; {wanted}")
+        Path(tempfile.mkdtemp(prefix=".genrec-", dir=nearest)).rmdir()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"{key}: no directory can be made at {place} ({reason}); {wanted}") from None
 
 
 def write_refusal(error: BaseException) -> str | None:

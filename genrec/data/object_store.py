@@ -23,7 +23,7 @@ from urllib.parse import parse_qs, urlsplit
 from pyarrow import fs
 
 from genrec.data.files import temporary_beside, write_refusal
-from genrec.errors import InputError
+from genrec.errors import InputError, MachineError
 
 LOG = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class FileDigest:
 class ObjectStore:
     """The files under ``url``, named by their paths below it, such as ``"sft/0123/policy.safetensors"``.
 
-    Every method raises InputError, with the remedy, where the store cannot be reached, refuses, or is not there.
+    Every method raises MachineError, with the remedy, where the store cannot be reached, refuses, or is not there.
     """
 
     url: str
@@ -83,7 +83,7 @@ class ObjectStore:
         """Write, read and remove the file ``probe``, so that what is refused is refused before any work."""
         self.write(probe, b"genrec")
         if self.read(probe) != b"genrec":
-            raise InputError(f"{self.url}: a file reads back otherwise than it was just written")
+            raise MachineError(f"{self.url}: a file reads back otherwise than it was just written")
         self.remove([probe])
 
     def files(self, folder: str) -> dict[str, StoredFile]:
@@ -124,7 +124,7 @@ class ObjectStore:
         try:
             return None if content is None else json.loads(content)
         except ValueError as error:
-            raise InputError(f"{self.url}/{name} is damaged ({error}); remove it, and what it belongs to") from None
+            raise MachineError(f"{self.url}/{name} is damaged ({error}); remove it, and what it belongs to") from None
 
     def write(self, name: str, content: bytes) -> None:
         """Write a small file, or replace it, in one step."""
@@ -291,4 +291,4 @@ def explained(error: BaseException, url: str) -> Exception:
         remedy = "a file that was there is gone; run the same command again, which makes it again"
     else:
         remedy = cause_of(reason) or "it cannot be reached, or fails again and again; then run the same command again"
-    return InputError(f"storage {url}: {remedy} ({reason[:300]})")
+    return MachineError(f"storage {url}: {remedy} ({reason[:300]})")

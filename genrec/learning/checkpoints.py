@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from genrec.data.files import share, write_json
-from genrec.errors import InputError
+from genrec.errors import MachineError
 
 
 class Checkpoints(Protocol):
@@ -39,14 +39,14 @@ def refusing_failed_writes(where: str) -> Generator[None]:
     """Turn an error of writing a checkpoint, such as a full disk, into one that says what remains and what to do.
 
     Raises:
-        InputError: a file could not be written inside the block.
+        MachineError: a file could not be written inside the block.
     """
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
             raise
-        raise InputError(
+        raise MachineError(
             f"the checkpoint could not be written to {where} ({str(error).splitlines()[0]}); the one before it is "
             "whole: free space there, then run the same command again, which resumes from it"
         ) from error

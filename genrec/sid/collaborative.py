@@ -53,6 +53,12 @@ def write_factors(data: Path, texts: Reader, out: Path, settings: Sid, seed: int
         write_vectors(factors_ND[start : start + settings.shard_items], start, shard_path(out / "cf", shard))
 
 
+def refuse_wide(dims: int, items: int) -> None:
+    """Raise InputError if so many items have no ``dims`` factors."""
+    if dims > items - 2:
+        raise InputError(f"sid.cf_dims={dims} needs more than {dims + 1} items, there are {items}; lower sid.cf_dims")
+
+
 def factorise(
     events: TrainEvents, items: int, *, dims: int, window: int, seed: int, scratch: Path
 ) -> tuple[Floats, Bools]:
@@ -72,8 +78,7 @@ def factorise(
     together = Cooccurrence.of(events, items, window)
     if not together.weights_N.any():
         raise InputError("sid.cf_weight > 0, but no user has two train items: set sid.cf_weight=0")
-    if dims > items - 2:
-        raise InputError(f"sid.cf_dims={dims} needs more than {dims + 1} items, there are {items}; lower sid.cf_dims")
+    refuse_wide(dims, items)
     ranges = list(together.ranges())
     if len(ranges) == 1 and items <= EXACT_ITEMS:
         matrix = together.ppmi(ranges[0])

@@ -16,7 +16,7 @@ from genrec.data.files import write_json
 from genrec.data.readers import count_items, read_items
 from genrec.data.shards import shard_path
 from genrec.errors import InputError
-from genrec.sid.collaborative import write_factors
+from genrec.sid.collaborative import refuse_wide, write_factors
 from genrec.sid.distributed.collectives import ProcessGroup
 from genrec.sid.distributed.vector_stream import Stream
 from genrec.sid.inputs import TextFiles, open_inputs
@@ -28,20 +28,31 @@ from genrec.sid.vectors import Longs, VectorFiles, write_vectors
 from genrec.threads import limit_threads
 
 
-def prepare_fit(data: Path, vectors: Path, out: Path, settings: Sid, seed: int) -> int:
-    """Check the inputs, and write collaborative vectors or title hashes if they are quantized; returns N.
+def require_items(items: int, settings: Sid) -> None:
+    """Refuse numbers of items that a quantizer with these settings cannot give SIDs, before any vector is made.
 
     Raises:
-        InputError: vectors that do not fit the item table, fewer items than codes, or more items than SIDs.
+        InputError: fewer items than codes, or more than SIDs, or too few for the collaborative factors.
     """
-    items = count_items(data)
-    VectorFiles(vectors).require(items)
     if settings.collisions == "resolve":
         if settings.quantizer == "vq" and items > settings.level_sizes[0]:
             raise InputError(f"got {items} items and {settings.level_sizes[0]} codes: {VQ_SHARES}")
         refuse_full(items, settings.level_sizes)
     refuse_many(settings.level_sizes)
-    refuse_few(len(fit_rows(items, settings, seed)), settings.level_sizes)
+    refuse_few(min(items, settings.fit_limit or items), settings.level_sizes)
+    if settings.cf_weight > 0:
+        refuse_wide(settings.cf_dims, items)
+
+
+def prepare_fit(data: Path, vectors: Path, out: Path, settings: Sid, seed: int) -> int:
+    """Check the inputs, and write collaborative vectors or title hashes if they are quantized; returns N.
+
+    Raises:
+        InputError: vectors that do not fit the item table, or as ``require_items``.
+    """
+    items = count_items(data)
+    VectorFiles(vectors).require(items)
+    require_items(items, settings)
     if settings.cf_weight > 0 and not is_fitted(out):
         write_factors(data, TextFiles(vectors), out, settings, seed)
     if settings.quantizer == "title" and not is_fitted(out):

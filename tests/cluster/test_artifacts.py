@@ -324,6 +324,35 @@ def test_machines_that_are_not_there_cost_no_work_that_is_done(
     assert read and sorted((begun / "scratch" / "scatter").rglob("*")) == read
 
 
+def test_a_log_that_stops_coming_leaves_what_was_read_of_it(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(tmp_path, shop, "compute.data_actors=0")
+    for error, is_kept in ((MachineError("the log was cut off"), True), (InputError("no number"), False)):
+
+        def stops(
+            spec: prepare.PrepareSpec, make: object, shards: list[int], label: str, error: Exception = error
+        ) -> None:
+            (spec.scratch / "scatter").mkdir()
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(prepare, "_map", stops)
+            with pytest.raises(type(error)):
+                pipeline.run(config, "prepare")
+        assert bool(list(tmp_path.glob("prepare/*.partial/scratch/scatter"))) == is_kept
+        shutil.rmtree(tmp_path / "prepare")
+
+
+def test_a_column_that_is_named_as_it_is_called_is_no_other_key(shop: Path, tmp_path: Path) -> None:
+    plain = pipeline.run(tiny_config(tmp_path, shop), "prepare")["prepare"]
+    for columns in ({"user_id": "user_id"}, {"timestamp": "timestamp", "title": "title"}):
+        named = tiny_config(tmp_path, shop).replace({"data.columns": columns})
+        assert pipeline.run(named, "prepare")["prepare"].path == plain.path
+    other = tiny_config(tmp_path, shop).replace({"data.columns": {"brand": "title"}})
+    assert pipeline.run(other, "prepare")["prepare"].path != plain.path
+
+
 def test_a_directory_without_its_manifest_is_made_again(shop: Path, tmp_path: Path) -> None:
     config, recipe = tiny_config(tmp_path, shop), Recipe("probe", {}, (__name__,))
     (tmp_path / "probe" / recipe.key).mkdir(parents=True)

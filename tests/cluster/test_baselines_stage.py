@@ -1,5 +1,6 @@
 """The stage ``baselines``: rows that are made once, rows that fail, and both in the report."""
 
+import errno
 import json
 
 import pytest
@@ -9,7 +10,9 @@ from support.synthetic import chain_shop, tiny_config
 from cluster import baseline_rows, pipeline
 from cluster.stages import baselines
 from genrec.baselines.ranking_files import RANKING, read_ranking, write_ranking
-from genrec.errors import BeingWrittenError, InputError
+from genrec.data.object_store import explained
+from genrec.errors import BeingWrittenError, InputError, MachineError
+from genrec.learning.checkpoints import refusing_failed_writes
 
 NETWORK = [f"baselines.sasrec.{one}" for one in ("hidden=16", "layers=1", "epochs=6", "batch_size=16", "lr=1e-2")]
 
@@ -136,3 +139,18 @@ def test_a_row_that_another_command_makes_is_not_left_out_of_the_report(shop, tm
     config = tiny_config(tmp_path, shop, "evaluation.baselines=[itemknn,als]")
     with pytest.raises(BeingWrittenError):
         baselines._make(config, {}, tmp_path)
+
+
+def test_a_row_that_a_store_or_a_disk_failed_is_not_a_baseline_that_cannot_be_made(shop, tmp_path, monkeypatch):
+    def full(*arguments):
+        with refusing_failed_writes("the disk"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def gone(*arguments):
+        raise explained(OSError("AWS Error NETWORK_CONNECTION"), "s3://shop/genrec")
+
+    config = tiny_config(tmp_path, shop, "evaluation.baselines=[itemknn,als]")
+    for fails in (full, gone):
+        monkeypatch.setattr(baseline_rows, "make_row", fails)
+        with pytest.raises(MachineError):
+            baselines._make(config, {}, tmp_path)

@@ -22,7 +22,7 @@ from cluster.progress import LineHandler, stage_log
 from cluster.stages.plan import Plan, StageRun
 from genrec.config import Config
 from genrec.data.files import share, write_atomically, write_text
-from genrec.errors import InputError
+from genrec.errors import InputError, MachineError
 from genrec.learning.checkpoints import DirectoryCheckpoints
 
 FULL = OSError(errno.ENOSPC, "No space left on device", "/storage/x")
@@ -58,7 +58,7 @@ def test_a_disk_that_refuses_is_one_message_wherever_a_stage_writes(
     place: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(pipeline.STAGES, "broken", broken(place, error))  # type: ignore[arg-type]
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(MachineError) as caught:
         run_stage(Config(storage=str(tmp_path)), "broken", {})
     message = str(caught.value)
     assert str(error).splitlines()[-1] in message and f"free space, and the right to write, under {tmp_path}" in message

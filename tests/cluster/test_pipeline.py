@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from support.pipeline import made
 from support.synthetic import chain_shop, tiny_config
@@ -21,12 +22,13 @@ from support.synthetic import chain_shop, tiny_config
 import genrec
 from cluster import pipeline
 from cluster.artifacts import Artifact, Recipe, make_artifact
+from cluster.data import _accepted, _Actor
 from cluster.stages.grpo import grpo_loop
 from cluster.stages.sft import sft_loop
 from cluster.train import REFUSED, RunSpec, _worker_entry, run_training
 from genrec.config import Config, Dimension, load_config, to_yaml
 from genrec.data.readers import read_items, read_queries
-from genrec.errors import InputError
+from genrec.errors import InputError, MachineError, packed_error, unpacked_error
 from genrec.evaluation.search_choice import ENDED
 from genrec.evaluation.search_record import SearchRecord
 from genrec.inference.batch import read_predictions
@@ -132,6 +134,38 @@ def test_a_policy_of_other_sids_is_refused(report: Artifact, config: Config, tmp
     )
     with pytest.raises(InputError, match="trained on the catalogue"):
         spec.build()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["sid.codebook_size=25"], r"24 items cannot fill 25 codes per level; set sid\.codebook_size=16"),
+        (["sid.levels=2", "sid.codebook_size=4"], r"24 items do not fit into 16 semantic IDs"),
+        (["sid.cf_dims=23"], r"sid\.cf_dims=23 needs more than 24 items, there are 24"),
+        (["sid.quantizer=taxonomy"], "no item has a category or a brand"),
+        (["learning.rl.generation=slate", "learning.rl.slate=25"], "lists of 25 distinct items, and the catalogue has"),
+    ],
+)
+def test_what_a_later_stage_cannot_do_with_the_items_is_refused_before_they_are_embedded(
+    overrides: list[str], message: str, shop: Path, tmp_path: Path
+) -> None:
+    plain = shutil.copytree(shop, tmp_path / "plain")
+    pq.write_table(pq.read_table(shop / "items.parquet").select(["id", "title"]), plain / "items.parquet")
+    config = tiny_config(tmp_path / "storage", plain, *overrides)
+    with pytest.raises(InputError, match=message):
+        pipeline.run(config, "evaluate")
+    assert made(config, "prepare").skipped and not (tmp_path / "storage" / "embed").exists()
+
+
+@pytest.mark.parametrize("items", [2, 10])
+def test_a_tiny_catalogue_goes_the_whole_way(items: int, tmp_path: Path) -> None:
+    overrides = ("sid.codebook_size=2", "sid.levels=4", "sid.cf_weight=0", "learning.sft.max_steps=2")
+    slates = ("learning.rl.steps=1", "learning.rl.generation=slate", "learning.rl.slate=2")
+    shop = chain_shop(tmp_path / "shop", users=12, items=items)
+    metrics = json.loads(
+        (made(tiny_config(tmp_path, shop, *overrides, *slates), "evaluate").path / "metrics.json").read_text()
+    )
+    assert metrics["model"]["item"]["hr@10"] == 1
 
 
 def test_the_policy_alone_is_judged_before_the_mixture(config: Config, report: Artifact) -> None:
@@ -312,11 +346,30 @@ def test_a_refusal_is_left_in_a_file_and_raised_where_other_workers_wait(
     else:
         with pytest.raises(InputError):
             _worker_entry(refuses, tmp_path)
-    assert (tmp_path / REFUSED).read_text() == "no such catalogue"
+    assert str(unpacked_error((tmp_path / REFUSED).read_text())) == "no such catalogue"
+
+
+@pytest.mark.parametrize("kind", [InputError, MachineError])
+def test_an_error_of_the_machine_is_one_still_where_another_process_meets_it(
+    kind: type[InputError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray.train
+
+    def refuse(shard: int = 0) -> dict[str, Any]:
+        raise kind("the store \x00 is gone")
+
+    monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_world_size=lambda: 1))
+    _worker_entry(refuse, tmp_path)  # type: ignore[arg-type]
+    left = unpacked_error((tmp_path / REFUSED).read_text())
+    row = _Actor(lambda: refuse, None)({"shard": 3})
+    with pytest.raises(InputError) as raised:
+        _accepted(row)
+    for error in (left, raised.value):
+        assert type(error) is kind and str(error) == r"the store \x00 is gone"
 
 
 def test_workers_that_are_started_after_a_refusal_end_at_once(tmp_path: Path) -> None:
-    (tmp_path / REFUSED).write_text("no such catalogue")
+    (tmp_path / REFUSED).write_text(packed_error(InputError("no such catalogue")))
     _worker_entry(lambda: pytest.fail("the work began again"), tmp_path)
 
 

@@ -13,7 +13,7 @@ from ray.train.v2.api.exceptions import ControllerError
 
 from cluster import ray_failures
 from cluster.interruption import is_alive
-from genrec.errors import InputError
+from genrec.errors import MachineError
 
 DIED = ActorDiedError()
 
@@ -38,7 +38,7 @@ def caused_by(cause: Exception) -> Exception:
     ids=lambda error: type(error).__name__,
 )
 def test_the_death_of_a_process_is_one_message_however_it_is_wrapped(error: Exception) -> None:
-    with pytest.raises(InputError) as found, ray_failures.explaining_ray_failures("the stage sft"):
+    with pytest.raises(MachineError) as found, ray_failures.explaining_ray_failures("the stage sft"):
         raise error
     text = str(found.value)
     assert text.startswith("the stage sft stopped: ") and "the same command continues from here" in text

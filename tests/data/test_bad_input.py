@@ -27,6 +27,8 @@ def refused(tmp_path, log, match, *overrides, items=None):
             {"timestamp": ["one"] * 4},
             "column 'timestamp' of type string with values that are not epoch seconds or ISO 8601 .*'one'",
         ),
+        ({"timestamp": ["1", "2", "today", "4"]}, "ISO 8601 .3 numbers, such as '1', and 'today'.; correct the column"),
+        ({"timestamp": ["1", "2", "2024-01-05", "4"]}, "3 numbers, such as '1', and '2024-01-05'"),
         ({"rating": ["good"] * 4}, "column 'rating' of type string with values that are not numbers .*'good'"),
         ({"user_id": ["a", None, "a", "a"]}, "column 'user_id' has 1 nulls or empty strings in 4 rows"),
         ({"item_id": ["x", "y", None, "y"]}, "column 'item_id' has 1 nulls"),
@@ -62,6 +64,8 @@ def test_missing_files_are_refused(tmp_path):
     path = write_world(tmp_path / "in", GOOD, ITEMS)
     with pytest.raises(InputError, match=r"not found: .*other.parquet.*set data.items"):
         run_prepare(tmp_path / "out", path, "data.items=other.parquet")
+    with pytest.raises(InputError, match=r"data\.path=.*items\.parquet is a file; wanted its directory"):
+        run_prepare(tmp_path / "out", path / "items.parquet")
     (path / "items.parquet").write_text("not parquet")
     with pytest.raises(InputError, match="cannot be read as Parquet"):
         run_prepare(tmp_path / "out", path)

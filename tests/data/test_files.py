@@ -4,8 +4,11 @@ import bz2
 import gzip
 import json
 import logging
+import subprocess
+import sys
 from datetime import date, datetime
 from decimal import Decimal
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +27,7 @@ from genrec.errors import InputError
 ITEMS = {"id": ["x", "y"], "title": ["X", "Y"]}
 LOG = {"user_id": list("aaaa"), "item_id": list("xyxy"), "timestamp": [1, 2, 3, 4]}
 T = 1_500_511_136
+ROOT = Path(__file__).parents[2]
 
 
 def read(folder, **options):
@@ -359,6 +363,21 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch, codec, key):
     (tmp_path / key).write_bytes(packed)
     with pytest.raises(InputError, match=rf"{codec}, wanted at most 200 times its size.*decompression bomb"):
         read(tmp_path) if key.endswith("csv") else list(read_objects(str(tmp_path / key)))
+
+
+@pytest.mark.parametrize("codec", [None, "gzip", "zstd", "bz2"])
+def test_a_process_that_refused_the_first_rows_of_a_long_log_ends(tmp_path, codec):
+    rows = b"user_id,item_id,timestamp\na,x\n" + b"".join(b"u%d,x,%d\n" % (n * 7919, n) for n in range(1_500_000))
+    packed = bz2.compress(rows, 1) if codec == "bz2" else pa.compress(rows, codec, asbytes=True) if codec else rows
+    (tmp_path / "log.csv").write_bytes(packed)
+    run = [
+        sys.executable,
+        "-c",
+        f"from genrec.data.sources.csv_file import read_csv; list(read_csv('{tmp_path}/log.csv'))",
+    ]
+    for _ in range(3):  # Arrow's thread reads on while the process ends: it once aborted it, or kept it for ever.
+        ended = subprocess.run(run, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+        assert ended.returncode == 1 and "Expected 3 columns, got 2" in ended.stderr.splitlines()[-1]
 
 
 def test_a_parquet_bomb_is_refused_by_its_footer(tmp_path, monkeypatch):

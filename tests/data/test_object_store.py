@@ -10,7 +10,7 @@ from support.s3_server import BUCKET, Fault, S3Server, busy, cut, refusing, slow
 
 from genrec.data.artifact_cache import FILES, MANIFEST, ArtifactCache, SharedFolder
 from genrec.data.object_store import FileDigest, ObjectStore
-from genrec.errors import InputError
+from genrec.errors import MachineError
 
 
 def folder(path: Path, **files: str) -> Path:
@@ -58,7 +58,7 @@ def test_an_artifact_arrives_whole_through_faults_that_pass(fault: Fault, s3: S3
 def test_the_manifest_is_written_last(s3: S3Server, tmp_path: Path) -> None:
     cache = ArtifactCache(ObjectStore(s3.url()), tmp_path)
     made = artifact(tmp_path / "sft" / "k1")
-    with s3.failing(cut_off_at(FILES)), pytest.raises(InputError):
+    with s3.failing(cut_off_at(FILES)), pytest.raises(MachineError):
         cache.upload(made, made)
     assert not cache.holds(made) and s3.names("genrec/sft/k1/a")
     assert not ArtifactCache(cache.store, tmp_path / "other").fetch(tmp_path / "other" / "sft" / "k1")
@@ -81,7 +81,7 @@ def test_a_damaged_file_is_never_taken(s3: S3Server, tmp_path: Path) -> None:
     ArtifactCache(store, tmp_path / "here").upload(made, made)
     store.write("sft/k1/a", b"other")
     there = ArtifactCache(store, tmp_path / "there")
-    with pytest.raises(InputError, match="a: got 5 bytes that differ from the 5 that were written"):
+    with pytest.raises(MachineError, match="a: got 5 bytes that differ from the 5 that were written"):
         there.fetch(tmp_path / "there" / "sft" / "k1")
     assert not (tmp_path / "there" / "sft" / "k1").exists()
     store.write("sft/k1/a", b"first")
@@ -112,21 +112,21 @@ def test_a_fetch_that_was_killed_goes_on(s3: S3Server, tmp_path: Path) -> None:
     ],
 )
 def test_a_store_that_refuses_is_one_message(s3: S3Server, fault: Fault, message: str) -> None:
-    with s3.failing(fault), pytest.raises(InputError, match=message) as caught:
+    with s3.failing(fault), pytest.raises(MachineError, match=message) as caught:
         ObjectStore(s3.url()).require_usable(".probe")
     assert s3.url() in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_bucket_that_is_not_there_and_a_server_that_is_gone_are_told(s3: S3Server) -> None:
-    with pytest.raises(InputError, match="there is no such bucket"):
+    with pytest.raises(MachineError, match="there is no such bucket"):
         ObjectStore(s3.url(bucket="nobody")).require_usable(".probe")
     gone = ObjectStore(f"s3://{BUCKET}/x?endpoint_override=http://127.0.0.1:9&region=us-east-1")
-    with pytest.raises(InputError, match="cannot be reached"):
+    with pytest.raises(MachineError, match="cannot be reached"):
         gone.require_usable(".probe")
 
 
 def test_a_refusal_that_will_stay_is_not_tried_again(s3: S3Server) -> None:
-    with s3.failing(refusing("403 Forbidden", "AccessDenied")), pytest.raises(InputError):
+    with s3.failing(refusing("403 Forbidden", "AccessDenied")), pytest.raises(MachineError):
         ObjectStore(s3.url()).write("x", b"x")
     assert len(s3.requests) <= 2
 

@@ -13,8 +13,9 @@ from support.data_worlds import run_prepare, samples, write_world
 
 from genrec.data.readers import read_items, read_sequences, read_stats
 from genrec.data.sources import streams
+from genrec.data.sources.csv_file import read_csv
 from genrec.data.sources.journey_text import label, size, title
-from genrec.errors import InputError
+from genrec.errors import InputError, MachineError
 
 BOUGHT = [("u1", "B1", 100), ("u1", "B2", 200), ("u1", "B1", 300), ("u1", "B3", 400), ("u1", "NOPE", 500)]
 
@@ -272,9 +273,37 @@ def test_a_download_that_is_cut_off_is_not_a_whole_file():
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         url = f"http://127.0.0.1:{server.server_port}/log.csv"
-        with pytest.raises(InputError, match="was cut off"), streams.open_stream(url) as stream:
+        with pytest.raises(MachineError, match="was cut off"), streams.open_stream(url) as stream:
             while stream.read(4096):
                 pass
+        with pytest.raises(MachineError, match="was cut off"):
+            list(read_csv(url))
     finally:
         server.shutdown()
         server.server_close()
+
+
+class Fails(http.server.BaseHTTPRequestHandler):
+    """Answers with the number that the path names."""
+
+    def do_GET(self):
+        self.send_error(int(self.path.strip("/")))
+
+    def log_message(self, *args):
+        """Nothing."""
+
+
+def test_a_server_that_fails_is_no_fault_of_the_input_and_a_wrong_url_is():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Fails)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        for status, is_machine in ((404, False), (403, False), (429, True), (500, True), (503, True)):
+            with pytest.raises(InputError, match=f"cannot be read: HTTP Error {status}") as caught:
+                list(read_csv(f"{url}/{status}"))
+            assert isinstance(caught.value, MachineError) == is_machine
+    finally:
+        server.shutdown()
+        server.server_close()
+    with pytest.raises(MachineError, match=r"cannot be read: .*refused"):
+        list(read_csv(url))

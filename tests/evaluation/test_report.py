@@ -2,6 +2,7 @@ import json
 import re
 import warnings
 from html import unescape
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -501,6 +502,8 @@ def test_what_is_no_run_and_runs_of_other_queries_are_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file; wanted a directory"):
         report_runs(runs, tmp_path / "file")
+    with pytest.raises(InputError, match="--out /proc/x: no directory can be made"):
+        report_runs(runs, Path("/proc/x"))
     (tmp_path / "few").mkdir()
     few = two_runs(tmp_path / "few", queries=50)
     with pytest.raises(InputError, match=r"different queries \(.*one 200 of 40 items, .*two 50 of 40"):

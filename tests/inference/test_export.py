@@ -166,6 +166,10 @@ def test_a_folder_that_was_changed_is_refused(folder: Path, tmp_path: Path) -> N
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file; wanted a directory"):
         import_run(folder, tmp_path / "file")
+    with pytest.raises(InputError, match="no directory can be made at /proc/x"):
+        import_run(folder, Path("/proc/x"))
+    with pytest.raises(InputError, match="the folder /proc/x: no directory can be made"):
+        export_run(Recommender.__new__(Recommender), tmp_path, Path("/proc/x"))
     with pytest.raises(InputError, match="holds something already"):
         export_run(Recommender.__new__(Recommender), tmp_path, folder)
 

@@ -18,7 +18,7 @@ def test_the_mixture_ranks_by_hand_computed_probabilities():
     items, logp = np.array([[0, 1, -1]]), np.log(np.array([[0.6, 0.3, 1.0]]))
     prior = sparse.csr_matrix(np.array([[0.0, 1.0, 3.0, 0.0]]))
     assert mix(items, logp, prior, 0.0, k=3).tolist() == [[0, 1, -1]]
-    assert mix(items, logp, prior, 1.0, k=3).tolist() == [[2, 1, -1]]
+    assert mix(items, logp, prior, 1.0, k=3).tolist() == [[2, 1, 0]], "the policy fills the list"
     # 0: .5 * .6 = .300, 1: .5 * .3 + .5 * .25 = .275, 2: .5 * .75 = .375
     assert mix(items, logp, prior, 0.5, k=3).tolist() == [[2, 0, 1]]
 

@@ -91,6 +91,20 @@ def test_lists_are_drawn_with_their_probabilities() -> None:
     torch.testing.assert_close(drawn.logp_BW[0, :5], logp_N().detach()[drawn.items_BW[0, :5]], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("items", "levels"), [(2, (2,)), (3, (2, 2)), (4, (2, 2)), (8, (2, 2, 2)), (5, (4, 4, 4))])
+def test_a_catalogue_of_fewer_items_gives_lists_of_the_same_size_with_empty_places(
+    items: int, levels: tuple[int, ...]
+) -> None:
+    catalog = random_catalog(items, levels, seed=2)
+    policy, prompts = small_policy(catalog)
+    inputs = prompts.encode([(0, 1), (1,)])
+    for size in range(1, items + 3):
+        drawn = draw_slates(policy, *inputs, catalog.trie, 7, size, generator=torch.Generator().manual_seed(0))
+        lists = drawn.items_BW.view(2 * 7, size)
+        assert ((lists >= 0).sum(1) == min(size, items)).all()
+        assert all(len({item for item in row if item >= 0}) == min(size, items) for row in lists.tolist())
+
+
 @pytest.mark.parametrize("objective", ["reinforce", "dr_grpo", "grpo"])
 def test_weighted_by_their_probability_all_lists_give_the_gradient_of_the_expected_reward(objective: str) -> None:
     group, chance = group_of(LISTS), chance_of_lists()

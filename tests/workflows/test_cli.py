@@ -293,7 +293,7 @@ class Words:
 
 
 def test_catalog_inserts_once_removes_and_refuses_what_it_holds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("genrec.sid.embed.make_encoder", lambda settings, device: Words())
     leave_process_alone(monkeypatch)
@@ -316,8 +316,13 @@ def test_catalog_inserts_once_removes_and_refuses_what_it_holds(
     record.parent.mkdir(parents=True)
     for catalog, warned in ((f"assign/{assigned.key}", False), ("assign/another", True)):
         record.write_text(json.dumps({"parts": {"catalog": catalog}}))
+        caplog.clear()
         said = genrec("catalog", "remove", "i4" if warned else "i2", tmp_path / "run.yaml").stdout
-        assert ("serves another catalogue (assign/another)" in said) == warned
+        told = f"the run {config.name} serves another catalogue (assign/another) and does not see this change"
+        assert "serves another" not in said
+        assert [told in record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+            True
+        ] * warned
 
 
 @pytest.mark.parametrize("action", ["insert", "remove"])
@@ -336,3 +341,27 @@ def test_a_file_in_place_of_the_storage_is_refused_before_any_work(tmp_path: Pat
     for storage in (tmp_path / "file", tmp_path / "file" / "below"):
         answer = CliRunner().invoke(command_line, ["prepare", "demo", "cpu", f"storage={storage}"])
         assert answer.exit_code == 2 and "is a file; wanted a directory" in answer.output
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("prepare demo storage=/proc/x", "storage=/proc/x: no directory can be made at /proc/x"),
+        ("catalog remove i1 demo storage=/proc/x/y", "storage=/proc/x/y: no directory can be made at /proc/x/y"),
+        (
+            "prepare demo storage=s3://shop/x compute.cache=/proc/x",
+            "compute.cache=/proc/x: no directory can be made at",
+        ),
+        ("prepare demo storage=LINK", "LINK is a link to nothing; wanted a directory"),
+        ("prepare demo storage=HERE/" + "x" * 300, "(File name too long); wanted a directory"),
+    ],
+)
+def test_a_place_where_no_directory_can_be_made_is_refused_before_any_work(
+    words: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_process_alone(monkeypatch)
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    arguments = words.replace("LINK", str(tmp_path / "link")).replace("HERE", str(tmp_path)).split()
+    answer = genrec(*arguments)
+    assert answer.exit_code == 2 and named.replace("LINK", "link") in answer.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]

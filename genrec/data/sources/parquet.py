@@ -79,6 +79,8 @@ class Parquet:
         if given is not None:
             return resolve(self.data.path, given)
         path = need_path(self.data.path, "parquet")
+        if Path(path).is_file():
+            raise InputError(f"data.path={path} is a file; wanted its directory, or data.items and data.interactions")
         names = [f"{key}.parquet", key, *(f"{key}{ending}" for ending in (*PARQUET, *TEXT))]
         exists = (name for name in names if not is_url(path) and (Path(path) / name).exists())
         return resolve(path, next(exists, names[0]))

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import io
+import shutil
 import urllib.request
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any, BinaryIO, cast
+from urllib.error import HTTPError
 
 import pyarrow as pa
 
 from genrec.data.sources.source import is_url
-from genrec.errors import InputError
+from genrec.errors import InputError, MachineError
 
 MAX_RATIO, FREE_BYTES = 200, 1 << 28
 """A compressed file may hold this many times its own bytes, and this much in any case: real logs stay below 50."""
@@ -26,14 +30,26 @@ BUFFER = 1 << 20
 
 @contextmanager
 def reading(where: str, wanted: str) -> Generator[None]:
-    """Turn the errors of libraries on bad input into one InputError that names the file and what was wanted."""
+    """Turn the errors of libraries on bad input into one InputError that names the file and what was wanted.
+
+    Raises:
+        MachineError: the server of a URL failed, or the way to it.
+    """
     try:
         yield
     except InputError:
         raise
     except (pa.ArrowException, OSError, UnicodeError, OverflowError, RecursionError, MemoryError) as error:
         first = (str(error) or type(error).__name__).splitlines()[0][:300]
-        raise InputError(f"{where} cannot be read: {first}; wanted {wanted}") from None
+        kind = MachineError if is_url(where) and _is_of_network(error) else InputError
+        raise kind(f"{where} cannot be read: {first}; wanted {wanted}") from None
+
+
+def _is_of_network(error: BaseException) -> bool:
+    """Whether a URL failed for its server or the way to it, and not because it names nothing that may be read."""
+    if isinstance(error, HTTPError):
+        return error.code >= 500 or error.code in (408, 429)
+    return isinstance(error, OSError)
 
 
 @contextmanager
@@ -54,23 +70,58 @@ def open_stream(path: str) -> Generator[BinaryIO]:
         yield cast("BinaryIO", io.BufferedReader(_Counted(_bounded(inner.read, packed, path, codec)), BUFFER))
 
 
+@dataclass(frozen=True)
+class ArrowFile:
+    """The plain bytes of a file as a stream of Arrow's own; ``packed`` is the file where it is unpacked on the way."""
+
+    stream: pa.NativeFile
+    path: str
+    codec: str = ""
+    packed: pa.NativeFile | None = None
+
+    def refuse_bomb(self, came: int) -> None:
+        """Raise InputError where ``came`` bytes are far more than the file's size allows; Arrow unpacks in blocks."""
+        if self.packed is not None:
+            _refuse_bomb(came, self.packed.tell(), self.path, self.codec)
+
+
 @contextmanager
-def open_for_arrow(path: str) -> Generator[BinaryIO]:
-    """As ``open_stream``, for readers of Arrow; a plain local file is Arrow's own.
+def open_for_arrow(path: str) -> Generator[ArrowFile]:
+    """As ``open_stream``, for readers of Arrow; of a URL, the whole file is fetched to this machine first.
 
     Arrow reads ahead in a thread. Where that calls Python while Python ends, as after an error in the first rows, the
-    process aborts with exit code 134.
+    process aborts with exit code 134, or never ends: so nothing that is read here is Python's.
+
+    Raises:
+        InputError: as ``open_stream``, but for a decompression bomb (``ArrowFile.refuse_bomb``).
     """
-    if is_url(path) or _is_packed(Path(path)):
-        with open_stream(path) as stream:
-            yield stream
+    if is_url(path):
+        with NamedTemporaryFile(prefix="genrec-") as fetched:
+            with _open(path) as raw:
+                shutil.copyfileobj(
+                    io.BufferedReader(_Counted(partial(_read_whole, raw, path)), BUFFER), fetched, BUFFER
+                )
+            fetched.flush()
+            with _open_own(fetched.name, path) as file:
+                yield file
     else:
-        yield cast("BinaryIO", pa.OSFile(path))  # Not closed here: the thread holds it, and may still read.
+        with _open_own(path, path) as file:
+            yield file
 
 
-def _is_packed(path: Path) -> bool:
-    with path.open("rb") as file:
-        return _codec_of(file.read(4)) is not None
+@contextmanager
+def _open_own(place: str, path: str) -> Generator[ArrowFile]:
+    """The file of ``path``, which is at ``place``. It is not closed: Arrow's thread holds it, and may still read."""
+    with Path(place).open("rb") as file:
+        codec = _codec_of(file.read(4))
+    source = pa.OSFile(place)
+    if codec is None:
+        yield ArrowFile(source, path)
+        return
+    try:
+        yield ArrowFile(pa.CompressedInputStream(source, codec), path, codec, source)
+    except OSError as error:
+        raise _not_whole(path, codec, error) from None
 
 
 def _codec_of(first: bytes) -> str | None:
@@ -94,13 +145,15 @@ def _open(path: str) -> BinaryIO:
 
 
 def _read_whole(raw: BinaryIO, path: str, size: int) -> bytes:
-    """``raw.read(size)``; InputError where a response ends before its length: urllib ends it like a whole one."""
+    """``raw.read(size)``; MachineError where a response ends before its length: urllib ends it like a whole one."""
     try:
         data = raw.read(size)
     except HTTPException as error:
-        raise InputError(f"{path} was cut off ({error!r}); run the same command again, or download the file") from None
+        raise MachineError(
+            f"{path} was cut off ({error!r}); run the same command again, or download the file"
+        ) from None
     if size and not data and (missing := getattr(raw, "length", None)):
-        raise InputError(
+        raise MachineError(
             f"{path} was cut off, {missing:,} bytes are missing; run the same command again, or download the file"
         )
     return data
@@ -130,13 +183,22 @@ def _bounded(read: Callable[[int], bytes], packed: _Counted, path: str, codec: s
         try:
             data = read(size)
         except OSError as error:
-            raise InputError(f"{path} is not a whole {codec} file: {error}; download it again") from None
+            raise _not_whole(path, codec, error) from None
         total += len(data)
-        if total > FREE_BYTES + MAX_RATIO * packed.count:
-            raise InputError(
-                f"{path}: got {total >> 20} MiB out of {packed.count >> 10} KiB of {codec}, wanted at most "
-                f"{MAX_RATIO} times its size: this looks like a decompression bomb; unpack and check it by hand"
-            )
+        _refuse_bomb(total, packed.count, path, codec)
         return data
 
     return bounded
+
+
+def _not_whole(path: str, codec: str, error: OSError) -> InputError:
+    return InputError(f"{path} is not a whole {codec} file: {error}; download it again")
+
+
+def _refuse_bomb(total: int, packed: int, path: str, codec: str) -> None:
+    """Raise InputError where ``total`` bytes came out of so many packed ones."""
+    if total > FREE_BYTES + MAX_RATIO * packed:
+        raise InputError(
+            f"{path}: got {total >> 20} MiB out of {packed >> 10} KiB of {codec}, wanted at most "
+            f"{MAX_RATIO} times its size: this looks like a decompression bomb; unpack and check it by hand"
+        )

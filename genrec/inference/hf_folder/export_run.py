@@ -18,7 +18,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
-from genrec.data.files import share, write_atomically, write_json, write_text
+from genrec.data.files import require_directory_at, share, write_atomically, write_json, write_text
 from genrec.data.readers import read_queries
 from genrec.errors import InputError
 from genrec.inference.hf_folder import catalog_logits
@@ -58,6 +58,7 @@ def export_run(recommender: Recommender, report: Path, folder: Path, licence: st
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} holds something already; name a new folder")
+    require_directory_at(folder, f"the folder {folder}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         fresh = Path(temporary) / folder.name

@@ -164,7 +164,7 @@ class BeamGroups:
             if self._levels_left == 0:
                 is_taken_BwK = (children_BwK[..., None] == taken_Bx[:, None, None]).any(-1)
                 wanted_BwK = wanted_BwK.masked_fill(is_taken_BwK, -torch.inf)
-            picked = _padded(pick(wanted_BwK, self._share), self._share)
+            picked = padded(pick(wanted_BwK, self._share), self._share)
             rows_B1 = torch.arange(len(wanted_BwK), device=wanted_BwK.device)[:, None]
             found_Bw = children_BwK[rows_B1, picked.parents_BW, picked.codes_BW].masked_fill(~picked.real_BW, -2)
             taken_Bx = torch.cat([taken_Bx, found_Bw], dim=1)
@@ -173,7 +173,8 @@ class BeamGroups:
         return Chosen(*(torch.cat(parts, dim=1) for parts in zip(*chosen, strict=True)))
 
 
-def _padded(chosen: Chosen, width: int) -> Chosen:
+def padded(chosen: Chosen, width: int) -> Chosen:
+    """``chosen`` with empty beams at its end, ``width`` in all."""
     missing = width - chosen.codes_BW.shape[1]
     return Chosen(*(torch.nn.functional.pad(part, (0, missing)) for part in chosen))
 

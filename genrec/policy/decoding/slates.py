@@ -7,7 +7,7 @@ from torch import Tensor
 
 from genrec.policy.decoding.beam import Beams, Chosen, Frontier, pick, search
 from genrec.policy.decoding.noise import Source
-from genrec.policy.decoding.sampling import conditioned, gumbel_noise
+from genrec.policy.decoding.sampling import conditioned, gumbel_noise, padded
 from genrec.policy.model import Policy
 from genrec.sid.trie import Trie
 
@@ -32,6 +32,8 @@ def draw_slates(
         parent_BW = state[-1] if state else gumbel_noise(frontier.total_BW.shape, generator, phi_BWK.device)
         perturbed_BWK = conditioned(phi_BWK + gumbel_noise(phi_BWK.shape, generator, phi_BWK.device), parent_BW)
         own = pick(perturbed_BWK.view(batch * count, width // count, codes), size)
+        if frontier.level == trie.depth - 1:  # Fewer semantic IDs than places, too, give lists of this size.
+            own = padded(own, size)
         starts_C1 = torch.arange(count, device=phi_BWK.device).repeat(batch)[:, None] * (width // count)
         parents_BW, codes_BW, real_BW = (
             part.reshape(batch, -1) for part in (own.parents_BW + starts_C1, own.codes_BW, own.real_BW)
