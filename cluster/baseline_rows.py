@@ -73,8 +73,8 @@ def make_row_or_reason(config: Config, name: str, inputs: Mapping[str, Artifact]
     """
     try:
         return make_row(config, name, inputs)
-    except MachineError:
-        raise
+    except MachineError as error:
+        raise type(error)(f"{error}; or leave {name} out of the baselines") from error
     except (InputError, RuntimeError, ArithmeticError, MemoryError, ImportError) as error:
         return f"{error}".partition("\n")[0] or type(error).__name__
 

@@ -152,5 +152,5 @@ def test_a_row_that_a_store_or_a_disk_failed_is_not_a_baseline_that_cannot_be_ma
     config = tiny_config(tmp_path, shop, "evaluation.baselines=[itemknn,als]")
     for fails in (full, gone):
         monkeypatch.setattr(baseline_rows, "make_row", fails)
-        with pytest.raises(MachineError):
+        with pytest.raises(MachineError, match=r"; or leave als out of the baselines$"):
             baselines._make(config, {}, tmp_path)
