@@ -21,11 +21,6 @@ from genrec.data.files import temporary_beside
 from genrec.errors import InputError, MachineError
 
 
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return chain_shop(tmp_path_factory.mktemp("shop"))
-
-
 def key_of(config: Config, stage: str) -> str:
     """The key of a stage whose inputs are made up: nothing is computed."""
     inputs = {

@@ -5,7 +5,7 @@ import json
 
 import pytest
 from support.pipeline import made
-from support.synthetic import chain_shop, tiny_config
+from support.synthetic import tiny_config
 
 from cluster import baseline_rows, pipeline
 from cluster.stages import baselines
@@ -15,11 +15,6 @@ from genrec.errors import BeingWrittenError, InputError, MachineError
 from genrec.learning.checkpoints import refusing_failed_writes
 
 NETWORK = [f"baselines.sasrec.{one}" for one in ("hidden=16", "layers=1", "epochs=6", "batch_size=16", "lr=1e-2")]
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory):
-    return chain_shop(tmp_path_factory.mktemp("baselines") / "shop")
 
 
 def test_rows_stand_in_the_report_and_one_that_fails_is_said_there(shop, tmp_path, caplog):

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.pipeline import made
-from support.synthetic import chain_shop, tiny_config
+from support.synthetic import tiny_config
 
 from cluster.stages import sft
 from genrec.config import Config
@@ -25,11 +25,6 @@ CROSSFIT = (
     "learning.rl.steps=3",
     "sid.quantizer=title",
 )
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return chain_shop(tmp_path_factory.mktemp("shop"))
 
 
 @pytest.fixture(scope="module")

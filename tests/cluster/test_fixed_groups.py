@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.pipeline import made
-from support.synthetic import chain_shop, tiny_config
+from support.synthetic import tiny_config
 
 from cluster import pipeline
 from cluster.stages import groups
@@ -28,11 +28,6 @@ FIXED = (
     "learning.rl.lr=1e-2",
     "learning.rl.warmup=0",
 )
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return chain_shop(tmp_path_factory.mktemp("shop"))
 
 
 @pytest.fixture(scope="module")

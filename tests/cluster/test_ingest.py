@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 from support.pipeline import made
-from support.synthetic import chain_shop, tiny_config
+from support.synthetic import tiny_config
 
 from cluster.ingest import Position
 from cluster.stages import sft
@@ -27,11 +27,6 @@ STREAMED = [
     "learning.sft.distill=0.3",
     "compute.worker_cpus=0.1",
 ]
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return chain_shop(tmp_path_factory.mktemp("shop"))
 
 
 @pytest.fixture(scope="module")

@@ -41,11 +41,6 @@ LRS = (3e-4, 1e30)
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return chain_shop(tmp_path_factory.mktemp("shop"))
-
-
-@pytest.fixture(scope="module")
 def config(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
     return tiny_config(tmp_path_factory.mktemp("storage"), shop)
 

@@ -3,11 +3,11 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.waiting import wait_until
 
 from cluster.rollout_pool import AHEAD, RolloutPool
 from genrec.errors import InputError
@@ -46,13 +46,6 @@ def start(count: int) -> list[Any]:
     actors = [make.remote(number) for number in range(count)]
     ray.get([actor.__ray_ready__.remote() for actor in actors])
     return actors
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def settled(pool: RolloutPool) -> RolloutPool:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +22,8 @@ from support.pipeline import made
 from support.s3_server import BUCKET, Fault, S3Server, busy, cut, refusing, slow
 from support.served import PRIORS, serve
 from support.stored import upload_storage
-from support.synthetic import chain_shop, tiny_config
+from support.synthetic import tiny_config
+from support.waiting import wait_until
 
 import genrec
 from cluster import node_check, store_folders, writer_lease
@@ -42,11 +43,6 @@ from workflows.cli import command_line
 ROOT = Path(__file__).parents[2]
 LOGS = ("stage.log", "manifest.json", "config.yaml", "stats.json")
 RECIPE = Recipe("probe", {}, (__name__,))
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return chain_shop(tmp_path_factory.mktemp("shop"))
 
 
 @pytest.fixture(autouse=True)
@@ -416,7 +412,12 @@ def test_full_in_a_faulty_store_goes_on_on_another_machine_after_a_kill(
     assert full(local, tmp_path / "local").wait() == 0
     with s3.failing(busy(7)):
         killed = full(first, tmp_path / "first")
-        wait_until(lambda: len(checkpoints_of_grpo(s3.requests)) > 1, killed)
+
+        def has_checkpoints() -> bool:
+            assert killed.poll() is None, "it ended before it could be killed"
+            return len(checkpoints_of_grpo(s3.requests)) > 1
+
+        wait_until(has_checkpoints, limit_s=300)
         os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
     with s3.failing(cut(3)):
@@ -447,14 +448,6 @@ def full(config: Config, folder: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "workflows.full", str(folder / "config.yaml")]
     with (folder / "log").open("wb") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, start_new_session=True)
-
-
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], limit_s: float = 300.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def test_commands_that_begin_at_once_in_a_new_cache_agree_on_its_name(tmp_path: Path) -> None:

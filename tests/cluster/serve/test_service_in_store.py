@@ -15,6 +15,7 @@ from support.s3_server import BUCKET, S3Server, refusing
 from support.served import PRIORS, serve
 from support.service import HEADERS, KEY, client_of
 from support.stored import upload_storage
+from support.waiting import wait_until
 
 import genrec
 from cluster import writer_lease
@@ -62,13 +63,6 @@ def ids(client: TestClient) -> list[str]:
     answer = client.post("/v1/recommend", json={"history": HISTORY, "k": 30})
     assert answer.status_code == 200, answer.text
     return [item["id"] for item in answer.json()["items"]]
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_replicas_on_two_machines_follow_each_others_changes_and_reloads(on_machine: OnMachine, s3: S3Server) -> None:
