@@ -37,10 +37,13 @@ HISTORY, BUCKET_EVENTS = 20, 2_000_000
 """Items of a query's history, and events in one bucket of ``prepare``."""
 BATCHES, BATCH_SIZE, UPDATES, POOLS = 200, 64, 1000, 4
 CHUNK_USERS = 1 << 16
+EVENTS_OF_A_QUERY, FOUND = 10, 0.3
+"""Events for each test query whose metrics are counted, and the share of the targets that its rankings have."""
 MB = 2**20
 MODULES = (
     "cluster.stages.prepare",
     "genrec.baselines.tuning",
+    "genrec.evaluation.summary",
     "genrec.learning.rl.query_sampler",
     "genrec.policy.model",
     "genrec.sid.build",
@@ -297,6 +300,33 @@ def _transitions(config: Config, data: Path) -> Work:
     return work
 
 
+def _metrics(config: Config, data: Path) -> Work:
+    """All metrics of a report, with intervals and paired differences: of four rankings, a query for ten events."""
+    from genrec.data.readers import read_stats
+    from genrec.data.train_counts import read_train_counts
+    from genrec.evaluation.summary import Rankings, summarise
+
+    events, items = (int(read_stats(data)[name]) for name in ("interactions", "items"))
+    counts_N = read_train_counts(data, items).events_N
+    queries, rng = events // EVENTS_OF_A_QUERY, np.random.default_rng(config.seed)
+
+    def ranking(targets_Q: IntArray) -> IntArray:
+        ranked_QK = rng.integers(0, items, (queries, config.decode.width), dtype=np.int32)
+        found_Q = np.flatnonzero(rng.random(queries) < FOUND)
+        ranked_QK[found_Q, rng.integers(0, config.decode.width, len(found_Q))] = targets_Q[found_Q]
+        return ranked_QK
+
+    def work() -> int:
+        targets_Q = rng.integers(0, items, queries)
+        codes_NL = rng.integers(0, 256, (items, 3))
+        baselines = {name: ranking(targets_Q) for name in ("popularity", "transitions", "itemknn")}
+        halves = {"repeat": np.array(["new", "repeat"])[targets_Q % 2]}
+        summarise(Rankings(targets_Q, ranking(targets_Q), baselines, codes_NL, counts_N, labels=halves))
+        return queries
+
+    return work
+
+
 PLACES: Mapping[str, Callable[[Config, Path], Work]] = MappingProxyType(
     {
         "prepare": _prepare,
@@ -309,6 +339,7 @@ PLACES: Mapping[str, Callable[[Config, Path], Work]] = MappingProxyType(
         "itemknn_fit": _itemknn,
         "neighbours": _neighbours,
         "transitions": _transitions,
+        "metrics": _metrics,
     }
 )
 """Makes what a place needs and returns its work, which is what is measured."""
