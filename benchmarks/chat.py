@@ -30,7 +30,7 @@ from benchmarks.harness import chosen_variants
 from cluster.artifacts import Artifact
 from cluster.pipeline import run_stage
 from cluster.progress import STAGE
-from cluster.stages.sft import make_chat_format, make_example_builder
+from cluster.task_mixtures import make_chat_format, make_example_builder
 from cluster.train import RunSpec
 from genrec.config import Config
 from genrec.data.readers import read_items

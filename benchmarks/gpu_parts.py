@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.decode import DecodeSize, measure
+from benchmarks.decode import ON_GPU, measure
 from benchmarks.harness import WITHOUT_ROWS, Bench, in_process, random_catalog, timed
 from cluster import pipeline
 from cluster.artifacts import Artifact, finished_artifact
@@ -360,15 +360,7 @@ def decoding(machine: Machine, figures: Figures) -> None:
     459 KB for each of 1,000 tokens. That is 46 GB for 100 beams, which a card of 80 GB holds, and 118 GB for 256; where
     a reference finds no room, ``no_room_for_…`` says so, and the others are measured.
     """
-    real = DecodeSize(
-        layers=28,
-        hidden=2048,
-        heads=16,
-        histories=(333,),
-        vocabularies=(("v152k", 152_000),),
-        rounds=2,
-        searches_only=True,
-    )
+    real = dataclasses.replace(ON_GPU, vocabularies=(("v152k", 152_000),), rounds=2, searches_only=True)
     small = dataclasses.replace(real, layers=1, hidden=64, heads=2, items=300, many_items=1000, histories=(5,))
     config = load_config([], ["compute.threads=2"])
     for width, batch in ((50, machine.size(2, 1)), (256, 1)):

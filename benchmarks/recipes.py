@@ -1,8 +1,8 @@
 """The recipes of ``configs/versions``, each trained whole on one data set with one backbone, beside what was claimed.
 
 The config gives data, backbone, the number of codes (``sid.levels``, ``sid.codebook_size``), and how long and at which
-rates is trained, equal for all. A recipe gives its method: semantic IDs, what prompts say of events (nothing), the
-supervised loss, fine-tuning and joint training where the backbone knows text, objective, rewards and search.
+rates they are trained, equal for all. A recipe gives its method: semantic IDs, what prompts say of events (nothing),
+the supervised loss, fine-tuning and joint training where the backbone knows text, objective, rewards and search.
 ``bench.variants`` chooses recipes, ``bench.seeds`` the number of policies of each. ``v3_plain`` is ``v3`` without the
 reward for new items. ``benchmarks.compare`` says what is kept.
 """
@@ -103,14 +103,7 @@ def recipe(config: Config, name: str) -> Config:
     own = load_config([file], changes)
     keys = [*METHOD, *(PRETRAINED if config.policy.kind == "pretrained" else ())]
     keys += TEXT if config.policy.knows_text else ()
-    return config.replace({key: _value(own, key) for key in keys})
-
-
-def _value(config: Config, key: str) -> Any:
-    found: Any = config
-    for name in key.split("."):
-        found = getattr(found, name)
-    return found
+    return config.replace({key: own.value_at(key) for key in keys})
 
 
 def _itemknn(first: Variant) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import yaml
@@ -96,17 +97,21 @@ def overruled(config: Config, row: str) -> dict[str, tuple[Any, Any]]:
 
     Theirs counts. A key at its default is not set; one of ``bench.grid`` has the grid's values in every row.
     """
-    found: dict[str, tuple[Any, Any]] = {}
-    for key, value in _changes(known_parts(config), row).items():
-        *sections, name = key.split(".")
-        section: Any = config
-        for one in sections:
-            section = getattr(section, one)
-        given = getattr(section, name, value)
-        is_set = not isinstance(given, Section) and given != type(section).model_fields[name].default
-        if is_set and given != value and key not in config.bench.grid:
-            found[key] = (given, value)
-    return found
+    changes, default = _changes(known_parts(config), row), Config()
+    set_by_config = {key: given for key in changes if (given := _set_at(config, key)) != _set_at(default, key)}
+    return {
+        key: (given, changes[key])
+        for key, given in set_by_config.items()
+        if given != changes[key] and key not in config.bench.grid
+    }
+
+
+def _set_at(config: Config, key: str) -> Any:
+    """The value at a key; None for a section, and for a name that no field has."""
+    with suppress(KeyError):
+        value = config.value_at(key)
+        return None if isinstance(value, Section) else value
+    return None
 
 
 def _changes(known: Mapping[str, Mapping[str, Any]], row: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import pyarrow as pa
 from benchmarks.harness import Bench, in_process
 from cluster.artifacts import Artifact, Recipe, make_artifact
 from cluster.progress import STAGE
-from cluster.stages.sft import VALIDATION_WIDTH, learns_tasks, sft_loop
+from cluster.stages.sft import VALIDATION_WIDTH, sft_loop
 from cluster.train import RunSpec, make_accelerator, run_training
 from genrec.config import Config
 from genrec.data.columns import LOG
@@ -56,7 +56,7 @@ def run(config: Config, artifacts: Mapping[str, Artifact]) -> Bench:
     data = artifacts["prepare"].path
     if read_stats(data)["log"]["no_time"]:
         raise InputError("bench stream: the log has events without a time, so it cannot be cut by time")
-    if learns_tasks(config):
+    if config.learns_tasks:
         raise InputError("bench stream: got a config that learns tasks; it trains next items alone")
     own = in_process(config, "stream")
     settings = {

@@ -24,7 +24,7 @@ def point_to(newest: Path, kept: Path) -> None:
 
 
 def warn_if_not_served(config: Config, assigned: Artifact) -> None:
-    """Say so where the newest run of the config's name serves another catalogue, and sees no change of this one."""
+    """Warn where the newest run of the config's name serves another catalogue, and so sees no change of this one."""
     try:
         record = json.loads((config.storage_path / "runs" / config.name / RECORD).read_text(encoding="utf-8"))
         catalog = str(record["parts"]["catalog"])
@@ -32,6 +32,8 @@ def warn_if_not_served(config: Config, assigned: Artifact) -> None:
         return
     if catalog != f"assign/{assigned.key}":
         LOG.warning(
-            f"the run {config.name} serves another catalogue ({catalog}) and does not see this change; give the "
-            "configs and keys that it was made with"
+            "the run %s serves another catalogue (%s) and does not see this change; give the configs and keys that it "
+            "was made with",
+            config.name,
+            catalog,
         )

@@ -37,15 +37,14 @@ def seconds_per_query(directory: Path) -> float | None:
     return sum(one["seconds"] for one in found) / queries if queries else None
 
 
-def speeds(
-    where: Path, best: str, own: str, counted: Mapping[str, float], made: Mapping[str, float], mixing: float = 0.0
-) -> dict[str, Any]:
+def speeds(where: Path, best: str, own: str, baselines: Mapping[str, float], mixing: float = 0.0) -> dict[str, Any]:
     """Seconds per query by system: the searches under ``where``, and the baselines, whose times are given.
 
     A query's share of its batch; a way of searching has the whole time of the prompts that several ways share.
 
     Args:
         own: what the policy ``best`` is called: "model" where it is the model itself.
+        baselines: seconds per query of each.
         mixing: seconds per query in which a prior is mixed with the answers of a search: part of the model's time.
     """
     places = {"model": where / best / "test" / "model", own: where / best / "test" / "policy"}
@@ -54,22 +53,21 @@ def speeds(
     found = {name: seconds_per_query(place) for name, place in places.items()}
     if mixing and (searched := found["model"] or found[own]) is not None:
         found["model"] = searched + mixing
-    rows = {**{name: one for name, one in found.items() if one is not None}, **counted, **made}
+    rows = {**{name: one for name, one in found.items() if one is not None}, **baselines}
     return {name: {"per_query_s": seconds} for name, seconds in rows.items()}
 
 
 def calibrations(
-    answers: Mapping[str, RankedItems], parts: Mapping[str, RankedItems], best: str, own: str, targets_Q: IntArray
+    answers: Mapping[str, RankedItems], parts: Mapping[str, RankedItems], targets_Q: IntArray
 ) -> dict[str, Any]:
-    """Reliability of each policy's own beams; the policy ``best`` is named ``own``.
+    """Reliability of each policy's own beams, by its name.
 
     A policy with an item head ranks by a sum of two logarithms, which is no probability: then its ``parts``, semantic
     IDs and head, are asked apart, each with what it would answer alone.
     """
     from genrec.evaluation.calibration import calibration
 
-    asked = parts or {own if name == best else name: one for name, one in answers.items()}
-    return {name: calibration(one.items_QK, one.logp_QK, targets_Q) for name, one in asked.items()}
+    return {name: calibration(one.items_QK, one.logp_QK, targets_Q) for name, one in (parts or answers).items()}
 
 
 def item_vectors(directory: Path) -> FloatArray | None:

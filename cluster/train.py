@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cluster.node_check import require_nodes
 from cluster.node_files import collect_files, offered, ray_storage
@@ -20,12 +20,13 @@ from cluster.progress import WORKER_LOG, log_to_file, tail_log
 from cluster.resources import cap_memory
 from cluster.session import connect, joins_cluster, require_resources
 from cluster.trackers import require_trackers
-from genrec.config import Config, packaged_file
+from genrec.config import Compute, Config, packaged_file
 from genrec.data.files import write_json, write_text
 from genrec.errors import InputError, packed_error, unpacked_error
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from ray.train import ScalingConfig
 
     from genrec.inference.served_search import ServedSearch
     from genrec.learning.checkpoints import Checkpoints, TrainingState
@@ -35,10 +36,18 @@ if TYPE_CHECKING:
     from genrec.sid.catalog import Catalog
 
 REFUSED = "refused.txt"
-"""Where a worker leaves the message of an InputError: as an exception it would be retried and arrive wrapped."""
+"""Where a worker leaves its InputError, packed: as an exception it would be retried and arrive wrapped."""
 
 CURVE = "curve.json"
 """The training's summary and its curve; a stage whose directory has it is trained."""
+
+
+class PolicyParts(NamedTuple):
+    """What a run trains, or searches with: the policy, its prompts and its catalogue."""
+
+    policy: Policy
+    prompts: Prompts
+    catalog: Catalog
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,7 @@ class RunSpec:
             raise InputError("learning.rl.served=true needs the stage served, which this command does not make")
         return ServedSearch(ServedWeights.read(self.served), self.data, catalog, self.config.data.max_history)
 
-    def build(self) -> tuple[Policy, Prompts, Catalog]:
+    def build(self) -> PolicyParts:
         """The policy (with the tensors of ``start``), its prompts and the catalogue."""
         from genrec.data.readers import read_items
         from genrec.policy.backbone import build, load
@@ -88,8 +97,8 @@ class RunSpec:
         if self.start is None:
             if config.policy.kind == "pretrained":
                 options["titles"] = [title or "" for title in read_items(self.data)["title"].to_pylist()]
-            return *build(config.policy, catalog, **options), catalog
-        return *load(config.policy, catalog, self.start, **options), catalog
+            return PolicyParts(*build(config.policy, catalog, **options), catalog)
+        return PolicyParts(*load(config.policy, catalog, self.start, **options), catalog)
 
 
 class RayCheckpoints:
@@ -177,7 +186,7 @@ def train_on_ray(
         InputError: a worker refused its input, or the machine is too small for what ``compute`` asks.
     """
     connect(config)
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, WorkerGroupError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     compute = config.compute
@@ -186,7 +195,6 @@ def train_on_ray(
     fewest, at_first = at_least or workers, min(actors, 1) if joins_cluster(config) else actors
     cpus = fewest * compute.worker_cpus + at_first * compute.rollout_cpus
     require_resources(config, name, cpus, fewest * compute.worker_gpus + at_first * compute.rollout_gpus)
-    gpus = compute.worker_gpus > 0
     out.mkdir(parents=True, exist_ok=True)
     refused = out / REFUSED
     refused.unlink(missing_ok=True)
@@ -197,18 +205,8 @@ def train_on_ray(
         datasets, shards = make_ingest(config, stream, out)
     trainer = TorchTrainer(
         partial(_called, offered(partial(_worker_entry, loop, out))),
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=workers if fewest == workers else (fewest, workers),
-            use_gpu=gpus,
-            resources_per_worker={
-                "CPU": compute.worker_cpus,
-                **({"GPU": compute.worker_gpus} if gpus else {}),
-                **compute.worker_resources,
-            },
-            # Workers exchange gradients at each step: on few nodes. Rollout actors are spread (``start_actors``).
-            placement_strategy="PACK",
-        ),
+        torch_config=TorchConfig(backend="nccl" if compute.worker_gpus else "gloo"),
+        scaling_config=_scaling(compute, fewest, workers),
         run_config=RunConfig(
             name=name,
             **ray_storage(config, out / "train"),
@@ -228,6 +226,20 @@ def train_on_ray(
     collect_files()
     if refused.is_file():
         raise unpacked_error(refused.read_text(encoding="utf-8"))
+
+
+def _scaling(compute: Compute, fewest: int, most: int) -> ScalingConfig:
+    """What a worker gets, and the number of them."""
+    from ray.train import ScalingConfig
+
+    gpus = {"GPU": compute.worker_gpus} if compute.worker_gpus else {}
+    return ScalingConfig(
+        num_workers=most if fewest == most else (fewest, most),
+        use_gpu=bool(gpus),
+        resources_per_worker={"CPU": compute.worker_cpus, **gpus, **compute.worker_resources},
+        # Workers exchange gradients at each step: on few nodes. Rollout actors are spread (``start_actors``).
+        placement_strategy="PACK",
+    )
 
 
 def _called(work: Callable[[], None]) -> None:

@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from genrec.baselines.tuning import BaselineSuite
+    from genrec.evaluation.goals import Goals
+    from genrec.evaluation.summary import Rankings
     from genrec.inference.prior import RankedItems
-    from genrec.metrics import FloatArray, IntArray
+    from genrec.metrics import IntArray
     from genrec.sid.catalog import Catalog
 
 LOG = logging.getLogger(__name__)
@@ -136,6 +138,11 @@ class PolicyAnswers:
         """What the best policy without a prior is called: it may be the model itself."""
         return "model" if self.tuned.is_policy_alone else "policy"
 
+    @property
+    def by_name(self) -> dict[str, RankedItems]:
+        """``alone``, the best one by its ``own_name``."""
+        return {self.own_name if name == self.best else name: one for name, one in self.alone.items()}
+
 
 def _evaluate(config: Config, inputs: Mapping[str, Artifact], out: Path) -> dict[str, Any]:
     """Predict, summarise and write; returns the deciding figures."""
@@ -145,9 +152,9 @@ def _evaluate(config: Config, inputs: Mapping[str, Artifact], out: Path) -> dict
         answers = replace(answers, refitted=_refitted(config, inputs, test, answers.tuned, out))
     baselines, seconds = _baselines(config, inputs, test)
     metrics = _summarise(config, inputs, test, answers, baselines)
-    mixing, made = answers.mixing_s / max(1, len(test.test)), _seconds_made(inputs)
-    metrics["speed"] = speeds(out / "predictions", answers.best, answers.own_name, seconds, made, mixing)
-    metrics["calibration"] = calibrations(answers.alone, answers.parts, answers.best, answers.own_name, test.targets_Q)
+    mixing = answers.mixing_s / max(1, len(test.test))
+    metrics["speed"] = speeds(out / "predictions", answers.best, answers.own_name, seconds, mixing)
+    metrics["calibration"] = calibrations(answers.by_name, answers.parts, test.targets_Q)
     _write(config, inputs, test, answers, baselines, metrics, out)
     return {"verdict": metrics["verdict"], "headline": metrics["headline"], "model": metrics["model"]["item"]}
 
@@ -201,31 +208,12 @@ def _summarise(
     baselines: Mapping[str, IntArray],
 ) -> dict[str, Any]:
     """The metrics of the model, its parts and the baselines, with intervals, and what reinforcement learning gained."""
-    from genrec.evaluation.goals import Goals, compare_goals, covered_means
-    from genrec.evaluation.query_slices import query_labels
-    from genrec.evaluation.slices import category_numbers
-    from genrec.evaluation.summary import Rankings, add_gain, add_prior, summarise
+    from genrec.evaluation.goals import Goals, covered_means
+    from genrec.evaluation.summary import add_prior, summarise
     from genrec.evaluation.verdict import plain_words, verdict
-    from genrec.metrics import per_query, target_ranks
 
     ks, draws, suite = config.evaluation.ks, config.evaluation.bootstrap, test.suite
-    others = {"sft": answers.alone["sft"].items_QK} if answers.best != "sft" else {}
-    if not answers.tuned.is_policy_alone:
-        others |= {"policy": answers.alone[answers.best].items_QK}
-    others |= {name: part.items_QK for name, part in answers.parts.items()} | dict(answers.refitted)
-    rankings = Rankings(
-        targets_Q=test.targets_Q,
-        model_QK=answers.model_QK,
-        baselines=baselines,
-        codes_NL=test.catalog.codes_NL.numpy(),
-        train_counts_N=suite.log.counts_N,
-        category_N=category_numbers(test.items),
-        event_Q=test.event_Q,
-        labels=query_labels(test.test, test.items),
-        recent_QH=test.recent_QH,
-        vectors_ND=item_vectors(inputs["embed"].path) if "embed" in inputs else None,
-        policies=others,
-    )
+    rankings = _rankings(inputs, test, answers, baselines)
     costs = {name: {k: made.metrics[k] for k in ("wall_s", "peak_rss_mb")} for name, made in inputs.items()}
     details = {
         "baseline_settings": {**suite.settings, **_rows_made(inputs, "settings")},
@@ -235,7 +223,7 @@ def _summarise(
     }
     metrics = summarise(rankings, ks=ks, resamples=draws, seed=config.seed, stages=costs, details=details)
     goals = Goals(test.items, suite.log.counts_N, config.rewards.settings)
-    systems = {"model": answers.model_QK, **others, **rankings.baselines}
+    systems = {"model": answers.model_QK, **rankings.policies, **baselines}
     metrics["goals"] = {
         name: covered_means(goals.values(ranked_QK, test.targets_Q, test.event_Q))
         for name, ranked_QK in systems.items()
@@ -243,20 +231,59 @@ def _summarise(
     if answers.tuned.weight:
         add_prior(metrics, "policy", answers.tuned.weight)
     if answers.best == "grpo":
-
-        def values(name: str) -> dict[str, FloatArray]:
-            return per_query(target_ranks(answers.alone[name].items_QK, test.targets_Q), ks)
-
-        add_gain(metrics, values("grpo"), values("sft"), draws, config.seed)
-        after, before = (
-            goals.all_values(answers.alone[name].items_QK, test.targets_Q, test.event_Q) for name in ("grpo", "sft")
-        )
-        metrics["rl_trade"] = {
-            "metrics": dict(compare_goals(after, before, draws, config.seed)),
-            "few_events": config.rewards.settings.rare,
-            "cost": _cost_of_rl(inputs),
-        }
+        _add_gain_of_rl(config, inputs, test, answers, goals, metrics)
     return {**metrics, "verdict": verdict(metrics), "in_plain_words": plain_words(metrics)}
+
+
+def _rankings(
+    inputs: Mapping[str, Artifact], test: TestData, answers: PolicyAnswers, baselines: Mapping[str, IntArray]
+) -> Rankings:
+    """The rankings of the test queries: the model's, those of its policies and their parts, and the baselines'."""
+    from genrec.evaluation.query_slices import query_labels
+    from genrec.evaluation.slices import category_numbers
+    from genrec.evaluation.summary import Rankings
+
+    others = {"sft": answers.alone["sft"].items_QK} if answers.best != "sft" else {}
+    if not answers.tuned.is_policy_alone:
+        others |= {"policy": answers.alone[answers.best].items_QK}
+    others |= {name: part.items_QK for name, part in answers.parts.items()} | dict(answers.refitted)
+    return Rankings(
+        targets_Q=test.targets_Q,
+        model_QK=answers.model_QK,
+        baselines=baselines,
+        codes_NL=test.catalog.codes_NL.numpy(),
+        train_counts_N=test.suite.log.counts_N,
+        category_N=category_numbers(test.items),
+        event_Q=test.event_Q,
+        labels=query_labels(test.test, test.items),
+        recent_QH=test.recent_QH,
+        vectors_ND=item_vectors(inputs["embed"].path) if "embed" in inputs else None,
+        policies=others,
+    )
+
+
+def _add_gain_of_rl(
+    config: Config,
+    inputs: Mapping[str, Artifact],
+    test: TestData,
+    answers: PolicyAnswers,
+    goals: Goals,
+    metrics: dict[str, Any],
+) -> None:
+    """Add to ``metrics`` what the GRPO policy gained over the SFT policy, both without a prior, and what it cost."""
+    from genrec.evaluation.goals import compare_goals
+    from genrec.evaluation.summary import add_gain
+    from genrec.metrics import per_query, target_ranks
+
+    draws, policies_QK = config.evaluation.bootstrap, [answers.alone[name].items_QK for name in ("grpo", "sft")]
+    after, before = (per_query(target_ranks(one_QK, test.targets_Q), config.evaluation.ks) for one_QK in policies_QK)
+    add_gain(metrics, after, before, draws, config.seed)
+    after, before = (goals.all_values(one_QK, test.targets_Q, test.event_Q) for one_QK in policies_QK)
+    metrics["rl_trade"] = {
+        "metrics": dict(compare_goals(after, before, draws, config.seed)),
+        "few_events": config.rewards.settings.rare,
+        "cost": _cost_of_rl(inputs),
+    }
 
 
 def _cost_of_rl(inputs: Mapping[str, Artifact]) -> dict[str, Any]:
@@ -270,7 +297,7 @@ def _cost_of_rl(inputs: Mapping[str, Artifact]) -> dict[str, Any]:
 def _baselines(
     config: Config, inputs: Mapping[str, Artifact], test: TestData
 ) -> tuple[dict[str, IntArray], dict[str, float]]:
-    """The rankings of ``evaluation.baselines``, in that order, without those that failed; seconds of the counted."""
+    """The rankings of ``evaluation.baselines``, in that order, without those that failed; seconds per query."""
     from genrec.baselines.ranking_files import RANKING, read_ranking
 
     width, chosen = max(config.evaluation.ks), config.evaluation.baselines
@@ -278,11 +305,8 @@ def _baselines(
     ranked, seconds = rank_timed(replace(test.suite, models=models), test.recent_QH, width)
     for name in _rows_made(inputs, "settings"):
         ranked[name] = read_ranking(inputs["baselines"].path / name / RANKING, len(test.test))[:, :width]
+    seconds |= {name: ms / 1000 for name, ms in _rows_made(inputs, "ms_per_query").items()}
     return {name: ranked[name] for name in chosen if name in ranked}, seconds
-
-
-def _seconds_made(inputs: Mapping[str, Artifact]) -> dict[str, float]:
-    return {name: ms / 1000 for name, ms in _rows_made(inputs, "ms_per_query").items()}
 
 
 def _rows_made(inputs: Mapping[str, Artifact], figure: str) -> dict[str, Any]:
@@ -332,9 +356,7 @@ def _write(
 
 def _systems(answers: PolicyAnswers, baselines: Mapping[str, IntArray]) -> dict[str, IntArray]:
     """The rankings of the model, its policies and the baselines."""
-    own = {"policy" if name == answers.best else name: ranked.items_QK for name, ranked in answers.alone.items()}
-    if answers.tuned.is_policy_alone:
-        own.pop("policy")
+    own = {name: ranked.items_QK for name, ranked in answers.by_name.items()}
     return {"model": answers.model_QK, **own, **baselines}
 
 

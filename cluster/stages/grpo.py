@@ -48,7 +48,7 @@ def require_data(config: Config, data: Path) -> None:
     """Refuse lists that are longer than the catalogue, before the policy is trained that would write them.
 
     Raises:
-        InputError: so they are.
+        InputError: the catalogue has fewer items than a list.
     """
     from genrec.data.readers import count_items
     from genrec.learning.rl.slate_advantages import require_room

@@ -59,4 +59,4 @@ def refit_loop(data: Path, best_step: int, spec: RunSpec) -> None:
     same = config.replace(
         {"learning.sft.epochs": epochs_for(settings.epochs, steps), "learning.sft.max_steps": longest}
     )
-    sft.learn(replace(spec, config=same), sft.SftParts(*spec.build()), epochs, accelerator, options)
+    sft.learn(replace(spec, config=same), spec.build(), epochs, accelerator, options)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +15,10 @@ from cluster.content import model_content
 from cluster.data import parallel_map
 from cluster.session import configure_process
 from cluster.stages.plan import Plan, StageRun
+from cluster.task_mixtures import training_stages
 from cluster.train import (
     CURVE,
+    PolicyParts,
     RunSpec,
     deepspeed_config,
     make_accelerator,
@@ -26,23 +27,20 @@ from cluster.train import (
     save_result,
     training_summary,
 )
-from genrec.config import Config, Tasks
+from genrec.config import Config
 from genrec.data.files import fill_once, write_json
 from genrec.data.readers import (
     count_items,
     count_train_targets,
-    read_items,
     read_queries,
     read_sequences,
     read_train_queries,
     sequence_files,
     stream_sequences,
 )
-from genrec.data.tables import Split
 from genrec.data.train_counts import read_train_counts
 from genrec.errors import InputError
 from genrec.policy.chat.templates import language_content
-from genrec.seeds import seed_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -50,15 +48,10 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from genrec.evaluation.validate import Search
-    from genrec.learning.sft.batches import Examples, RowExamples, TrainingBatches
+    from genrec.learning.sft.batches import Examples, TrainingBatches
     from genrec.learning.sft.knn_teacher import KnnTeacher
     from genrec.learning.sft.losses import SftLoss
-    from genrec.learning.sft.stages import TrainingStage
     from genrec.learning.sft.streaming import WindowStream
-    from genrec.learning.tasks.examples import ExampleBuilder
-    from genrec.learning.tasks.mixture import Mixture
-    from genrec.policy.chat.chat_format import ChatFormat
-    from genrec.policy.model import Policy
     from genrec.policy.prompts import Prompts
     from genrec.sid.catalog import Catalog
 
@@ -73,9 +66,6 @@ WINDOWS = "windows.json"
 NEIGHBOURS = "neighbours"
 """While a policy learns from a stream: for each fold of users the ItemKNN that knows the others."""
 
-MIXTURE = "mixture.json"
-"""Next to the policy: per stage and task the examples of an epoch, and the share of SIDs in what is learned."""
-
 
 def plan(run: StageRun) -> Plan:
     """Train the policy for the semantic IDs of the catalogue."""
@@ -89,7 +79,7 @@ def plan(run: StageRun) -> Plan:
     if "hard" in learning.sft.loss.weights:
         # The largest losses are found within a worker's micro batch.
         settings |= {"micro_batch": learning.sft.micro_batch, "workers": config.compute.workers}
-    if learns_tasks(config):
+    if config.learns_tasks:
         settings |= {name: getattr(learning, name).result_settings() for name in ("stages", "tasks")}
         written = [language_content(name) for name in learning.instruction.languages]
         settings["instruction"] = learning.instruction.result_settings() | {"languages": written}
@@ -181,19 +171,19 @@ def sft_loop(spec: RunSpec) -> None:
     from genrec.evaluation.validate import Validator
 
     settings, accelerator = config.learning.sft, make_accelerator(config)
-    policy, prompts, catalog = spec.build()
-    valid, search = _validation(spec.data, config.data.max_history, len(catalog))
+    built = spec.build()
+    valid, search = _validation(spec.data, config.data.max_history, len(built.catalog))
     validator = Validator(
         valid,
-        prompts,
-        catalog.trie,
+        built.prompts,
+        built.catalog.trie,
         accelerator,
         count=settings.eval_queries,
         search=search,
         batch_size=config.decode.batch_size,
     )
-    epochs = None if learns_tasks(config) else _batches(spec)
-    learn(spec, SftParts(policy, prompts, catalog), epochs, accelerator, {"validate": validator})
+    epochs = None if config.learns_tasks else _batches(spec)
+    learn(spec, built, epochs, accelerator, {"validate": validator})
 
 
 def _batches(spec: RunSpec) -> TrainingBatches:
@@ -211,22 +201,17 @@ def _batches(spec: RunSpec) -> TrainingBatches:
     return StreamedEpochs(spec.stream, open_pools)
 
 
-@dataclass(frozen=True)
-class SftParts:
-    """The policy in training, its prompts and its catalogue."""
-
-    policy: Policy
-    prompts: Prompts
-    catalog: Catalog
-
-
 def learn(
-    spec: RunSpec, built: SftParts, epochs: TrainingBatches | None, accelerator: Accelerator, options: Mapping[str, Any]
+    spec: RunSpec,
+    built: PolicyParts,
+    epochs: TrainingBatches | None,
+    accelerator: Accelerator,
+    options: Mapping[str, Any],
 ) -> None:
     """Next items alone, or every stage of ``learning.stages`` that is on and then ``learning.sft``; keeps the result.
 
     Args:
-        epochs: of next items; None: of a config that learns tasks or stages, which are made here.
+        epochs: of next items; None for a config that learns tasks or stages.
         options: further ones of ``SftTrainer``.
     """
     from genrec.learning.sft.stages import run_stages
@@ -249,7 +234,7 @@ def learn(
         **options,
     }
     if epochs is None:
-        state = run_stages(built.policy, _stages(spec, built, loss, accelerator), **options)
+        state = run_stages(built.policy, training_stages(spec, built, loss, accelerator), **options)
     else:
         state = SftTrainer(built.policy, loss, epochs, settings, **options).run()
     save_result(spec, built.policy, built.catalog, state, accelerator)
@@ -317,121 +302,11 @@ def _validation(data: Path, max_history: int, items: int) -> tuple[pa.Table, Sea
     return read_queries(data, "valid"), Search.of(VALIDATION_WIDTH, max_history, mask_seen=masks)
 
 
-def learns_tasks(config: Config) -> bool:
-    """Whether the config asks for tasks or stages."""
-    return config.learning.sft.example_format == "tasks" or bool(config.learning.stages.on())
-
-
 def require_next_items_alone(config: Config, asked: str, remedy: str) -> None:
     """Refuse ``asked`` of a config that learns tasks or stages; ``remedy`` is the setting to take instead.
 
     Raises:
         InputError: the config learns them.
     """
-    if learns_tasks(config):
+    if config.learns_tasks:
         raise InputError(f"{asked} trains next items alone, and the config learns tasks or stages; set {remedy}")
-
-
-def _stages(spec: RunSpec, built: SftParts, loss: SftLoss, accelerator: Accelerator) -> list[TrainingStage]:
-    """The stages in their order, each with its mixture; ``mixture.json`` counts what they show."""
-    from genrec.learning.sft.batches import Epochs, RowExamples
-    from genrec.learning.sft.stages import TrainingStage, settings_of
-    from genrec.learning.tasks.loss import MixedLoss
-    from genrec.learning.tasks.mixture import MixtureEpochs
-
-    config, learning = spec.config, spec.config.learning
-    with_context = config.policy.context.is_on
-    queries = RowExamples(read_train_queries(spec.data, with_context=with_context), with_context=with_context)
-    make = _mixtures(spec, built, queries)
-    mixed = MixedLoss(loss, built.catalog.trie.to(accelerator.device))
-    size, statistics, stages = learning.sft.batch_size, dict[str, Any](), list[TrainingStage]()
-    for name, stage in learning.stages.on().items():
-        seed, rows_only = seed_of(name, config.seed), name == "sid_embeddings"
-        mixture = make(stage.tasks, seed)
-        epochs = MixtureEpochs(mixture, size, seed)
-        own = settings_of(stage, learning.sft, epochs.steps, rows_only=rows_only)
-        section = f"learning.stages.{name}"
-        stages.append(TrainingStage(name, own, epochs, mixed, rows_only=rows_only, section=section))
-        statistics[name] = mixture.statistics()
-    again = learning.sft.loss.second_pass
-    if learning.sft.example_format == "tasks":
-        mixture = make(learning.tasks, config.seed)
-        epochs = MixtureEpochs(mixture, size, config.seed, again)
-        stages.append(TrainingStage("instruction", learning.sft, epochs, mixed))
-        statistics["instruction"] = mixture.statistics()
-    else:
-        stages.append(TrainingStage("next item", learning.sft, Epochs(queries, size, config.seed, again), loss))
-    if accelerator.is_main_process:
-        _keep_statistics(statistics, spec.out)
-    return stages
-
-
-def _keep_statistics(statistics: Mapping[str, Any], out: Path) -> None:
-    from genrec.learning.tasks.mixture import table
-
-    write_json(statistics, out / MIXTURE)
-    for name, found in statistics.items():
-        LOG.info("mixture of %s:\n%s", name, table(found))
-
-
-def _mixtures(spec: RunSpec, built: SftParts, queries: RowExamples) -> Callable[[Tasks, int], Mixture]:
-    """From weights of tasks and a seed to their mixture over the run's items and train queries."""
-    from genrec.learning.tasks.mixture import Mixture
-
-    config, taught = spec.config, teacher.read_texts(spec.out)
-    settings = config.learning.instruction
-    builder = make_example_builder(spec, built.catalog, "train", settings.languages, taught)
-    chat_format = make_chat_format(config, built.prompts, built.catalog)
-    room = int(built.policy.model.config.max_position_embeddings)
-
-    def mixture(tasks: Tasks, seed: int) -> Mixture:
-        return Mixture(tasks, builder, queries, chat_format, seed=seed, max_tokens=room, balance=settings.balance)
-
-    return mixture
-
-
-def make_example_builder(
-    spec: RunSpec,
-    catalog: Catalog,
-    split: Split,
-    languages: Sequence[str],
-    taught: Mapping[tuple[str, int, str], str] | None = None,
-) -> ExampleBuilder:
-    """Builds examples about the run's items, the queries of ``split`` and, for ``train``, windows of whole sequences.
-
-    Windows of another split are of its histories.
-    """
-    from genrec.learning.tasks.examples import ExampleBuilder
-    from genrec.learning.tasks.item_fields import ItemFields
-    from genrec.policy.chat.templates import load_language
-
-    settings, queries = spec.config.learning.instruction, read_queries(spec.data, split)
-    item_fields = ItemFields(read_items(spec.data), settings)
-    return ExampleBuilder(
-        item_fields,
-        [load_language(name) for name in languages],
-        settings,
-        queries["history"].to_pylist(),
-        queries["target"].to_pylist(),
-        sequences=_train_sequences(spec.data, len(item_fields)) if split == "train" else None,
-        absent=catalog.removed,
-        taught=taught,
-    )
-
-
-def _train_sequences(data: Path, n_items: int) -> list[list[int]]:
-    """The train part of each user's sequence, oldest first."""
-    import numpy as np
-
-    from genrec.baselines.train_log import read_train_log
-
-    log = read_train_log(data, n_items)
-    ends = np.flatnonzero(np.diff(log.users_E)) + 1
-    return [part.tolist() for part in np.split(log.items_E, ends)]
-
-
-def make_chat_format(config: Config, prompts: Prompts, catalog: Catalog) -> ChatFormat:
-    """The conversations of the config's policy as tokens."""
-    from genrec.policy.chat.chat_format import ChatFormat, load_tokenizer
-
-    return ChatFormat(load_tokenizer(config.policy, config.backbones_path), prompts.sids, catalog, prompts.form)

@@ -101,6 +101,11 @@ class Config(Section):
             return named
         return "rows" if self.policy.kind == "pretrained" and self.policy.prompt == "question" else "dense"
 
+    @property
+    def learns_tasks(self) -> bool:
+        """Whether the policy learns tasks, or stages of them, and not next items alone."""
+        return self.learning.sft.example_format == "tasks" or bool(self.learning.stages.on())
+
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
         grpo = self.learning.rl

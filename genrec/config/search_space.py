@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
-from pydantic import BaseModel
-
 from genrec.config.learning import GROUP_KEYS, Rewards
 from genrec.config.root import Config
 from genrec.config.tune import Dimension, Scalar
@@ -31,7 +29,7 @@ def dimensions(config: Config) -> dict[str, Dimension]:
 
 def own_values(config: Config) -> dict[str, Any]:
     """The config's own values of the keys that are searched."""
-    return {key: _value(config, key) for key in dimensions(config)}
+    return {key: config.value_at(key) for key in dimensions(config)}
 
 
 def trial_config(config: Config, values: Mapping[str, Scalar], seed: int | None = None) -> Config:
@@ -104,10 +102,3 @@ def remakes_earlier_stages(keys: Sequence[str], *, fixed_groups: bool = False) -
     if fixed_groups and OF_GROUPS & set(keys):
         return True
     return not all(key.startswith(("rewards.", "learning.rl.")) for key in keys)
-
-
-def _value(config: BaseModel, key: str) -> Any:
-    found: Any = config
-    for name in key.split("."):
-        found = found[name] if isinstance(found, dict) else getattr(found, name)
-    return found

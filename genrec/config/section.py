@@ -63,6 +63,18 @@ class Section(BaseModel):
         except ValidationError as error:
             raise InputError(describe(error)) from None
 
+    def value_at(self, key: str) -> Any:
+        """The value at a dotted key, such as ``"learning.rl.steps"``, or the section there.
+
+        Raises:
+            AttributeError: no section has such a field.
+            KeyError: a field of free names, such as ``rewards.custom``, has no such one.
+        """
+        found: Any = self
+        for name in key.split("."):
+            found = found[name] if isinstance(found, dict) else getattr(found, name)
+        return found
+
     def result_settings(self) -> dict[str, Any]:
         """The fields that change a result, JSON-able, inner sections included: what a stage's key is made of."""
         settings = self.model_dump(mode="json")

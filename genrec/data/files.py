@@ -116,7 +116,7 @@ def require_directory_at(place: Path, key: str) -> None:
     Nothing is left there.
 
     Raises:
-        InputError: so it is.
+        InputError: with the reason.
     """
     place, wanted = place.absolute(), "wanted a directory, or a place for a new one"
     try:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 import numpy as np
-from scipy.special import stdtr, stdtrit  # pyright: ignore[reportUnknownVariableType]
+from scipy.special import stdtr, stdtrit
 
 from genrec.metrics import FloatArray
 

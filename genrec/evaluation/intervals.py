@@ -12,7 +12,7 @@ from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit  # pyright: ignore[reportUnknownVariableType]
+from scipy.special import stdtrit
 
 from genrec.errors import InputError
 from genrec.metrics import FloatArray

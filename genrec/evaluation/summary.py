@@ -57,7 +57,10 @@ NAMES = {
     "refit_itemknn": "the refitted ItemKNN",
 }
 HEADLINE_METRICS = ("ndcg@10", "hr@10")
-WON_IN_WORDS = {"level": "is level on", "ahead": "is ahead, within the noise, on", "leads": "leads on"}
+WON_IN_WORDS = {"level": "is level on", "ahead": "is ahead, within the noise, on", "beats": "leads on"}
+
+Standing = Literal["loses", "behind", "level", "ahead", "beats"]
+"""From worst to best; behind and ahead: within the noise."""
 
 Values = dict[str, FloatArray]
 """A metric's value per query, (Q,), by the metric's name."""
@@ -139,16 +142,11 @@ def summarise(
         for name, by_metric in differences.items()
     }
     if "policy" in by_policy:
-        result["paired_policy"] = _minus_baselines(by_policy["policy"]["item"], by_baseline, resamples, seed)
-    sliced = {"model": model, **others}
-    bucket_N = popularity_bucket(rankings.train_counts_N)
-    result["buckets"] = {name: by_bucket(one, rankings.targets_Q, bucket_N) for name, one in sliced.items()}
-    if rankings.event_Q:
-        result["events"] = {name: by_event(values, rankings.event_Q) for name, values in sliced.items()}
-    result["slices"] = {
-        slice_: {name: by_label(values, label_Q) for name, values in sliced.items()}
-        for slice_, label_Q in rankings.labels.items()
-    }
+        policy = {metric: by_policy["policy"]["item"][metric] for metric in HEADLINE_METRICS}
+        result["paired_policy"] = {
+            name: paired(policy, values, resamples, seed) for name, values in by_baseline.items()
+        }
+    result |= _sliced(rankings, {"model": model, **others})
     counts_N = rankings.train_counts_N
     more: dict[str, Any] = {"recent_QH": rankings.recent_QH, "vectors_ND": rankings.vectors_ND}
     result["spread"] = {name: spread(one_QK, counts_N, rankings.category_N, **more) for name, one_QK in systems.items()}
@@ -159,6 +157,21 @@ def summarise(
     return {**result, **(details or {})}
 
 
+def _sliced(rankings: Rankings, systems: Mapping[str, Values]) -> dict[str, Any]:
+    """The means by popularity and event type of the target, and by the labels of the queries."""
+    bucket_N = popularity_bucket(rankings.train_counts_N)
+    found: dict[str, Any] = {
+        "buckets": {name: by_bucket(values, rankings.targets_Q, bucket_N) for name, values in systems.items()}
+    }
+    if rankings.event_Q:
+        found["events"] = {name: by_event(values, rankings.event_Q) for name, values in systems.items()}
+    found["slices"] = {
+        slice_: {name: by_label(values, label_Q) for name, values in systems.items()}
+        for slice_, label_Q in rankings.labels.items()
+    }
+    return found
+
+
 def _corrected(model: Values, others: Mapping[str, Values]) -> dict[str, dict[str, Corrected]]:
     """By headline metric and ranking: the paired t tests against every other row, corrected for their number."""
     return {
@@ -167,28 +180,12 @@ def _corrected(model: Values, others: Mapping[str, Values]) -> dict[str, dict[st
     }
 
 
-def _minus_baselines(
-    policy: Values, baselines: Mapping[str, Values], resamples: int, seed: int
-) -> dict[str, dict[str, Difference]]:
-    """The headline metrics of a policy minus those of each baseline, with the resamples that ``paired`` draws."""
-    found = {
-        metric: paired(
-            dict.fromkeys(baselines, policy[metric]),
-            {name: values[metric] for name, values in baselines.items()},
-            resamples,
-            seed,
-        )
-        for metric in HEADLINE_METRICS
-    }
-    return {name: {metric: row[name] for metric, row in found.items() if name in row} for name in baselines}
-
-
 def metrics_lost(model: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
     """The headline metrics on which a baseline has a better figure than the model, by however little: its name."""
     if not baselines:
         return {}
-    best = {metric: _best(metric, baselines) for metric in HEADLINE_METRICS}
-    return {metric: name for metric, name in best.items() if _standing(metric, model, baselines, {}) == "trails"}
+    best = {metric: best_baseline(metric, baselines) for metric in HEADLINE_METRICS}
+    return {metric: name for metric, name in best.items() if standing(metric, model, baselines, {}) == "behind"}
 
 
 def headline(
@@ -198,56 +195,60 @@ def headline(
 ) -> str:
     """One sentence: does the model beat the best baseline on NDCG@10 and HR@10, by how much, and is it significant?
 
-    It "leads" where the interval of its difference to every baseline lies above zero; a baseline "wins" where that of
-    the best one lies below. Equal figures are no lead.
+    It "leads" where it beats every baseline, and a baseline "wins" where the model loses to it: see ``standing``.
     """
     if not baselines:
         return f"No baseline ran: the model's NDCG@10 is {model['ndcg@10']:.4f}, its HR@10 {model['hr@10']:.4f}."
-    standing = {metric: _standing(metric, model, baselines, differences) for metric in HEADLINE_METRICS}
+    stands = {metric: standing(metric, model, baselines, differences) for metric in HEADLINE_METRICS}
     clauses = {metric: _clause(metric, model, baselines, differences) for metric in HEADLINE_METRICS}
 
     def on(*wanted: str) -> list[str]:
-        return [metric for metric in HEADLINE_METRICS if standing[metric] in wanted]
+        return [metric for metric in HEADLINE_METRICS if stands[metric] in wanted]
 
-    if on("behind", "trails"):
-        parts = ["; ".join(clauses[metric] for metric in on("behind", "trails"))]
+    if on("loses", "behind"):
+        parts = ["; ".join(clauses[metric] for metric in on("loses", "behind"))]
         for words, verb in WON_IN_WORDS.items():
             parts += [f"it {verb} {clauses[metric]}" for metric in on(words)]
-        opening = "A baseline wins" if on("behind") else "A baseline is ahead, within the noise"
+        opening = "A baseline wins" if on("loses") else "A baseline is ahead, within the noise"
         return f"{opening}: the model has {'; '.join(parts)}."
     if not on("level", "ahead"):
         opening = "The model leads every baseline"
     elif not on("level"):
         opening = f"The model is ahead of every baseline, within the noise on {' and '.join(map(_label, on('ahead')))}"
-    elif not on("ahead", "leads"):
+    elif not on("ahead", "beats"):
         opening = "The model is level with the best baseline"
     else:
         opening = "The model is behind no baseline, and level with one"
     return f"{opening}: {'; '.join(clauses.values())}."
 
 
-def _best(metric: str, baselines: Mapping[str, Mapping[str, float]]) -> str:
+def best_baseline(metric: str, baselines: Mapping[str, Mapping[str, float]]) -> str:
+    """The name of the baseline with the best figure."""
     return max(baselines, key=lambda name: baselines[name][metric])
 
 
-def _standing(
+def standing(
     metric: str,
     model: Mapping[str, float],
     baselines: Mapping[str, Mapping[str, float]],
     differences: Mapping[str, Mapping[str, Difference]],
-) -> Literal["behind", "trails", "level", "ahead", "leads"]:
-    """Where the model stands against the best baseline.
+) -> Standing:
+    """How a ranking, the model or its policy, stands on a metric against the best baseline.
 
-    "leads": ahead of each of them, beyond the noise; "behind": the best one is ahead, beyond the noise.
+    It "beats" where the paired interval of its lead is above zero, against each baseline; it "loses" where that of the
+    best baseline's lead is. Without an interval it does neither. Equal figures are no lead.
+
+    Args:
+        differences: to each baseline, by its name and the metric; without those that have no interval.
     """
-    best = _best(metric, baselines)
+    best = best_baseline(metric, baselines)
     if math.isclose(model[metric], baselines[best][metric], rel_tol=1e-9, abs_tol=1e-12):
         return "level"
     if model[metric] < baselines[best][metric]:
         against = differences.get(best, {}).get(metric)
-        return "behind" if against is not None and against["high"] < 0 else "trails"
+        return "loses" if against is not None and against["high"] < 0 else "behind"
     found = [differences.get(name, {}).get(metric) for name in baselines]
-    return "leads" if all(one is not None and one["low"] > 0 for one in found) else "ahead"
+    return "beats" if all(one is not None and one["low"] > 0 for one in found) else "ahead"
 
 
 def _clause(
@@ -256,7 +257,7 @@ def _clause(
     baselines: Mapping[str, Mapping[str, float]],
     differences: Mapping[str, Mapping[str, Difference]],
 ) -> str:
-    best = _best(metric, baselines)
+    best = best_baseline(metric, baselines)
     figures = f"{model[metric]:.4f} against {baselines[best][metric]:.4f} of {NAMES.get(best, best)}"
     return f"{_label(metric)} {figures}{_interval(differences.get(best, {}).get(metric))}"
 
@@ -295,15 +296,15 @@ def _policy_alone(
     """The sentence of a headline about the policy without its prior."""
     if not baselines:
         return f"The trained policy alone: NDCG@10 {alone['ndcg@10']:.4f}, HR@10 {alone['hr@10']:.4f}."
-    standing = {_standing(metric, alone, baselines, differences) for metric in HEADLINE_METRICS}
-    openings = {
-        "behind": "A baseline wins over the trained policy alone",
-        "trails": "A baseline is ahead of the trained policy alone, within the noise",
+    stands = {standing(metric, alone, baselines, differences) for metric in HEADLINE_METRICS}
+    openings: dict[Standing, str] = {
+        "loses": "A baseline wins over the trained policy alone",
+        "behind": "A baseline is ahead of the trained policy alone, within the noise",
         "level": "The trained policy alone is behind no baseline",
         "ahead": "The trained policy alone is ahead of every baseline, within the noise",
-        "leads": "The trained policy alone leads every baseline",
+        "beats": "The trained policy alone leads every baseline",
     }
-    opening = next(words for place, words in openings.items() if place in standing)
+    opening = next(words for place, words in openings.items() if place in stands)
     return f"{opening}: {'; '.join(_clause(metric, alone, baselines, differences) for metric in HEADLINE_METRICS)}."
 
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from genrec.evaluation.intervals import Difference
-from genrec.evaluation.summary import HEADLINE_METRICS, NAMES, origin_of_prior
+from genrec.evaluation.summary import HEADLINE_METRICS, NAMES, Standing, best_baseline, origin_of_prior, standing
 
 DECIDES, SHARE = HEADLINE_METRICS
 """The metric that decides, and the one that people read as so many of a hundred users."""
-
-Standing = Literal["beats", "ahead", "level", "behind", "loses"]
-"""Ahead and behind: within the noise."""
 
 
 def verdict(metrics: Mapping[str, Any]) -> str:
@@ -27,10 +23,10 @@ def verdict(metrics: Mapping[str, Any]) -> str:
     """
     if not metrics["baselines"]:
         return "No baseline ran, so there is nothing to compare the model with."
-    rival, stands = best_baseline(metrics), standing(metrics, "model")
+    rival, stands = _rival(metrics), standing_of(metrics, "model")
     if _helper(metrics) is None:
         return f"{_capital(_against(stands, rival))}."
-    return f"{_capital(_with_help(stands, rival))}; {_without_help(standing(metrics, 'policy'), rival)}."
+    return f"{_capital(_with_help(stands, rival))}; {_without_help(standing_of(metrics, 'policy'), rival)}."
 
 
 def plain_words(metrics: Mapping[str, Any]) -> str:
@@ -39,11 +35,11 @@ def plain_words(metrics: Mapping[str, Any]) -> str:
     hits = _of_hundred(model[SHARE])
     sentences = [f"Of 100 users, {hits} find their next item among the model's first ten."]
     if metrics["baselines"]:
-        name = best_baseline(metrics)
-        other = metrics["baselines"][name_of_best(metrics)]
+        other = metrics["baselines"][_name_of_best(metrics)]
         sentences.append(
-            f"The best baseline, {name}, does so for {_of_hundred(other[SHARE])}. NDCG@10, which counts a hit the more "
-            f"the higher it stands, is {model[DECIDES]:.4f} against {other[DECIDES]:.4f}{_chance(metrics)}."
+            f"The best baseline, {_rival(metrics)}, does so for {_of_hundred(other[SHARE])}. "
+            f"NDCG@10, which counts a hit the more the higher it stands, is "
+            f"{model[DECIDES]:.4f} against {other[DECIDES]:.4f}{_chance(metrics)}."
         )
     if (weight := _helper(metrics)) is not None:
         alone = metrics["policy"]["item"]
@@ -54,36 +50,20 @@ def plain_words(metrics: Mapping[str, Any]) -> str:
     return " ".join([*sentences, *_gain(metrics)])
 
 
-def standing(metrics: Mapping[str, Any], name: str) -> Standing:
-    """How a ranking, the model or its policy, stands on NDCG@10 against the best baseline.
-
-    It "beats" where the paired interval of its lead is above zero, against each baseline; it "loses" where that of the
-    best baseline's lead is. Without an interval it does neither.
-    """
-    value = metrics[name]["item"][DECIDES]
-    best = max(row[DECIDES] for row in metrics["baselines"].values())
-    if math.isclose(value, best, rel_tol=1e-9, abs_tol=1e-12):
-        return "level"
-    found = [differences_of(metrics, name).get(other, {}).get(DECIDES) for other in metrics["baselines"]]
-    if value > best:
-        return "beats" if all(one is not None and one["low"] > 0 for one in found) else "ahead"
-    rival: Difference | None = differences_of(metrics, name).get(name_of_best(metrics), {}).get(DECIDES)
-    return "loses" if rival is not None and rival["high"] < 0 else "behind"
+def standing_of(metrics: Mapping[str, Any], name: str) -> Standing:
+    """How the model, or its policy (by its ``name`` in ``metrics``), stands on NDCG@10 against the best baseline."""
+    # Reports of older versions have no paired differences of the policy.
+    differences = metrics["paired"] if name == "model" else metrics.get(f"paired_{name}", {})
+    return standing(DECIDES, metrics[name]["item"], metrics["baselines"], differences)
 
 
-def differences_of(metrics: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """The paired differences of the model, or of its policy, minus each baseline; none in reports of older versions."""
-    return metrics["paired"] if name == "model" else metrics.get(f"paired_{name}", {})
+def _name_of_best(metrics: Mapping[str, Any]) -> str:
+    return best_baseline(DECIDES, metrics["baselines"])
 
 
-def name_of_best(metrics: Mapping[str, Any]) -> str:
-    """The key of the baseline with the best NDCG@10."""
-    return max(metrics["baselines"], key=lambda name: metrics["baselines"][name][DECIDES])
-
-
-def best_baseline(metrics: Mapping[str, Any]) -> str:
+def _rival(metrics: Mapping[str, Any]) -> str:
     """The best baseline's name in words."""
-    name = name_of_best(metrics)
+    name = _name_of_best(metrics)
     return NAMES.get(name, name)
 
 
@@ -124,7 +104,7 @@ def _helper(metrics: Mapping[str, Any]) -> float | None:
 
 
 def _chance(metrics: Mapping[str, Any]) -> str:
-    found: Difference | None = metrics["paired"].get(name_of_best(metrics), {}).get(DECIDES)
+    found: Difference | None = metrics["paired"].get(_name_of_best(metrics), {}).get(DECIDES)
     if found is None:
         return "; there are too few queries, or no resamples, to say whether that is chance"
     low, high = found["low"], found["high"]

@@ -87,7 +87,7 @@ def test_all_that_a_recipe_pins_is_its_method_or_is_given_for_all(name: str, dat
     own = load_config([file], changes)
     found = recipes.recipe(load_config([data, "smollm2", "cpu"]), name)
     for key in sorted(method):
-        assert recipes._value(found, key) == recipes._value(own, key), key
+        assert found.value_at(key) == own.value_at(key), key
 
 
 def test_a_gain_within_its_noise_is_not_reached_and_one_without_an_interval_is_not_judged() -> None:

@@ -71,6 +71,11 @@ def test_what_a_part_takes_from_the_config_is_said(tmp_path: Path) -> None:
     of_grid = config.replace({"bench.grid": {"learning.rl.steps": (2,)}})
     assert "learning.rl.steps" not in overruled(of_grid, "listwise")
     assert overruled(tiny_config(tmp_path, tmp_path, "learning.rl.steps=300"), "v1") == {}
+    worth = "rewards.settings.events"
+    names = tiny_config(
+        tmp_path, tmp_path, f"{worth}={{cart: 3}}", f"bench.parts.own={{{worth}.cart: 2, {worth}.buy: 9}}"
+    )
+    assert overruled(names, "own") == {f"{worth}.cart": (3, 2)}
 
 
 @pytest.mark.parametrize(

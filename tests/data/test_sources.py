@@ -3,6 +3,7 @@ import gzip
 import http.server
 import json
 import threading
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 
@@ -81,19 +82,25 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-def test_amazons_files_are_read_from_a_url(tmp_path):
-    folder = amazon(tmp_path, 2018)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+@contextmanager
+def serving(handler):
+    """The URL of a server that answers by ``handler`` until the block ends."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        url = f"http://127.0.0.1:{server.server_port}"
-        names = ("data.items=meta_X.json.gz", "data.interactions=X.json.gz", "data.source=amazon")
-        out = run_prepare(tmp_path / "out", url, *names)
-        with pytest.raises(InputError, match="cannot be read"):
-            run_prepare(tmp_path / "bad", url, "data.items=meta_Y.json.gz", *names[1:])
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_amazons_files_are_read_from_a_url(tmp_path):
+    folder = amazon(tmp_path, 2018)
+    names = ("data.items=meta_X.json.gz", "data.interactions=X.json.gz", "data.source=amazon")
+    with serving(partial(Quiet, directory=str(folder))) as url:
+        out = run_prepare(tmp_path / "out", url, *names)
+        with pytest.raises(InputError, match="cannot be read"):
+            run_prepare(tmp_path / "bad", url, "data.items=meta_Y.json.gz", *names[1:])
     assert len(samples(out)) == 3
 
 
@@ -252,7 +259,7 @@ def test_usual_column_names_and_renames_are_understood(tmp_path):
     assert read_items(out)["categories"].to_pylist() == [["A", "B"], []]
 
 
-class Cut(http.server.BaseHTTPRequestHandler):
+class Cut(Quiet):
     """Announces the whole file, and sends half of it."""
 
     content = b""
@@ -263,47 +270,29 @@ class Cut(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(self.content[: len(self.content) // 2])
 
-    def log_message(self, *args):
-        """Nothing."""
-
 
 def test_a_download_that_is_cut_off_is_not_a_whole_file():
     Cut.content = "".join(f"u{n},i{n},{1500511136 + n}\n" for n in range(1000)).encode()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Cut)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        url = f"http://127.0.0.1:{server.server_port}/log.csv"
-        with pytest.raises(MachineError, match="was cut off"), streams.open_stream(url) as stream:
+    with serving(Cut) as url:
+        with pytest.raises(MachineError, match="was cut off"), streams.open_stream(f"{url}/log.csv") as stream:
             while stream.read(4096):
                 pass
         with pytest.raises(MachineError, match="was cut off"):
-            list(read_csv(url))
-    finally:
-        server.shutdown()
-        server.server_close()
+            list(read_csv(f"{url}/log.csv"))
 
 
-class Fails(http.server.BaseHTTPRequestHandler):
+class Fails(Quiet):
     """Answers with the number that the path names."""
 
     def do_GET(self):
         self.send_error(int(self.path.strip("/")))
 
-    def log_message(self, *args):
-        """Nothing."""
-
 
 def test_a_server_that_fails_is_no_fault_of_the_input_and_a_wrong_url_is():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Fails)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with serving(Fails) as url:
         for status, is_machine in ((404, False), (403, False), (429, True), (500, True), (503, True)):
             with pytest.raises(InputError, match=f"cannot be read: HTTP Error {status}") as caught:
                 list(read_csv(f"{url}/{status}"))
             assert isinstance(caught.value, MachineError) == is_machine
-    finally:
-        server.shutdown()
-        server.server_close()
     with pytest.raises(MachineError, match=r"cannot be read: .*refused"):
         list(read_csv(url))

@@ -3,11 +3,7 @@
 In a process of its own: the pretended device stays registered with PyTorch until the process ends.
 """
 
-import subprocess
-import sys
-from pathlib import Path
-
-TESTS = Path(__file__).parents[1]
+from support.pretended_device import output_of
 
 ON_BOTH_DEVICES = """
 import tempfile
@@ -116,12 +112,4 @@ for name, (learn, items, options) in CASES.items():
 
 
 def test_rewards_critic_and_second_pass_forget_no_tensor_on_the_cpu() -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", ON_BOTH_DEVICES],
-        env={"PYTHONPATH": f"{TESTS}:{TESTS.parent}", "PATH": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert run.stdout.split("\n")[:-1] == ["ppo", "gate", "hint", "repaired", "lists", "second pass"]
+    assert output_of(ON_BOTH_DEVICES).splitlines() == ["ppo", "gate", "hint", "repaired", "lists", "second pass"]

@@ -1,7 +1,6 @@
 """DDP, ZeRO-2 and ZeRO-3 on two workers: one loss curve, and checkpoints that any of them resumes."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.synthetic import random_catalog
+from support.two_workers import joined
 from test_finetuning import tiny_backbone
 from torch import distributed, multiprocessing
 
@@ -109,14 +109,9 @@ def train(rank: int, root: Path, case: Case) -> None:
 
 
 def work(rank: int, root: Path, runs: list[Case]) -> None:
-    torch.set_num_threads(1)
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2}
-    os.environ |= {name: str(value) for name, value in places.items()} | {"MASTER_ADDR": "127.0.0.1"}
-    store = distributed.FileStore(str(root / "group"), 2)  # A port that is free now may be another's by then.
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    for case in runs:
-        train(rank, root, case)
-    distributed.destroy_process_group()
+    with joined(rank, root):
+        for case in runs:
+            train(rank, root, case)
 
 
 def test_the_strategies_have_one_curve_and_resume_each_other(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """GRPO on two workers: the update is that of one learner with all queries."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.synthetic import random_catalog, small_policy
-from torch import distributed, multiprocessing
+from support.two_workers import joined
+from torch import multiprocessing
 
 from genrec.errors import InputError
 from genrec.types import Query
@@ -51,16 +51,11 @@ def update(queries: list[Query], options: dict[str, Any], directory: Path) -> No
 
 
 def work(rank: int, root: Path) -> None:
-    torch.set_num_threads(1)
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2}
-    os.environ |= {name: str(value) for name, value in places.items()} | {"MASTER_ADDR": "127.0.0.1"}
-    store = distributed.FileStore(str(root / "group"), 2)  # A port that is free now may be another's by then.
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    for name, options in SETTINGS.items():
-        update(QUERIES[rank::2], options, root / name / str(rank))
-    with pytest.raises(InputError, match="step 1: got a loss of inf"):
-        update(QUERIES[rank::2], {"sft": 1e38}, root / "inf" / str(rank))
-    distributed.destroy_process_group()
+    with joined(rank, root):
+        for name, options in SETTINGS.items():
+            update(QUERIES[rank::2], options, root / name / str(rank))
+        with pytest.raises(InputError, match="step 1: got a loss of inf"):
+            update(QUERIES[rank::2], {"sft": 1e38}, root / "inf" / str(rank))
 
 
 def test_two_workers_make_the_update_of_one_learner_with_all_queries(tmp_path: Path) -> None:

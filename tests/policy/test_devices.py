@@ -3,11 +3,7 @@
 Each runs in a process of its own: the pretended device stays registered with PyTorch until the process ends.
 """
 
-import subprocess
-import sys
-from pathlib import Path
-
-TESTS = Path(__file__).parents[1]
+from support.pretended_device import output_of
 
 ON_BOTH_DEVICES = """
 import torch
@@ -47,12 +43,4 @@ except RuntimeError as error:
 
 
 def test_decoding_scoring_and_the_loss_forget_no_tensor_on_the_cpu() -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", ON_BOTH_DEVICES],
-        env={"PYTHONPATH": f"{TESTS}:{TESTS.parent}", "PATH": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert "mixed devices: aten::add: tensors on pretended and on cpu" in run.stdout
+    assert "mixed devices: aten::add: tensors on pretended and on cpu" in output_of(ON_BOTH_DEVICES)

@@ -1,11 +1,14 @@
 """A pretended accelerator: tensors "on" it lie on the CPU, but an operation that mixes both devices is refused.
 
 So code that forgets to move a tensor fails on a machine without a GPU too. It registers itself with PyTorch for good:
-use it in a process of its own.
+use it in a process of its own, such as that of ``output_of``.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +17,7 @@ from torch.utils import _pytree
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend as register
 
 NAME = "pretended"
+TESTS = Path(__file__).parents[1]
 
 BOTH = ("aten::copy_", "aten::_copy_from", "aten::_to_copy")
 """Operations that move values between devices."""
@@ -143,3 +147,16 @@ def _moved(make: Any) -> Any:
         return make(*args, **kwargs).to(device)
 
     return made
+
+
+def output_of(script: str) -> str:
+    """What a Python script, which may use this module, writes in a process of its own; the process must not fail."""
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        env={"PYTHONPATH": f"{TESTS}:{TESTS.parent}", "PATH": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    return run.stdout

@@ -25,7 +25,7 @@ class FullSoftmax(torch.autograd.Function):
     """Summed cross-entropy over all items, whose gradient is computed on the way: no (P, N) array is ever held."""
 
     @staticmethod
-    def forward(ctx: Any, x_PD: Tensor, rows_ND: Tensor, target_P: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x_PD: Tensor, rows_ND: Tensor, target_P: Tensor) -> Tensor:
         """The sum (scalar) over P predictions; x_PD are states, rows_ND the items' rows."""
         chunk = max(1, CHUNK_FLOATS // len(rows_ND))
         grad_PD, grad_ND, total = torch.empty_like(x_PD), torch.zeros_like(rows_ND), x_PD.new_zeros(())
@@ -52,7 +52,7 @@ class FullSoftmax(torch.autograd.Function):
 
 def full_softmax(x_PD: Tensor, rows_ND: Tensor, target_P: Tensor) -> Tensor:
     """Cross-entropy over all items, summed over the predictions (scalar)."""
-    return FullSoftmax.apply(x_PD, rows_ND, target_P)  # type: ignore[no-any-return]
+    return FullSoftmax.apply(x_PD, rows_ND, target_P)
 
 
 def sampled_softmax(x_PD: Tensor, rows_ND: Tensor, target_P: Tensor, negative_K: Tensor) -> Tensor:

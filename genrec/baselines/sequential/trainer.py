@@ -115,7 +115,7 @@ class SequentialTrainer:
             torch.manual_seed(seed_of("baseline", self._seed, self.state.step))
             loss = self._network.loss(batch.to(self._device))
             self._optimizer.zero_grad(set_to_none=True)
-            (loss * share).backward()  # type: ignore[no-untyped-call]
+            (loss * share).backward()
             self._optimizer.step()
             total += loss.detach().cpu()
             self.state.step += 1

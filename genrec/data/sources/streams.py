@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
-import shutil
 import urllib.request
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
@@ -95,33 +94,28 @@ def open_for_arrow(path: str) -> Generator[ArrowFile]:
     Raises:
         InputError: as ``open_stream``, but for a decompression bomb (``ArrowFile.refuse_bomb``).
     """
-    if is_url(path):
-        with NamedTemporaryFile(prefix="genrec-") as fetched:
-            with _open(path) as raw:
-                shutil.copyfileobj(
-                    io.BufferedReader(_Counted(partial(_read_whole, raw, path)), BUFFER), fetched, BUFFER
-                )
-            fetched.flush()
-            with _open_own(fetched.name, path) as file:
-                yield file
-    else:
-        with _open_own(path, path) as file:
-            yield file
+    with _fetched(path) if is_url(path) else nullcontext(path) as place:
+        with Path(place).open("rb") as file:
+            codec = _codec_of(file.read(4))
+        source = pa.OSFile(place)  # It is not closed: Arrow's thread holds it, and may still read.
+        if codec is None:
+            yield ArrowFile(source, path)
+            return
+        try:
+            yield ArrowFile(pa.CompressedInputStream(source, codec), path, codec, source)
+        except OSError as error:
+            raise _not_whole(path, codec, error) from None
 
 
 @contextmanager
-def _open_own(place: str, path: str) -> Generator[ArrowFile]:
-    """The file of ``path``, which is at ``place``. It is not closed: Arrow's thread holds it, and may still read."""
-    with Path(place).open("rb") as file:
-        codec = _codec_of(file.read(4))
-    source = pa.OSFile(place)
-    if codec is None:
-        yield ArrowFile(source, path)
-        return
-    try:
-        yield ArrowFile(pa.CompressedInputStream(source, codec), path, codec, source)
-    except OSError as error:
-        raise _not_whole(path, codec, error) from None
+def _fetched(url: str) -> Generator[str]:
+    """A temporary file with what is at ``url``."""
+    with NamedTemporaryFile(prefix="genrec-") as file:
+        with _open(url) as raw:
+            while data := _read_whole(raw, url, BUFFER):
+                file.write(data)
+        file.flush()
+        yield file.name
 
 
 def _codec_of(first: bytes) -> str | None:

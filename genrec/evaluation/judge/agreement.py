@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypedDict
 
 import numpy as np
-from scipy.stats import spearmanr  # pyright: ignore[reportUnknownVariableType]
+from scipy.stats import spearmanr
 
 from genrec.evaluation.judge.questions import HIGHEST, LOWEST
 from genrec.metrics import IntArray

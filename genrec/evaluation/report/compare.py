@@ -11,7 +11,7 @@ from typing import Any, cast
 from genrec.data.files import require_directory_at, write_json, write_text
 from genrec.errors import InputError
 from genrec.evaluation.intervals import over_runs
-from genrec.evaluation.report.page import PACKAGE, TITLES, main_columns, show_report
+from genrec.evaluation.report.page import PACKAGE, TITLES, main_columns, policies, show_report
 from genrec.evaluation.summary import HEADLINE_METRICS
 from genrec.pages.render import finite, page_environment, write_page
 
@@ -134,11 +134,9 @@ def _best_run(runs: Sequence[Mapping[str, Any]]) -> str:
 
 def _rows(metrics: dict[str, Any], columns: Sequence[str]) -> list[dict[str, Any]]:
     """The model's row, then those of the other policies and the baselines."""
-    policies = {
-        name: row["item"] for name, row in metrics.items() if isinstance(row, dict) and {"item", "sid"} <= set(row)
-    }
-    spans = {name: metrics["ci95"].get(name, {}).get("item", {}) for name in policies} | metrics["ci95"]["baselines"]
-    rows = {"model": policies.pop("model"), **policies, **metrics["baselines"]}
+    names = policies(metrics)
+    spans = {name: metrics["ci95"].get(name, {}).get("item", {}) for name in names} | metrics["ci95"]["baselines"]
+    rows = {name: metrics[name]["item"] for name in names} | metrics["baselines"]
     return [
         {
             "key": name,

@@ -10,7 +10,7 @@ from typing import Any
 from genrec.data.files import write_json, write_text
 from genrec.evaluation.report import plots
 from genrec.evaluation.report.audit import training_panels
-from genrec.evaluation.verdict import plain_words, standing, verdict
+from genrec.evaluation.verdict import plain_words, standing_of, verdict
 from genrec.pages.render import finite, page_environment, write_page
 
 TITLES = {
@@ -41,7 +41,6 @@ TITLES = {
 PACKAGE = "genrec.evaluation.report"
 REFITTED = "refit_"
 CHART = ("hr@10", "ndcg@10", "hr@50")
-RESERVED = {"baselines", "ci95", "stages", "paired", "buckets", "spread", "prefix", "grpo_minus_sft"}
 SLICES = {"day": "time since the last event", "repeat": "repetition", "session": "place in the session"}
 """Names of slices in headings, where another one says more."""
 PREFIX_KS = (10, 50)
@@ -89,7 +88,7 @@ def show_report(directory: Path, about: Mapping[str, Any]) -> Path:
     metrics, sid_stats = about["metrics"], about["sid_stats"]
     context = {
         **about,
-        "stands": standing(metrics, "model") if metrics["baselines"] else "level",
+        "stands": standing_of(metrics, "model") if metrics["baselines"] else "level",
         "spans": metrics["ci95"]["model"]["item"],
         "item_table": item_table(metrics),
         "sid_table": _rows(metrics, "sid"),
@@ -187,14 +186,10 @@ def main_columns(metrics: Mapping[str, Any]) -> list[str]:
     return [name for name in wanted if name in metrics["model"]["item"]]
 
 
-def _policies(metrics: Mapping[str, Any]) -> list[str]:
+def policies(metrics: Mapping[str, Any]) -> list[str]:
     """The model, and every further policy that was evaluated at item and semantic-ID level."""
-    others = [name for name, value in metrics.items() if name not in RESERVED and name != "model" and _is_policy(value)]
-    return ["model", *others]
-
-
-def _is_policy(value: object) -> bool:
-    return isinstance(value, Mapping) and "item" in value and "sid" in value
+    found = [name for name, value in metrics.items() if isinstance(value, Mapping) and {"item", "sid"} <= value.keys()]
+    return ["model", *(name for name in found if name != "model")]
 
 
 def _rows(metrics: Mapping[str, Any], level: str) -> dict[str, dict[str, dict[str, Any]]]:
@@ -203,7 +198,7 @@ def _rows(metrics: Mapping[str, Any], level: str) -> dict[str, dict[str, dict[st
             metric: {"value": value, "span": metrics["ci95"].get(name, {}).get(level, {}).get(metric)}
             for metric, value in metrics[name][level].items()
         }
-        for name in _policies(metrics)
+        for name in policies(metrics)
     }
 
 

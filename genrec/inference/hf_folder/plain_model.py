@@ -52,7 +52,7 @@ def _merged(policy: Policy) -> dict[str, Tensor]:
     tables = (policy.model.get_input_embeddings(), policy.model.get_output_embeddings())
     found, done = dict[str, Tensor](), [f"{name}." for name in _names(inner, list(tables))]
     for name, module in inner.named_modules():
-        base: Any = module.get_base_layer() if isinstance(module, LoraLayer) else module  # type: ignore[attr-defined]
+        base: Any = module.get_base_layer() if isinstance(module, LoraLayer) else module
         if base is module and (not _is_in_4_bits(getattr(base, "weight", None)) or _is_done(name, done)):
             continue
         weight = _dense(base.weight)

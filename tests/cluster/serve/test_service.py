@@ -17,6 +17,7 @@ import pytest
 from fastapi.testclient import TestClient
 from support.served import serve
 from support.service import HEADERS, KEY, client_of, make_service
+from support.waiting import wait_until
 
 import genrec
 from cluster.serve import guard
@@ -214,10 +215,7 @@ def test_of_many_writers_each_makes_its_change(own: Path) -> None:
 def a_removal_is_shown_by_another_replica(own: Path) -> None:
     with client_of(make_service(own, "alone")) as one, client_of(make_service(own, "alone")) as other:
         assert one.delete("/v1/items/i5", headers=HEADERS).status_code == 200
-        deadline = time.monotonic() + 20
-        while not other.get("/v1/items/i5").json()["removed"]:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(lambda: other.get("/v1/items/i5").json()["removed"], limit_s=20)
 
 
 def test_a_change_by_another_replica_is_shown_without_a_search(own: Path) -> None:
@@ -290,10 +288,7 @@ def test_a_replica_that_starts_later_or_runs_beside_serves_the_reloaded_run(own:
         client.post("/v1/reload", json={"run": "steered"}, headers=HEADERS)
         assert make_service(own, "alone").versions[0].run == "steered"
         assert make_service(own, "alone", deployment="another").versions[0].run == "alone"
-        deadline = time.monotonic() + 20
-        while recommend(other, history=HISTORY)["served"]["run"] != "steered":
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(lambda: recommend(other, history=HISTORY)["served"]["run"] == "steered", limit_s=20)
 
 
 def broken(own: Path, change: dict[str, object]) -> None:
