@@ -61,12 +61,12 @@ def read_history(body: UserBody, view: CatalogView, log: UserLog) -> KnownHistor
     Raises:
         InputError: as ``read_question``.
     """
-    if not body.history and body.user is not None:
-        own = log.history(body.user)
-        return KnownHistory(tuple(view.ids[row] for row in own.rows), tuple(own.events), tuple(own.times))
     for name, given in (("history_events", body.history_events), ("history_times", body.history_times)):
         if given and len(given) != len(body.history):
             raise InputError(f"{name}: got {len(given)} entries; wanted one per item of the history, or none")
+    if not body.history and body.user is not None:
+        own = log.history(body.user)
+        return KnownHistory(tuple(view.ids[row] for row in own.rows), tuple(own.events), tuple(own.times))
     if all(item in view.rows for item in body.history):
         return KnownHistory(tuple(body.history), tuple(body.history_events), tuple(body.history_times))
     kept = [place for place, item in enumerate(body.history) if item in view.rows]

@@ -34,6 +34,9 @@ SLOW_S = 600.0
 
 FAULT = "an error of the service; its log has more under this request id"
 
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""Methods that are counted by their names: a client may make up as many others as it likes."""
+
 HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -166,7 +169,8 @@ class RequestGuard:
         """Count the request and log one line, without ids or titles of items or users."""
         scope, seconds = passage.scope, time.perf_counter() - passage.began
         route = getattr(scope.get("route"), "path", "none")
-        METRICS.requests.labels(route, scope["method"], str(passage.status)).inc()
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        METRICS.requests.labels(route, method, str(passage.status)).inc()
         METRICS.request_s.labels(route).observe(seconds)
         LOG.info("%s %s %s %d %.1f ms", passage.id, scope["method"], route, passage.status, 1000 * seconds)
 

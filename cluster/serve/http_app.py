@@ -227,8 +227,15 @@ async def metrics() -> Response:
 
 
 async def _each(bodies: Sequence[RecommendBody], service: HttpService, id_: str) -> list[RecommendAnswer]:
-    refuse_above_limits(bodies, service.settings)
-    return list(await asyncio.gather(*(recommend(body, service, id_) for body in bodies)))
+    """The answers of all; the errors of a batch say which of its requests they are of."""
+    answered = (recommend(body, service, id_) for body in bodies)
+    answers = await asyncio.gather(*answered, return_exceptions=True)
+    for place, one in enumerate(answers):
+        if isinstance(one, InputError):
+            raise InputError(f"requests.{place}: {one}") from one
+        if isinstance(one, BaseException):
+            raise one
+    return [one for one in answers if isinstance(one, RecommendAnswer)]
 
 
 def _known(service: HttpService, item_id: str, run: str | None) -> str:

@@ -33,6 +33,7 @@ from cluster.store_folders import catalog_in_store
 from genrec.config import Serve
 from genrec.errors import InputError
 from genrec.inference.answers import Recommendation, Reply
+from genrec.inference.catalog_view import CatalogView
 from genrec.inference.recommender import Recommender
 from genrec.inference.run_place import RunPlace
 
@@ -40,6 +41,10 @@ CHATS = 4
 """Conversations that are written at a time; others are refused."""
 SMOKE_USERS = 4
 """Users of the log (items, where it has none) that a run must answer before it is served."""
+
+
+class CatalogFaultError(Exception):
+    """The newest catalogue cannot be read: a fault of the service, not of who asks."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,18 @@ class ServedRun:
             self._updates.follow()
         self.recommender.refresh()
 
+    def newest(self) -> CatalogView:
+        """The newest catalogue: an answer is from one view, whatever other threads take over meanwhile.
+
+        Raises:
+            CatalogFaultError: it cannot be read, and the one before may have removed items.
+        """
+        try:
+            self.recommender.refresh()
+        except InputError as error:
+            raise CatalogFaultError(str(error)) from error
+        return self.recommender.view
+
     @property
     def version(self) -> ServedVersion:
         """What an answer that is made now comes from."""
@@ -99,7 +116,7 @@ class ServedRun:
         question, found = self._asked(body)
         # A search looks for a newer catalogue itself. An answer without one has to, and one that says what is missing.
         if (found is not None or question.notes) and self.recommender.is_stale():
-            await asyncio.to_thread(self.recommender.refresh)
+            await asyncio.to_thread(self.newest)
             question, found = self._asked(body)
         cached, late = found is not None, False
         if found is None and question.request.ids:
@@ -115,8 +132,12 @@ class ServedRun:
             notes.append("the policy's answer would have come after the deadline: the most frequent items are answered")
         if body.event is not None and self.record.config.policy.context.events != "wanted":
             notes.append("event: this policy was not trained to be asked for one (policy.context.events=wanted)")
+        if source == "popularity" and (left_out := [name for name in ("diversity", "explain") if getattr(body, name)]):
+            notes.append(f"{' and '.join(left_out)}: for answers of the policy alone, and left out here")
         if len(found.items) < body.k and body.constraint is not None:
             notes.append(f"the constraint, or the search under it, left {len(found.items)} items")
+        elif len(found.items) < body.k and self.record.mask_seen and question.request.ids:
+            notes.append(f"this run answers no item of the history, which left {len(found.items)} items")
         return RecommendAnswer(
             request_id=request_id,
             served=self._version(found.catalog),
@@ -199,7 +220,7 @@ class ServedRun:
 
     def _search(self, questions: Sequence[Question]) -> list[RankedAnswer | Exception]:
         """One search for all questions that can be searched for; an error in the place of each other one."""
-        self.recommender.refresh()
+        self.newest()
         version = self.recommender.catalog_version
         with METRICS.search_s.labels(self.place.name).time():
             found = self.recommender.recommend_each([question.request for question in questions])
@@ -207,19 +228,18 @@ class ServedRun:
         return [one if isinstance(one, InputError) else RankedAnswer(one, version) for one in found]
 
     def _popular(self, question: Question) -> RankedAnswer:
-        self.recommender.refresh()
-        view, request = self.recommender.view, question.request
+        view, request = self.newest(), question.request
         history = [view.rows[item] for item in request.ids]
         hidden = history[-self.record.config.data.max_history :] if self.record.mask_seen else ()
         items = popular_items(view, self._popularity_N, history, request.k, request.constraint, hidden)
-        return RankedAnswer(items, self.recommender.catalog_version)
+        return RankedAnswer(items, self.recommender.version_of(view))
 
     def _score(self, body: ScoreBody, request_id: str) -> ScoreAnswer:
-        self.recommender.refresh()
-        view, served = self.recommender.view, self.version
+        view = self.newest()
+        served = self._version(self.recommender.version_of(view))
         known = read_history(body, view, self._log)
         context = {"event": body.event, "history_events": known.events, "history_times": known.times}
-        logps = self.recommender.score(known.ids, body.items, **context)
+        logps = self.recommender.score(known.ids, body.items, view=view, **context)
         items = [
             ItemAnswer(id=item, title=view.titles[view.rows[item]], score=math.exp(logp))
             for item, logp in zip(body.items, logps, strict=True)
@@ -227,6 +247,7 @@ class ServedRun:
         return ScoreAnswer(request_id=request_id, served=served, items=items, unknown=list(known.unknown))
 
     def _chat(self, body: ChatBody) -> Reply:
+        self.newest()
         said = body.messages if isinstance(body.messages, str) else [turn.model_dump() for turn in body.messages]
         return self.recommender.chat(
             said, max_tokens=body.max_tokens, temperature=body.temperature, top_p=body.top_p, seed=body.seed

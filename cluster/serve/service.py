@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -239,18 +239,37 @@ class HttpService:
     async def _change(
         self, name: str, runs: Sequence[ServedRun], change: Callable[[ServedRun], dict[str, int]]
     ) -> CatalogChange:
-        """Make a change to each distinct catalogue of ``runs``, and serve it; tells the largest counts of any."""
+        """Make a change to each distinct catalogue of ``runs``, and serve it; tells the largest counts of any.
+
+        Raises:
+            InputError: a catalogue that it was not made to; the others have it, and are named.
+        """
         distinct = {str(run.record.catalog): run for run in runs}.values()
-        done = [await asyncio.to_thread(change, run) for run in distinct]
+        done, refused = dict[str, dict[str, int]](), dict[str, InputError]()
+        for run in distinct:
+            try:
+                done[run.place.name] = await asyncio.to_thread(change, run)
+            except InputError as error:
+                refused[run.place.name] = error
         await self._refresh()
+        if refused:
+            raise _half_made(list(done), refused)
         METRICS.changes.labels(name, "done").inc()
-        counts = {key: max(one.get(key, 0) for one in done) for key in ("inserted", "returned", "removed")}
+        counts = {key: max(one.get(key, 0) for one in done.values()) for key in ("inserted", "returned", "removed")}
         return CatalogChange(**counts, served=self.versions)
 
     async def _refresh(self) -> None:
         """Serve the newest catalogue of each run."""
         for run in self.runs:
-            await asyncio.to_thread(run.recommender.refresh)
+            await asyncio.to_thread(run.newest)
+
+
+def _half_made(done: Sequence[str], refused: Mapping[str, InputError]) -> InputError:
+    """The error of a change that some catalogues, or all, did not take."""
+    (name, first), *_ = refused.items()
+    if not done:
+        return first
+    return InputError(f"the catalogue of {', '.join(done)} has the change now, and that of {name} has not: {first}")
 
 
 def _close_all(runs: Iterable[ServedRun]) -> None:

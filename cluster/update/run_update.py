@@ -24,7 +24,6 @@ from cluster.store_folders import publish_in_store
 from cluster.train import CURVE, make_accelerator, read_summary
 from cluster.update.policy_update import UpdateTask, update_policy
 from cluster.update.update_data import appended, write_update_data
-from genrec.data.columns import CATALOG
 from genrec.data.content import content_digest
 from genrec.data.files import write_json
 from genrec.data.new_events import Appended, read_new_log
@@ -116,7 +115,7 @@ def _insert(run: RunRecord, items: Path) -> int:
     table = catalog_updates.read_new_items(items, run.config.data.columns)
     known = set(catalog_updates.read(_current(run))[1])
     fresh = table.filter(pa.array([item not in known for item in table["id"].to_pylist()], pa.bool_()))
-    return CatalogWriter().insert_table(run, fresh.select(CATALOG.names))["inserted"] if fresh.num_rows else 0
+    return CatalogWriter().insert_table(run, fresh)["inserted"] if fresh.num_rows else 0
 
 
 def _current(run: RunRecord) -> Path:

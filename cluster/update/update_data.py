@@ -53,6 +53,7 @@ def write_update_data(run: RunRecord, new: Appended, view: CatalogView, added: l
 
 def _items(items: pa.Table, view: CatalogView, added: list[pa.Table]) -> pa.Table:
     """The item table with the inserted items that it lacks, in row order."""
+    items = _with_fractions(items)
     inserted = pa.concat_tables(added) if added else items.slice(0, 0)
     fresh = inserted.slice(items.num_rows - view.catalog.assigned)
     if not fresh.num_rows:
@@ -66,6 +67,14 @@ def _items(items: pa.Table, view: CatalogView, added: list[pa.Table]) -> pa.Tabl
         else:
             columns[field.name] = pa.nulls(fresh.num_rows, field.type)
     return pa.concat_tables([items, pa.table(columns, schema=items.schema)])
+
+
+def _with_fractions(items: pa.Table) -> pa.Table:
+    """The item table with prices that may be fractions: those of inserted items are, where the shop's were whole."""
+    place = items.schema.get_field_index("price")
+    if place < 0 or not pa.types.is_integer(items.schema.field(place).type):
+        return items
+    return items.set_column(place, "price", items["price"].cast(pa.float64()))
 
 
 def _stats(stats: Mapping[str, Any], new: Appended) -> dict[str, Any]:

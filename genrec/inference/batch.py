@@ -253,7 +253,8 @@ def read_predictions(directory: Path) -> RankedItems:
 
 def without_seen(beams: RankedItems, recent_QH: IntArray, width: int) -> RankedItems:
     """The ``width`` best items of each query that are not in its own history; -1 where there are fewer."""
-    seen_QK = (beams.items_QK[:, :, None] == recent_QH[:, None, :]).any(-1)
+    # Empty candidates go to the end too: those of a diverse search stand among the others.
+    seen_QK = (beams.items_QK[:, :, None] == recent_QH[:, None, :]).any(-1) | (beams.items_QK < 0)
     kept_QK = np.argsort(seen_QK, axis=1, kind="stable")[:, :width]
     items_QK, logp_QK = np.where(seen_QK, -1, beams.items_QK), np.where(seen_QK, -np.inf, beams.logp_QK)
     given = (beams.head_QK, beams.value_QK)

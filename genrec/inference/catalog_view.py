@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -119,11 +120,11 @@ class CatalogView:
             raise InputError(f"got {reprlib.repr(text)} to search titles for; wanted text")
         text = text.encode(errors="replace").decode()  # Arrow takes valid Unicode alone
         found_N = np.ones(len(self.titles), bool)
-        for word in text.split():
-            found_N &= pc.match_substring(self._title_column, word, ignore_case=True).to_numpy(zero_copy_only=False)
-        begin = text.strip().casefold()
+        begin = _folded(text.strip())
+        for word in begin.split():
+            found_N &= pc.match_substring(self._title_column, word).to_numpy(zero_copy_only=False)
         rows = [row for row in np.flatnonzero(found_N).tolist() if begin]
-        rows.sort(key=lambda row: (not self.titles[row].casefold().startswith(begin), len(self.titles[row]), row))
+        rows.sort(key=lambda row: (not _folded(self.titles[row]).startswith(begin), len(self.titles[row]), row))
         own = [self.rows[text.strip()]] if text.strip() in self.rows else []
         return [self.item(row) for row in list(dict.fromkeys([*own, *rows]))[:limit]]
 
@@ -139,8 +140,13 @@ class CatalogView:
 
     @cached_property
     def _title_column(self) -> pa.Array:
-        return pa.array(self.titles, pa.string())
+        return pa.array(map(_folded, self.titles), pa.string())
 
     def path_of(self, row: int) -> tuple[str, ...]:
         """The names of the codes of the item ``row``; empty if they have none."""
         return () if self.names is None else self.names.path_of(self.catalog.codes_NL[row].tolist())
+
+
+def _folded(text: str) -> str:
+    """``text`` without its case, and with each letter written in one way: é may be one character or two."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())

@@ -21,6 +21,9 @@ from genrec.policy.chat.templates import ROLES, Item, Message, Role, load_langua
 from genrec.policy.model import Policy
 from genrec.policy.prompts import Prompts
 
+KEPT_TEXTS = 256
+"""Texts whose tokens are kept: those of a conversation's earlier turns come again, and no others."""
+
 
 class Conversations:
     """Replies of a policy; safe to share among threads, one reply at a time.
@@ -52,7 +55,8 @@ class Conversations:
     def _format_of(self, view: CatalogView) -> ChatFormat:
         """The one of the catalogue that was talked about last, or another catalogue's own; under the lock."""
         if self._format is None or self._format[0] is not view:
-            self._format = view, ChatFormat(self._tokenizer, self._prompts.sids, view.catalog, self._prompts.form)
+            made = ChatFormat(self._tokenizer, self._prompts.sids, view.catalog, self._prompts.form, KEPT_TEXTS)
+            self._format = view, made
         return self._format[1]
 
     @cached_property
@@ -63,6 +67,8 @@ class Conversations:
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         if not isinstance(turns, list | tuple):
             raise InputError(f"messages: got {type(turns).__name__}; wanted the user's text, or a list of messages")
+        if len(turns) > (most := int(self._policy.model.config.max_position_embeddings)):
+            raise InputError(f"got {len(turns)} messages, and the model has {most} positions; leave out the oldest")
         if wrong := [turn for turn in turns if not _is_message(turn)]:
             raise InputError(
                 f"got the message {reprlib.repr(wrong[0])}; wanted {{'role': {' | '.join(ROLES)}, 'content': text}} "

@@ -160,7 +160,7 @@ def mix(
     policy = (beams + extra if extra else beams).probabilities(prior_scores.shape[1])
     prior = normalise(prior_scores, power)
     _check(policy, prior, (weight,))
-    mixed = (policy * _share(weight) + prior * weight).tocsr()
+    mixed = (policy * policy_share(weight) + prior * weight).tocsr()
     mixed.eliminate_zeros()
     return top_columns(mixed, k)
 
@@ -202,15 +202,15 @@ def _ranks(
     policy_Q, prior_Q = values_at(policy, query_Q, targets_Q), values_at(prior, query_Q, targets_Q)
     lower_E = column_E < targets_Q[row_E]
     for weight in weights:
-        score_E = _share(weight) * policy_E + weight * prior_E
-        score_Q = _share(weight) * policy_Q + weight * prior_Q
+        score_E = policy_share(weight) * policy_E + weight * prior_E
+        score_Q = policy_share(weight) * policy_Q + weight * prior_Q
         level_E = score_Q[row_E]
         above_E = (score_E > level_E) | ((score_E == level_E) & lower_E)
         ranks_Q = 1 + np.bincount(row_E[above_E], minlength=len(targets_Q))
         yield weight, np.where(score_Q > 0.0, ranks_Q, 0)
 
 
-def _share(weight: float) -> float:
+def policy_share(weight: float) -> float:
     """The policy's share beside a prior of this weight: at 1 it only orders what the prior does not tell apart."""
     return max(1.0 - weight, LEAST_SHARE)
 

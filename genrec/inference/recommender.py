@@ -135,21 +135,24 @@ class Recommender:
         """
         in_rows(request, self._view, self.run)
 
-    def score(self, history: Iterable[str], items: Iterable[str], **asked: object) -> list[float]:
+    def score(
+        self, history: Iterable[str], items: Iterable[str], *, view: CatalogView | None = None, **asked: object
+    ) -> list[float]:
         """The log-probability of each of ``items`` as the next one, prior included where the run has one.
 
-        It is in the units of ``recommend``, whose ``score`` is exp of it for every item that its search finds; -inf for
-        an item that it would never recommend: removed, or seen where the run masks seen items.
+        It is in the units of ``recommend`` for the same ``k``, whose ``score`` is exp of it for every item that its
+        search finds; -inf for an item that it would never recommend: removed, or seen where the run masks seen items.
 
         Args:
             history: as in ``recommend``.
             items: ids of the catalogue.
+            view: the catalogue to answer from, one that ``view`` gave; without, the one of this moment.
             asked: further fields of a ``RecommendRequest``, such as ``event`` or ``constraint``.
 
         Raises:
             InputError: as ``recommend``; or an item that is not in the catalogue.
         """
-        view, ids = self._view, item_ids(items, "items")
+        view, ids = view or self._view, item_ids(items, "items")
         one = in_rows(RecommendRequest(history, **asked), view, self.run)  # pyright: ignore[reportArgumentType]
         return self._ranker.score(view, one, [view.row_of(item) for item in ids]) if ids else []
 
@@ -162,7 +165,9 @@ class Recommender:
         return self._view.item(self._view.row_of(item_id))
 
     def search_titles(self, text: str, limit: int = 10) -> list[CatalogItem]:
-        """Items whose title holds every word of ``text``, in any case, or whose id it is; at most ``limit``.
+        """Items whose title holds every word of ``text``, or whose id it is; at most ``limit``.
+
+        Words are found in any case, and whether an accented letter is written as one character or as two.
 
         An id comes first, then titles that begin with the text, then short ones. An empty text finds nothing.
 
@@ -230,7 +235,11 @@ class Recommender:
     @property
     def catalog_version(self) -> str:
         """Names the catalogue that is served: equal names, equal items."""
-        return f"{self.run.catalog.name}/{self._view.path.name}"
+        return self.version_of(self._view)
+
+    def version_of(self, view: CatalogView) -> str:
+        """``catalog_version`` while ``view`` is, or was, the one that is served."""
+        return f"{self.run.catalog.name}/{view.path.name}"
 
     def on_part(self, listener: OnPart) -> None:
         """Tell ``listener`` the name and the seconds of each part of every later answer (``tree_ranker.PARTS``)."""

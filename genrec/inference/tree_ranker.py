@@ -22,7 +22,7 @@ from genrec.baselines.sparse import Sparse, mask_columns, mask_seen_items, row_o
 from genrec.baselines.train_log import newest_first
 from genrec.inference.batch import make_node_prior, without_seen
 from genrec.inference.catalog_view import CatalogView
-from genrec.inference.prior import RankedItems, normalise
+from genrec.inference.prior import RankedItems, normalise, policy_share
 from genrec.inference.request import BEAM_GROUPS, RowRequest
 from genrec.inference.run_record import RunRecord
 from genrec.metrics import IntArray
@@ -105,7 +105,7 @@ class TreeRanker:
             weight, prior = self._run.prior.weight, self._shares(found.scores, [asked])
             share_G = np.asarray(prior[np.zeros(len(rows), int), rows]).reshape(-1)
             with np.errstate(divide="ignore"):
-                policy_G = np.log((1 - weight) * np.exp(policy_G) + weight * share_G)
+                policy_G = np.log(policy_share(weight) * np.exp(policy_G) + weight * share_G)
         seen = set(asked.rows) if self._run.mask_seen else set[int]()
         hidden = [row in seen or not _allows(asked, row) for row in rows]
         return np.where(hidden, -np.inf, policy_G).tolist()
@@ -173,7 +173,7 @@ class TreeRanker:
             probabilities.data /= np.where(total_E > 0, total_E, 1.0)[row_of_entry(probabilities)]
         elif found.scores is not None:
             mixed = prior.weight * self._shares(found.scores, asked)
-            probabilities = (1 - prior.weight) * probabilities + mixed
+            probabilities = policy_share(prior.weight) * probabilities + mixed
         return probabilities.tocsr()
 
     def _shares(self, scores: Sparse, asked: Sequence[RowRequest]) -> Sparse:
@@ -194,11 +194,12 @@ class TreeRanker:
         return item_log_prior(node_prior, view.trie, codes_BWL).to(items_BW.device)
 
     def _log_total(self, found: SearchedBatch) -> float:
-        """log of the total that the shares of one request's candidates are of; 0 where they are probabilities."""
+        """log of the total that the shares of one request's candidates are of; 0 where there are no shares."""
         weight = self._run.prior.head_weight
         if found.node_prior is None and not weight:
             return 0.0
-        return float(np.logaddexp.reduce(found.candidates.weighed(weight)[0].astype(np.float64)))
+        total = float(np.logaddexp.reduce(found.candidates.weighed(weight)[0].astype(np.float64)))
+        return total if np.isfinite(total) else 0.0
 
     def _encode(self, view: CatalogView, asked: Sequence[RowRequest]) -> tuple[Tensor, Tensor]:
         tokens_BP, mask_BP = view.prompts.encode([one.rows for one in asked], [one.context for one in asked])

@@ -78,6 +78,14 @@ class Catalog:
         item = int(self.trie.find(torch.tensor(codes)))
         return None if item < 0 else item
 
+    def row_of(self, codes: Codes) -> int | None:
+        """The row of the item that has, or had until it was removed, this SID; None if there is none."""
+        if (item := self.item_of(codes)) is not None or not self.removed:
+            return item
+        removed_R = torch.tensor(self.removed)
+        is_it_R = (self.codes_NL[removed_R] == torch.tensor(codes)).all(-1)
+        return int(removed_R[is_it_R][0]) if bool(is_it_R.any()) else None
+
     def save(self, directory: Path, same_vectors: Path | None = None) -> None:
         """Write ``trie.safetensors``, ``vectors.safetensors``, ``catalog.safetensors`` and, last, ``catalog.json``.
 

@@ -172,8 +172,11 @@ def test_an_update_inserts_items_and_learns_from_their_events(
     storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sid_embed, "make_encoder", lambda settings, device: CircleEncoder())
-    fresh = {"id": ["new1", "new2"], "title": ["thing number 3", "thing number 9"]}
+    fresh = {"id": ["new1", "new2"], "title": ["thing number 3", "thing number 9"], "price": [2.5, None]}
     pq.write_table(pa.table(fresh), tmp_path / "items.parquet")
+    (before,) = (storage / "prepare").glob("*/items.parquet")  # of a shop whose own prices are whole numbers
+    before.chmod(0o644)
+    pq.write_table(pq.read_table(before).append_column("price", pa.array([3] * 24)), before)
     names = {3: "new1", 9: "new2"}
     log = write_log(tmp_path / "new.parquet", *chain_events(lambda item: names.get(item, f"i{item}")))
     first, of_new = storage / "runs" / "tiny-first", {"new1", "new2"}
@@ -184,7 +187,9 @@ def test_an_update_inserts_items_and_learns_from_their_events(
     assert done.inserted == 2 and done.counts["unknown_items"] == 0 and done.run is not None
     run = genrec.load(storage / "runs" / "tiny")
     assert read_items(run.run.data)["id"].to_pylist()[-2:] == ["new1", "new2"]
+    assert read_items(run.run.data)["price"].to_pylist()[-3:] == [3.0, *fresh["price"]]
     assert len(run.view.ids) == 26 and run.view.titles[24:] == fresh["title"]
+    assert [run.item(name).price for name in of_new] == [fresh["price"][fresh["id"].index(name)] for name in of_new]
     # ItemKNN has counted the new items, so what follows the one before is the new one.
     assert "new1" in [found.id for found in run.recommend(["i1", "i2"], k=3)]
     counts, log = read_train_counts(run.run.data, 26), read_train_log(run.run.data, 26)

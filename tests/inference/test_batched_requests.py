@@ -2,6 +2,7 @@
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +180,12 @@ def test_titles_are_found_by_their_words_in_any_case_and_order(served: dict[str,
 
     assert ids("NUMBER hair") == [f"i{row}" for row in (1, 5, 9, 13, 17, 21)]
     assert ids("i7", 1) == ["i7"] and ids("hair", 2) == ["i1", "i5"]
+    view = served["alone"].view
+    titles = ["Cafe\u0301 noir", "caf\u00e9 cr\u00e8me", "Weisse STRASSE", *view.titles[3:]]
+    shop = replace(view, titles=titles)
+    for text in ("Caf\u00e9", "CAFE\u0301"):
+        assert [one.id for one in shop.search(text, 5)] == ["i0", "i1"]
+    assert [one.id for one in shop.search("stra\u00dfe", 5)] == ["i2"]
     assert ids("") == ids("  ") == ids("<script>") == ids("\ud800") == ids("thing.*") == []
     for text, limit in ((None, 3), ("hair", 0), ("hair", "3")):
         with pytest.raises(InputError):
@@ -191,3 +198,25 @@ def test_a_device_that_this_machine_lacks_is_refused(tmp_path: Path) -> None:
     for device in (missing, "abacus", 3.5):
         with pytest.raises(InputError, match="wanted cpu or cuda"):
             usable_device(device)  # type: ignore[arg-type]
+
+
+def test_a_prior_of_weight_1_fills_the_list_with_what_the_policy_finds(tmp_path: Path) -> None:
+    """ItemKNN scores some of the items alone; the others follow, in the policy's order."""
+    whole = {"whole": PRIORS["mixed"] | {"weight": 1.0}, "alone": PRIORS["alone"]}
+    served = serve(tmp_path, priors=whole)
+    found = served["whole"].recommend(["i3"], 24)
+    assert len(found) == 24
+    unscored = [one.id for one in found if one.score < 1e-9]
+    assert unscored and unscored == [one.id for one in served["alone"].recommend(["i3"], 24) if one.id in set(unscored)]
+    given = served["whole"].score(["i3"], [one.id for one in found], k=24)
+    assert given == pytest.approx([math.log(one.score) for one in found], abs=1e-3)
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_a_removed_item_that_alone_is_allowed_has_no_probability(tmp_path: Path, name: str) -> None:
+    recommender = serve(tmp_path)[name]
+    catalog_updates.remove(recommender.run.catalog, recommender.run.live, ["i9"])
+    recommender.refresh()
+    only = genrec.Constraint(allow=["i9"])
+    assert recommender.recommend(["i3"], constraint=only) == []
+    assert recommender.score(["i3"], ["i9", "i8"], constraint=only) == [-math.inf, -math.inf]

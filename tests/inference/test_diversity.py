@@ -150,3 +150,22 @@ def test_the_nearest_item_of_the_history_is_the_one_with_the_nearest_vector(serv
     (found,) = served["alone"].recommend(HISTORY, 1, only, explain=True)
     assert found.why is not None and [near.id for near in found.why.nearest][:2] == ["i11", "i7"]
     assert found.why.nearest[0].similarity == pytest.approx(math.cos(2 * math.pi / 24), abs=1e-3)
+
+
+@pytest.mark.parametrize("prior", [False, True])
+def test_diverse_beams_are_filled_up_where_items_of_the_history_are_left_out(tmp_path: Path, prior: bool) -> None:
+    recommender = serve(tmp_path)["mixed"]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in recommender.policy.trainable().values():
+            parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator))
+    for k in (4, 8, 16):
+        asked = [
+            RecommendRequest(history, k, diversity=genrec.Diversity("beams", 0.3), prior=prior)
+            for history in (HISTORY, HISTORY[:2])
+        ]
+        together = recommender.recommend_batch(asked)
+        alone = [recommender.recommend_batch([one])[0] for one in asked]
+        for one, *answers in zip(asked, together, alone, strict=True):
+            for found in answers:
+                assert len({item.id for item in found} - set(one.ids)) == len(found) == k

@@ -188,3 +188,13 @@ def test_layers_in_4_bits_without_adapters_are_unpacked(tmp_path: Path) -> None:
     options = ("policy.kind=pretrained", f"policy.path={lm}", "policy.finetuning=qlora", *PLAIN)
     recommender = alone(tmp_path, *options, "policy.lora.rank=4", "policy.lora.targets=[q_proj,v_proj]")
     exported(recommender, tmp_path / "out")  # compares the folder's log-probabilities with the policy's
+
+
+def test_the_same_folder_again_leaves_the_files_of_a_served_run_alone(folder: Path, tmp_path: Path) -> None:
+    """A process that serves the run has mapped its trie into memory: a file that is cut there ends the process."""
+    run = import_run(folder, tmp_path)
+    made = [path for path in (tmp_path / "imported").rglob("*") if path.is_file() and path.parent.name != "policy"]
+    before = {path: path.stat().st_mtime_ns for path in made}
+    assert {"trie.safetensors", "items.parquet"} <= {path.name for path in made}
+    assert import_run(folder, tmp_path) == run
+    assert {path: path.stat().st_mtime_ns for path in made} == before

@@ -2,6 +2,7 @@
 
 import json
 import time
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,14 @@ from support.tiny_lm import tiny_lm
 
 from genrec.config import Lora, PolicyConfig
 from genrec.errors import InputError
+from genrec.inference.conversation import KEPT_TEXTS
 from genrec.policy.backbone import build, load, save
 from genrec.policy.chat.chat_format import ChatFormat, load_tokenizer
 from genrec.policy.chat.generate import format_parts, parse_parts
 from genrec.policy.chat.templates import Item, Message
 from genrec.policy.prompts import SidTokens
 from genrec.policy.sid_text import MARKERS, SidStyle, read_sid, sid_names, write_sid
+from genrec.sid.catalog import Catalog
 
 STYLES: tuple[SidStyle, ...] = ("letters", "numbered")
 CATALOG = random_catalog(40, (4, 5, 3, 6))
@@ -191,3 +194,34 @@ def test_a_reply_is_read_again_whatever_its_words_and_titles_hold(title: str, st
     shown = format_parts((f"I like {title}: ", Item(7), "."), CATALOG.codes_NL, CATALOG.level_sizes, titles, style)
     again = parse_parts(shown, {"x1": 2}, CATALOG, style)
     assert [part for part in again if isinstance(part, Item)] == [Item(7)]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_reply_is_read_again_where_a_text_ends_as_a_marker_begins(style: SidStyle) -> None:
+    about = (CATALOG.codes_NL, CATALOG.level_sizes, [""] * len(CATALOG), style)
+    for text in ("[", "one of [", "<", "[[", "a [["):
+        again = parse_parts(format_parts((text, Item(7), "]", Item(3)), *about), {}, CATALOG, style)
+        assert [part for part in again if isinstance(part, Item)] == [Item(7), Item(3)]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_an_item_that_was_removed_may_still_be_named_by_its_sid(style: SidStyle) -> None:
+    """A reply named it before; the conversation goes on."""
+    gone = Catalog(CATALOG.codes_NL, CATALOG.level_sizes, removed=[5, 7])
+    said = format_parts(("I like ", Item(7)), gone.codes_NL, gone.level_sizes, ["a title"] * len(gone), style)
+    assert gone.item_of(gone.codes_NL[7].tolist()) is None
+    assert parse_parts(said, {}, gone, style) == ("I like ", Item(7), " (a title)")
+    taken = {tuple(codes) for codes in gone.codes_NL.tolist()}
+    free = next(codes for codes in product(*map(range, gone.level_sizes)) if codes not in taken)
+    with pytest.raises(InputError, match="no item of the catalogue"):
+        parse_parts(write_sid(free, gone.level_sizes, style).join(MARKERS[style]), {}, gone, style)
+
+
+def test_a_recommender_keeps_no_more_of_what_is_said_than_a_conversation_needs(tmp_path: Path) -> None:
+    recommender = serve(tmp_path, NUMBERED_CHAT)["alone"]
+    said = [{"role": "user", "content": str(number)} for number in range(KEPT_TEXTS + 50)]
+    recommender.chat(said, max_tokens=1)
+    kept = recommender._conversations._format_of(recommender.view)._text.cache_info()
+    assert kept.currsize == kept.maxsize == KEPT_TEXTS
+    with pytest.raises(InputError, match="got 1000000 messages, and the model has"):
+        recommender.chat(said[:1] * 1_000_000)

@@ -59,7 +59,7 @@ def import_run(folder: Path, storage: Path, name: str = "") -> Path:
             parts["backbone"] = place / "backbone"
             config = _with_backbone(folder, config, parts["backbone"], about)
         _copy_catalog(folder / OWN, parts["catalog"], storage / "live" / parts["catalog"].name)
-        _write_data(folder / OWN, parts["data"])
+        fill_once(parts["data"], partial(_write_data, folder / OWN))
         _write_policy(folder, config, parts["policy"], Catalog.load(parts["catalog"]), about)
     run = storage / "runs" / f"{config.name}-{key}"
     record = {
@@ -83,8 +83,11 @@ def _read_run(folder: Path) -> dict[str, Any]:
 
 
 def _copy_catalog(own: Path, assigned: Path, live: Path) -> None:
-    """The catalogue as it was assigned, and its state after later changes."""
-    shutil.copytree(own / "catalog", assigned, dirs_exist_ok=True)
+    """The catalogue as it was assigned, and its state after later changes.
+
+    A file that is there is left alone: who serves the run has mapped it into memory.
+    """
+    fill_once(assigned, partial(shutil.copytree, own / "catalog"))
     if (own / "live").is_dir():
         fill_once(live, partial(shutil.copytree, own / "live"))
 

@@ -51,14 +51,20 @@ class ChatFormat:
     Args:
         tokenizer: if it has no chat template, role and text of a message are written on lines of their own.
         form: of an item, that of the policy's prompts; with ``last`` the last of its tokens is the item's own.
+        kept_texts: texts whose tokens are kept. Training reads the same ones again and again; talk does not.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, sids: SidTokens, catalog: Catalog, form: ItemTokens = "codes"
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        sids: SidTokens,
+        catalog: Catalog,
+        form: ItemTokens = "codes",
+        kept_texts: int = 2**16,
     ) -> None:
         self.tokenizer, self.sids, self.form = tokenizer, sids, form
         self._tokens_NL = item_tokens(sids, catalog.codes_NL, form)
-        self._text = lru_cache(maxsize=2**16)(self._tokenise)
+        self._text = lru_cache(maxsize=kept_texts)(self._tokenise)
         self._frame = lru_cache(maxsize=256)(self._tokenise_frame)
         self.open, self.close = self._text(OPEN), self._text(CLOSE)
         if sids.markers:

@@ -115,7 +115,8 @@ def generate_reply(
 def parse_parts(text: str, rows: Mapping[str, int], catalog: Catalog, style: SidStyle = "letters") -> Parts:
     """A user's text as parts: between markers stands an item's id, or its SID as ``write_sid`` writes it.
 
-    ``[[…]]`` are markers in every ``style``, so that a user can name an item by its id without knowing the style.
+    ``[[…]]`` are markers in every ``style``, so that a user can name an item by its id without knowing the style. A
+    removed item may be named in both ways: an earlier reply of the conversation may have done so.
 
     Args:
         rows: item id to row.
@@ -127,7 +128,7 @@ def parse_parts(text: str, rows: Mapping[str, int], catalog: Catalog, style: Sid
     end = 0
     for start, stop, name in _spans(text, dict((MARKERS["letters"], MARKERS[style]))):
         codes = read_sid(name, catalog.level_sizes, style)
-        row = rows.get(name, None if codes is None else catalog.item_of(codes))
+        row = rows.get(name, None if codes is None else catalog.row_of(codes))
         if row is None:
             first = write_sid([0] * catalog.levels, catalog.level_sizes, style)
             raise InputError(
@@ -171,6 +172,8 @@ def format_parts(
         if isinstance(part, str):
             pieces.append(part)
             continue
+        if pieces and pieces[-1].endswith(before[0]):  # It would be read as the beginning of the marker.
+            pieces.append(" ")
         sid = f"{before}{write_sid(codes_NL[part.row].tolist(), level_sizes, style)}{after}"
         title = f" ({without_markers(titles[part.row])})" if titles[part.row] else ""
         text = takewhile(lambda following: isinstance(following, str), parts[index:])

@@ -20,7 +20,8 @@ from support.service import HEADERS, KEY, client_of, make_service
 from support.waiting import wait_until
 
 import genrec
-from cluster.serve import guard
+from cluster.serve import guard, served_run
+from cluster.serve.catalog_writer import CatalogWriter
 from cluster.serve.http_app import make_app
 from cluster.serve.locks import RateLimit
 from cluster.serve.runs_file import Split
@@ -31,6 +32,9 @@ from genrec.inference.hf_folder.export_run import export_run
 from genrec.inference.hf_folder.import_run import import_run
 from genrec.inference.recommender import Recommender
 from genrec.inference.request import RecommendRequest
+from genrec.inference.run_place import RunPlace
+from genrec.inference.run_record import RunRecord
+from genrec.sid import catalog_updates
 
 HISTORY = ["i1", "i2", "i3"]
 
@@ -550,3 +554,105 @@ def test_popular_items_leave_out_what_the_run_leaves_out(storage: Path, monkeypa
         answer = recommend(client, history=history, k=23, deadline_ms=20)
     assert answer["source"] == "popularity"
     assert not set(ids(answer)) & set(history[-5:])
+
+
+def test_what_an_answer_leaves_out_is_said(storage: Path) -> None:
+    with client_of(make_service(storage, "mixed")) as client:
+        few = recommend(client, history=HISTORY, k=24)
+        assert len(few["items"]) == 21
+        assert few["notes"] == ["this run answers no item of the history, which left 21 items"]
+        popular = recommend(client, history=[], k=3, explain=True, diversity={"kind": "categories"})
+        assert "diversity and explain: for answers of the policy alone, and left out here" in popular["notes"]
+        for fields in ({"history_events": ["buy"]}, {"history_times": [1, 2]}):
+            assert "one per item" in refused(client, "/v1/recommend", 422, {"user": "u1", **fields})
+
+
+def test_a_refused_batch_says_which_of_its_requests_is_wrong(client: TestClient) -> None:
+    good, bad = {"history": HISTORY}, {"history": HISTORY, "constraint": {"category": "none of these"}}
+    told = refused(client, "/v1/recommend/batch", 422, {"requests": [good, good, bad, good]})
+    assert told.startswith("requests.2: no item has the category")
+    told = refused(client, "/v1/recommend/batch", 422, {"requests": [good, good | {"k": 51}]})
+    assert told.startswith("requests.1: k: got 51")
+
+
+def test_a_conversation_is_about_the_catalogue_as_it_is_now(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def present(recommender: Recommender, *args: object, **options: object) -> Reply:
+        return Reply("", [one for one in recommender.view.ids if not recommender.item(one).removed], True)
+
+    monkeypatch.setattr("cluster.serve.service.WATCH_S", 60)
+    monkeypatch.setattr(Recommender, "chat", present)
+    with client_of(make_service(own, "alone")) as one, client_of(make_service(own, "alone")) as other:
+        one.delete("/v1/items/i5", headers=HEADERS)
+        assert "i5" not in other.post("/v1/chat", json={"messages": "hello"}).json()["items"]
+
+
+def test_an_answer_names_the_catalogue_that_it_is_from(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread takes over a change while the answer is made."""
+    popular, record = served_run.popular_items, RunPlace.find(own / "runs" / "alone").read()
+
+    def changed(*args: Any) -> Any:
+        catalog_updates.remove(record.catalog, record.live, ["i5"])
+        run.recommender.refresh()
+        return popular(*args)
+
+    service = make_service(own, "alone")
+    (run,) = service.runs
+    monkeypatch.setattr(served_run, "popular_items", changed)
+    with client_of(service) as client:
+        answer = recommend(client, history=[], k=50)
+        assert ("i5" in ids(answer), answer["served"]["catalog"]) == (True, "made/made")
+        answer = recommend(client, history=[], k=50)
+        assert ("i5" in ids(answer), answer["served"]["catalog"]) == (False, "made/00001")
+
+
+def test_a_change_that_one_of_two_catalogues_refuses_is_told_and_made_in_the_other(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(own / "assign" / "made", own / "assign" / "other")
+    about = json.loads((own / "runs" / "mixed" / "recommender.json").read_text())
+    about["parts"]["catalog"] = "assign/other"
+    (own / "runs" / "mixed" / "recommender.json").write_text(json.dumps(about))
+    remove, refuses = CatalogWriter.remove, set[str]()
+
+    def refusing(writer: CatalogWriter, record: RunRecord, items: Sequence[str]) -> dict[str, int]:
+        if record.catalog.name in refuses:
+            raise InputError("another process is changing it")
+        return remove(writer, record, items)
+
+    monkeypatch.setattr(CatalogWriter, "remove", refusing)
+    with client_of(make_service(own, "alone", "mixed", share=0.25)) as client:
+        for item, catalog, has, lacks in (("i5", "made", "mixed", "alone"), ("i7", "other", "alone", "mixed")):
+            refuses.add(catalog)
+            answer = client.delete(f"/v1/items/{item}", headers=HEADERS)
+            refuses.clear()
+            assert answer.status_code == 422
+            told = f"the catalogue of {has} has the change now, and that of {lacks} has not: another process"
+            assert answer.json()["error"].startswith(told)
+            for run in (has, lacks):
+                found = ids(recommend(client, history=["i1"], k=50, run=run))
+                assert (item in found) == (run == lacks)
+        assert client.delete("/v1/items/i5", headers=HEADERS).json()["removed"] == 1
+
+
+def test_a_catalogue_that_cannot_be_read_is_no_fault_of_who_asks(own: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with client_of(make_service(own, "alone")) as client:
+        recommend(client, history=HISTORY)
+        (own / "live" / "made" / "00001").mkdir(parents=True)
+        for path, body in (
+            ("recommend", {"history": HISTORY}),
+            ("recommend", {"history": ["i4"]}),
+            ("recommend", {"history": []}),
+            ("score", {"history": HISTORY, "items": ["i5"]}),
+            ("chat", {"messages": "hello"}),
+        ):
+            assert refused(client, f"/v1/{path}", 500, body) == guard.FAULT
+            assert "no readable catalogue" in caplog.text
+            caplog.clear()
+        assert client.delete("/v1/items/i1", headers=HEADERS).status_code == 500
+
+
+def test_methods_that_clients_make_up_are_counted_as_one(client: TestClient) -> None:
+    for number in range(3):
+        assert client.request(f"MADE{number}", "/v1/about").status_code == 405
+    told = client.get("/metrics").text
+    assert "MADE" not in told and 'method="other"' in told
