@@ -84,17 +84,16 @@ def read_constraint(body: ConstraintBody | None) -> Constraint | None:
     return None if body is None else Constraint(body.allow, body.deny, body.category, body.price, unseen=body.unseen)
 
 
-def refuse_above_limits(bodies: Sequence[UserBody], limits: Serve) -> None:
-    """Refuse bodies that ask for more than the service's limits.
+def refuse_above_limits(body: UserBody, limits: Serve) -> None:
+    """Refuse a body that asks for more than the service's limits.
 
     Raises:
         InputError: ``k`` or a history above ``serve.max_k`` or ``serve.max_history``.
     """
-    for body in bodies:
-        if isinstance(body, RecommendBody) and body.k > limits.max_k:
-            raise InputError(f"k: got {body.k}; wanted at most {limits.max_k} (serve.max_k)")
-        if len(body.history) > limits.max_history:
-            raise InputError(
-                f"history: got {len(body.history)} items; wanted at most {limits.max_history} (serve.max_history), the "
-                "newest ones"
-            )
+    if isinstance(body, RecommendBody) and body.k > limits.max_k:
+        raise InputError(f"k: got {body.k}; wanted at most {limits.max_k} (serve.max_k)")
+    if len(body.history) > limits.max_history:
+        raise InputError(
+            f"history: got {len(body.history)} items; wanted at most {limits.max_history} (serve.max_history), the "
+            "newest ones"
+        )

@@ -112,7 +112,7 @@ def make_app(service: HttpService) -> ASGIApp:
 @router.post("/v1/recommend", tags=["recommendations"])
 async def recommend(body: RecommendBody, service: Served, id_: RequestId) -> RecommendAnswer:
     """The next items after a history, or of a user of the log."""
-    refuse_above_limits([body], service.settings)
+    refuse_above_limits(body, service.settings)
     async with service.using(service.run_of(body)) as run:
         return await run.recommend(body, id_)
 
@@ -129,7 +129,7 @@ async def recommend_batch(body: RecommendBatchBody, service: Served, id_: Reques
 @router.post("/v1/score", tags=["recommendations"])
 async def score(body: ScoreBody, service: Served, id_: RequestId) -> ScoreAnswer:
     """The probability of each of some items as the next one."""
-    refuse_above_limits([body], service.settings)
+    refuse_above_limits(body, service.settings)
     if len(body.items) > (most := SCORED_PER_K * service.settings.max_k):
         raise InputError(f"items: got {len(body.items)}; wanted at most {most} ({SCORED_PER_K} times serve.max_k)")
     async with service.using(service.run_of(body)) as run:
