@@ -24,6 +24,7 @@ from cluster.artifacts import Artifact, finished_artifact
 from cluster.session import configure_process
 from cluster.train import read_summary
 from genrec.config import PolicyConfig, load_config
+from genrec.data.files import write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,9 +46,7 @@ class Figures(dict[str, Any]):
     def add(self, **figures: float | str) -> None:
         """Add ``figures`` and write all of them; a part that is ended meanwhile leaves the file as it was."""
         self.update(figures)
-        whole = self._file.with_suffix(".writing")
-        whole.write_text(json.dumps(self), encoding="utf-8")
-        whole.replace(self._file)
+        write_text(json.dumps(self), self._file)
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ def _evaluate(config: Config, inputs: Mapping[str, Artifact], out: Path) -> dict
         answers = replace(answers, refitted=_refitted(config, inputs, test, answers.tuned, out))
     baselines, seconds = _baselines(config, inputs, test)
     metrics = _summarise(config, inputs, test, answers, baselines)
-    mixing = answers.mixing_s / max(1, len(test.test))
+    mixing = answers.mixing_s / len(test.test)
     metrics["speed"] = speeds(out / "predictions", answers.best, answers.own_name, seconds, mixing)
     metrics["calibration"] = calibrations(answers.by_name, answers.parts, test.targets_Q)
     _write(config, inputs, test, answers, baselines, metrics, out)

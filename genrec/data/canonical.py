@@ -227,8 +227,11 @@ def _times(text: pa.ChunkedArray) -> pa.ChunkedArray:
     except pa.ArrowInvalid:
         plain = pc.utf8_trim_whitespace(_text(text))
     zoned = bool(pc.any(pc.match_substring_regex(plain, r"(Z|[+-]\d\d:?\d\d)$")).as_py())
-    _refuse_mixed(plain)
-    return plain.cast(pa.timestamp("ns", "UTC" if zoned else None))
+    try:
+        return plain.cast(pa.timestamp("ns", "UTC" if zoned else None))
+    except pa.ArrowInvalid:
+        _refuse_mixed(plain)
+        raise
 
 
 def _refuse_mixed(text: pa.ChunkedArray) -> None:

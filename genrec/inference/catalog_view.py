@@ -124,7 +124,8 @@ class CatalogView:
         for word in begin.split():
             found_N &= pc.match_substring(self._title_column, word).to_numpy(zero_copy_only=False)
         rows = [row for row in np.flatnonzero(found_N).tolist() if begin]
-        rows.sort(key=lambda row: (not _folded(self.titles[row]).startswith(begin), len(self.titles[row]), row))
+        begins_N = pc.starts_with(self._title_column, begin).to_numpy(zero_copy_only=False)
+        rows.sort(key=lambda row: (not begins_N[row], len(self.titles[row]), row))
         own = [self.rows[text.strip()]] if text.strip() in self.rows else []
         return [self.item(row) for row in list(dict.fromkeys([*own, *rows]))[:limit]]
 
